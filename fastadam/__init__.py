@@ -1,0 +1,46 @@
+"""Adam and its family, run at the speed of memory, on the arrays you already have."""
+
+from fastadam.backend import backends
+from fastadam.flat import FlatBuffer
+from fastadam.functional import (
+    adabelief_step,
+    adagrad_step,
+    adam_step,
+    adamax_step,
+    lion_step,
+    momentum_step,
+    nadam_step,
+    rmsprop_step,
+)
+from fastadam.kernels.cpu.threads import get_num_threads, num_threads, set_num_threads
+from fastadam.methods import SGD, AdaBelief, Adagrad, Adam, Adamax, AdamW, Lion, NAdam, RAdam, RMSprop
+from fastadam.optimizer import Optimizer
+
+__all__ = [
+    "SGD",
+    "AdaBelief",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "FlatBuffer",
+    "Lion",
+    "NAdam",
+    "Optimizer",
+    "RAdam",
+    "RMSprop",
+    "adabelief_step",
+    "adagrad_step",
+    "adam_step",
+    "adamax_step",
+    "backends",
+    "get_num_threads",
+    "lion_step",
+    "momentum_step",
+    "nadam_step",
+    "num_threads",
+    "rmsprop_step",
+    "set_num_threads",
+]
+
+__version__ = "0.1.0"

@@ -1,0 +1,3 @@
+from fastadam.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,101 @@
+"""python -m fastadam: one subcommand, one function, one name in COMMANDS.
+
+A command adds its options to the parser it is given and returns what to run. Whatever it needs beyond the
+standard library it imports when it runs, so that no command pays for another's imports.
+"""
+
+import argparse
+import inspect
+import math
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+import fastadam
+
+Run = Callable[[argparse.Namespace], int]  # parsed options in, exit status out
+
+
+def demo(parser: argparse.ArgumentParser) -> Run:
+    """train a small network on handwritten digits (needs scikit-learn)"""
+    parser.add_argument("--epochs", type=_integer(1), default=40, metavar="N", help="passes over the data (40)")
+    parser.add_argument("--batch-size", type=_integer(1), default=32, metavar="N", help="images per step (32)")
+    parser.add_argument(
+        "--lr", type=_positive, metavar="X", help="learning rate (Adam: 0.001; others: what suits them)"
+    )
+    parser.add_argument(
+        "--optimizer", choices=_optimizers(), default="Adam", metavar="NAME", help=f"{', '.join(_optimizers())} (Adam)"
+    )
+    parser.add_argument("--seed", type=_integer(0), default=0, metavar="N", help="of split, weights and batches (0)")
+    parser.add_argument(
+        "--backend",
+        choices=("auto", "numpy", "numba"),
+        default="auto",
+        metavar="NAME",
+        help="auto, numpy, numba (auto)",
+    )
+
+    def run(args: argparse.Namespace) -> int:
+        from fastadam.demo import run
+
+        return run(args.epochs, args.batch_size, args.lr, args.optimizer, args.seed, args.backend)
+
+    return run
+
+
+COMMANDS = (demo,)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0 done, 1 not possible here, 2 not understood."""
+    parser = _Parser(prog="python -m fastadam", description="The Adam family, at the speed of memory.")
+    commands = parser.add_subparsers(title="commands", metavar="command")
+    for command in COMMANDS:
+        about = inspect.getdoc(command)
+        sub = commands.add_parser(command.__name__, help=about, description=about)
+        sub.set_defaults(run=command(sub))
+    args = parser.parse_args(argv)
+    if "run" not in args:
+        parser.print_help(sys.stderr)
+        return 2
+    run: Run = args.run
+    return run(args)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line; argparse would put the whole usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def _optimizers() -> list[str]:
+    """The names of the optimizer classes, so that a new one is an option here at once."""
+    return [
+        name
+        for name, thing in vars(fastadam).items()
+        if isinstance(thing, type) and issubclass(thing, fastadam.Optimizer) and thing is not fastadam.Optimizer
+    ]
+
+
+def _integer(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        try:
+            n = int(text)
+        except ValueError:
+            n = least - 1
+        if n < least:
+            raise argparse.ArgumentTypeError(f"expected an integer of at least {least}, got {text!r}")
+        return n
+
+    return parse
+
+
+def _positive(text: str) -> float:
+    try:
+        x = float(text)
+    except ValueError:
+        x = math.nan
+    if not 0 < x < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a finite number above 0, got {text!r}")
+    return x

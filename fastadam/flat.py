@@ -1,0 +1,62 @@
+"""FlatBuffer: named arrays <-> one aligned flat buffer."""
+
+from typing import Any
+
+import numpy as np
+
+from fastadam.arrays import DTYPES, Array, allocate, describe
+from fastadam.tree import Structure, Tree, rebuild
+
+
+class FlatBuffer:
+    """A tree of arrays packed end to end into one array, and the same tree of views into it.
+
+    An optimizer takes a FlatBuffer wherever it takes an array: a whole model is then one leaf. Gradients for it are
+    another FlatBuffer of the same layout, or one flat array.
+
+    array:   (n,) float32 or float64, from an address divisible by 64; on huge pages where Linux offers them.
+    views:   the tree, of arrays that share array's memory, in C order.
+    names:   the path of each leaf in the tree, such as ['dense1']['weight'].
+    shapes:  the shape of each leaf.
+    offsets: where each leaf begins in array, in elements; without gaps, so concatenated gradients fit.
+    """
+
+    def __init__(self, tree: Tree) -> None:
+        """Copies the values of `tree`. Raises TypeError unless every leaf is float32, or every leaf is float64."""
+        structure = Structure(tree)
+        for name, leaf in zip(structure.names, structure.leaves, strict=True):
+            if not isinstance(leaf, np.ndarray) or leaf.dtype not in DTYPES:
+                raise TypeError(f"tree{name} is {describe(leaf)}, expected a numpy.ndarray of float32 or float64")
+            if leaf.dtype != structure.leaves[0].dtype:
+                first = f"tree{structure.names[0]} is {describe(structure.leaves[0])}"
+                raise TypeError(f"tree{name} is {describe(leaf)}, {first}: expected one dtype")
+        self.names = structure.names
+        self.shapes = [leaf.shape for leaf in structure.leaves]
+        sizes = [leaf.size for leaf in structure.leaves]
+        self.offsets = [sum(sizes[:k]) for k in range(len(sizes))]
+        self.array = allocate(sum(sizes), structure.leaves[0].dtype if sizes else np.float32)
+        pieces = iter(zip(structure.leaves, self.offsets, strict=True))
+
+        def view(_: Any) -> Array:
+            leaf, offset = next(pieces)
+            here = self.array[offset : offset + leaf.size].reshape(leaf.shape)
+            here[...] = leaf
+            return here
+
+        self.views = rebuild(tree, view)
+
+    def zeros_like(self) -> "FlatBuffer":
+        """Another buffer of this layout, filled with zeros: a home for gradients."""
+        other = FlatBuffer(self.views)
+        other.array[:] = 0
+        return other
+
+    def same_layout(self, other: "FlatBuffer") -> bool:
+        """Whether both hold leaves of the same names and shapes in the same order, in one dtype."""
+        return (self.names, self.shapes, self.array.dtype) == (other.names, other.shapes, other.array.dtype)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FlatBuffer, (self.views,)
+
+    def __repr__(self) -> str:
+        return f"FlatBuffer({len(self.names)} arrays, {describe(self.array)})"

@@ -1,0 +1,115 @@
+"""One step on arrays that the caller keeps: in place, no hidden state.
+
+Every function takes p, g and the kernel's slots, arrays of one shape and dtype (float32 or float64), dense in the same
+order of axes; `t`, the count of this step from 1; and by name the hyperparameters of the method it is named after (see
+fastadam.Adam and so on), with the same defaults. Slots start at zeros. An Optimizer does the same with less overhead.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from fastadam import kernels, rules
+from fastadam.arrays import Array, check_owned, describe, flat_like
+from fastadam.backend import choose
+from fastadam.group import Group
+from fastadam.rules import Rule, number
+
+
+def _step(
+    rule: Rule, p: Array, g: Array, slots: dict[str, Array | None],
+    t: int, grad_scale: float, backend: str, *carried: float,
+) -> list[float]:  # fmt: skip
+    """Check everything, then step once. Returns the new values of what the rule carries."""
+    if isinstance(t, bool) or not hasattr(t, "__index__"):
+        raise TypeError(f"t is {t!r}, expected an integer")
+    if t < 1:
+        raise ValueError(f"t is {t}, expected a count from 1")
+    check_owned("p", p)
+    kernel = kernels.ALL[rule.kernel]
+    for slot in kernel.slots:
+        x, used = slots[slot.name], not slot.optional or slot.name in rule.options
+        if x is None and used:
+            raise TypeError(f"{slot.name} is None, expected an array like p, {describe(p)}")
+        if x is not None:
+            check_owned(slot.name, x)
+            if describe(x) != describe(p) or flat_like(x, p) is None:
+                both = f"{slot.name} is {describe(x)}, p is {describe(p)}"
+                raise ValueError(f"{both}: expected one shape, dtype and order of axes")
+    group = Group(rule, "", range(1), {p.dtype})
+    flats = [x if (x := slots[slot.name]) is None else flat_like(x, p) for slot in kernel.slots]
+    numbers = group.coefficients_at(t.__index__(), group.lr_at(t), number("grad_scale", grad_scale), *carried)
+    row, counts, state = np.zeros(2, np.int64), np.zeros(2, np.int64), np.array([carried, carried], np.float64)
+    names = ["p", "g", *(slot.name for slot in kernel.slots)]
+    plan = choose(backend).plan(kernel, [names], [p], [flats], row, np.array([numbers]), counts, state)
+    plan.accept([g])
+    plan.launch()
+    return [float(x) for x in state[0]]
+
+
+def adam_step(
+    p: Array, g: Array, m: Array, v: Array, vmax: Array | None = None, *,
+    t: int, decoupled: bool = False, grad_scale: float = 1.0, backend: str = "auto", **hyperparameters: Any,
+) -> None:  # fmt: skip
+    """One step of Adam; of AdamW with decoupled=True; of AMSGrad with vmax."""
+    rule = rules.Adam(amsgrad=vmax is not None, decoupled_weight_decay=decoupled, **hyperparameters)
+    _step(rule, p, g, {"m": m, "v": v, "vmax": vmax}, t, grad_scale, backend)
+
+
+def nadam_step(
+    p: Array, g: Array, m: Array, v: Array, *,
+    t: int, mu_product: float = 1.0, grad_scale: float = 1.0, backend: str = "auto", **hyperparameters: Any,
+) -> float:  # fmt: skip
+    """One step of NAdam. mu_product: 1 at the first step, then what the step before returned."""
+    mu_product = number("mu_product", mu_product, low=0)
+    rule = rules.NAdam(**hyperparameters)
+    return _step(rule, p, g, {"m": m, "v": v}, t, grad_scale, backend, mu_product)[0]
+
+
+def adamax_step(
+    p: Array, g: Array, m: Array, u: Array, *,
+    t: int, grad_scale: float = 1.0, backend: str = "auto", **hyperparameters: Any,
+) -> None:  # fmt: skip
+    """One step of Adamax."""
+    _step(rules.Adamax(**hyperparameters), p, g, {"m": m, "u": u}, t, grad_scale, backend)
+
+
+def adabelief_step(
+    p: Array, g: Array, m: Array, s: Array, *,
+    t: int, grad_scale: float = 1.0, backend: str = "auto", **hyperparameters: Any,
+) -> None:  # fmt: skip
+    """One step of AdaBelief."""
+    _step(rules.AdaBelief(**hyperparameters), p, g, {"m": m, "s": s}, t, grad_scale, backend)
+
+
+def lion_step(
+    p: Array, g: Array, m: Array, *,
+    t: int = 1, grad_scale: float = 1.0, backend: str = "auto", **hyperparameters: Any,
+) -> None:  # fmt: skip
+    """One step of Lion, which does not depend on t unless lr does."""
+    _step(rules.Lion(**hyperparameters), p, g, {"m": m}, t, grad_scale, backend)
+
+
+def momentum_step(
+    p: Array, g: Array, m: Array | None = None, *,
+    t: int, grad_scale: float = 1.0, backend: str = "auto", **hyperparameters: Any,
+) -> None:  # fmt: skip
+    """One step of SGD; m where momentum is not 0."""
+    _step(rules.SGD(**hyperparameters), p, g, {"m": m}, t, grad_scale, backend)
+
+
+def rmsprop_step(
+    p: Array, g: Array, v: Array, mean: Array | None = None, m: Array | None = None, *,
+    t: int = 1, grad_scale: float = 1.0, backend: str = "auto", **hyperparameters: Any,
+) -> None:  # fmt: skip
+    """One step of RMSprop, centered with mean; m where momentum is not 0. It does not depend on t unless lr does."""
+    rule = rules.RMSprop(centered=mean is not None, **hyperparameters)
+    _step(rule, p, g, {"v": v, "mean": mean, "m": m}, t, grad_scale, backend)
+
+
+def adagrad_step(
+    p: Array, g: Array, sum: Array, *,
+    t: int, grad_scale: float = 1.0, backend: str = "auto", **hyperparameters: Any,
+) -> None:  # fmt: skip
+    """One step of Adagrad."""
+    _step(rules.Adagrad(**hyperparameters), p, g, {"sum": sum}, t, grad_scale, backend)

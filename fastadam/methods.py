@@ -1,0 +1,60 @@
+"""The optimizers by name: each is Optimizer over one rule, whose hyperparameters, defaults and docstring it takes."""
+
+import inspect
+
+from fastadam import rules
+from fastadam.optimizer import Optimizer
+
+
+class _Method(Optimizer):
+    """An optimizer whose signature and documentation are its rule's."""
+
+    def __init_subclass__(cls) -> None:
+        own = list(inspect.signature(cls.rule).parameters.values())
+        base = inspect.signature(Optimizer.__init__).parameters
+        kinds = [p for p in own if p.kind is not p.KEYWORD_ONLY], [p for p in own if p.kind is p.KEYWORD_ONLY]
+        cls.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [base["params"].replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD), *kinds[0], *kinds[1]]
+            + [base["backend"], base["seed"]]
+        )
+        cls.__doc__ = f"{cls.rule.__doc__}\n\nparams, backend, seed, errors: see Optimizer."
+
+
+class Adam(_Method):
+    rule = rules.Adam
+
+
+class AdamW(_Method):
+    rule = rules.AdamW
+
+
+class NAdam(_Method):
+    rule = rules.NAdam
+
+
+class RAdam(_Method):
+    rule = rules.RAdam
+
+
+class Adamax(_Method):
+    rule = rules.Adamax
+
+
+class AdaBelief(_Method):
+    rule = rules.AdaBelief
+
+
+class Lion(_Method):
+    rule = rules.Lion
+
+
+class SGD(_Method):
+    rule = rules.SGD
+
+
+class RMSprop(_Method):
+    rule = rules.RMSprop
+
+
+class Adagrad(_Method):
+    rule = rules.Adagrad

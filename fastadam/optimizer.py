@@ -1,0 +1,196 @@
+"""Optimizer: the state, the counts and one step. methods.py names the methods, rules.py holds their arithmetic."""
+
+import struct
+from typing import Any, ClassVar
+
+import numpy as np
+
+from fastadam import kernels, state
+from fastadam.arrays import LINE, Array, allocate, check_owned, shaped_like
+from fastadam.backend import choose
+from fastadam.flat import FlatBuffer
+from fastadam.group import is_grouped, make_groups
+from fastadam.rules import Rule, number
+from fastadam.tree import Structure, Tree
+
+
+class Optimizer:
+    """One method's state over a tree of parameters, which its steps change in place.
+
+    params: float32 or float64 numpy.ndarrays, dense in any axis order, writable, in dicts, lists and tuples to any
+        depth; or one array; or a FlatBuffer for any array. A list whose items are all dicts with the key "params" is
+        a list of param groups: each has a tree of its own under that key, and hyperparameters that it does not share.
+
+    backend: "auto", "numpy" or "numba"; "auto" follows $FASTADAM_BACKEND and takes the fastest that is ready.
+    seed: of the stochastic rounding in low-precision formats; part of the state.
+
+    Raises TypeError, ValueError that name the argument, what came and what was expected.
+    """
+
+    rule: ClassVar[type[Rule]]
+
+    def __init__(self, params: Tree, *hyperparameters: Any, backend: str = "auto", seed: int = 0, **named: Any) -> None:
+        default = self.rule(*hyperparameters, **named)
+        if isinstance(seed, bool) or not hasattr(seed, "__index__"):
+            raise TypeError(f"seed is {seed!r}, expected an integer")
+        self._tree = params
+        self._structure = Structure([item["params"] for item in params] if is_grouped(params) else params)
+        arrays = []
+        for name, leaf in zip(self._structure.names, self._structure.leaves, strict=True):
+            array = leaf.array if isinstance(leaf, FlatBuffer) else leaf
+            check_owned(f"params{name}", array)
+            arrays.append(array)
+        self.groups = list(make_groups(params, default, arrays))
+        self._seed = seed.__index__()
+        self._kernel = kernels.ALL[self.rule.kernel]
+        self._backend = choose(backend)
+
+        n = len(arrays)
+        width = len(self._kernel.Coefficients._fields) + len(self.rule.carried)  # type: ignore[attr-defined]
+        self._row = np.zeros(n + 1, np.int64)
+        self._rows = np.zeros((max(n, len(self.groups), 1), width))
+        self._format = struct.Struct(f"{width}d")
+        self._counts = np.zeros(n + 1, np.int64)
+        self._carried = np.tile(np.array(list(self.rule.carried.values()), np.float64), (n + 1, 1))
+        self._row_of_groups = np.zeros(n + 1, np.int64)
+        for k, group in enumerate(self.groups):
+            self._row_of_groups[group._leaves.start : group._leaves.stop] = k
+        self._regular = False  # whether `row` now says that every group has one row
+        self._even = True  # whether all leaves of each group have taken the same steps
+        self._arrays = arrays
+        self._slots = self._allocate(arrays)
+        columns = "params", "grads", *(slot.name for slot in self._kernel.slots)
+        self._plan = self._backend.plan(
+            self._kernel, [[column + name for column in columns] for name in self._structure.names],
+            self._structure.leaves, self._slots, self._row, self._rows, self._counts, self._carried,
+        )  # fmt: skip
+
+    def _allocate(self, arrays: list[Array]) -> list[list[Array | None]]:
+        """Every slot of every leaf, flat in p's memory order; one piece of memory per slot and dtype."""
+        slots: list[list[Array | None]] = [[] for _ in arrays]
+        for slot in self._kernel.slots:
+            owners = [
+                leaf
+                for group in self.groups
+                for leaf in group._leaves
+                if not slot.optional or slot.name in group._rule.options
+            ]
+            for dtype in {arrays[leaf].dtype for leaf in owners}:
+                here = [leaf for leaf in owners if arrays[leaf].dtype == dtype]
+                line = LINE // dtype.itemsize
+                starts = np.cumsum([0] + [-(-arrays[leaf].size // line) * line for leaf in here])
+                memory = allocate(int(starts[-1]), dtype)
+                for start, leaf in zip(starts, here, strict=False):
+                    slots[leaf].append(memory[start : start + arrays[leaf].size])
+            for leaf in set(range(len(arrays))) - set(owners):
+                slots[leaf].append(None)
+        for group in self.groups:
+            initial = group._rule.initial()
+            for leaf in group._leaves:
+                for slot, values in zip(self._kernel.slots, slots[leaf], strict=True):
+                    if values is not None and slot.name in initial:
+                        values[:] = initial[slot.name]
+        return slots
+
+    @property
+    def t(self) -> int:
+        """The steps taken so far; a learning-rate callable gets the count of the step to take, from 1."""
+        return self._counts.item(-1)
+
+    @property
+    def backend(self) -> str:
+        """The name of the backend that steps these parameters."""
+        return self._backend.name
+
+    def step(self, grads: Tree, grad_scale: float = 1.0) -> None:
+        """Update params in place.
+
+        grads: like params (same tree, shapes, dtypes), read only; with param groups, a list with one tree per group.
+            A leaf that is None is left alone, its own count included. Other strides than the parameter's cost a copy.
+        grad_scale: multiplies grads first, so unscaling costs no pass of its own.
+        Raises TypeError, ValueError before anything has changed.
+        """
+        scale = 1.0 if grad_scale == 1.0 else number("grad_scale", grad_scale)
+        leaves = self._structure.flatten(grads, "grads")
+        missing = self._plan.accept(leaves)
+        t = self.t + 1
+        if missing == 0 and self._even:
+            self._one_row_per_group(t, scale)
+        else:
+            self._one_row_per_count([leaf is not None for leaf in leaves], t, scale)
+        if leaves:
+            self._plan.launch()
+        else:
+            self._counts[-1] = t
+
+    def _fill(self, row: int, numbers: tuple[float, ...]) -> None:
+        """rows[row] = numbers, in 0.3 µs instead of NumPy's 1."""
+        self._format.pack_into(self._rows.data, row * self._format.size, *numbers)
+
+    def _one_row_per_group(self, t: int, scale: float) -> None:
+        """This step's coefficients where every leaf has a gradient and all leaves of a group have one count."""
+        for k, group in enumerate(self.groups):
+            lr, first = group.lr_at(t), group._leaves.start
+            if group._leaves:
+                carried = self._carried[first].tolist() if self.rule.carried else ()
+                self._fill(k, group.coefficients_at(self._counts.item(first) + 1, lr, scale, *carried))
+        if not self._regular:
+            self._row[:] = self._row_of_groups
+            self._regular = True
+
+    def _one_row_per_count(self, live: list[bool], t: int, scale: float) -> None:
+        """This step's coefficients in general: a row for every group and count, -1 for leaves without a gradient."""
+        self._regular = False
+        self._even = self._even and all(len({live[leaf] for leaf in group._leaves}) <= 1 for group in self.groups)
+        row, used = np.full(len(live) + 1, -1), 0
+        row[-1] = 0
+        for group in self.groups:
+            lr = group.lr_at(t)
+            known: dict[Any, int] = {}
+            for leaf in group._leaves:
+                if live[leaf]:
+                    count, carried = self._counts.item(leaf), self._carried[leaf].tolist()
+                    if (count, *carried) not in known:
+                        known[count, *carried] = used
+                        self._fill(used, group.coefficients_at(count + 1, lr, scale, *carried))
+                        used += 1
+                    row[leaf] = known[count, *carried]
+        self._row[:] = row
+
+    def _notice_counts(self) -> None:
+        """After counts were set from outside: see whether each group still has one row."""
+        histories = [(n, *carried) for n, carried in zip(self._counts.tolist(), self._carried.tolist(), strict=True)]
+        self._even = all(len({histories[leaf] for leaf in group._leaves}) <= 1 for group in self.groups)
+
+    def _slot_views(self, leaf: int) -> dict[str, Array]:
+        """The state of one leaf: views in its parameter's shape and memory order, by slot name."""
+        return {
+            slot.name: shaped_like(values, self._arrays[leaf])
+            for slot, values in zip(self._kernel.slots, self._slots[leaf], strict=True)
+            if values is not None
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the parameters, as plain numbers and copied arrays; what load_state_dict takes.
+
+        "version", "method", "t" (the optimizer's count), "seed"; "groups": a list of dicts of hyperparameters, with
+        lr None where it is a callable; "leaves": per leaf, "count", "format" (its storage dtype), what the rule
+        carries (NAdam: "mu_product"), and each slot in the parameter's shape.
+        """
+        return state.state_dict(self)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over a state_dict of the same method over parameters of the same names, shapes and dtypes.
+
+        Values are copied. Raises TypeError, ValueError naming what differs; then nothing has changed.
+        """
+        state.load_state_dict(self, state_dict)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return state.pickled(self)
+
+    def __setstate__(self, pickled: dict[str, Any]) -> None:
+        state.unpickle(self, pickled)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self._arrays)} leaves, t={self.t}, backend={self.backend!r}, {self.groups})"

@@ -1,0 +1,309 @@
+"""Every rule: hyperparameters, a count t and this step's lr -> the numbers a kernel needs.
+
+Nothing else in the library depends on t. Everything here is Python's float64; a backend rounds each number once. Powers
+are taken of the integer t, never by a running product (NAdam's excepted), so a resumed run equals an uninterrupted one.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+from fastadam.kernels.adabelief import Coefficients as AdaBeliefCoefficients
+from fastadam.kernels.adagrad import Coefficients as AdagradCoefficients
+from fastadam.kernels.adam import Coefficients as AdamCoefficients
+from fastadam.kernels.adamax import Coefficients as AdamaxCoefficients
+from fastadam.kernels.lion import Coefficients as LionCoefficients
+from fastadam.kernels.momentum import Coefficients as MomentumCoefficients
+from fastadam.kernels.nadam import Coefficients as NAdamCoefficients
+from fastadam.kernels.rmsprop import Coefficients as RMSpropCoefficients
+
+LearningRate = float | Callable[[int], float]
+
+
+def number(name: str, value: Any, low: float = -math.inf, below: float = math.inf) -> float:
+    """value as a float, checked to be finite, at least `low` and less than `below`."""
+    if isinstance(value, (str, bytes)):
+        raise TypeError(f"{name} is {value!r}, expected a number")
+    try:
+        result = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} is {value!r}, expected a number") from None
+    if not (math.isfinite(result) and low <= result < below):
+        least = "a finite number" if low == -math.inf else f"a finite number of at least {low:g}"
+        most = f" and below {below:g}" if below < math.inf else ""
+        raise ValueError(f"{name} is {value!r}, expected {least}{most}")
+    return result
+
+
+_AT_LEAST_0 = {"eps", "weight_decay", "momentum", "alpha", "lr_decay", "initial_accumulator_value", "momentum_decay"}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What every method has. A rule is checked when it is made; all numbers become floats."""
+
+    kernel: ClassVar[str]
+    carried: ClassVar[dict[str, float]] = {}  # numbers that each leaf accumulates from step to step, and their start
+
+    maximize: bool = field(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if each.name == "lr":
+                checked: Any = value if callable(value) else number("lr", value, low=0)
+            elif each.name == "betas":
+                if not isinstance(value, (tuple, list)) or len(value) != 2:
+                    raise TypeError(f"betas is {value!r}, expected a pair of numbers")
+                checked = tuple(number(f"betas[{k}]", beta, low=0, below=1) for k, beta in enumerate(value))
+            elif each.type is bool:
+                if value is not True and value is not False:
+                    raise TypeError(f"{each.name} is {value!r}, expected True or False")
+                checked = value
+            else:
+                checked = number(each.name, value, low=0 if each.name in _AT_LEAST_0 else -math.inf)
+            object.__setattr__(self, each.name, checked)
+
+    @property
+    def options(self) -> frozenset[str]:
+        """The kernel's optional slots that this rule uses."""
+        return frozenset()
+
+    def initial(self) -> dict[str, float]:
+        """The value with which a slot starts, where that is not 0."""
+        return {}
+
+    def coefficients(self, t: int, lr: float, *carried: float) -> tuple[float, ...]:
+        """The kernel's numbers at the leaf's count t = 1, 2, ... and this step's lr; then the new carried numbers."""
+        raise NotImplementedError
+
+    @property
+    def _sign(self) -> float:
+        return -1.0 if self.maximize else 1.0
+
+    def _decay(self, lr: float, decoupled: bool) -> tuple[float, float]:
+        """(l2, decay): weight decay coupled into the gradient, or decoupled from it."""
+        return (0.0, 1 - lr * self.weight_decay) if decoupled else (self.weight_decay, 1.0)  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True)
+class Adam(Rule):
+    """Kingma & Ba 2015, Algorithm 1; weight decay as L2; amsgrad: Reddi et al. 2018, Algorithm 2.
+
+    AMSGrad takes the maximum of the biased v, then corrects it, as PyTorch does. eps_hat=True is the form of the end of
+    the paper's section 2, which TensorFlow and Keras use: √v + eps with lr·√(1-β2^t)/(1-β1^t).
+    """
+
+    lr: LearningRate = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    amsgrad: bool = False
+    decoupled_weight_decay: bool = field(default=False, kw_only=True)
+    eps_hat: bool = field(default=False, kw_only=True)
+
+    kernel: ClassVar[str] = "adam"
+
+    @property
+    def options(self) -> frozenset[str]:
+        return frozenset({"vmax"} if self.amsgrad else ())
+
+    def coefficients(self, t: int, lr: float, *carried: float) -> tuple[float, ...]:
+        root = math.sqrt(1 - self.betas[1] ** t)
+        step_size = lr / (1 - self.betas[0] ** t)
+        step_size, rsqrt_bias2 = (step_size * root, 1.0) if self.eps_hat else (step_size, 1 / root)
+        return self._adam(lr, step_size, rsqrt_bias2, self.eps)
+
+    def _adam(self, lr: float, step_size: float, rsqrt_bias2: float, eps: float) -> AdamCoefficients:
+        (beta1, beta2), (l2, decay) = self.betas, self._decay(lr, self.decoupled_weight_decay)
+        return AdamCoefficients(self._sign, l2, beta1, 1 - beta1, beta2, 1 - beta2, step_size, rsqrt_bias2, eps, decay)
+
+
+@dataclass(frozen=True)
+class AdamW(Adam):
+    """Loshchilov & Hutter 2019, Algorithm 2: p·(1 - lr·λ) of the old p; η_t lies in lr."""
+
+    weight_decay: float = 1e-2
+    decoupled_weight_decay: bool = field(default=True, init=False)
+
+
+@dataclass(frozen=True)
+class RAdam(Rule):
+    """Adam that takes plain momentum steps until the variance of 1/√v is tractable.
+
+    Liu et al. 2020, Algorithm 2. Departs from the paper as its authors' code and PyTorch do:
+    the threshold is 5, not 4, and eps is added before the bias correction.
+    """
+
+    lr: LearningRate = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    decoupled_weight_decay: bool = False
+
+    kernel: ClassVar[str] = "adam"
+
+    def coefficients(self, t: int, lr: float, *carried: float) -> tuple[float, ...]:
+        (beta1, beta2), (l2, decay) = self.betas, self._decay(lr, self.decoupled_weight_decay)
+        step_size, rsqrt_bias2, eps = lr / (1 - beta1**t), 0.0, 1.0  # the denominator is 1: plain momentum
+        most = 2 / (1 - beta2) - 1
+        length = most - 2 * t * beta2**t / (1 - beta2**t)
+        if length > 5:
+            tractable = (length - 4) * (length - 2) * most / ((most - 4) * (most - 2) * length)
+            step_size, rsqrt_bias2, eps = step_size * math.sqrt(tractable * (1 - beta2**t)), 1.0, self.eps
+        return AdamCoefficients(self._sign, l2, beta1, 1 - beta1, beta2, 1 - beta2, step_size, rsqrt_bias2, eps, decay)
+
+
+@dataclass(frozen=True)
+class NAdam(Rule):
+    """Dozat 2016 with PyTorch's momentum schedule β1·(1 - ½·0.96^(t·ψ)), ψ = momentum_decay.
+
+    The product of the momenta so far is carried in float64 (PyTorch keeps it in float32).
+    """
+
+    lr: LearningRate = 2e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    momentum_decay: float = 4e-3
+    decoupled_weight_decay: bool = False
+
+    kernel: ClassVar[str] = "nadam"
+    carried: ClassVar[dict[str, float]] = {"mu_product": 1.0}
+
+    def coefficients(self, t: int, lr: float, *carried: float) -> tuple[float, ...]:
+        (beta1, beta2), (l2, decay) = self.betas, self._decay(lr, self.decoupled_weight_decay)
+        momentum = beta1 * (1 - 0.5 * 0.96 ** (t * self.momentum_decay))
+        following = beta1 * (1 - 0.5 * 0.96 ** ((t + 1) * self.momentum_decay))
+        product = carried[0] * momentum
+        grad_step = lr * (1 - momentum) / (1 - product)
+        momentum_step = lr * following / (1 - product * following)
+        rsqrt_bias2 = 1 / math.sqrt(1 - beta2**t)
+        decays = self._sign, l2, beta1, 1 - beta1, beta2, 1 - beta2
+        return *NAdamCoefficients(*decays, grad_step, momentum_step, rsqrt_bias2, self.eps, decay), product
+
+
+@dataclass(frozen=True)
+class Adamax(Rule):
+    """Kingma & Ba 2015, Algorithm 2; eps added to |g|, as in PyTorch."""
+
+    lr: LearningRate = 2e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+
+    kernel: ClassVar[str] = "adamax"
+
+    def coefficients(self, t: int, lr: float, *carried: float) -> tuple[float, ...]:
+        beta1, beta2 = self.betas
+        return AdamaxCoefficients(self._sign, self.weight_decay, beta1, 1 - beta1, beta2, lr / (1 - beta1**t), self.eps)
+
+
+@dataclass(frozen=True)
+class AdaBelief(Rule):
+    """Zhuang et al. 2020, Algorithm 2. Decay is decoupled and eps 1e-16, as in the authors' code."""
+
+    lr: LearningRate = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-16
+    weight_decay: float = 0.0
+    decoupled_weight_decay: bool = True
+
+    kernel: ClassVar[str] = "adabelief"
+
+    def coefficients(self, t: int, lr: float, *carried: float) -> tuple[float, ...]:
+        (beta1, beta2), (l2, decay) = self.betas, self._decay(lr, self.decoupled_weight_decay)
+        step_size, rsqrt_bias2 = lr / (1 - beta1**t), 1 / math.sqrt(1 - beta2**t)
+        return AdaBeliefCoefficients(
+            self._sign, l2, beta1, 1 - beta1, beta2, 1 - beta2, step_size, rsqrt_bias2, self.eps, decay
+        )
+
+
+@dataclass(frozen=True)
+class Lion(Rule):
+    """Chen et al. 2023, Algorithm 2."""
+
+    lr: LearningRate = 1e-4
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.0
+
+    kernel: ClassVar[str] = "lion"
+
+    def coefficients(self, t: int, lr: float, *carried: float) -> tuple[float, ...]:
+        beta1, beta2 = self.betas
+        return LionCoefficients(self._sign, beta1, 1 - beta1, beta2, 1 - beta2, lr, 1 - lr * self.weight_decay)
+
+
+@dataclass(frozen=True)
+class SGD(Rule):
+    """Gradient descent with PyTorch's momentum: lr multiplies it, and the first step is not dampened."""
+
+    lr: LearningRate = 1e-3
+    momentum: float = 0.0
+    dampening: float = 0.0
+    weight_decay: float = 0.0
+    nesterov: bool = False
+
+    kernel: ClassVar[str] = "momentum"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.nesterov and (self.momentum == 0 or self.dampening != 0):
+            raise ValueError(
+                f"nesterov is True with momentum {self.momentum} and dampening {self.dampening}, "
+                "expected momentum above 0 and dampening 0"
+            )
+
+    @property
+    def options(self) -> frozenset[str]:
+        return frozenset({"m"} if self.momentum else ())
+
+    def coefficients(self, t: int, lr: float, *carried: float) -> tuple[float, ...]:
+        kept, taken = (0.0, 1.0) if t == 1 else (self.momentum, 1 - self.dampening)
+        grad_step, momentum_step = lr, 0.0
+        if self.momentum:
+            grad_step, momentum_step = (lr, lr * self.momentum) if self.nesterov else (0.0, lr)
+        return MomentumCoefficients(self._sign, self.weight_decay, kept, taken, grad_step, momentum_step)
+
+
+@dataclass(frozen=True)
+class RMSprop(Rule):
+    """Tieleman & Hinton 2012; centered: Graves 2013; eps beside the root and momentum as in PyTorch."""
+
+    lr: LearningRate = 1e-2
+    alpha: float = 0.99
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    momentum: float = 0.0
+    centered: bool = False
+
+    kernel: ClassVar[str] = "rmsprop"
+
+    @property
+    def options(self) -> frozenset[str]:
+        return frozenset(name for name, used in (("mean", self.centered), ("m", self.momentum > 0)) if used)
+
+    def coefficients(self, t: int, lr: float, *carried: float) -> tuple[float, ...]:
+        return RMSpropCoefficients(
+            self._sign, self.weight_decay, self.alpha, 1 - self.alpha, self.momentum, self.eps, lr
+        )
+
+
+@dataclass(frozen=True)
+class Adagrad(Rule):
+    """Duchi et al. 2011; lr decays as lr / (1 + (t - 1)·lr_decay), as in PyTorch."""
+
+    lr: LearningRate = 1e-2
+    lr_decay: float = 0.0
+    weight_decay: float = 0.0
+    initial_accumulator_value: float = 0.0
+    eps: float = 1e-10
+
+    kernel: ClassVar[str] = "adagrad"
+
+    def initial(self) -> dict[str, float]:
+        return {"sum": self.initial_accumulator_value}
+
+    def coefficients(self, t: int, lr: float, *carried: float) -> tuple[float, ...]:
+        return AdagradCoefficients(self._sign, self.weight_decay, lr / (1 + (t - 1) * self.lr_decay), self.eps)

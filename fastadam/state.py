@@ -1,0 +1,121 @@
+"""state_dict and back: what an optimizer remembers, as plain numbers and arrays."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastadam.arrays import describe
+from fastadam.group import hyperparameters, is_grouped
+from fastadam.rules import number
+
+if TYPE_CHECKING:
+    from fastadam.optimizer import Optimizer
+
+VERSION = 1  # of the layout
+
+
+def state_dict(opt: Optimizer) -> dict[str, Any]:
+    """See Optimizer.state_dict."""
+    leaves = {}
+    for leaf, name in enumerate(opt._structure.names):
+        carried = dict(zip(opt.rule.carried, opt._carried[leaf].tolist(), strict=True))
+        slots = {slot: view.copy() for slot, view in opt._slot_views(leaf).items()}
+        count, stored = int(opt._counts[leaf]), str(opt._arrays[leaf].dtype)
+        leaves[f"params{name}"] = {"count": count, "format": stored, **carried, **slots}
+    groups = [{each.name: getattr(group, each.name) for each in fields(opt.rule)} for group in opt.groups]
+    for group in groups:
+        group["lr"] = None if callable(group["lr"]) else group["lr"]
+    head = {"version": VERSION, "method": type(opt).__name__, "t": opt.t, "seed": opt._seed}
+    return {**head, "groups": groups, "leaves": leaves}
+
+
+def _same(where: str, came: Any, expected: Any) -> None:
+    if came != expected:
+        raise ValueError(f"{where} is {came!r}, expected {expected!r}")
+
+
+def _keys(where: str, came: Any, expected: Any) -> None:
+    """Both sides have the same keys, or an error that names the first which differs."""
+    if not isinstance(came, dict):
+        raise TypeError(f"{where} is {describe(came)}, expected a dict")
+    for key in expected:
+        if key not in came:
+            raise ValueError(f"{where} has no {key!r}, this optimizer has")
+    for key in came:
+        if key not in expected:
+            raise ValueError(f"{where} has {key!r}, this optimizer has not")
+
+
+def _count(where: str, came: Any) -> None:
+    if isinstance(came, bool) or not isinstance(came, (int, np.integer)):
+        raise TypeError(f"{where} is {came!r}, expected an integer")
+    if not 0 <= came < 2**63:
+        raise ValueError(f"{where} is {came!r}, expected a count from 0")
+
+
+def load_state_dict(opt: Optimizer, state: dict[str, Any]) -> None:
+    """See Optimizer.load_state_dict. Checks first, work last."""
+    _keys("state", state, ("version", "method", "t", "seed", "groups", "leaves"))
+    _same("state['version']", state["version"], VERSION)
+    _same("state['method']", state["method"], type(opt).__name__)
+    _count("state['t']", state["t"])
+    if isinstance(state["seed"], bool) or not isinstance(state["seed"], (int, np.integer)):
+        raise TypeError(f"state['seed'] is {state['seed']!r}, expected an integer")
+    _same("len(state['groups'])", len(state["groups"]), len(opt.groups))
+    rules = []
+    for k, (group, own) in enumerate(zip(opt.groups, state["groups"], strict=True)):
+        where = f"state['groups'][{k}]"
+        _keys(where, own, [each.name for each in fields(opt.rule)])
+        if (own["lr"] is None) != callable(group.lr):
+            both = f"{where}['lr'] is {own['lr']!r}, this optimizer's is {group.lr!r}"
+            raise ValueError(f"{both}: expected two numbers or two schedules")
+        changed = {name: own[name] for name in hyperparameters(opt.rule) if own[name] is not None}
+        rules.append(group.with_rule(where + ": ", **changed))
+    names = [f"params{name}" for name in opt._structure.names]
+    _keys("state['leaves']", state["leaves"], names)
+    for leaf, name in enumerate(names):
+        own, where, views = state["leaves"][name], f"state['leaves'][{name!r}]", opt._slot_views(leaf)
+        _keys(where, own, ["count", "format", *opt.rule.carried, *views])
+        _count(f"{where}['count']", own["count"])
+        _same(f"{where}['format']", own["format"], str(opt._arrays[leaf].dtype))
+        for carried in opt.rule.carried:
+            number(f"{where}[{carried!r}]", own[carried])
+        for slot, view in views.items():
+            if describe(own[slot]) != describe(view):
+                raise ValueError(f"{where}[{slot!r}] is {describe(own[slot])}, expected {describe(view)}")
+
+    for group, rule in zip(opt.groups, rules, strict=True):
+        group.__dict__["_rule"] = rule
+    for leaf, name in enumerate(names):
+        own = state["leaves"][name]
+        opt._counts[leaf] = own["count"]
+        opt._carried[leaf] = [own[carried] for carried in opt.rule.carried]
+        for slot, view in opt._slot_views(leaf).items():
+            view[...] = own[slot]
+    opt._counts[-1], opt._seed = state["t"], int(state["seed"])
+    opt._notice_counts()
+
+
+def pickled(opt: Optimizer) -> dict[str, Any]:
+    """What pickle and deepcopy keep: the user's own tree, so that copies made together stay together."""
+    lrs = [group.lr for group in opt.groups]  # callables too, which state_dict cannot hold
+    return {"params": opt._tree, "lrs": lrs, "state": opt.state_dict(), "backend": opt.backend}
+
+
+def unpickle(opt: Optimizer, kept: dict[str, Any]) -> None:
+    """Build the optimizer anew over the kept tree, then load its state."""
+    names = hyperparameters(opt.rule)
+    own = [
+        {**{name: group[name] for name in names}, "lr": lr}
+        for group, lr in zip(kept["state"]["groups"], kept["lrs"], strict=True)
+    ]
+    tree = kept["params"]
+    if is_grouped(tree):
+        tree = [{"params": item["params"], **group} for item, group in zip(tree, own, strict=True)]
+        opt.__init__(tree, backend=kept["backend"])  # type: ignore[misc]
+    else:
+        opt.__init__(tree, backend=kept["backend"], **own[0])  # type: ignore[misc]
+    opt.load_state_dict(kept["state"])

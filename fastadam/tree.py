@@ -1,0 +1,76 @@
+"""Trees of arrays: dicts, lists and tuples of them to any depth, or one array."""
+
+from collections.abc import Callable
+from typing import Any
+
+Tree = Any  # dict[str, Tree] | list[Tree] | tuple[Tree, ...] | array, which a type checker cannot follow usefully
+
+
+class Structure:
+    """The shape of one tree, worked out once, so that each later tree of that shape is taken apart quickly.
+
+    names: one per leaf, as Python would index it, such as ['dense1']['weight']; the empty text for a single array.
+    leaves: the leaves themselves, in the order of the tree.
+    """
+
+    def __init__(self, tree: Tree) -> None:
+        self.names: list[str] = []
+        self.leaves: list[Any] = []
+        self._node = self._read(tree, "")
+
+    def _read(self, tree: Tree, path: str) -> Any:
+        """A node: None for a leaf, else (dict or list, keys, the nodes below or None if all are leaves)."""
+        if isinstance(tree, dict):
+            kind, keys = dict, list(tree)
+        elif isinstance(tree, (list, tuple)):
+            kind, keys = list, list(range(len(tree)))  # type: ignore[assignment]
+        else:
+            self.names.append(path)
+            self.leaves.append(tree)
+            return None
+        below = [self._read(tree[key], f"{path}[{key!r}]") for key in keys]
+        return kind, keys, below if any(node is not None for node in below) else None
+
+    def flatten(self, tree: Tree, name: str) -> list[Any]:
+        """The leaves of another tree of the same shape, None among them. `name` is what errors call that tree.
+
+        Raises TypeError, ValueError where the trees differ; what the leaves are is not looked at.
+        """
+        leaves: list[Any] = []
+        self._collect(self._node, tree, name, "", leaves)
+        return leaves
+
+    def _collect(self, node: Any, tree: Tree, name: str, path: str, leaves: list[Any]) -> None:
+        if node is None:
+            if isinstance(tree, (dict, list, tuple)):
+                raise TypeError(f"{name}{path} is a {type(tree).__name__}, params{path} is an array")
+            leaves.append(tree)
+            return
+        kind, keys, below = node
+        if not isinstance(tree, dict if kind is dict else (list, tuple)):
+            raise TypeError(f"{name}{path} is {type(tree).__name__}, params{path} is a {kind.__name__}")
+        present: Any = tree if kind is dict else range(len(tree))
+        if len(tree) != len(keys) or (kind is dict and not all(key in present for key in keys)):
+            if missing := [key for key in keys if key not in present]:
+                raise ValueError(f"{name}{path} has no {missing[0]!r}, params{path} has")
+            more = next(key for key in present if key not in keys)
+            raise ValueError(f"{name}{path} has {more!r}, params{path} has not")
+        if below is None:
+            for key in keys:
+                leaf = tree[key]
+                if isinstance(leaf, (dict, list, tuple)):
+                    self._collect(None, leaf, name, f"{path}[{key!r}]", leaves)
+                leaves.append(leaf)
+        else:
+            for key, child in zip(keys, below, strict=True):
+                self._collect(child, tree[key], name, f"{path}[{key!r}]", leaves)
+
+
+def rebuild(tree: Tree, leaf: Callable[[Any], Any]) -> Tree:
+    """A tree of the same shape with leaf(x) for every leaf x, in the order of the tree."""
+    if isinstance(tree, dict):
+        return {key: rebuild(value, leaf) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        items = [rebuild(value, leaf) for value in tree]
+        return tuple(items) if isinstance(tree, tuple) else items
+    return leaf(tree)

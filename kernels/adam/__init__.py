@@ -1,0 +1,47 @@
+"""The Adam kernel.
+
+    g  <- grad_scale·g + l2·p                         scale the gradient, add coupled decay
+    m  <- β1·m + (1-β1)·g                             first moment
+    v  <- β2·v + (1-β2)·g²                            second moment
+    vmax <- max(vmax, v)                              AMSGrad only; then takes the place of v below
+    p  <- decay·p - step_size·m / (√v·rsqrt_bias2 + eps)
+
+Adam, AdamW, RAdam and AMSGrad are this one kernel under different coefficients; see fastadam/rules.py.
+Kingma & Ba 2015, Algorithm 1; Reddi et al. 2018, Algorithm 2. Nothing here knows the step count.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from fastadam.kernels.contract import NonNegative, RunningMax, Signed, maximum
+
+SLOTS = (Signed("m"), NonNegative("v"), RunningMax("vmax", optional=True))
+
+
+class Coefficients(NamedTuple):
+    """What the kernel must know of one step; filled by a rule in float64, rounded once by the backend."""
+
+    grad_scale: float  # multiplies g first: 1/loss scale; negative to maximize
+    l2: float  # coupled weight decay, added to g
+    beta1: float
+    one_minus_beta1: float  # ready made: 1.0f - 0.999f is wrong in the fifth digit
+    beta2: float
+    one_minus_beta2: float
+    step_size: float  # lr / (1 - β1^t)
+    rsqrt_bias2: float  # 1 / √(1 - β2^t)
+    eps: float  # added after the bias correction, as in Algorithm 1; units of g
+    decay: float  # 1 - lr·λ; 1 where decay is coupled or absent
+
+
+def adam(p, g, m, v, vmax, c):
+    """One element, or whole arrays, of one step: (p, g, m, v, vmax) -> (p, m, v, vmax)."""
+    g = c.grad_scale * g + c.l2 * p
+    m = c.beta1 * m + c.one_minus_beta1 * g
+    v = c.beta2 * v + c.one_minus_beta2 * (g * g)
+    bound = v
+    if vmax is not None:
+        vmax = maximum(vmax, v)
+        bound = vmax
+    p = c.decay * p - c.step_size * m / (np.sqrt(bound) * c.rsqrt_bias2 + c.eps)
+    return p, m, v, vmax

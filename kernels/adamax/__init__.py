@@ -1,0 +1,38 @@
+"""The Adamax kernel: Adam under the infinity norm.
+
+    g  <- grad_scale·g + l2·p                         scale the gradient, add coupled decay
+    m  <- β1·m + (1-β1)·g                             first moment
+    u  <- max(β2·u, |g| + eps)                        the exponentially weighted infinity norm
+    p  <- p - step_size·m / u
+
+Kingma & Ba 2015, Algorithm 2; eps keeps u from zero, as in PyTorch.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from fastadam.kernels.contract import RunningMax, Signed, maximum
+
+SLOTS = (Signed("m"), RunningMax("u"))
+
+
+class Coefficients(NamedTuple):
+    """What the kernel must know of one step; filled by a rule in float64, rounded once by the backend."""
+
+    grad_scale: float  # multiplies g first: 1/loss scale; negative to maximize
+    l2: float  # coupled weight decay, added to g
+    beta1: float
+    one_minus_beta1: float
+    beta2: float
+    step_size: float  # lr / (1 - β1^t)
+    eps: float  # units of g
+
+
+def adamax(p, g, m, u, c):
+    """One element, or whole arrays, of one step: (p, g, m, u) -> (p, m, u)."""
+    g = c.grad_scale * g + c.l2 * p
+    m = c.beta1 * m + c.one_minus_beta1 * g
+    u = maximum(c.beta2 * u, np.abs(g) + c.eps)
+    p = p - c.step_size * m / u
+    return p, m, u

@@ -1,0 +1,121 @@
+"""Compiled code on disk.
+
+Numba's own cache watches one source file only, raises on damaged files and unwritable directories, and lets two
+processes that compile at once overwrite each other's entries. Here every entry is a file of its own whose name hashes
+all that decides the code: the sources under kernels/, the versions, the CPU, function and signature.
+"""
+
+import hashlib
+import logging
+import os
+import pickle
+import stat
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import llvmlite
+import numba
+from numba.core import compiler
+from numba.core.caching import _Cache
+from numba.core.serialize import dumps
+from numba.misc.appdirs import AppDirs
+
+log = logging.getLogger("fastadam")
+
+
+@cache
+def stamp() -> str:
+    """A hash of every source file under kernels/ and of what compiles them."""
+    digest = hashlib.sha256(repr((sys.version, numba.__version__, llvmlite.__version__)).encode())
+    root = Path(__file__).parent.parent
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def directory() -> Path | None:
+    """Where entries lie: $FASTADAM_CACHE_DIR, else the user's cache directory. None with $FASTADAM_CACHE=0."""
+    if os.environ.get("FASTADAM_CACHE") == "0":
+        return None
+    chosen = os.environ.get("FASTADAM_CACHE_DIR")
+    return Path(chosen) if chosen else Path(AppDirs("fastadam", appauthor=False).user_cache_dir)
+
+
+def _private(path: Path) -> bool:
+    """Entries are pickles, which run code when read: trust only what nobody else may write."""
+    if not hasattr(os, "getuid"):
+        return True
+    info = path.stat()
+    return info.st_uid == os.getuid() and not info.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def keep(dispatcher: Any, name: str) -> Any:
+    """A Numba dispatcher whose code is kept on disk. Nothing else may bear this name."""
+    dispatcher._cache = DiskCache(name)
+    return dispatcher
+
+
+class DiskCache(_Cache):
+    """What a Numba dispatcher asks of a cache, for one function. No fault of the disk ever reaches the caller."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._started: dict[Any, float] = {}
+
+    @property
+    def cache_path(self) -> str:
+        return str(directory())
+
+    def _path(self, signature: Any, target: Any) -> Path | None:
+        root = directory()
+        if root is None:
+            return None
+        key = repr((self._name, signature, target.codegen().magic_tuple(), stamp()))
+        return root / f"{self._name}-{hashlib.sha256(key.encode()).hexdigest()[:32]}.bin"
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """The compiled code of one signature, or None: then Numba compiles it."""
+        self._started[sig] = perf_counter()
+        target_context.refresh()
+        try:
+            path = self._path(sig, target_context)
+            if path is None or not (path.exists() and _private(path) and _private(path.parent)):
+                return None
+            data = path.read_bytes()
+            if hashlib.sha256(data[32:]).digest() != data[:32]:
+                raise ValueError("the checksum is wrong")
+            code = compiler.CompileResult._rebuild(target_context, *pickle.loads(data[32:]))
+        except Exception as error:  # whatever a damaged file or disk brings: compiling again is always right
+            log.debug("%s: cached code of %s not used: %r", self._name, sig, error)
+            return None
+        log.debug("%s loaded for %s in %.3f s", self._name, sig, perf_counter() - self._started.pop(sig))
+        return code
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Keep what was just compiled; a file appears whole or not at all."""
+        took = perf_counter() - self._started.pop(sig, perf_counter())
+        log.debug("%s compiled for %s in %.3f s", self._name, sig, took)
+        temporary = None
+        try:
+            path = self._path(sig, data.target_context)
+            if path is None or data.library.has_dynamic_globals:
+                return
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            payload = dumps(data._reduce())
+            with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+                temporary = file.name
+                file.write(hashlib.sha256(payload).digest() + payload)
+            os.replace(temporary, path)
+        except Exception as error:
+            log.debug("%s: compiled code of %s not kept: %r", self._name, sig, error)
+            if temporary is not None:
+                Path(temporary).unlink(missing_ok=True)
+
+    def enable(self) -> None:
+        """Always on; $FASTADAM_CACHE=0 turns it off."""
+
+    disable = flush = enable

@@ -1,0 +1,104 @@
+"""How many threads a walk gets, and when it must not use any."""
+
+import math
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_chosen: int | None = None
+_after_fork_under_openmp = False
+_pool = threading.Lock()  # the workqueue layer aborts the process on two concurrent parallel regions
+
+
+def _on_fork() -> None:
+    """In a forked child: libgomp ends a process that uses its parent's pool, and locks of other threads stay shut."""
+    global _pool, _after_fork_under_openmp
+    _pool = threading.Lock()
+    numba_parallel = sys.modules.get("numba.np.ufunc.parallel")
+    if getattr(numba_parallel, "_threading_layer", None) == "omp":
+        _after_fork_under_openmp = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_on_fork)
+
+
+def _quota() -> float:
+    """The CPUs that a container may use at once, by its cgroup (versions 2 and 1); infinity without a limit."""
+    for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        try:
+            words = [word for file in files for word in Path("/sys/fs/cgroup", file).read_text().split()]
+            quota, period = map(int, words)
+        except (OSError, ValueError):  # no such version here, or the word "max"
+            continue
+        if quota > 0 and period > 0:
+            return quota / period
+    return math.inf
+
+
+def _limits() -> dict[str, int]:
+    """Every limit on the number of threads, by what sets it."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limits = {"affinity": affinity}
+    if (quota := _quota()) < math.inf:
+        limits["cgroup quota"] = max(1, math.ceil(quota))
+    asked = os.environ.get("NUMBA_NUM_THREADS", "")
+    if asked.isdecimal() and int(asked) > 0:
+        limits["NUMBA_NUM_THREADS"] = int(asked)
+    return limits
+
+
+def get_num_threads() -> int:
+    """The threads that the next step may use."""
+    return min([*_limits().values(), *([_chosen] if _chosen else [])])
+
+
+def set_num_threads(n: int) -> None:
+    """Let each later step use at most n threads; results do not depend on it.
+
+    The count is the least of n, the CPUs this process may run on, its container's quota and NUMBA_NUM_THREADS.
+    Raises TypeError if n is no integer, ValueError if it is below 1.
+    """
+    global _chosen, _current
+    if isinstance(n, bool) or not hasattr(n, "__index__"):
+        raise TypeError(f"n is {n!r}, expected an integer of at least 1")
+    if n < 1:
+        raise ValueError(f"n is {n}, expected an integer of at least 1")
+    _chosen = n.__index__()
+    _current = get_num_threads()
+
+
+@contextmanager
+def num_threads(n: int) -> Iterator[None]:
+    """set_num_threads(n) for a while: `with num_threads(1): ...`. Process-wide, like set_num_threads."""
+    global _chosen, _current
+    before = _chosen
+    set_num_threads(n)
+    try:
+        yield
+    finally:
+        _chosen = before
+        _current = get_num_threads()
+
+
+_current = get_num_threads()  # read once: asking the system takes 20 µs, as long as a small step
+
+
+def threads_for(n: int) -> int:
+    """The threads for a walk over n elements here and now."""
+    # 16,384 elements take one core 5 µs, about what waking a second one costs.
+    return 1 if n < 16_384 or _after_fork_under_openmp else _current
+
+
+def exclusively(run: Callable[[int], None], workers: int) -> None:
+    """run(workers), or run(1) while another thread of this process is in a parallel walk."""
+    if _pool.acquire(blocking=False):
+        try:
+            run(workers)
+        finally:
+            _pool.release()
+    else:
+        run(1)
