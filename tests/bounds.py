@@ -1,0 +1,79 @@
+"""Derived tolerances: how far rounding can move one step's results, counted operation by operation.
+
+Running error analysis (Higham 2002, 3.3): every number carries a bound on its distance from the exact one. Fed to a
+kernel's element function, it yields the bound for exactly the operations that the kernel does.
+"""
+
+from types import FunctionType
+
+import numpy as np
+
+
+class Running:
+    """A value, in more precision than the kernel has, and a bound on the kernel's distance from it."""
+
+    def __init__(self, value, error, unit):
+        self.value, self.error, self.unit = value, error, unit
+
+    @classmethod
+    def arithmetic(cls, dtype):
+        """Unit roundoff, and half the smallest subnormal: what a result can lose to underflow."""
+        info = np.finfo(dtype)
+        return float(info.eps) / 2, float(info.smallest_subnormal)
+
+    def _rounded(self, value, error, underflows=True):
+        relative, absolute = self.unit
+        return Running(value, error + relative * (np.abs(value) + error) + absolute * underflows, self.unit)
+
+    def _other(self, x):
+        return x if isinstance(x, Running) else Running(x, 0.0, self.unit)
+
+    def __add__(self, x):
+        x = self._other(x)
+        return self._rounded(self.value + x.value, self.error + x.error, underflows=False)
+
+    def __sub__(self, x):
+        x = self._other(x)
+        return self._rounded(self.value - x.value, self.error + x.error, underflows=False)
+
+    def __mul__(self, x):
+        x = self._other(x)
+        error = np.abs(self.value) * x.error + np.abs(x.value) * self.error + self.error * x.error
+        return self._rounded(self.value * x.value, error)
+
+    def __truediv__(self, x):
+        value = self.value / x.value
+        room = np.abs(x.value) - x.error  # how near to 0 the divisor can be
+        error = np.where(room > 0, (self.error + np.abs(value) * x.error) / np.where(room > 0, room, 1), np.inf)
+        return self._rounded(value, error)
+
+    def sqrt(self):
+        value = np.sqrt(self.value)
+        low, high = np.sqrt(np.maximum(self.value - self.error, 0)), np.sqrt(self.value + self.error)
+        return self._rounded(value, np.maximum(high - value, value - low))
+
+    def __abs__(self):
+        return Running(np.abs(self.value), self.error, self.unit)
+
+
+def _maximum(a, b):
+    b = a._other(b)
+    return Running(np.maximum(a.value, b.value), np.maximum(a.error, b.error), a.unit)
+
+
+def _sign(x):
+    return Running(np.sign(x.value), np.where(np.abs(x.value) > x.error, 0.0, 2.0), x.unit)
+
+
+def one_step(kernel, dtype, streams, row, host):
+    """Bounds for (p, *slots) after one step by `kernel` in `dtype` from exact streams (None: absent).
+
+    row: the coefficients; host: their relative error before they are rounded to dtype.
+    """
+    unit = Running.arithmetic(dtype)
+    wide = np.longdouble if dtype == np.float64 else np.float64
+    exact = [None if x is None else Running(x.astype(wide), 0.0, unit) for x in streams]
+    c = kernel.Coefficients(*(Running(wide(x), abs(x) * (host + unit[0]), unit) for x in row))
+    there = {**kernel.element.__globals__, "maximum": _maximum, "sign": _sign}
+    element = FunctionType(kernel.element.__code__, there)
+    return [None if x is None else x.error for x in element(*exact, c)]

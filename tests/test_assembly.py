@@ -1,0 +1,84 @@
+"""What noise cannot blur: every kernel's hot loop is packed vector code, read from the assembly."""
+
+import os
+import platform
+import re
+import subprocess
+import sys
+
+import pytest
+from cases import kernels_in_use, label
+
+pytestmark = pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "AMD64"),
+    reason="the test reads x86-64 assembly; this is " + platform.machine(),
+)
+
+PACKED = r"\tv?(?:sqrt|div|mul|add|sub)p{kind}\t.*%[yz]mm"
+SCALAR = r"\tv?(?:sqrt|div)s{kind}\t"
+
+
+def innermost_loops(text):
+    """The bodies of the loops that hold no other loop: from a label to the jump back to it."""
+    lines = text.splitlines()
+    at = {m[1]: k for k, line in enumerate(lines) if (m := re.match(r"(\.L\w+):", line))}
+    loops = []
+    for k, line in enumerate(lines):
+        target = re.match(r"\tj\w+\t(\.L\w+)$", line)
+        if target and at.get(target[1], k + 1) <= k:
+            loops.append((at[target[1]], k))
+    inner = [(a, b) for a, b in loops if not any((c, d) != (a, b) and a <= c and d <= b for c, d in loops)]
+    return ["\n".join(lines[a : b + 1]) for a, b in inner]
+
+
+def judge(text, kind):
+    """Loops of packed arithmetic, those of them with scalar roots or quotients, and other loops with scalar ones."""
+    packed, scalar = re.compile(PACKED.format(kind=kind)), re.compile(SCALAR.format(kind=kind))
+    loops = innermost_loops(text)
+    hot = [body for body in loops if packed.search(body)]
+    rest = [body for body in loops if not packed.search(body)]
+    return len(hot), sum(bool(scalar.search(body)) for body in hot), sum(bool(scalar.search(body)) for body in rest)
+
+
+def test_the_judge_knows_scalar_code():
+    assert judge(".LA:\n\tvsqrtss\t%xmm0, %xmm1, %xmm1\n\tjne\t.LA", "s") == (0, 0, 1)
+    assert judge(".LA:\n\tvdivps\t%zmm0, %zmm1, %zmm1\n\tjne\t.LA", "s") == (1, 0, 0)
+    assert judge(".LA:\n\tvdivps\t%ymm0, %ymm1, %ymm1\n\tvdivss\t%xmm0, %xmm1, %xmm1\n\tjne\t.LA", "s") == (1, 1, 0)
+    assert judge(".LB:\n.LA:\n\tvdivps\t%ymm0, %ymm1, %ymm1\n\tjne\t.LA\n\tjne\t.LB", "d") == (0, 0, 0)
+
+
+PROGRAM = """
+import sys
+import numpy as np
+import fastadam as fa
+from cases import kernels_in_use
+from test_assembly import judge
+from fastadam.kernels.cpu import traversal
+
+method, chosen = kernels_in_use()[int(sys.argv[1])]
+for dtype, kind in ((np.float32, "s"), (np.float64, "d")):
+    opt = method(np.ones(32_768, dtype), backend="numba", **chosen)
+    for workers, walk in ((1, traversal.walk_serial), (2, traversal.walk_parallel)):
+        opt._plan._prepare(workers)
+        print(np.dtype(dtype).name, walk.__name__, *judge(walk.inspect_asm(walk.signatures[-1]), kind))
+"""
+
+
+@pytest.mark.parametrize("number", range(len(kernels_in_use())), ids=[label(case) for case in kernels_in_use()])
+def test_hot_loops_are_packed(number):
+    environment = {
+        **os.environ,
+        "FASTADAM_CACHE": "0",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }  # cached code has no text
+    run = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(number)], env=environment, capture_output=True, text=True, check=True
+    )
+    rows = [line.split() for line in run.stdout.splitlines()]
+    assert [row[:2] for row in rows] == [
+        [dtype, walk] for dtype in ("float32", "float64") for walk in ("walk_serial", "walk_parallel")
+    ]
+    for *what, hot, mixed, remainders in rows:
+        assert int(hot) >= 1, (what, "no packed loop")
+        assert int(mixed) == 0, (what, "scalar roots or quotients in a packed loop")
+        assert int(remainders) <= int(hot), (what, "more scalar loops than remainders of packed ones")
