@@ -1,0 +1,65 @@
+"""What a user installs: a wheel and an sdist, each in its own environment, away from the sources and beside them."""
+
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+STEP = """
+import importlib.util, sys
+import numpy as np, fastadam as fa, fastadam.kernels
+p = np.ones(100_000, np.float32)
+opt = fa.AdamW({"w": p}, lr=0.5, weight_decay=0.0)
+opt.step({"w": np.ones_like(p)})
+assert opt.backend == "numba" and opt.t == 1 and np.allclose(p, 0.5), p
+assert importlib.util.find_spec("kernels") is None or %r, "a package named kernels stands at the top level"
+print(fa.__file__)
+"""
+
+
+def run(*command, **options):
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "FASTADAM", "VIRTUAL_ENV"))}
+    done = subprocess.run(command, env=clean, capture_output=True, text=True, **options)
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """The sdist of the sources, and the wheel that is built from that sdist."""
+    out = tmp_path_factory.mktemp("dist")
+    run(sys.executable, "-m", "build", "--outdir", out, ROOT)
+    return out
+
+
+def test_both_archives_hold_the_same_package(built):
+    (wheel,), (sdist,) = built.glob("*.whl"), built.glob("*.tar.gz")
+    inside = set(zipfile.ZipFile(wheel).namelist())
+    sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "fastadam").glob("*.py")}
+    sources |= {f"fastadam/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "kernels").rglob("*.py")}
+    sources.add("fastadam/py.typed")
+    assert sources <= inside
+    assert {name.split("/")[0] for name in inside if ".dist-info" not in name} == {"fastadam"}
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert sources <= names
+    assert "LICENSE" in names
+
+
+@pytest.mark.parametrize("kind", ["*.whl", "*.tar.gz"])
+def test_an_archive_installs_and_steps(built, kind, tmp_path):
+    (archive,) = built.glob(kind)
+    run(sys.executable, "-m", "venv", tmp_path / "env")
+    python = tmp_path / ("env/Scripts/python.exe" if os.name == "nt" else "env/bin/python")
+    run(python, "-m", "pip", "install", "--quiet", archive)
+    away = run(python, "-c", STEP % False, cwd=tmp_path)
+    assert Path(away.strip()).is_relative_to(tmp_path)
+    beside = run(python, "-c", STEP % True, cwd=ROOT)  # ./fastadam shadows the installed one there, and must work
+    assert Path(beside.strip()).is_relative_to(ROOT)
+    assert "demo" in run(python, "-m", "fastadam", "--help", cwd=ROOT)
