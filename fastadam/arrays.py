@@ -1,6 +1,6 @@
 """Host arrays: what the library accepts, and how it lies in memory."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
-LINE = 64  # bytes of a cache line, and of the widest vector
+LINE, PAGE = 64, 4096  # bytes of a cache line, which is the widest vector, and of a page
 
 
 def describe(x: Any) -> str:
@@ -81,13 +81,30 @@ class Memory:
 
 
 def allocate(n: int, dtype: Any) -> Array:
-    """n zeros from an address divisible by 64. From 4 MiB on NumPy asks Linux for huge pages itself.
+    """n zeros from the start of a page. From 4 MiB on NumPy asks Linux for huge pages itself.
 
     Huge pages are worth 0.47 against 0.62 ns/param. Written here, not left to calloc, so that the first step is no
     slower than the others.
     """
     itemsize = np.dtype(dtype).itemsize
-    raw = np.empty(n * itemsize + LINE, np.uint8)
+    raw = np.empty(n * itemsize + PAGE, np.uint8)
     raw.fill(0)
-    start = -raw.ctypes.data % LINE
+    start = -raw.ctypes.data % PAGE
     return raw[start : start + n * itemsize].view(dtype)
+
+
+def allocate_beside(params: Sequence[Array], column: int) -> list[Array]:
+    """Flat zeros for each of these parameters of one dtype, all in one piece of memory, each aligned to 64 bytes.
+
+    In a page, each begins (column + 1)·1024 bytes after its parameter. A load waits for an older store to the same place
+    of another page: with slots 48 bytes after p, a step over 2^10 parameters took 2.9 µs, apart like this 1.8, and over
+    2^20 ones 1.2 times as long (2 Zen 4 cores).
+    """
+    starts, end = [], 0
+    for p in params:
+        place = (p.ctypes.data // LINE * LINE + (column + 1) * 1024) % PAGE
+        start = end + (place - end) % PAGE if p.nbytes >= PAGE else -(-end // LINE) * LINE
+        starts.append(start)
+        end = start + p.nbytes
+    memory = allocate(end, np.uint8)
+    return [memory[at : at + p.nbytes].view(p.dtype) for at, p in zip(starts, params, strict=True)]

@@ -153,16 +153,16 @@ def run(
     init, loss_and_grads = MLP
     params = init(rng)
     lr = LEARNING_RATES.get(optimizer) if lr is None else lr
-    opt = getattr(fa, optimizer)(params, backend=backend, **({} if lr is None else {"lr": lr}))
-    print(f"handwritten digits: {len(learn)} to train on, {len(test)} to test on; {optimizer} on {opt.backend}")
-
-    start = time.perf_counter()
-    # One thread for BLAS: its products here are too small to share out, and where another process takes a core, each
-    # waits for the other thread (2 Zen cores, both taken: 39 s instead of 1.7 s).
-    with threadpool_limits(1, "blas"), progress(epochs) as report:
-        updating = train(loss_and_grads, params, opt, x[learn], y[learn], epochs, batch_size, rng, report)
-    seconds = time.perf_counter() - start
+    # One thread: there is too little to share out, and where other work takes a core, every product and every step
+    # waits for the second thread (2 Zen 4 cores, both taken: 39 s instead of 2).
+    with threadpool_limits(1, "blas"), fa.num_threads(1):
+        opt = getattr(fa, optimizer)(params, backend=backend, **({} if lr is None else {"lr": lr}))
+        print(f"handwritten digits: {len(learn)} to train on, {len(test)} to test on; {optimizer} on {opt.backend}")
+        start = time.perf_counter()
+        with progress(epochs) as report:
+            updating = train(loss_and_grads, params, opt, x[learn], y[learn], epochs, batch_size, rng, report)
+        seconds = time.perf_counter() - start
+        _, _, hits = loss_and_grads(params, x[test], y[test])
     print(f"update: {updating:.2f} of {seconds:.2f} s, {100 * updating / seconds:.0f} % of the time")
-    _, _, hits = loss_and_grads(params, x[test], y[test])
     print(f"test accuracy {100 * hits / len(test):.1f} %")
     return 0

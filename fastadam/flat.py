@@ -14,7 +14,7 @@ class FlatBuffer:
     An optimizer takes a FlatBuffer wherever it takes an array: a whole model is then one leaf. Gradients for it are
     another FlatBuffer of the same layout, or one flat array.
 
-    array:   (n,) float32 or float64, from an address divisible by 64; on huge pages where Linux offers them.
+    array:   (n,) float32 or float64, from the start of a page; on huge pages where Linux offers them.
     views:   the tree, of arrays that share array's memory, in C order.
     names:   the path of each leaf in the tree, such as ['dense1']['weight'].
     shapes:  the shape of each leaf.

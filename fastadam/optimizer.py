@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fastadam import kernels, state
-from fastadam.arrays import LINE, Array, allocate, check_owned, shaped_like
+from fastadam.arrays import Array, allocate_beside, check_owned, shaped_like
 from fastadam.backend import choose
 from fastadam.flat import FlatBuffer
 from fastadam.group import is_grouped, make_groups
@@ -67,8 +67,8 @@ class Optimizer:
 
     def _allocate(self, arrays: list[Array]) -> list[list[Array | None]]:
         """Every slot of every leaf, flat in p's memory order; one piece of memory per slot and dtype."""
-        slots: list[list[Array | None]] = [[] for _ in arrays]
-        for slot in self._kernel.slots:
+        slots: list[list[Array | None]] = [[None] * len(self._kernel.slots) for _ in arrays]
+        for column, slot in enumerate(self._kernel.slots):
             owners = [
                 leaf
                 for group in self.groups
@@ -77,13 +77,8 @@ class Optimizer:
             ]
             for dtype in {arrays[leaf].dtype for leaf in owners}:
                 here = [leaf for leaf in owners if arrays[leaf].dtype == dtype]
-                line = LINE // dtype.itemsize
-                starts = np.cumsum([0] + [-(-arrays[leaf].size // line) * line for leaf in here])
-                memory = allocate(int(starts[-1]), dtype)
-                for start, leaf in zip(starts, here, strict=False):
-                    slots[leaf].append(memory[start : start + arrays[leaf].size])
-            for leaf in set(range(len(arrays))) - set(owners):
-                slots[leaf].append(None)
+                for leaf, own in zip(here, allocate_beside([arrays[leaf] for leaf in here], column), strict=True):
+                    slots[leaf][column] = own
         for group in self.groups:
             initial = group._rule.initial()
             for leaf in group._leaves:
