@@ -21,10 +21,10 @@ def demo(parser: argparse.ArgumentParser) -> Run:
     parser.add_argument("--epochs", type=_integer(1), default=40, metavar="N", help="passes over the data (40)")
     parser.add_argument("--batch-size", type=_integer(1), default=32, metavar="N", help="images per step (32)")
     parser.add_argument(
-        "--lr", type=_positive, metavar="X", help="learning rate (Adam: 0.001; others: what suits them)"
+        "--lr", type=_learning_rate, metavar="X", help="learning rate (Adam: 0.001; others: what suits them)"
     )
     parser.add_argument(
-        "--optimizer", choices=_optimizers(), default="Adam", metavar="NAME", help=f"{', '.join(_optimizers())} (Adam)"
+        "--optimizer", choices=optimizers(), default="Adam", metavar="NAME", help=f"{', '.join(optimizers())} (Adam)"
     )
     parser.add_argument("--seed", type=_integer(0), default=0, metavar="N", help="of split, weights and batches (0)")
     parser.add_argument(
@@ -69,7 +69,7 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}\n")
 
 
-def _optimizers() -> list[str]:
+def optimizers() -> list[str]:
     """The names of the optimizer classes, so that a new one is an option here at once."""
     return [
         name
@@ -91,11 +91,11 @@ def _integer(least: int) -> Callable[[str], int]:
     return parse
 
 
-def _positive(text: str) -> float:
+def _learning_rate(text: str) -> float:
     try:
         x = float(text)
     except ValueError:
         x = math.nan
-    if not 0 < x < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a finite number above 0, got {text!r}")
+    if not 0 < x <= 100:  # far beyond any use, and far from overflowing float32
+        raise argparse.ArgumentTypeError(f"expected a number above 0 and at most 100, got {text!r}")
     return x

@@ -23,7 +23,9 @@ import fastadam as fa
 
 Array = NDArray[Any]
 Layers = list[dict[str, Array]]
-Model = tuple[Callable[[np.random.Generator], Any], Callable[[Any, Array, Array], tuple[float, Any, int]]]
+Init = Callable[[np.random.Generator], Any]
+LossAndGrads = Callable[[Any, Array, Array], tuple[float, Any, int]]
+Model = tuple[Init, LossAndGrads]
 Report = Callable[[int, float, float], None]  # epoch, loss, share of hits
 
 # Where 40 epochs at the class's own default fall short of what the method can do.
@@ -84,7 +86,7 @@ def split(y: Array, rng: np.random.Generator, share: float = 0.25) -> tuple[Arra
 
 
 def train(
-    loss_and_grads: Callable[[Any, Array, Array], tuple[float, Any, int]],
+    loss_and_grads: LossAndGrads,
     params: Any,
     opt: Any,
     x: Array,
@@ -153,10 +155,15 @@ def run(
     init, loss_and_grads = MLP
     params = init(rng)
     lr = LEARNING_RATES.get(optimizer) if lr is None else lr
-    # One thread: there is too little to share out, and where other work takes a core, every product and every step
-    # waits for the second thread (2 Zen 4 cores, both taken: 39 s instead of 2).
-    with threadpool_limits(1, "blas"), fa.num_threads(1):
-        opt = getattr(fa, optimizer)(params, backend=backend, **({} if lr is None else {"lr": lr}))
+    # One thread: there is too little to share out, and where other work takes a core, each product and each step waits
+    # for the second thread (AMD EPYC, two cores, both taken: products 39 s rather than 2, steps 11 rather than 0.5).
+    # A learning rate too large ends in a loss of nan, which says enough without NumPy's warnings.
+    with threadpool_limits(1, "blas"), fa.num_threads(1), np.errstate(over="ignore", invalid="ignore"):
+        try:
+            opt = getattr(fa, optimizer)(params, backend=backend, **({} if lr is None else {"lr": lr}))
+        except (RuntimeError, ValueError) as error:  # the backend, or what $FASTADAM_BACKEND says
+            print(f"fastadam demo: {error}", file=sys.stderr)
+            return 1
         print(f"handwritten digits: {len(learn)} to train on, {len(test)} to test on; {optimizer} on {opt.backend}")
         start = time.perf_counter()
         with progress(epochs) as report:

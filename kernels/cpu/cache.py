@@ -21,6 +21,7 @@ import llvmlite
 import numba
 from numba.core import compiler
 from numba.core.caching import _Cache
+from numba.core.runtime import rtsys
 from numba.core.serialize import dumps
 from numba.misc.appdirs import AppDirs
 
@@ -80,7 +81,6 @@ class DiskCache(_Cache):
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """The compiled code of one signature, or None: then Numba compiles it."""
         self._started[sig] = perf_counter()
-        target_context.refresh()
         try:
             path = self._path(sig, target_context)
             if path is None or not (path.exists() and _private(path) and _private(path.parent)):
@@ -88,6 +88,9 @@ class DiskCache(_Cache):
             data = path.read_bytes()
             if hashlib.sha256(data[32:]).digest() != data[:32]:
                 raise ValueError("the checksum is wrong")
+            # Numba would refresh its context: 0.3 s to import whatever could be compiled, SciPy included. Code that is
+            # compiled already needs Numba's run time only.
+            rtsys.initialize(target_context)
             code = compiler.CompileResult._rebuild(target_context, *pickle.loads(data[32:]))
         except Exception as error:  # whatever a damaged file or disk brings: compiling again is always right
             log.debug("%s: cached code of %s not used: %r", self._name, sig, error)

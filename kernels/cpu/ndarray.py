@@ -75,10 +75,15 @@ def _place(objects, params, nbytes, none, ndarray, starts, ends, table):
         first, last = _at(g + _DATA), _at(g + _DATA) + nbytes[k]
         if _at(p + _DATA) != np.int64(table[k, 0]):
             return -1 - k
-        if starts.shape[0] and first < last:
-            j = np.searchsorted(starts, last) - 1  # the last piece that begins before this gradient ends
-            if j >= 0 and ends[j] > first:
-                return -1 - k
+        low, high = 0, starts.shape[0] * (first < last)
+        while low < high:  # bisection; np.searchsorted would import SciPy when loaded from the cache
+            middle = (low + high) // 2
+            if starts[middle] < last:
+                low = middle + 1
+            else:
+                high = middle
+        if low > 0 and ends[low - 1] > first:  # the last piece that begins before this gradient ends
+            return -1 - k
         table[k, 1] = first
     return missing
 
