@@ -21,7 +21,7 @@ import llvmlite
 import numba
 from numba.core import compiler
 from numba.core.caching import _Cache
-from numba.core.runtime import rtsys
+from numba.core.runtime.nrt import rtsys
 from numba.core.serialize import dumps
 from numba.misc.appdirs import AppDirs
 
