@@ -29,20 +29,17 @@ def host_error(rule, t):
     return u * (8 + 4 * worst) * (1 + steep * (type(rule).__name__ == "RAdam"))
 
 
-@pytest.mark.parametrize("backend", ["numpy", "numba"])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=label)
-@pytest.mark.parametrize("case", variants(), ids=label)
-def test_one_step_is_within_its_roundings_of_the_paper(case, dtype, backend):
+@np.errstate(all="ignore")
+def worst(method, chosen, dtype, backend):
+    """Steps one array and returns the largest error of any stream at any step, in units of its derived bound."""
     wide = np.longdouble if dtype == np.float64 else np.float64
-    if np.finfo(wide).eps >= np.finfo(dtype).eps:
-        pytest.skip("longdouble is no wider than float64 here: there is nothing to hold float64 against")
-    method, chosen = case
     name, taken = oracle_of(method, chosen)
     kernel = kernels.ALL[method.rule.kernel]
     rng = np.random.default_rng(11)
     p = rng.standard_normal(N).astype(dtype) * dtype(10) ** rng.integers(-3, 3, N).astype(dtype)
     opt = method(p, backend=backend, **chosen)
     carried = dict(method.rule.carried)
+    found = 0.0
     for t in range(1, STEPS + 1):
         g = hostile(rng, N, dtype, bad=False)
         before = {slot: x for slot, x in opt.state_dict()["leaves"]["params"].items() if isinstance(x, np.ndarray)}
@@ -58,6 +55,19 @@ def test_one_step_is_within_its_roundings_of_the_paper(case, dtype, backend):
             if limit is not None:
                 got, want = (p, exact) if slot == "p" else (after[slot], new[slot])
                 off = np.abs(got.astype(wide) - want)
-                worst = int(np.argmax(off - limit))
-                assert np.isfinite(got).all()
-                assert (off <= limit * 1.001).all(), (t, slot, worst, got[worst], want[worst], off[worst], limit[worst])
+                units = np.where(off == 0, 0, off / np.where(limit > 0, limit, 1e-300))
+                sane = np.isfinite(got).all() and np.isfinite(units).all()
+                found = max(found, float(units.max()) if sane else np.inf)
+    return found
+
+
+SLACK = 1.001  # the bound is first order in each rounding, and the oracle rounds too, at 2^-29 or 2^-11 of a unit
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=label)
+@pytest.mark.parametrize("case", variants(), ids=label)
+def test_one_step_is_within_its_roundings_of_the_paper(case, dtype, backend):
+    if dtype == np.float64 and np.finfo(np.longdouble).eps >= np.finfo(dtype).eps:
+        pytest.skip("longdouble is no wider than float64 here: there is nothing to hold float64 against")
+    assert 0 < worst(*case, dtype, backend) <= SLACK
