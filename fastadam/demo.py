@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ Model = tuple[Init, LossAndGrads]
 Report = Callable[[int, float, float], None]  # epoch, loss, share of hits
 
 # Where 40 epochs at the class's own default fall short of what the method can do.
-LEARNING_RATES = {"SGD": 0.1, "Lion": 3e-4, "RMSprop": 1e-3}
+LEARNING_RATES = {"SGD": 0.5, "RMSprop": 1e-3}
 
 # 0.1 as in the paper. Over 40 splits it lifts the mean accuracy from 98.4 % to 99.0 %, the worst from 97.3 % to 98.2 %.
 SMOOTHING = 0.1
@@ -41,7 +42,7 @@ def mlp_init(
     """Weights as in He et al. 2015, which keep the size of what passes through a ReLU; biases 0."""
     return [
         {"w": (rng.standard_normal((i, o)) * math.sqrt(2 / i)).astype(dtype), "b": np.zeros(o, dtype)}
-        for i, o in zip(sizes, sizes[1:], strict=False)
+        for i, o in pairwise(sizes)
     ]
 
 
