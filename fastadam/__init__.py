@@ -1,6 +1,7 @@
 """Adam and its family, run at the speed of memory, on the arrays you already have."""
 
 from fastadam.backend import backends
+from fastadam.diagnosis import info
 from fastadam.flat import FlatBuffer
 from fastadam.functional import (
     adabelief_step,
@@ -35,6 +36,7 @@ __all__ = [
     "adamax_step",
     "backends",
     "get_num_threads",
+    "info",
     "lion_step",
     "momentum_step",
     "nadam_step",

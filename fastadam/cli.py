@@ -43,7 +43,46 @@ def demo(parser: argparse.ArgumentParser) -> Run:
     return run
 
 
-COMMANDS = (demo,)
+def info(parser: argparse.ArgumentParser) -> Run:
+    """say what fastadam finds on this machine, and what is missing"""
+    parser.add_argument("--json", action="store_true", help="as JSON")
+
+    def run(args: argparse.Namespace) -> int:
+        import json
+
+        from fastadam.diagnosis import info, lines
+
+        found = info()
+        print(json.dumps(found, indent=1) if args.json else "\n".join(lines(found)))
+        return 0
+
+    return run
+
+
+def verify(parser: argparse.ArgumentParser) -> Run:
+    """hold every kernel, rule, dtype and backend against the papers and against NumPy's bits"""
+    parser.add_argument("--all", action="store_true", help="the full product, not only all pairs")
+
+    def run(args: argparse.Namespace) -> int:
+        from fastadam.verify import run
+
+        return run(args.all)
+
+    return run
+
+
+def warmup(parser: argparse.ArgumentParser) -> Run:
+    """compile everything once, so that no first step waits"""
+
+    def run(args: argparse.Namespace) -> int:
+        from fastadam.warmup import run
+
+        return run()
+
+    return run
+
+
+COMMANDS = (demo, info, verify, warmup)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

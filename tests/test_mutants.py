@@ -7,12 +7,12 @@ import sys
 import numpy as np
 import pytest
 from cases import same_bits, variants
-from test_truth import SLACK, worst
 
 from fastadam import kernels, rules
 from fastadam.kernels.contract import Kernel
 from fastadam.kernels.cpu import traversal
 from fastadam.optimizer import Optimizer
+from fastadam.verify import SLACK, worst_error
 
 
 def load(name, source, path):
@@ -72,7 +72,7 @@ def test_a_changed_equation_is_caught(name, old, new, monkeypatch):
     kernel = Kernel.of(load(f"mutants.{name}", source, f"kernels/{name}"))
     monkeypatch.setitem(kernels.ALL, name, kernel)
     affected = [case for case in variants() if case[0].rule.kernel == name]
-    assert max(worst(*case, np.float32, "numpy") for case in affected) > SLACK
+    assert max(worst_error(*case, np.float32, "numpy", 3000)[0] for case in affected) > SLACK
 
 
 RULES = [
@@ -110,7 +110,10 @@ def test_a_changed_rule_is_caught(old, new):
         if rule(**chosen).initial() != true.initial() or any(
             rule(**chosen).coefficients(t, 1e-2, *carried) != true.coefficients(t, 1e-2, *carried) for t in range(1, 9)
         ):  # only where the change can show
-            found = max(found, worst(type(method.__name__, (Optimizer,), {"rule": rule}), chosen, np.float32, "numpy"))
+            found = max(
+                found,
+                worst_error(type(method.__name__, (Optimizer,), {"rule": rule}), chosen, np.float32, "numpy", 3000)[0],
+            )
     assert found > SLACK or _starts_wrong(mutant)
 
 

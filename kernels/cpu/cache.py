@@ -60,6 +60,16 @@ def keep(dispatcher: Any, name: str) -> Any:
     return dispatcher
 
 
+def state(root: Path) -> str:
+    """ "writable", or why entries cannot be kept there."""
+    try:
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        tempfile.TemporaryFile(dir=root).close()
+    except OSError as error:
+        return f"not writable ({error.strerror})"
+    return "writable" if _private(root) else "not used: others may write there"
+
+
 class DiskCache(_Cache):
     """What a Numba dispatcher asks of a cache, for one function. No fault of the disk ever reaches the caller."""
 

@@ -39,21 +39,23 @@ def _quota() -> float:
     return math.inf
 
 
-def _limits() -> dict[str, int]:
+def limits() -> dict[str, int]:
     """Every limit on the number of threads, by what sets it."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    limits = {"affinity": affinity}
+    found = {"affinity": affinity}
     if (quota := _quota()) < math.inf:
-        limits["cgroup quota"] = max(1, math.ceil(quota))
+        found["cgroup quota"] = max(1, math.ceil(quota))
     asked = os.environ.get("NUMBA_NUM_THREADS", "")
     if asked.isdecimal() and int(asked) > 0:
-        limits["NUMBA_NUM_THREADS"] = int(asked)
-    return limits
+        found["NUMBA_NUM_THREADS"] = int(asked)
+    if _chosen is not None:
+        found["set_num_threads"] = _chosen
+    return found
 
 
 def get_num_threads() -> int:
     """The threads that the next step may use."""
-    return min([*_limits().values(), *([_chosen] if _chosen else [])])
+    return min(limits().values())
 
 
 def set_num_threads(n: int) -> None:

@@ -1,0 +1,152 @@
+"""What there is to check: every method with every choice of options, and a small set of cases that covers all pairs.
+
+verify, the tests and whatever compiles without running take their lists from here, so a new rule, kernel, format or
+backend is covered without an edit.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from itertools import combinations, product
+from typing import Any
+
+import numpy as np
+
+from fastadam import methods
+from fastadam.arrays import DTYPES, Array
+from fastadam.backend import BACKENDS
+from fastadam.optimizer import Optimizer
+
+METHODS: list[type[Optimizer]] = [m for m in vars(methods).values() if isinstance(m, type) and "rule" in vars(m)]
+
+# Values at which a misplaced term cannot hide: with wd = 0 and eps = 1e-8 most wrong equations look right.
+BITING = {
+    "lr": 1e-2, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.1, "alpha": 0.8, "dampening": 0.3,
+    "lr_decay": 0.1, "initial_accumulator_value": 0.2, "momentum_decay": 0.04,
+}  # fmt: skip
+
+Variant = tuple[type[Optimizer], dict[str, Any]]
+
+
+def variants(**fixed: Any) -> list[Variant]:
+    """(method, hyperparameters) for every method and every combination of what can be switched on and off."""
+    found = []
+    for method in METHODS:
+        own = [each for each in fields(method.rule) if each.init]
+        base = {each.name: BITING[each.name] for each in own if each.name in BITING}
+        switches: dict[str, Sequence[Any]] = {
+            each.name: (False, True) for each in own if each.type is bool and each.name not in fixed
+        }
+        if "momentum" in {each.name for each in own}:
+            switches["momentum"] = (0.0, 0.7)
+        for values in product(*switches.values()):
+            chosen = {**base, **fixed, **dict(zip(switches, values, strict=True))}
+            if chosen.get("nesterov"):
+                chosen["dampening"] = 0.0
+            try:
+                method.rule(**chosen)
+            except ValueError:  # Nesterov without momentum
+                continue
+            found.append((method, chosen))
+    return found
+
+
+def _signature(variant: Variant) -> Any:
+    """What has to be compiled for it: a kernel and its optional slots."""
+    method, chosen = variant
+    return method.rule.kernel, method.rule(**chosen).options
+
+
+def kernels_in_use() -> list[Variant]:
+    """One (method, hyperparameters) for every kernel and every set of optional slots: what can be compiled."""
+    known: dict[Any, Variant] = {}
+    for variant in variants(maximize=False):
+        known.setdefault(_signature(variant), variant)
+    return list(known.values())
+
+
+def label(variant: Variant) -> str:
+    """A short name, such as AdamW-amsgrad."""
+    method, chosen = variant
+    on = [name for name, value in chosen.items() if value is True or (name == "momentum" and value)]
+    return "-".join([method.__name__, *on])
+
+
+def pairwise(*factors: Sequence[Any]) -> list[tuple[int, ...]]:
+    """Few index tuples, one index a factor, in which every pair of values of any two factors occurs."""
+    choices = list(product(*(range(len(factor)) for factor in factors)))
+
+    def pairs(choice: tuple[int, ...]) -> set[Any]:
+        return set(combinations(enumerate(choice), 2))
+
+    missing: set[Any] = set().union(*map(pairs, choices)) if choices else set()
+    found = []
+    while missing:
+        best = max(choices, key=lambda choice: len(pairs(choice) & missing))
+        found.append(best)
+        missing -= pairs(best)
+    return found
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to run: a method with options, over parameters of one dtype, on one backend and thread count."""
+
+    variant: Variant
+    dtype: Any
+    backend: str
+    threads: int
+
+    def __str__(self) -> str:
+        walk = (
+            self.backend
+            if self.backend == "numpy"
+            else f"{self.backend}, {'parallel' if self.threads > 1 else 'serial'}"
+        )
+        return f"{label(self.variant)}  {np.dtype(self.dtype).name}  {walk}"
+
+
+def cases(everything: bool = False) -> list[Case]:
+    """The cases that cover every pair of kernel, dtype and backend, and every rule; or the full product.
+
+    A kernel is taken with each set of its optional slots; each walk (serial, parallel) counts as a backend.
+    """
+    walks = [(name, threads) for name in BACKENDS for threads in ((1,) if name == "numpy" else (1, 2))]
+    if everything:
+        return [Case(v, dtype, *walk) for v in variants() for dtype in DTYPES for walk in walks]
+    kernels = kernels_in_use()
+    found = [Case(kernels[k], DTYPES[d], *walks[w]) for k, d, w in pairwise(kernels, DTYPES, walks)]
+    compiled = {_signature(case.variant): case for case in found if case.backend != "numpy"}
+    covered = {label(case.variant) for case in found}
+    for variant in variants():  # the other rules run on what is compiled already
+        if label(variant) not in covered:
+            home = compiled[_signature(variant)]
+            found.append(Case(variant, home.dtype, home.backend, home.threads))
+    return found
+
+
+def hostile(rng: np.random.Generator, n: int, dtype: Any, bad: bool = True) -> Array:
+    """Gradients from 1e-30 to 1e6 of both signs, both zeros, subnormals; with `bad`, infinities and NaN too."""
+    dtype = np.dtype(dtype)
+    x = (rng.standard_normal(n) * 10.0 ** rng.uniform(-30, 6, n)).astype(dtype)
+    tiny = np.finfo(dtype).smallest_subnormal
+    special = [0.0, -0.0, tiny, -3 * tiny, *([np.inf, -np.inf, np.nan] if bad else [])]
+    where = rng.random(n) < 0.05
+    x[where] = rng.choice(np.array(special, dtype), where.sum())
+    return x
+
+
+def same_bits(a: Array, b: Array) -> bool:
+    """Equal to the bit, the sign of zero included; all NaNs count as equal."""
+    integer = np.dtype(f"u{a.dtype.itemsize}")
+    equal = np.ascontiguousarray(a).view(integer) == np.ascontiguousarray(b).view(integer)
+    return a.dtype == b.dtype and a.shape == b.shape and bool(np.all(equal | (np.isnan(a) & np.isnan(b))))
+
+
+def state_arrays(opt: Optimizer) -> dict[str, Array]:
+    """Every array of state by leaf and slot."""
+    return {
+        f"{leaf}.{slot}": x
+        for leaf, own in opt.state_dict()["leaves"].items()
+        for slot, x in own.items()
+        if isinstance(x, np.ndarray)
+    }

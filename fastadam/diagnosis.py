@@ -1,0 +1,124 @@
+"""What fastadam finds here: versions, processor, threads, pages, cache, backends; and how to mend what is missing."""
+
+import os
+import platform
+import re
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastadam.backend import backends
+from fastadam.kernels.cpu import threads
+
+PACKAGES = ("fastadam", "numpy", "numba", "llvmlite", "cupy", "torch", "scikit-learn", "rich")
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _cpu() -> dict[str, Any]:
+    """The processor as LLVM sees it, and the vectors that it uses: read from the assembly of a loop compiled now."""
+    import llvmlite.binding as llvm
+    from numba import njit, types
+
+    features = llvm.get_host_cpu_features()
+    vectors = types.Array(types.float32, 1, "C")
+
+    @njit([(vectors, vectors)], error_model="numpy")  # type: ignore[misc]
+    def probe(a: Any, b: Any) -> None:
+        for i in range(a.size):
+            a[i] += b[i]
+
+    text = next(iter(probe.inspect_asm().values()))
+    widths = [bits for name, bits in (("z", 512), ("y", 256), ("x", 128)) if re.search(rf"addps.*%{name}mm", text)]
+    known = ("avx512f", "avx2", "avx", "sse4.2", "neon", "sve", "fma")
+    return {
+        "name": llvm.get_host_cpu_name(),
+        "features": [name for name in known if features.get(name)],
+        "vector_bits": widths[0] if widths else None,
+    }
+
+
+def _layer() -> dict[str, str]:
+    """Numba's threading layer, which is chosen when it is first needed: here, if not before."""
+    import numba
+
+    asked = os.environ.get("NUMBA_THREADING_LAYER", "default")
+    try:
+        numba.get_num_threads()
+        name = numba.threading_layer()  # type: ignore[attr-defined]
+    except ValueError as error:
+        return {"name": "none", "why": str(error)}
+    if asked != "default":
+        return {"name": name, "why": f"NUMBA_THREADING_LAYER={asked}"}
+    order = numba.config.THREADING_LAYER_PRIORITY  # type: ignore[attr-defined]
+    return {"name": name, "why": f"the first of {', '.join(order)} that loads"}
+
+
+def _threads() -> dict[str, Any]:
+    limits = threads.limits()
+    count = threads.get_num_threads()
+    return {"count": count, "from": min(limits, key=lambda name: limits[name]), "limits": limits}
+
+
+def _huge_pages() -> str:
+    try:
+        text = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+    except OSError:
+        return "not offered by this system"
+    mode = (re.search(r"\[(\w+)\]", text) or ["", "unknown"])[1]
+    return mode + ("; switched off" if mode == "never" else "; used for arrays of 4 MiB and more")
+
+
+def _cache() -> dict[str, Any]:
+    from fastadam.kernels.cpu import cache
+
+    root = cache.directory()
+    if root is None:
+        return {"directory": None, "state": "off: FASTADAM_CACHE=0", "entries": 0, "bytes": 0}
+    files = list(root.glob("*.bin")) if root.is_dir() else []
+    return {
+        "directory": str(root),
+        "state": cache.state(root),
+        "entries": len(files),
+        "bytes": sum(file.stat().st_size for file in files),
+    }
+
+
+def flushes_subnormals() -> bool:
+    """Whether some library has told this thread's processor to treat subnormal numbers as zero."""
+    tiny = np.full(1, np.finfo(np.float32).smallest_subnormal, np.float32)
+    return bool((tiny * np.float32(1) == 0).any() or (np.full(1, 2e-38, np.float32) * np.float32(0.5) == 0).any())
+
+
+def info() -> dict[str, Any]:
+    """Everything that decides what fastadam does on this machine, as plain data. Loads Numba."""
+    found: dict[str, Any] = {"versions": _versions(), "backends": backends()}
+    if found["backends"]["numba"] == "ready":
+        found |= {"cpu": _cpu(), "threading_layer": _layer(), "cache": _cache()}
+    found |= {"threads": _threads(), "huge_pages": _huge_pages()}
+    found["subnormals"] = "flushed to zero, so results differ" if flushes_subnormals() else "kept"
+    return found
+
+
+def lines(found: dict[str, Any]) -> list[str]:
+    """The same as text, a line each."""
+    out = []
+    for title, value in found.items():
+        if isinstance(value, dict):
+            out.append(f"{title.replace('_', ' ')}:")
+            for name, one in value.items():
+                words = ", ".join(f"{k} {v}" for k, v in one.items()) if isinstance(one, dict) else one
+                out.append(f"  {name:12s}{', '.join(words) if isinstance(words, list) else words}")
+        else:
+            out.append(f"{title.replace('_', ' ')}: {value}")
+    return out

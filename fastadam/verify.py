@@ -1,0 +1,129 @@
+"""Whether this machine computes what the papers say: every kernel, rule, dtype and backend against the oracles.
+
+Each case is stepped from hostile values. After every step all streams are held against the paper's algorithm in
+higher precision, from the state before that step, in units of the bound that its roundings allow (bounds.py); and the
+whole run is held against the NumPy backend's, bit for bit.
+"""
+
+from typing import Any
+
+import numpy as np
+
+import fastadam as fa
+from fastadam import bounds, kernels, papers
+from fastadam.cover import Case, cases, hostile, same_bits, state_arrays
+from fastadam.diagnosis import flushes_subnormals
+from fastadam.optimizer import Optimizer
+
+N = 20_000  # elements: enough for the parallel walk
+STEPS = 6
+SLACK = 1.001  # the bound is first order in each rounding, and the oracle rounds too, at 2^-29 or 2^-11 of a unit
+
+
+def _oracle(method: type[Optimizer], chosen: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The paper's function for a method with these options, and the options that it takes."""
+    taken, name = dict(chosen), method.__name__.lower()
+    if name == "adam" and taken.pop("decoupled_weight_decay"):
+        name = "adamw"
+    return papers.ORACLES[name], taken
+
+
+def _host_error(rule: Any, t: int) -> float:
+    """How far a rule's float64 numbers can be off, relatively.
+
+    β^t is good to 2 u, then 1 - β^t cancels, then come up to six operations of a rounding each; RAdam's ratio of
+    lengths cancels once more, in ρ_t - 4 and 1 - β2.
+    """
+    u = float(np.finfo(np.float64).eps) / 2
+    betas = getattr(rule, "betas", ())
+    cancelled = max((1 / (1 - beta**t) for beta in betas), default=1.0)
+    steep = max((1 / (1 - beta) for beta in betas), default=1.0)
+    return u * (8 + 4 * cancelled) * (1 + steep * (type(rule).__name__ == "RAdam"))
+
+
+@np.errstate(all="ignore")
+def worst_error(
+    method: type[Optimizer], chosen: dict[str, Any], dtype: Any, backend: str, n: int = N
+) -> tuple[float, float]:
+    """Step one array; returns the largest error of any stream at any step: in units of its bound, and in ulp."""
+    wide = np.longdouble if dtype == np.float64 else np.float64
+    oracle, taken = _oracle(method, chosen)
+    kernel = kernels.ALL[method.rule.kernel]
+    rng = np.random.default_rng(11)
+    p = (rng.standard_normal(n) * 10.0 ** rng.integers(-3, 3, n)).astype(dtype)
+    opt = method(p, backend=backend, **chosen)
+    carried = dict(method.rule.carried)
+    units = ulps = 0.0
+    for t in range(1, STEPS + 1):
+        g = hostile(rng, n, dtype, bad=False)
+        before = {key.rpartition(".")[2]: x for key, x in state_arrays(opt).items()}
+        state = {slot: x.astype(wide) for slot, x in before.items()} | carried
+        start = before | {"p": p.copy()}
+        streams = [start["p"], g, *(before.get(slot.name) for slot in kernel.slots)]
+        row = opt.groups[0].coefficients_at(t, chosen["lr"], 1.0, *carried.values())[: len(kernel.Coefficients._fields)]  # type: ignore[attr-defined]
+        limits = bounds.one_step(kernel, dtype, streams, row, _host_error(method.rule(**chosen), t))
+        exact, new = oracle(t, p.astype(wide), g.astype(wide), state, **taken)
+        opt.step(g)
+        after = {key.rpartition(".")[2]: x for key, x in state_arrays(opt).items()} | {"p": p}
+        carried = {key: new[key] for key in carried}
+        for slot, limit in zip(("p", *(slot.name for slot in kernel.slots)), limits, strict=True):
+            if limit is not None:
+                want = exact if slot == "p" else new[slot]
+                off = np.abs(after[slot].astype(wide) - want)
+                ratio = np.where(off == 0, 0, off / np.where(limit > 0, limit, 1e-300))
+                if not (np.isfinite(after[slot]).all() and np.isfinite(ratio).all()):
+                    return np.inf, np.inf
+                units = max(units, float(ratio.max()))
+                size = np.maximum(np.abs(want), np.abs(start[slot])).astype(dtype)  # cancellation is the algorithm's
+                ulps = max(ulps, float((off / np.spacing(size)).max()))
+    return units, ulps
+
+
+def same_as_numpy(method: type[Optimizer], chosen: dict[str, Any], dtype: Any, backend: str, n: int = N) -> bool:
+    """Whether a few steps over infinities, NaN and subnormals too give the NumPy backend's bits."""
+    outcomes = []
+    for name in ("numpy", backend):
+        rng = np.random.default_rng(12)
+        p = hostile(rng, n, dtype, bad=False)
+        opt = method(p, backend=name, **chosen)
+        for _ in range(STEPS):
+            opt.step(hostile(rng, n, dtype))
+        outcomes.append({"p": p, **state_arrays(opt)})
+    return all(same_bits(x, outcomes[1][key]) for key, x in outcomes[0].items())
+
+
+def check(case: Case) -> tuple[float, float, bool]:
+    """One case: the worst error in units of its bound (NaN where there is no wider type) and in ulp; the same bits."""
+    (method, chosen), dtype = case.variant, case.dtype
+    with fa.num_threads(case.threads):
+        units = ulps = float("nan")
+        if dtype == np.float32 or np.finfo(np.longdouble).eps < np.finfo(dtype).eps:
+            units, ulps = worst_error(method, chosen, dtype, case.backend)
+        return units, ulps, same_as_numpy(method, chosen, dtype, case.backend)
+
+
+def run(everything: bool = False) -> int:
+    """Check all cases, print a table, and return the exit status: 1 if anything failed."""
+    from fastadam.console import Table, track
+
+    todo = [case for case in cases(everything) if fa.backends()[case.backend] == "ready"]
+    table = Table("method", "dtype", "backend", "error / bound", "error in ulp", "NumPy's bits", "")
+    failed = 0
+    for case in track(todo, "verifying"):
+        units, ulps, same = check(case)
+        good = not units > SLACK and same
+        failed += not good
+        table.add(
+            *str(case).split("  "), f"{units:.3f}", f"{ulps:.3g}", "yes" if same else "NO", "ok" if good else "FAILED"
+        )
+    table.show()
+    for name, status in fa.backends().items():
+        if status != "ready":
+            print(f"not verified: {name}: {status}")
+    if flushes_subnormals():
+        failed += 1
+        print(
+            "FAILED: this process flushes subnormal numbers to zero; a library has set the processor's FTZ or DAZ flag"
+        )
+    print(f"{len(todo)} cases, {failed} failed")
+    return int(failed > 0)

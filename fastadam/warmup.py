@@ -1,0 +1,23 @@
+"""Fill the cache of compiled code, so that no first step waits for a compiler."""
+
+import numpy as np
+
+from fastadam.arrays import DTYPES
+from fastadam.cover import kernels_in_use
+
+
+def run() -> int:
+    """Compile or load every kernel for every dtype, serial and parallel."""
+    from fastadam.console import track
+    from fastadam.kernels.cpu import cache
+
+    jobs = [(variant, dtype, n) for variant in kernels_in_use() for dtype in DTYPES for n in (1, 100_000)]
+    for (method, chosen), dtype, n in track(jobs, "compiling"):
+        p = np.zeros(n, dtype)
+        method(p, backend="numba", **chosen).step(np.zeros_like(p))
+    root = cache.directory()
+    print(f"{len(jobs)} walks are compiled; cache: {root if root else 'off: FASTADAM_CACHE=0'}")
+    if root is not None and (state := cache.state(root)) != "writable":
+        print(f"but the cache is {state}: a new process compiles again")
+        return 1
+    return 0
