@@ -5,6 +5,7 @@ needs and that construction can work out; it takes this step's gradients, then l
 """
 
 import importlib
+import logging
 import os
 import warnings
 from collections import deque
@@ -18,6 +19,8 @@ import numpy as np
 from fastadam.arrays import Array, Memory, describe, flat, flat_like, memory_order
 from fastadam.flat import FlatBuffer
 from fastadam.kernels.contract import Kernel
+
+log = logging.getLogger("fastadam")
 
 CHUNK = 8_192  # elements: four float32 streams of 32 KiB stay in L2; 4,096 and 16,384 measured the same (2 Zen 4 cores)
 
@@ -123,8 +126,16 @@ class NumpyPlan(Plan):
     def launch(self) -> None:
         from fastadam.kernels.reference import walk
 
-        for chunks, counts in zip(self._chunks, self._advancing, strict=True):
-            walk(self._kernel, self._streams, chunks, self._row, self._rows, counts, self._carried)
+        changing = [x for p, _, *slots in self._streams for x in (p, *slots) if x is not None]
+        changing += [self._counts, self._carried]
+        before = [x.copy() for x in changing]
+        try:
+            for chunks, counts in zip(self._chunks, self._advancing, strict=True):
+                walk(self._kernel, self._streams, chunks, self._row, self._rows, counts, self._carried)
+        except BaseException:  # Ctrl-C, or no memory for a temporary: as if the step had not begun
+            for x, old in zip(changing, before, strict=True):
+                x[...] = old
+            raise
 
 
 class NumbaPlan(Plan):
@@ -237,6 +248,7 @@ def choose(name: str) -> Backend:
     if asked == "auto":
         best, *others = BACKENDS.values()
         if (status := best.status()) == "ready":
+            log.debug("backend %s chosen: the fastest that is ready", best.name)
             return best
         warnings.warn(f"{best.name} is not ready: {status}. Using {others[0].name}, which is slow", RuntimeWarning, 4)
         return others[0]
@@ -244,4 +256,5 @@ def choose(name: str) -> Backend:
         raise ValueError(f"{source} is {asked!r}, expected one of {', '.join(['auto', *BACKENDS])}")
     if (status := BACKENDS[asked].status()) != "ready":
         raise RuntimeError(f"{source} is {asked!r}, which cannot run here: {status}")
+    log.debug("backend %s chosen: %s asks for it", asked, source)
     return BACKENDS[asked]
