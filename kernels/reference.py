@@ -11,7 +11,7 @@ def walk(kernel: Kernel, streams: Any, chunks: Any, row: Any, rows: Any, counts:
     """Step every leaf once, then advance its count.
 
     streams: per leaf, p, g and the slots as flat arrays in one memory order, None for an absent slot.
-    The other arguments: see fastadam.backend.Plan.
+    The other arguments: see fastadam.plan.Plan.
     """
     width = len(kernel.Coefficients._fields)  # type: ignore[attr-defined]
     with np.errstate(all="ignore"):

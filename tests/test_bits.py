@@ -116,7 +116,7 @@ def test_axis_orders_change_nothing(of_p, of_g, backend):
 
 def test_work_is_shared_out_whole():
     """Every chunk lies in exactly one worker's span, and spans differ by at most a chunk's worth of elements."""
-    from fastadam.backend import CHUNK, _spans
+    from fastadam.plan import CHUNK, _spans
 
     rng = np.random.default_rng(10)
     for workers in (1, 2, 3, 7):

@@ -120,7 +120,7 @@ def _take(typing, spans, worker):
 
 
 def _walk(table, tag, chunks, spans, row, rows, counts, carried):
-    """Step every leaf once, then advance its count. The arguments: see fastadam.backend.Plan."""
+    """Step every leaf once, then advance its count. The arguments: see fastadam.plan.Plan."""
     workers = spans.shape[0]
     before = _enter(workers)  # noqa: F821  given by _compiled
     for w in range(workers):
