@@ -75,5 +75,5 @@ def one_step(kernel, dtype, streams, row, host):
     exact = [None if x is None else Running(x.astype(wide), 0.0, unit) for x in streams]
     c = kernel.Coefficients(*(Running(wide(x), abs(x) * (host + unit[0]), unit) for x in row))
     there = {**kernel.element.__globals__, "maximum": _maximum, "sign": _sign}
-    element = FunctionType(kernel.element.__code__, there)
+    element = FunctionType(kernel.element.__code__, there, closure=kernel.element.__closure__)
     return [None if x is None else x.error for x in element(*exact, c)]

@@ -1,0 +1,174 @@
+"""info, verify, warmup and the log: what the library says of itself, and that it says so when something is wrong."""
+
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from cases import kernels_in_use, variants
+
+import fastadam as fa
+from fastadam import cli, cover, kernels, verify
+
+
+def command(*words, **environment):
+    """python -m fastadam ..., in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "fastadam", *words], env={**os.environ, **environment}, capture_output=True, text=True
+    )
+
+
+def test_info_says_the_same_as_json_as_text_and_in_python(tmp_path):
+    done = command("info", "--json", FASTADAM_CACHE_DIR=str(tmp_path / "new"), NUMBA_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["versions"]["fastadam"] == fa.__version__ or found["versions"]["fastadam"] == "not installed"
+    assert found["versions"]["numpy"] == np.__version__
+    assert found["backends"] == {"numba": "ready", "numpy": "ready"}
+    assert found["threads"]["count"] == 1
+    assert found["threads"]["from"] in ("NUMBA_NUM_THREADS", "affinity")
+    assert found["threads"]["limits"]["NUMBA_NUM_THREADS"] == 1
+    assert found["cache"] == {"directory": str(tmp_path / "new"), "state": "writable", "entries": 0, "bytes": 0}
+    assert found["threading_layer"]["name"] in ("omp", "tbb", "workqueue")
+    assert found["subnormals"] == "kept"
+    if platform.machine() == "x86_64":
+        assert found["cpu"]["vector_bits"] in (128, 256, 512)
+    assert set(fa.info()) == set(found)
+    text = command("info").stdout
+    assert "backends:" in text
+    assert "threads:" in text
+
+
+def test_info_names_a_cache_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    found = json.loads(command("info", "--json", FASTADAM_CACHE_DIR=str(tmp_path / "file")).stdout)
+    assert found["cache"]["state"].startswith("not writable")
+    assert json.loads(command("info", "--json", FASTADAM_CACHE="0").stdout)["cache"]["directory"] is None
+
+
+def test_info_names_the_layer_that_was_asked_for():
+    found = json.loads(command("info", "--json", NUMBA_THREADING_LAYER="workqueue").stdout)
+    assert found["threading_layer"] == {"name": "workqueue", "why": "NUMBA_THREADING_LAYER=workqueue"}
+
+
+def test_verify_passes_here():
+    done = command("verify")
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [line for line in done.stdout.splitlines() if line.rstrip().endswith(" ok")]
+    assert len(rows) == len(cover.cases())
+    assert f"{len(rows)} cases, 0 failed" in done.stdout
+    for method, _ in variants():
+        assert any(row.split()[0].split("-")[0] == method.__name__ for row in rows)
+
+
+def test_verify_fails_when_a_kernel_is_wrong(monkeypatch, capsys):
+    """An equation that is wrong on all backends shows against the paper; a walk that is wrong, against NumPy."""
+    adagrad = kernels.ALL["adagrad"]
+
+    def wrong(p, g, sum, c):
+        p, sum = adagrad.element(p, g, sum, c)
+        return p + p * c.eps, sum
+
+    monkeypatch.setattr(verify, "cases", lambda _: [cover.Case(v, np.float32, "numpy", 1) for v in variants()[-2:]])
+    assert verify.run() == 0
+    monkeypatch.setitem(kernels.ALL, "adagrad", adagrad._replace(element=wrong))
+    assert verify.run() == 1
+    assert "FAILED" in capsys.readouterr().out
+    monkeypatch.undo()
+    monkeypatch.setattr(verify, "cases", lambda _: [cover.Case(v, np.float32, "numpy", 1) for v in variants()[-1:]])
+    monkeypatch.setattr(verify, "same_as_numpy", lambda *_: False)
+    assert verify.run() == 1
+    assert " NO " in capsys.readouterr().out
+
+
+FLUSH = """
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+@intrinsic
+def control(typing, value):
+    def generate(context, builder, signature, args):
+        word, byte = ir.IntType(32), ir.IntType(8).as_pointer()
+        place = builder.alloca(word)
+        builder.store(args[0], place)
+        load = ir.Function(builder.module, ir.FunctionType(ir.VoidType(), [byte]), "llvm.x86.sse.ldmxcsr")
+        builder.call(load, [builder.bitcast(place, byte)])
+        return context.get_dummy_value()
+    return types.void(types.uint32), generate
+
+njit([(types.uint32,)])(lambda x: control(x))(0x1F80 | 0x8040)      # FTZ and DAZ
+from fastadam import cover, verify
+import fastadam, sys
+print(fastadam.info()["subnormals"])
+verify.cases = lambda _: []
+sys.exit(verify.run())
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="sets x86-64's MXCSR; this is " + platform.machine())
+def test_flushed_subnormals_are_noticed():
+    done = subprocess.run([sys.executable, "-c", FLUSH], capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert "flushed to zero" in done.stdout
+    assert "FAILED: this process flushes subnormal numbers" in done.stdout
+
+
+def test_the_cases_cover_every_pair_and_every_rule():
+    found = cover.cases()
+    walks = {(case.backend, case.threads) for case in found}
+    assert walks == {("numpy", 1), ("numba", 1), ("numba", 2)}
+    assert {cover.label(case.variant) for case in found} == {cover.label(v) for v in variants()}
+    kinds = {cover._signature(v) for v in kernels_in_use()}
+    dtypes = {case.dtype for case in found}
+    assert len(dtypes) == 2
+    seen = [(cover._signature(c.variant), c.dtype, (c.backend, c.threads)) for c in found]
+    for kind in kinds:
+        assert {d for k, d, _ in seen if k == kind} == dtypes
+        assert {w for k, _, w in seen if k == kind} == walks
+    assert {(d, w) for _, d, w in seen} == {(d, w) for d in dtypes for w in walks}
+    assert len(cover.cases(everything=True)) == len(variants()) * len(dtypes) * len(walks)
+    assert len(found) < len(cover.cases(everything=True)) / 3
+
+
+def test_pairwise_leaves_no_pair_out():
+    factors = [range(4), range(3), range(2), range(2)]
+    rows = cover.pairwise(*factors)
+    for i in range(4):
+        for j in range(i + 1, 4):
+            assert {(r[i], r[j]) for r in rows} == {(a, b) for a in factors[i] for b in factors[j]}
+    assert len(rows) < 4 * 3 * 2 * 2 / 2
+
+
+def test_warmup_leaves_nothing_to_compile(tmp_path, monkeypatch, capsys):
+    """With one kernel for all, which is what the command does for each."""
+    from fastadam import warmup
+
+    monkeypatch.setenv("FASTADAM_CACHE_DIR", str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir(mode=0o700)
+    monkeypatch.setattr(warmup, "kernels_in_use", lambda: kernels_in_use()[-1:])
+    assert cli.main(["warmup"]) == 0
+    assert "4 walks are compiled" in capsys.readouterr().out
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("FASTADAM_CACHE_DIR", str(tmp_path / "file"))
+    assert cli.main(["warmup"]) == 1
+
+
+def test_the_log_names_backend_and_traversal(caplog, monkeypatch):
+    with caplog.at_level(logging.DEBUG, "fastadam"):
+        fa.Adagrad(np.ones(3, np.float32), backend="numpy")
+        assert "backend numpy chosen: backend asks for it" in caplog.text
+        monkeypatch.setenv("FASTADAM_BACKEND", "numba")
+        fa.Adagrad(np.ones(3, np.float32))
+        assert "backend numba chosen: FASTADAM_BACKEND asks for it" in caplog.text
+    monkeypatch.delenv("FASTADAM_BACKEND")
+    code = "import logging, numpy as np, fastadam as fa; logging.basicConfig(level=10); "
+    code += "fa.Lion(np.ones(3)).step(np.ones(3))"
+    text = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr
+    assert "DEBUG:fastadam:backend numba chosen: the fastest that is ready" in text
+    for what in ("walk_serial", "place"):
+        assert any(f"{what} {done} for" in text for done in ("loaded", "compiled"))
