@@ -13,8 +13,11 @@ LINE, PAGE = 64, 4096  # bytes of a cache line, which is the widest vector, and 
 
 
 def describe(x: Any) -> str:
-    """What errors call an object: float32(3, 4), or the name of its type."""
-    return f"{x.dtype}{x.shape}" if isinstance(x, np.ndarray) else type(x).__name__
+    """What errors call an object: float32(3, 4), FlatBuffer of float32(12,), or the name of its type."""
+    if isinstance(getattr(x, "array", None), np.ndarray):
+        return f"{type(x).__name__} of {describe(x.array)}"
+    plain = isinstance(x, np.ndarray) and not isinstance(x, np.ma.MaskedArray)
+    return f"{x.dtype}{x.shape}" if plain else type(x).__name__
 
 
 def memory_order(x: Array) -> tuple[int, ...]:
@@ -24,13 +27,13 @@ def memory_order(x: Array) -> tuple[int, ...]:
 
 def flat(x: Array) -> Array | None:
     """x as one dimension in the order of its memory, without a copy; None if x has gaps or overlaps itself."""
-    straight = x.transpose(memory_order(x))
+    straight = np.asarray(x).transpose(memory_order(x))
     return straight.reshape(-1) if straight.flags.c_contiguous else None
 
 
 def flat_like(g: Array, p: Array) -> Array | None:
     """The values of g as one dimension in the order of p's memory, without a copy; None if that takes one."""
-    straight = g.transpose(memory_order(p))
+    straight = np.asarray(g).transpose(memory_order(p))
     return straight.reshape(-1) if straight.flags.c_contiguous else None
 
 

@@ -25,7 +25,7 @@ class FlatBuffer:
         """Copies the values of `tree`. Raises TypeError unless every leaf is float32, or every leaf is float64."""
         structure = Structure(tree)
         for name, leaf in zip(structure.names, structure.leaves, strict=True):
-            if not isinstance(leaf, np.ndarray) or leaf.dtype not in DTYPES:
+            if not isinstance(leaf, np.ndarray) or isinstance(leaf, np.ma.MaskedArray) or leaf.dtype not in DTYPES:
                 raise TypeError(f"tree{name} is {describe(leaf)}, expected a numpy.ndarray of float32 or float64")
             if leaf.dtype != structure.leaves[0].dtype:
                 first = f"tree{structure.names[0]} is {describe(structure.leaves[0])}"
@@ -53,10 +53,14 @@ class FlatBuffer:
 
     def same_layout(self, other: "FlatBuffer") -> bool:
         """Whether both hold leaves of the same names and shapes in the same order, in one dtype."""
-        return (self.names, self.shapes, self.array.dtype) == (other.names, other.shapes, other.array.dtype)
+        return self.layout() == other.layout()
+
+    def layout(self) -> list[str]:
+        """What must agree between two buffers, a text for each leaf: its name, dtype and shape."""
+        return [f"{name}: {self.array.dtype}{shape}" for name, shape in zip(self.names, self.shapes, strict=True)]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return FlatBuffer, (self.views,)
 
     def __repr__(self) -> str:
-        return f"FlatBuffer({len(self.names)} arrays, {describe(self.array)})"
+        return f"FlatBuffer({len(self.names)} arrays in {describe(self.array)})"

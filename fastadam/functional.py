@@ -12,8 +12,9 @@ import numpy as np
 from fastadam import kernels, rules
 from fastadam.arrays import Array, check_owned, describe, flat_like
 from fastadam.backend import choose
+from fastadam.checks import integer, number
 from fastadam.group import Group
-from fastadam.rules import Rule, number
+from fastadam.rules import Rule
 
 
 def _step(
@@ -21,24 +22,24 @@ def _step(
     t: int, grad_scale: float, backend: str, *carried: float,
 ) -> list[float]:  # fmt: skip
     """Check everything, then step once. Returns the new values of what the rule carries."""
-    if isinstance(t, bool) or not hasattr(t, "__index__"):
-        raise TypeError(f"t is {t!r}, expected an integer")
-    if t < 1:
-        raise ValueError(f"t is {t}, expected a count from 1")
+    t = integer("t", t, low=1, most=2**63 - 1)
     check_owned("p", p)
     kernel = kernels.ALL[rule.kernel]
+    flats: list[Array | None] = []
     for slot in kernel.slots:
         x, used = slots[slot.name], not slot.optional or slot.name in rule.options
         if x is None and used:
             raise TypeError(f"{slot.name} is None, expected an array like p, {describe(p)}")
-        if x is not None:
+        if x is None or not used:
+            flats.append(None)
+        else:
             check_owned(slot.name, x)
             if describe(x) != describe(p) or flat_like(x, p) is None:
                 both = f"{slot.name} is {describe(x)}, p is {describe(p)}"
                 raise ValueError(f"{both}: expected one shape, dtype and order of axes")
+            flats.append(flat_like(x, p))
     group = Group(rule, "", range(1), {p.dtype})
-    flats = [x if (x := slots[slot.name]) is None else flat_like(x, p) for slot in kernel.slots]
-    numbers = group.coefficients_at(t.__index__(), group.lr_at(t), number("grad_scale", grad_scale), *carried)
+    numbers = group.coefficients_at(t, group.lr_at(t), number("grad_scale", grad_scale), *carried)
     row, counts, state = np.zeros(2, np.int64), np.zeros(2, np.int64), np.array([carried, carried], np.float64)
     names = ["p", "g", *(slot.name for slot in kernel.slots)]
     plan = choose(backend).plan(kernel, [names], [p], [flats], row, np.array([numbers]), counts, state)
@@ -61,7 +62,7 @@ def nadam_step(
     t: int, mu_product: float = 1.0, grad_scale: float = 1.0, backend: str = "auto", **hyperparameters: Any,
 ) -> float:  # fmt: skip
     """One step of NAdam. mu_product: 1 at the first step, then what the step before returned."""
-    mu_product = number("mu_product", mu_product, low=0)
+    mu_product = number("mu_product", mu_product, low=0, most=1)
     rule = rules.NAdam(**hyperparameters)
     return _step(rule, p, g, {"m": m, "v": v}, t, grad_scale, backend, mu_product)[0]
 

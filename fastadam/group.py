@@ -6,16 +6,20 @@ from typing import Any
 
 import numpy as np
 
+from fastadam import kernels
 from fastadam.arrays import Array
-from fastadam.rules import Rule, number
+from fastadam.checks import number
+from fastadam.rules import Rule
 from fastadam.tree import Structure, Tree
 
 
 def check_representable(rule: Rule, dtype: Any) -> None:
-    """Refuse an eps that the compute type rounds to 0: a division by zero nobody asked for."""
-    eps = getattr(rule, "eps", 0.0)
+    """Refuse an eps that the compute type rounds to 0, a division by zero nobody asked for, or to infinity."""
+    eps, info = getattr(rule, "eps", 0.0), np.finfo(dtype)
+    if eps > float(info.max):
+        raise ValueError(f"eps is {eps!r}, which overflows {info.dtype}; expected at most {info.max}")
     if eps > 0 and np.dtype(dtype).type(eps) == 0:
-        raise ValueError(f"eps is {eps!r}, which is 0 in {np.dtype(dtype)}; expected 0 or a larger number")
+        raise ValueError(f"eps is {eps!r}, which is 0 in {info.dtype}; expected 0 or a larger number")
 
 
 class Group:
@@ -38,12 +42,16 @@ class Group:
             check_representable(rule, dtype)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or name not in {each.name for each in fields(self._rule)}:
-            raise AttributeError(f"{type(self._rule).__name__} has no hyperparameter {name!r}")
-        return getattr(self._rule, name)
+        rule = self.__dict__.get("_rule")  # not there yet while a copy is made
+        if name not in {each.name for each in fields(rule)} if rule else True:
+            raise AttributeError(f"{type(rule).__name__} has no hyperparameter {name!r}")
+        return getattr(rule, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         getattr(self, name)
+        if name not in hyperparameters(self._rule):
+            fixed = getattr(self, name)
+            raise ValueError(f"{self._where}{name} of {type(self._rule).__name__} is always {fixed!r}, not {value!r}")
         self.__dict__["_rule"] = self.with_rule(self._where, **{name: value})
 
     def with_rule(self, where: str, **changed: Any) -> Rule:
@@ -51,9 +59,8 @@ class Group:
         try:
             rule = replace(self._rule, **changed)
             if (rule.options, rule.initial()) != (self._rule.options, self._rule.initial()):
-                raise ValueError(
-                    f"{', '.join(changed)} would change the layout of the state, which is set at construction"
-                )
+                names = [name for name in changed if getattr(rule, name) != getattr(self._rule, name)]
+                raise ValueError(f"{', '.join(names)} would change the state's layout, which construction decides")
             self._check(rule)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{where}{error}") from None
@@ -73,9 +80,11 @@ class Group:
         if scale != 1.0:
             numbers = (numbers[0] * scale, *numbers[1:])
         if not sum(map(abs, numbers)) <= self._largest:  # false for NaN too
+            names = (*kernels.ALL[self._rule.kernel].Coefficients._fields, *self._rule.carried)  # type: ignore[attr-defined]
+            name, value = max(zip(names, numbers, strict=True), key=lambda pair: abs(pair[1]))
             raise ValueError(
-                f"{self._where}lr is {lr!r} and grad_scale {scale!r} at count {count}: "
-                f"a coefficient overflows {self._largest:.2g}: {tuple(numbers)}"
+                f"{self._where}lr is {lr!r} and grad_scale is {scale!r}, expected values that keep {name} within "
+                f"{self._largest:.2g}: at count {count} it is {value!r}"
             )
         return numbers
 

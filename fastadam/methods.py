@@ -10,6 +10,8 @@ class _Method(Optimizer):
     """An optimizer whose signature and documentation are its rule's."""
 
     def __init_subclass__(cls) -> None:
+        if "rule" not in vars(cls):  # a user's own subclass documents itself
+            return
         own = list(inspect.signature(cls.rule).parameters.values())
         base = inspect.signature(Optimizer.__init__).parameters
         kinds = [p for p in own if p.kind is not p.KEYWORD_ONLY], [p for p in own if p.kind is p.KEYWORD_ONLY]

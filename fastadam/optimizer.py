@@ -7,11 +7,12 @@ import numpy as np
 
 from fastadam import kernels, state
 from fastadam.arrays import Array, allocate_beside, check_owned, shaped_like
-from fastadam.backend import choose
+from fastadam.backend import Backend, choose
+from fastadam.checks import integer, number
 from fastadam.flat import FlatBuffer
 from fastadam.group import is_grouped, make_groups
-from fastadam.rules import Rule, number
-from fastadam.tree import Structure, Tree
+from fastadam.rules import Rule
+from fastadam.tree import Structure, Tree, rebuild
 
 
 class Optimizer:
@@ -30,10 +31,14 @@ class Optimizer:
     rule: ClassVar[type[Rule]]
 
     def __init__(self, params: Tree, *hyperparameters: Any, backend: str = "auto", seed: int = 0, **named: Any) -> None:
+        if not hasattr(self, "rule"):
+            raise TypeError("Optimizer is what the methods share: construct one of them, such as fastadam.Adam")
         default = self.rule(*hyperparameters, **named)
-        if isinstance(seed, bool) or not hasattr(seed, "__index__"):
-            raise TypeError(f"seed is {seed!r}, expected an integer")
-        self._tree = params
+        self._build(params, default, choose(backend), integer("seed", seed))
+
+    def _build(self, params: Tree, default: Rule, backend: Backend, seed: int) -> None:
+        """What construction and copies have in common."""
+        self._tree = rebuild(params, lambda leaf: leaf)  # the arrays are the user's, the containers may change
         self._structure = Structure([item["params"] for item in params] if is_grouped(params) else params)
         arrays = []
         for name, leaf in zip(self._structure.names, self._structure.leaves, strict=True):
@@ -41,9 +46,9 @@ class Optimizer:
             check_owned(f"params{name}", array)
             arrays.append(array)
         self.groups = list(make_groups(params, default, arrays))
-        self._seed = seed.__index__()
+        self._seed = seed
         self._kernel = kernels.ALL[self.rule.kernel]
-        self._backend = choose(backend)
+        self._backend = backend
 
         n = len(arrays)
         width = len(self._kernel.Coefficients._fields) + len(self.rule.carried)  # type: ignore[attr-defined]
@@ -105,7 +110,7 @@ class Optimizer:
         grad_scale: multiplies grads first, so unscaling costs no pass of its own.
         Raises TypeError, ValueError before anything has changed.
         """
-        scale = 1.0 if grad_scale == 1.0 else number("grad_scale", grad_scale)
+        scale = number("grad_scale", grad_scale)
         leaves = self._structure.flatten(grads, "grads")
         missing = self._plan.accept(leaves)
         t = self.t + 1

@@ -5,7 +5,7 @@ A plan takes this step's gradients, then launches.
 
 from collections import deque
 from collections.abc import Sequence
-from itertools import starmap
+from itertools import starmap, zip_longest
 from operator import call
 from typing import Any
 
@@ -94,13 +94,18 @@ class Plan:
         (p_name, g_name, *_), p, owner = self._names[leaf], self._params[leaf], self._owners[leaf]
         both = f"{g_name} is {describe(g)}, {p_name} is {describe(owner)}"
         if isinstance(g, FlatBuffer):
-            if not (isinstance(owner, FlatBuffer) and owner.same_layout(g)):
-                raise ValueError(f"{both}: expected the same names, shapes and dtype in the same order")
+            if not isinstance(owner, FlatBuffer):
+                raise ValueError(both)
+            for own, other in zip_longest(owner.layout(), g.layout(), fillvalue="nothing"):
+                if own != other:
+                    raise ValueError(f"{g_name} holds {other} where {p_name} holds {own}")
             g = g.array
         if not isinstance(g, np.ndarray) or isinstance(g, np.ma.MaskedArray) or g.dtype != p.dtype:
             raise TypeError(both)
         if g.shape != p.shape:
             raise ValueError(both)
+        if not p.flags.writeable:
+            raise ValueError(f"{p_name} has become read-only, expected an array that can be updated in place")
         if (touched := self._memory.touched_by(g)) is not None:
             raise ValueError(f"{g_name} and {touched} share memory, expected separate arrays")
         return g

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
+from fastadam.checks import number
 from fastadam.kernels.adabelief import Coefficients as AdaBeliefCoefficients
 from fastadam.kernels.adagrad import Coefficients as AdagradCoefficients
 from fastadam.kernels.adam import Coefficients as AdamCoefficients
@@ -19,21 +20,6 @@ from fastadam.kernels.nadam import Coefficients as NAdamCoefficients
 from fastadam.kernels.rmsprop import Coefficients as RMSpropCoefficients
 
 LearningRate = float | Callable[[int], float]
-
-
-def number(name: str, value: Any, low: float = -math.inf, below: float = math.inf) -> float:
-    """value as a float, checked to be finite, at least `low` and less than `below`."""
-    if isinstance(value, (str, bytes)):
-        raise TypeError(f"{name} is {value!r}, expected a number")
-    try:
-        result = float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} is {value!r}, expected a number") from None
-    if not (math.isfinite(result) and low <= result < below):
-        least = "a finite number" if low == -math.inf else f"a finite number of at least {low:g}"
-        most = f" and below {below:g}" if below < math.inf else ""
-        raise ValueError(f"{name} is {value!r}, expected {least}{most}")
-    return result
 
 
 _AT_LEAST_0 = {"eps", "weight_decay", "momentum", "alpha", "lr_decay", "initial_accumulator_value", "momentum_decay"}

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from fastadam.arrays import describe
+from fastadam.backend import choose
+from fastadam.checks import integer, number
 from fastadam.group import hyperparameters, is_grouped
-from fastadam.rules import number
 
 if TYPE_CHECKING:
     from fastadam.optimizer import Optimizer
@@ -28,6 +27,7 @@ def state_dict(opt: Optimizer) -> dict[str, Any]:
     groups = [{each.name: getattr(group, each.name) for each in fields(opt.rule)} for group in opt.groups]
     for group in groups:
         group["lr"] = None if callable(group["lr"]) else group["lr"]
+        group |= {name: list(value) for name, value in group.items() if isinstance(value, tuple)}
     head = {"version": VERSION, "method": type(opt).__name__, "t": opt.t, "seed": opt._seed}
     return {**head, "groups": groups, "leaves": leaves}
 
@@ -49,21 +49,15 @@ def _keys(where: str, came: Any, expected: Any) -> None:
             raise ValueError(f"{where} has {key!r}, this optimizer has not")
 
 
-def _count(where: str, came: Any) -> None:
-    if isinstance(came, bool) or not isinstance(came, (int, np.integer)):
-        raise TypeError(f"{where} is {came!r}, expected an integer")
-    if not 0 <= came < 2**63:
-        raise ValueError(f"{where} is {came!r}, expected a count from 0")
-
-
 def load_state_dict(opt: Optimizer, state: dict[str, Any]) -> None:
     """See Optimizer.load_state_dict. Checks first, work last."""
     _keys("state", state, ("version", "method", "t", "seed", "groups", "leaves"))
     _same("state['version']", state["version"], VERSION)
     _same("state['method']", state["method"], type(opt).__name__)
-    _count("state['t']", state["t"])
-    if isinstance(state["seed"], bool) or not isinstance(state["seed"], (int, np.integer)):
-        raise TypeError(f"state['seed'] is {state['seed']!r}, expected an integer")
+    t = integer("state['t']", state["t"], low=0, most=2**63 - 2)
+    seed = integer("state['seed']", state["seed"])
+    if not isinstance(state["groups"], list):
+        raise TypeError(f"state['groups'] is {describe(state['groups'])}, expected a list")
     _same("len(state['groups'])", len(state["groups"]), len(opt.groups))
     rules = []
     for k, (group, own) in enumerate(zip(opt.groups, state["groups"], strict=True)):
@@ -72,17 +66,19 @@ def load_state_dict(opt: Optimizer, state: dict[str, Any]) -> None:
         if (own["lr"] is None) != callable(group.lr):
             both = f"{where}['lr'] is {own['lr']!r}, this optimizer's is {group.lr!r}"
             raise ValueError(f"{both}: expected two numbers or two schedules")
-        changed = {name: own[name] for name in hyperparameters(opt.rule) if own[name] is not None}
+        changed = {name: own[name] for name in hyperparameters(opt.rule) if name != "lr" or own["lr"] is not None}
         rules.append(group.with_rule(where + ": ", **changed))
+        for name in {each.name for each in fields(opt.rule)} - set(hyperparameters(opt.rule)):
+            _same(f"{where}[{name!r}]", own[name], getattr(group, name))
     names = [f"params{name}" for name in opt._structure.names]
     _keys("state['leaves']", state["leaves"], names)
     for leaf, name in enumerate(names):
         own, where, views = state["leaves"][name], f"state['leaves'][{name!r}]", opt._slot_views(leaf)
         _keys(where, own, ["count", "format", *opt.rule.carried, *views])
-        _count(f"{where}['count']", own["count"])
+        integer(f"{where}['count']", own["count"], low=0, most=t)
         _same(f"{where}['format']", own["format"], str(opt._arrays[leaf].dtype))
         for carried in opt.rule.carried:
-            number(f"{where}[{carried!r}]", own[carried])
+            number(f"{where}[{carried!r}]", own[carried], low=0, most=1)
         for slot, view in views.items():
             if describe(own[slot]) != describe(view):
                 raise ValueError(f"{where}[{slot!r}] is {describe(own[slot])}, expected {describe(view)}")
@@ -95,27 +91,22 @@ def load_state_dict(opt: Optimizer, state: dict[str, Any]) -> None:
         opt._carried[leaf] = [own[carried] for carried in opt.rule.carried]
         for slot, view in opt._slot_views(leaf).items():
             view[...] = own[slot]
-    opt._counts[-1], opt._seed = state["t"], int(state["seed"])
+    opt._counts[-1], opt._seed = t, seed
     opt._notice_counts()
 
 
 def pickled(opt: Optimizer) -> dict[str, Any]:
     """What pickle and deepcopy keep: the user's own tree, so that copies made together stay together."""
-    lrs = [group.lr for group in opt.groups]  # callables too, which state_dict cannot hold
-    return {"params": opt._tree, "lrs": lrs, "state": opt.state_dict(), "backend": opt.backend}
+    rules = [group._rule for group in opt.groups]  # with callables, which state_dict cannot hold
+    return {"params": opt._tree, "rules": rules, "state": opt.state_dict(), "backend": opt.backend}
 
 
 def unpickle(opt: Optimizer, kept: dict[str, Any]) -> None:
     """Build the optimizer anew over the kept tree, then load its state."""
-    names = hyperparameters(opt.rule)
-    own = [
-        {**{name: group[name] for name in names}, "lr": lr}
-        for group, lr in zip(kept["state"]["groups"], kept["lrs"], strict=True)
-    ]
-    tree = kept["params"]
+    tree, rules = kept["params"], kept["rules"]
     if is_grouped(tree):
+        names = hyperparameters(opt.rule)
+        own = [{name: getattr(rule, name) for name in names} for rule in rules]
         tree = [{"params": item["params"], **group} for item, group in zip(tree, own, strict=True)]
-        opt.__init__(tree, backend=kept["backend"])  # type: ignore[misc]
-    else:
-        opt.__init__(tree, backend=kept["backend"], **own[0])  # type: ignore[misc]
+    opt._build(tree, rules[0], choose(kept["backend"]), kept["state"]["seed"])
     opt.load_state_dict(kept["state"])

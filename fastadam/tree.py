@@ -72,5 +72,7 @@ def rebuild(tree: Tree, leaf: Callable[[Any], Any]) -> Tree:
         return {key: rebuild(value, leaf) for key, value in tree.items()}
     if isinstance(tree, (list, tuple)):
         items = [rebuild(value, leaf) for value in tree]
+        if hasattr(tree, "_fields"):
+            return type(tree)(*items)
         return tuple(items) if isinstance(tree, tuple) else items
     return leaf(tree)

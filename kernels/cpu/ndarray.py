@@ -1,8 +1,8 @@
 """The gradients' addresses, read natively from the headers of NumPy's arrays.
 
 Python's ways to an address take 1 to 2 µs an array (`ctypes.data`, `__array_interface__`): 10 µs for a small MLP whose
-whole step takes 5. The head of PyArrayObject (data, nd, dimensions, strides, base, descr) is part of NumPy's C ABI;
-`readable` checks it at first use, and where it differs every gradient takes the way through Python.
+whole step takes 5. The head of PyArrayObject (data, nd, dimensions, strides, base, descr, flags) is part of NumPy's C
+ABI; `readable` checks it at first use, and where it differs every gradient takes the way through Python.
 """
 
 import ctypes
@@ -17,7 +17,8 @@ from numba.extending import intrinsic
 from fastadam.kernels.cpu.cache import keep
 
 _HEAD = object.__basicsize__  # reference count and type
-_TYPE, _DATA, _ND, _DIMENSIONS, _STRIDES, _DESCR = 8, _HEAD, _HEAD + 8, _HEAD + 16, _HEAD + 24, _HEAD + 40
+_TYPE, _DATA, _ND, _DIMENSIONS = 8, _HEAD, _HEAD + 8, _HEAD + 16
+_STRIDES, _DESCR, _FLAGS, _WRITEABLE = _HEAD + 24, _HEAD + 40, _HEAD + 48, 0x0400
 
 
 def _read(address: int, kind: Any = ctypes.c_int64) -> int:
@@ -28,6 +29,7 @@ def _read(address: int, kind: Any = ctypes.c_int64) -> int:
 def readable() -> bool:
     """Whether arrays of this NumPy under this Python have the head that `place` reads."""
     probe = np.empty((2, 3, 5), np.float64).transpose(2, 0, 1)
+    frozen = np.frombuffer(b"12345678", np.float64)
     at = id(probe)
     return (
         _HEAD == 16
@@ -37,6 +39,8 @@ def readable() -> bool:
         and tuple(_read(_read(at + _DIMENSIONS) + 8 * k) for k in range(3)) == probe.shape
         and tuple(_read(_read(at + _STRIDES) + 8 * k) for k in range(3)) == probe.strides
         and _read(at + _DESCR) == id(probe.dtype)
+        and _read(at + _FLAGS, ctypes.c_int32) & _WRITEABLE == _WRITEABLE
+        and _read(id(frozen) + _FLAGS, ctypes.c_int32) & _WRITEABLE == 0
     )
 
 
@@ -56,7 +60,7 @@ def _place(objects, params, nbytes, none, ndarray, starts, ends, table):
     objects, params: (leaves,) int64, the id() of each gradient and parameter. nbytes: (leaves,) int64. none, ndarray:
     the id() of None and of numpy.ndarray. starts, ends: the memory that gradients must not touch, ascending.
     Returns how many gradients are None; or -1 - k where leaf k needs Python's judgement: not an ndarray of the
-    parameter's very dtype, shape and strides, or overlapping a parameter.
+    parameter's very dtype, shape and strides, or overlapping a parameter; or a parameter that is not as it was.
     """
     missing = 0
     for k in range(objects.shape[0]):
@@ -73,7 +77,7 @@ def _place(objects, params, nbytes, none, ndarray, starts, ends, table):
             if _at(_at(g + _STRIDES) + 8 * j) != _at(_at(p + _STRIDES) + 8 * j):
                 return -1 - k
         first, last = _at(g + _DATA), _at(g + _DATA) + nbytes[k]
-        if _at(p + _DATA) != np.int64(table[k, 0]):
+        if _at(p + _DATA) != np.int64(table[k, 0]) or not _at(p + _FLAGS) & _WRITEABLE:
             return -1 - k
         low, high = 0, starts.shape[0] * (first < last)
         while low < high:  # bisection; np.searchsorted would import SciPy when loaded from the cache

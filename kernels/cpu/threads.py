@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fastadam.checks import integer
+
 _chosen: int | None = None
 _after_fork_under_openmp = False
 _pool = threading.Lock()  # the workqueue layer aborts the process on two concurrent parallel regions
@@ -62,14 +64,10 @@ def set_num_threads(n: int) -> None:
     """Let each later step use at most n threads; results do not depend on it.
 
     The count is the least of n, the CPUs this process may run on, its container's quota and NUMBA_NUM_THREADS.
-    Raises TypeError if n is no integer, ValueError if it is below 1.
+    Raises TypeError, ValueError if n is no integer of at least 1.
     """
     global _chosen, _current
-    if isinstance(n, bool) or not hasattr(n, "__index__"):
-        raise TypeError(f"n is {n!r}, expected an integer of at least 1")
-    if n < 1:
-        raise ValueError(f"n is {n}, expected an integer of at least 1")
-    _chosen = n.__index__()
+    _chosen = integer("n", n, low=1)
     _current = get_num_threads()
 
 

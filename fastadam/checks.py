@@ -1,0 +1,40 @@
+"""Checks of single values, with errors that name the argument, what came and what was expected."""
+
+import math
+from typing import Any
+
+
+def number(name: str, value: Any, low: float = -math.inf, below: float = math.inf, most: float = math.inf) -> float:
+    """value as a float: finite, at least `low`, less than `below` and at most `most`."""
+    expected = "a finite number"
+    expected += f" of at least {low:g}" if low > -math.inf else ""
+    expected += f" and below {below:g}" if below < math.inf else ""
+    expected += f" and at most {most:g}" if most < math.inf else ""
+    if isinstance(value, (str, bytes)):
+        raise TypeError(f"{name} is {value!r}, expected {expected}")
+    try:
+        result = float(value)
+    except OverflowError:
+        result = math.inf
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} is {value!r}, expected {expected}") from None
+    if not (math.isfinite(result) and low <= result < below and result <= most):
+        raise ValueError(f"{name} is {value!r}, expected {expected}")
+    return result
+
+
+def integer(name: str, value: Any, low: int | None = None, most: int | None = None) -> int:
+    """value as an int, at least `low` and at most `most`. Other real numbers raise ValueError, the rest TypeError."""
+    expected = "an integer"
+    expected += f" of at least {low}" if low is not None else ""
+    expected += f" and at most {most}" if most is not None else ""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        result = value.__index__()
+    except (AttributeError, TypeError):
+        error = ValueError if isinstance(value, float) or hasattr(value, "is_integer") else TypeError
+        raise error(f"{name} is {value!r}, expected {expected}") from None
+    if (low is not None and result < low) or (most is not None and result > most):
+        raise ValueError(f"{name} is {value!r}, expected {expected}")
+    return int(result)
