@@ -6,21 +6,21 @@ from typing import Any
 
 def number(name: str, value: Any, low: float = -math.inf, below: float = math.inf, most: float = math.inf) -> float:
     """value as a float: finite, at least `low`, less than `below` and at most `most`."""
-    expected = "a finite number"
-    expected += f" of at least {low:g}" if low > -math.inf else ""
-    expected += f" and below {below:g}" if below < math.inf else ""
-    expected += f" and at most {most:g}" if most < math.inf else ""
-    if isinstance(value, (str, bytes)):
-        raise TypeError(f"{name} is {value!r}, expected {expected}")
+    error: type[Exception] = TypeError
     try:
-        result = float(value)
+        if not isinstance(value, (str, bytes)):
+            result = float(value)
+            if math.isfinite(result) and low <= result < below and result <= most:
+                return result
+            error = ValueError
     except OverflowError:
-        result = math.inf
+        error = ValueError
     except (TypeError, ValueError):
-        raise TypeError(f"{name} is {value!r}, expected {expected}") from None
-    if not (math.isfinite(result) and low <= result < below and result <= most):
-        raise ValueError(f"{name} is {value!r}, expected {expected}")
-    return result
+        pass
+    limits = f" of at least {low:g}" if low > -math.inf else ""
+    limits += f" and below {below:g}" if below < math.inf else ""
+    limits += f" and at most {most:g}" if most < math.inf else ""
+    raise error(f"{name} is {value!r}, expected a finite number{limits}")
 
 
 def integer(name: str, value: Any, low: int | None = None, most: int | None = None) -> int:

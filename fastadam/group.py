@@ -1,5 +1,6 @@
 """Param groups: hyperparameters that can be read and set between steps, and the trees they belong to."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from typing import Any
@@ -79,7 +80,7 @@ class Group:
         numbers = self._rule.coefficients(count, lr, *carried)
         if scale != 1.0:
             numbers = (numbers[0] * scale, *numbers[1:])
-        if not sum(map(abs, numbers)) <= self._largest:  # false for NaN too
+        if not math.hypot(*numbers) <= self._largest:  # false for NaN too
             names = (*kernels.ALL[self._rule.kernel].Coefficients._fields, *self._rule.carried)  # type: ignore[attr-defined]
             name, value = max(zip(names, numbers, strict=True), key=lambda pair: abs(pair[1]))
             raise ValueError(

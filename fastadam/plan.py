@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Sequence
 from itertools import starmap, zip_longest
 from operator import call
+from struct import Struct
 from typing import Any
 
 import numpy as np
@@ -163,7 +164,10 @@ class NumbaPlan(Plan):
             self._memory.ends,
             self._table,
         )
-        self._natively = ndarray.place if ndarray.readable() else None
+        self._objects, self._format = np.zeros(len(self._params), np.int64), Struct(f"{len(self._params)}q")
+        self._natively = (
+            traversal.compiled_for(ndarray.place, (self._objects, *self._glance)) if ndarray.readable() else None
+        )
         self._prepare(threads.threads_for(self._size))
 
     def _prepare(self, workers: int) -> list[tuple[Any, ...]]:
@@ -172,17 +176,16 @@ class NumbaPlan(Plan):
         calls = []
         for tag, chunks, counts in zip(self._tags, self._chunks, self._advancing, strict=True):
             args = (self._table, tag, chunks, _spans(chunks, workers), self._row, self._rows, counts, self._carried)
-            self._traversal.compile_for(walk, args)
-            calls.append((walk, *args))
+            calls.append((self._traversal.compiled_for(walk, args), *args))
         self._calls[workers] = calls
         return calls
 
     def accept(self, grads: list[Any]) -> int:
         if self._natively is not None:
-            objects = np.fromiter(map(id, grads), np.int64, len(grads))
-            missing = self._natively(objects, *self._glance)
+            self._format.pack_into(self._objects.data, 0, *map(id, grads))
+            missing: int = self._natively(self._objects, *self._glance)
             if missing >= 0:
-                return int(missing)
+                return missing
         return super().accept(grads)
 
     def _place(self, leaf: int, g: Array) -> None:
@@ -197,8 +200,11 @@ class NumbaPlan(Plan):
 
     def _run(self, workers: int) -> None:
         calls = self._calls.get(workers) or self._prepare(workers)
-        # In C from the first call to the last: no signal handler runs between two signatures of one step.
-        deque(starmap(call, calls), maxlen=0)
+        if len(calls) == 1:
+            walk, *args = calls[0]
+            walk(*args)
+        else:  # in C from the first call to the last: no signal handler runs between two signatures of one step
+            deque(starmap(call, calls), maxlen=0)
 
 
 def _spans(chunks: Array, workers: int) -> Array:

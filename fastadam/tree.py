@@ -42,28 +42,26 @@ class Structure:
 
     def _collect(self, node: Any, tree: Tree, name: str, path: str, leaves: list[Any]) -> None:
         if node is None:
-            if isinstance(tree, (dict, list, tuple)):
-                raise TypeError(f"{name}{path} is a {type(tree).__name__}, params{path} is an array")
             leaves.append(tree)
             return
         kind, keys, below = node
         if not isinstance(tree, dict if kind is dict else (list, tuple)):
             raise TypeError(f"{name}{path} is {type(tree).__name__}, params{path} is a {kind.__name__}")
-        present: Any = tree if kind is dict else range(len(tree))
-        if len(tree) != len(keys) or (kind is dict and not all(key in present for key in keys)):
+        try:
+            if len(tree) != len(keys):
+                raise KeyError
+            children = tree if kind is list else [tree[key] for key in keys]
+        except KeyError:
+            present: Any = tree if kind is dict else range(len(tree))
             if missing := [key for key in keys if key not in present]:
-                raise ValueError(f"{name}{path} has no {missing[0]!r}, params{path} has")
+                raise ValueError(f"{name}{path} has no {missing[0]!r}, params{path} has") from None
             more = next(key for key in present if key not in keys)
-            raise ValueError(f"{name}{path} has {more!r}, params{path} has not")
+            raise ValueError(f"{name}{path} has {more!r}, params{path} has not") from None
         if below is None:
-            for key in keys:
-                leaf = tree[key]
-                if isinstance(leaf, (dict, list, tuple)):
-                    self._collect(None, leaf, name, f"{path}[{key!r}]", leaves)
-                leaves.append(leaf)
+            leaves.extend(children)
         else:
-            for key, child in zip(keys, below, strict=True):
-                self._collect(child, tree[key], name, f"{path}[{key!r}]", leaves)
+            for key, node, child in zip(keys, below, children, strict=True):
+                self._collect(node, child, name, f"{path}[{key!r}]", leaves)
 
 
 def rebuild(tree: Tree, leaf: Callable[[Any], Any]) -> Tree:
