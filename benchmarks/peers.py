@@ -140,7 +140,7 @@ class FastadamNumpy(Fastadam):
 class Torch:
     """torch.optim.Adam on torch's own tensors."""
 
-    install, oracle = "pip install torch --index-url https://download.pytorch.org/whl/cpu", staticmethod(adam)
+    install, oracle = "pip install torch", staticmethod(adam)
 
     @staticmethod
     def available():

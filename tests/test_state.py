@@ -574,6 +574,13 @@ def test_a_schedule_that_cannot_be_pickled_says_so(backend):
     assert (opt.t, other.t) == (0, 1)
 
 
+def test_a_schedule_that_was_replaced_is_not_pickled(backend):
+    p = np.ones(2, np.float32)
+    opt = fa.SGD([{"params": p, "lr": lambda t: 1.0}], backend=backend)
+    opt.groups[0].lr = 0.25
+    assert pickled(opt).groups[0].lr == 0.25
+
+
 def test_groups_can_be_copied():
     (group,) = fa.Adam(np.ones(2, np.float32), lr=0.25).groups
     for other in (copy.copy(group), copy.deepcopy(group), pickled(group)):
