@@ -13,7 +13,7 @@ from numba import carray, njit, prange, types
 from numba.extending import intrinsic
 
 CHUNK = 1 << 13  # elements; with one chunk table for all leaves, as the library has
-SERIAL = 1 << 14  # parameters up to which waking a second thread costs more than it saves
+SERIAL = 1 << 15  # parameters up to which waking a second thread costs more than it saves
 
 
 @intrinsic

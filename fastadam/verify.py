@@ -13,9 +13,10 @@ import fastadam as fa
 from fastadam import bounds, kernels, papers
 from fastadam.cover import Case, cases, hostile, same_bits, state_arrays
 from fastadam.diagnosis import flushes_subnormals
+from fastadam.kernels.cpu.threads import PARALLEL_FROM
 from fastadam.optimizer import Optimizer
 
-N = 20_000  # elements: enough for the parallel walk
+N = PARALLEL_FROM + 1_001  # elements: enough for the parallel walk
 STEPS = 6
 SLACK = 1.001  # the bound is first order in each rounding, and the oracle rounds too, at 2^-29 or 2^-11 of a unit
 

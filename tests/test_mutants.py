@@ -11,6 +11,7 @@ from cases import same_bits, variants
 from fastadam import kernels, rules
 from fastadam.kernels.contract import Kernel
 from fastadam.kernels.cpu import traversal
+from fastadam.kernels.cpu.threads import PARALLEL_FROM
 from fastadam.optimizer import Optimizer
 from fastadam.verify import SLACK, worst_error
 
@@ -137,7 +138,7 @@ def test_a_changed_walk_is_caught(old, new, monkeypatch):
     mutant = load("mutants.traversal", changed(traversal, old, new), traversal.__file__)
     monkeypatch.setenv("FASTADAM_CACHE", "0")
     rng = np.random.default_rng(1)
-    p, g = rng.standard_normal((2, 20_011)).astype(np.float32)
+    p, g = rng.standard_normal((2, PARALLEL_FROM + 11)).astype(np.float32)
     results = []
     for backend in ("numpy", "numba"):
         moved = p.copy()
