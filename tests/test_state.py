@@ -159,10 +159,11 @@ def test_a_state_moves_between_axis_orders(backend):
 
 def test_hyperparameters_come_with_the_state(backend):
     p, q = np.ones(3, np.float32), np.ones(3, np.float32)
-    one = fa.AdamW(p, lr=0.5, betas=(0.5, 0.75), eps=1e-3, weight_decay=0.25, maximize=True, backend=backend)
+    one = fa.AdamW(p, lr=0.5, betas=(0.5, 0.75), eps=1e-3, weight_decay=0.25, maximize=True, seed=7, backend=backend)
     other = fa.AdamW(q, backend=backend)
     other.load_state_dict(one.state_dict())
     assert repr(other.groups) == repr(one.groups)
+    assert other.state_dict()["seed"] == 7
     one.step(np.ones(3, np.float32))
     other.step(np.ones(3, np.float32))
     assert same_bits(p, q)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fastadam.checks import integer
 
-# Elements from which two threads are worth while: on two Zen 4 cores, Adam in float32 took 6.7 µs on one and 6 on two at
+# Elements from which two threads are worth while. On two Zen 4 cores Adam in float32 took 6.7 µs on one and 6 on two at
 # 2^14, 11.5 and 8.6 at 2^15, 22 and 14 at 2^16. Where something else holds a core, a parallel step waits for it, for
 # milliseconds: not worth risking for less than a quarter.
 PARALLEL_FROM = 32_768
