@@ -41,8 +41,8 @@ def choose(name: str) -> Backend:
     Raises ValueError for an unknown name, RuntimeError for one that cannot run here.
     """
     asked, source = name, "backend"
-    if name == "auto" and os.environ.get("FASTADAM_BACKEND", "auto") != "auto":
-        asked, source = os.environ["FASTADAM_BACKEND"], "FASTADAM_BACKEND"
+    if name == "auto" and (wished := os.environ.get("FASTADAM_BACKEND")):
+        asked, source = wished, "FASTADAM_BACKEND"
     if asked == "auto":
         best, *others = BACKENDS.values()
         if (status := best.status()) == "ready":
@@ -50,7 +50,7 @@ def choose(name: str) -> Backend:
             return best
         warnings.warn(f"{best.name} is not ready: {status}. Using {others[0].name}, which is slow", RuntimeWarning, 4)
         return others[0]
-    if asked not in BACKENDS:
+    if not isinstance(asked, str) or asked not in BACKENDS:
         raise ValueError(f"{source} is {asked!r}, expected one of {', '.join(['auto', *BACKENDS])}")
     if (status := BACKENDS[asked].status()) != "ready":
         raise RuntimeError(f"{source} is {asked!r}, which cannot run here: {status}")

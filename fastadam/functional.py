@@ -48,11 +48,19 @@ def _step(
     return [float(x) for x in state[0]]
 
 
+def _decided(hyperparameters: dict[str, Any], **by: str) -> None:
+    """Refuse an option that an argument of the function decides already."""
+    for name, argument in by.items():
+        if name in hyperparameters:
+            raise TypeError(f"{name} is {hyperparameters[name]!r}, but here {argument} decides it")
+
+
 def adam_step(
     p: Array, g: Array, m: Array, v: Array, vmax: Array | None = None, *,
     t: int, decoupled: bool = False, grad_scale: float = 1.0, backend: str = "auto", **hyperparameters: Any,
 ) -> None:  # fmt: skip
     """One step of Adam; of AdamW with decoupled=True; of AMSGrad with vmax."""
+    _decided(hyperparameters, amsgrad="vmax", decoupled_weight_decay="decoupled")
     rule = rules.Adam(amsgrad=vmax is not None, decoupled_weight_decay=decoupled, **hyperparameters)
     _step(rule, p, g, {"m": m, "v": v, "vmax": vmax}, t, grad_scale, backend)
 
@@ -104,6 +112,7 @@ def rmsprop_step(
     t: int = 1, grad_scale: float = 1.0, backend: str = "auto", **hyperparameters: Any,
 ) -> None:  # fmt: skip
     """One step of RMSprop, centered with mean; m where momentum is not 0. It does not depend on t unless lr does."""
+    _decided(hyperparameters, centered="mean")
     rule = rules.RMSprop(centered=mean is not None, **hyperparameters)
     _step(rule, p, g, {"v": v, "mean": mean, "m": m}, t, grad_scale, backend)
 

@@ -67,6 +67,9 @@ class Group:
             raise type(error)(f"{where}{error}") from None
         return rule
 
+    def __dir__(self) -> list[str]:
+        return [each.name for each in fields(self._rule)]
+
     def __repr__(self) -> str:
         return f"Group({self._rule}, {len(self._leaves)} leaves)"
 

@@ -101,7 +101,9 @@ class Plan:
                 if own != other:
                     raise ValueError(f"{g_name} holds {other} where {p_name} holds {own}")
             g = g.array
-        if not isinstance(g, np.ndarray) or isinstance(g, np.ma.MaskedArray) or g.dtype != p.dtype:
+        if not isinstance(g, np.ndarray) or isinstance(g, np.ma.MaskedArray):
+            raise TypeError(f"{both}, expected a numpy.ndarray or None")
+        if g.dtype != p.dtype:
             raise TypeError(both)
         if g.shape != p.shape:
             raise ValueError(both)
@@ -135,6 +137,9 @@ class NumpyPlan(Plan):
             for x, old in zip(changing, before, strict=True):
                 x[...] = old
             raise
+        finally:
+            for streams in self._streams:
+                streams[1] = None  # a gradient lives no longer than its step
 
 
 class NumbaPlan(Plan):

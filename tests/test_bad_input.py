@@ -988,7 +988,7 @@ def test_the_environment_chooses_where_nobody_else_does(monkeypatch):
 
 def test_a_backend_that_cannot_run_here(monkeypatch):
     p = np.ones(3, np.float32)
-    assert fa.backends() == {"numba": "ready", "numpy": "ready"}
+    assert {"numba": "ready", "numpy": "ready"}.items() <= fa.backends().items()
     monkeypatch.setitem(sys.modules, "numba", None)  # as if it were not installed
     status = fa.backends()
     assert status["numpy"] == "ready"
