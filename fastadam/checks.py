@@ -8,7 +8,7 @@ def number(name: str, value: Any, low: float = -math.inf, below: float = math.in
     """value as a float: finite, at least `low`, less than `below` and at most `most`."""
     error: type[Exception] = TypeError
     try:
-        if not isinstance(value, (str, bytes)):
+        if not isinstance(value, (str, bytes, bool)):
             result = float(value)
             if math.isfinite(result) and low <= result < below and result <= most:
                 return result
@@ -29,7 +29,7 @@ def integer(name: str, value: Any, low: int | None = None, most: int | None = No
     expected += f" of at least {low}" if low is not None else ""
     expected += f" and at most {most}" if most is not None else ""
     try:
-        if isinstance(value, bool):
+        if type(value).__name__ in ("bool", "bool_"):  # NumPy's too
             raise TypeError
         result = value.__index__()
     except (AttributeError, TypeError):

@@ -1,5 +1,6 @@
 """FlatBuffer: named arrays <-> one aligned flat buffer."""
 
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ class FlatBuffer:
 
     An optimizer takes a FlatBuffer wherever it takes an array: a whole model is then one leaf. Gradients for it are
     another FlatBuffer of the same layout, or one flat array.
+
+    A copy (deepcopy, pickle) has memory of its own: take its views from the copy, not from a copied tree of views.
 
     array:   (n,) float32 or float64, from the start of a page; on huge pages where Linux offers them.
     views:   the tree, of arrays that share array's memory, in C order.
@@ -33,7 +36,7 @@ class FlatBuffer:
         self.names = structure.names
         self.shapes = [leaf.shape for leaf in structure.leaves]
         sizes = [leaf.size for leaf in structure.leaves]
-        self.offsets = [sum(sizes[:k]) for k in range(len(sizes))]
+        self.offsets = [0, *accumulate(sizes)][:-1]
         self.array = allocate(sum(sizes), structure.leaves[0].dtype if sizes else np.float32)
         pieces = iter(zip(structure.leaves, self.offsets, strict=True))
 

@@ -5,7 +5,9 @@ order of axes; `t`, the count of this step from 1; and by name the hyperparamete
 fastadam.Adam and so on), with the same defaults. Slots start at zeros. An Optimizer does the same with less overhead.
 """
 
-from typing import Any
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -15,6 +17,8 @@ from fastadam.backend import choose
 from fastadam.checks import integer, number
 from fastadam.group import Group
 from fastadam.rules import Rule
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def _step(
@@ -30,7 +34,9 @@ def _step(
         x, used = slots[slot.name], not slot.optional or slot.name in rule.options
         if x is None and used:
             raise TypeError(f"{slot.name} is None, expected an array like p, {describe(p)}")
-        if x is None or not used:
+        if x is not None and not used:
+            raise ValueError(f"{slot.name} is {describe(x)}, expected None: {rule} does not use it")
+        if x is None:
             flats.append(None)
         else:
             check_owned(slot.name, x)
@@ -48,6 +54,21 @@ def _step(
     return [float(x) for x in state[0]]
 
 
+def _hyperparameters_of(rule: type[Rule], *decided: str) -> Callable[[Function], Function]:
+    """Let help() show the method's hyperparameters, but for those that an argument of the function decides."""
+
+    def shown(function: Function) -> Function:
+        own = inspect.signature(function).parameters.values()
+        taken = [p for p in inspect.signature(rule).parameters.values() if p.name not in decided]
+        function.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [p for p in own if p.kind is not p.VAR_KEYWORD] + [p.replace(kind=p.KEYWORD_ONLY) for p in taken],
+            return_annotation=inspect.signature(function).return_annotation,
+        )
+        return function
+
+    return shown
+
+
 def _decided(hyperparameters: dict[str, Any], **by: str) -> None:
     """Refuse an option that an argument of the function decides already."""
     for name, argument in by.items():
@@ -55,6 +76,7 @@ def _decided(hyperparameters: dict[str, Any], **by: str) -> None:
             raise TypeError(f"{name} is {hyperparameters[name]!r}, but here {argument} decides it")
 
 
+@_hyperparameters_of(rules.Adam, "amsgrad", "decoupled_weight_decay")
 def adam_step(
     p: Array, g: Array, m: Array, v: Array, vmax: Array | None = None, *,
     t: int, decoupled: bool = False, grad_scale: float = 1.0, backend: str = "auto", **hyperparameters: Any,
@@ -65,6 +87,7 @@ def adam_step(
     _step(rule, p, g, {"m": m, "v": v, "vmax": vmax}, t, grad_scale, backend)
 
 
+@_hyperparameters_of(rules.NAdam)
 def nadam_step(
     p: Array, g: Array, m: Array, v: Array, *,
     t: int, mu_product: float = 1.0, grad_scale: float = 1.0, backend: str = "auto", **hyperparameters: Any,
@@ -75,6 +98,7 @@ def nadam_step(
     return _step(rule, p, g, {"m": m, "v": v}, t, grad_scale, backend, mu_product)[0]
 
 
+@_hyperparameters_of(rules.Adamax)
 def adamax_step(
     p: Array, g: Array, m: Array, u: Array, *,
     t: int, grad_scale: float = 1.0, backend: str = "auto", **hyperparameters: Any,
@@ -83,6 +107,7 @@ def adamax_step(
     _step(rules.Adamax(**hyperparameters), p, g, {"m": m, "u": u}, t, grad_scale, backend)
 
 
+@_hyperparameters_of(rules.AdaBelief)
 def adabelief_step(
     p: Array, g: Array, m: Array, s: Array, *,
     t: int, grad_scale: float = 1.0, backend: str = "auto", **hyperparameters: Any,
@@ -91,6 +116,7 @@ def adabelief_step(
     _step(rules.AdaBelief(**hyperparameters), p, g, {"m": m, "s": s}, t, grad_scale, backend)
 
 
+@_hyperparameters_of(rules.Lion)
 def lion_step(
     p: Array, g: Array, m: Array, *,
     t: int = 1, grad_scale: float = 1.0, backend: str = "auto", **hyperparameters: Any,
@@ -99,6 +125,7 @@ def lion_step(
     _step(rules.Lion(**hyperparameters), p, g, {"m": m}, t, grad_scale, backend)
 
 
+@_hyperparameters_of(rules.SGD)
 def momentum_step(
     p: Array, g: Array, m: Array | None = None, *,
     t: int, grad_scale: float = 1.0, backend: str = "auto", **hyperparameters: Any,
@@ -107,6 +134,7 @@ def momentum_step(
     _step(rules.SGD(**hyperparameters), p, g, {"m": m}, t, grad_scale, backend)
 
 
+@_hyperparameters_of(rules.RMSprop, "centered")
 def rmsprop_step(
     p: Array, g: Array, v: Array, mean: Array | None = None, m: Array | None = None, *,
     t: int = 1, grad_scale: float = 1.0, backend: str = "auto", **hyperparameters: Any,
@@ -117,9 +145,11 @@ def rmsprop_step(
     _step(rule, p, g, {"v": v, "mean": mean, "m": m}, t, grad_scale, backend)
 
 
+@_hyperparameters_of(rules.Adagrad, "initial_accumulator_value")
 def adagrad_step(
     p: Array, g: Array, sum: Array, *,
     t: int, grad_scale: float = 1.0, backend: str = "auto", **hyperparameters: Any,
 ) -> None:  # fmt: skip
     """One step of Adagrad."""
+    _decided(hyperparameters, initial_accumulator_value="sum")
     _step(rules.Adagrad(**hyperparameters), p, g, {"sum": sum}, t, grad_scale, backend)

@@ -106,13 +106,15 @@ def hyperparameters(rule: Rule | type[Rule]) -> list[str]:
 def make_groups(params: Tree, default: Rule, arrays: list[Array]) -> Iterator[Group]:
     """The groups of params, which share what they do not set with `default`; one group where params is a plain tree."""
     if not is_grouped(params):
-        yield Group(default, "", range(len(arrays)), {a.dtype for a in arrays})
+        yield Group(default, "groups[0].", range(len(arrays)), {a.dtype for a in arrays})
         return
     first, known = 0, hyperparameters(default)
     for k, item in enumerate(params):
         own = {name: value for name, value in item.items() if name != "params"}
         if unknown := set(own) - set(known):
-            raise TypeError(f"params[{k}] has {min(unknown)!r}, expected 'params' and any of {', '.join(known)}")
+            raise TypeError(
+                f"params[{k}] has {min(unknown, key=repr)!r}, expected 'params' and any of {', '.join(known)}"
+            )
         try:
             rule = replace(default, **own)
         except (TypeError, ValueError) as error:

@@ -7,9 +7,10 @@ import numpy as np
 
 from fastadam import kernels, state
 from fastadam.arrays import Array, allocate_beside, check_owned, shaped_like
-from fastadam.backend import Backend, choose
+from fastadam.backend import choose
 from fastadam.checks import integer, number
 from fastadam.flat import FlatBuffer
+from fastadam.group import hyperparameters as hyperparameter_names
 from fastadam.group import is_grouped, make_groups
 from fastadam.rules import Rule
 from fastadam.tree import Structure, Tree, rebuild
@@ -35,11 +36,14 @@ class Optimizer:
     def __init__(self, params: Tree, *hyperparameters: Any, backend: str = "auto", seed: int = 0, **named: Any) -> None:
         if not hasattr(self, "rule"):
             raise TypeError("Optimizer is what the methods share: construct one of them, such as fastadam.Adam")
+        if unknown := named.keys() - set(names := hyperparameter_names(self.rule)):
+            raise TypeError(f"{self.rule.__name__} takes no {min(unknown)!r}, expected any of {', '.join(names)}")
         default = self.rule(*hyperparameters, **named)
-        self._build(params, default, choose(backend), integer("seed", seed))
+        self._build(params, default, backend, integer("seed", seed))
 
-    def _build(self, params: Tree, default: Rule, backend: Backend, seed: int) -> None:
+    def _build(self, params: Tree, default: Rule, backend: str, seed: int) -> None:
         """What construction and copies have in common."""
+        before = set(vars(self))
         trees = [item["params"] for item in params] if is_grouped(params) else params
         trees = rebuild(trees, lambda leaf: leaf)  # the arrays are the user's; the containers may change later
         self._tree = [{"params": tree} for tree in trees] if is_grouped(params) else trees
@@ -49,10 +53,10 @@ class Optimizer:
             array = leaf.array if isinstance(leaf, FlatBuffer) else leaf
             check_owned(f"params{name}", array)
             arrays.append(array)
-        self.groups = list(make_groups(params, default, arrays))
+        self.groups = tuple(make_groups(params, default, arrays))
         self._seed = seed
         self._kernel = kernels.ALL[self.rule.kernel]
-        self._backend = backend
+        self._asked, self._backend = backend, choose(backend)
 
         n = len(arrays)
         width = len(self._kernel.Coefficients._fields) + len(self.rule.carried)  # type: ignore[attr-defined]
@@ -73,6 +77,7 @@ class Optimizer:
             self._kernel, [[column + name for column in columns] for name in self._structure.names],
             self._structure.leaves, self._slots, self._row, self._rows, self._counts, self._carried,
         )  # fmt: skip
+        self._built = frozenset(vars(self)) - before | {"_built"}
 
     def _allocate(self, arrays: list[Array]) -> list[list[Array | None]]:
         """Every slot of every leaf, flat in p's memory order; one piece of memory per slot and dtype."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fastadam.arrays import Array, Memory, describe, flat, flat_like, memory_order
+from fastadam.arrays import Array, Memory, describe, flat, flat_like, shaped_like
 from fastadam.flat import FlatBuffer
 from fastadam.kernels.contract import Kernel
 
@@ -55,6 +55,7 @@ class Plan:
         ]
         self._memory = Memory(owned)
         self._scratch: dict[int, Array] = {}
+        self._anchors = [p.view(np.ndarray) for p in self._params]  # what each was like at construction
         # Leaves of one dtype with the same slots are one signature: one chunk table, one native call.
         signatures: dict[Any, list[int]] = {}
         for leaf, streams in enumerate(self._streams):
@@ -86,14 +87,25 @@ class Plan:
                 p = self._params[leaf]
                 straight = flat_like(g, p)
                 if straight is None:  # other strides than p's: copied, in memory kept for the next step
-                    straight = self._scratch.setdefault(leaf, np.empty(p.size, p.dtype))
-                    np.copyto(straight, g.transpose(memory_order(p)).reshape(-1))
+                    if leaf not in self._scratch:
+                        self._scratch[leaf] = np.empty(p.size, p.dtype)
+                    straight = self._scratch[leaf]
+                    np.copyto(shaped_like(straight, p), g)
                 self._place(leaf, straight)
         return sum(g is None for g in usable)
 
     def _usable(self, leaf: int, g: Any) -> Array:
         (p_name, g_name, *_), p, owner = self._names[leaf], self._params[leaf], self._owners[leaf]
         both = f"{g_name} is {describe(g)}, {p_name} is {describe(owner)}"
+        anchor = self._anchors[leaf]
+        if (p.ctypes.data, p.dtype, p.shape, p.strides) != (
+            anchor.ctypes.data, anchor.dtype, anchor.shape, anchor.strides
+        ):  # fmt: skip
+            raise ValueError(
+                f"{p_name} is {describe(p)} and was {describe(anchor)}: expected the memory of construction"
+            )
+        if not p.flags.writeable:
+            raise ValueError(f"{p_name} has become read-only, expected an array that can be updated in place")
         if isinstance(g, FlatBuffer):
             if not isinstance(owner, FlatBuffer):
                 raise ValueError(both)
@@ -107,8 +119,6 @@ class Plan:
             raise TypeError(both)
         if g.shape != p.shape:
             raise ValueError(both)
-        if not p.flags.writeable:
-            raise ValueError(f"{p_name} has become read-only, expected an array that can be updated in place")
         if (touched := self._memory.touched_by(g)) is not None:
             raise ValueError(f"{g_name} and {touched} share memory, expected separate arrays")
         return g
@@ -162,6 +172,7 @@ class NumbaPlan(Plan):
         self._calls: dict[int, list[tuple[Any, ...]]] = {}
         self._glance = (
             np.array([id(p) for p in self._params], np.int64),
+            np.array([id(anchor) for anchor in self._anchors], np.int64),
             np.array([p.nbytes for p in self._params], np.int64),
             id(None),
             id(np.ndarray),

@@ -2,6 +2,10 @@
 
 Nothing else in the library depends on t. Everything here is Python's float64; a backend rounds each number once. Powers
 are taken of the integer t, never by a running product (NAdam's excepted), so a resumed run equals an uninterrupted one.
+
+A term that a method does without is multiplied by 0, not skipped, because many methods share a kernel. So an infinite
+parameter, an infinite gradient, or in RAdam's first steps one whose square overflows, can give NaN where PyTorch, which
+skips the term, keeps an infinity.
 """
 
 import math

@@ -6,7 +6,6 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from fastadam.arrays import describe
-from fastadam.backend import choose
 from fastadam.checks import integer, number
 from fastadam.group import hyperparameters, is_grouped
 
@@ -28,12 +27,12 @@ def state_dict(opt: Optimizer) -> dict[str, Any]:
     for group in groups:
         group["lr"] = None if callable(group["lr"]) else group["lr"]
         group |= {name: list(value) for name, value in group.items() if isinstance(value, tuple)}
-    head = {"version": VERSION, "method": type(opt).__name__, "t": opt.t, "seed": opt._seed}
+    head = {"version": VERSION, "method": opt.rule.__name__, "t": opt.t, "seed": opt._seed}
     return {**head, "groups": groups, "leaves": leaves}
 
 
 def _same(where: str, came: Any, expected: Any) -> None:
-    if came != expected:
+    if type(came) is not type(expected) or came != expected:
         raise ValueError(f"{where} is {came!r}, expected {expected!r}")
 
 
@@ -53,7 +52,7 @@ def load_state_dict(opt: Optimizer, state: dict[str, Any]) -> None:
     """See Optimizer.load_state_dict. Checks first, work last."""
     _keys("state", state, ("version", "method", "t", "seed", "groups", "leaves"))
     _same("state['version']", state["version"], VERSION)
-    _same("state['method']", state["method"], type(opt).__name__)
+    _same("state['method']", state["method"], opt.rule.__name__)
     t = integer("state['t']", state["t"], low=0, most=2**63 - 2)
     seed = integer("state['seed']", state["seed"])
     if not isinstance(state["groups"], list):
@@ -98,7 +97,8 @@ def load_state_dict(opt: Optimizer, state: dict[str, Any]) -> None:
 def pickled(opt: Optimizer) -> dict[str, Any]:
     """What pickle and deepcopy keep: the user's own tree, so that copies made together stay together."""
     rules = [group._rule for group in opt.groups]  # with callables, which state_dict cannot hold
-    return {"params": opt._tree, "rules": rules, "state": opt.state_dict(), "backend": opt.backend}
+    own = {name: value for name, value in vars(opt).items() if name not in opt._built}  # a subclass's
+    return {"params": opt._tree, "rules": rules, "state": opt.state_dict(), "backend": opt._asked, "own": own}
 
 
 def unpickle(opt: Optimizer, kept: dict[str, Any]) -> None:
@@ -108,5 +108,6 @@ def unpickle(opt: Optimizer, kept: dict[str, Any]) -> None:
         names = hyperparameters(opt.rule)
         own = [{name: getattr(rule, name) for name in names} for rule in rules]
         tree = [{"params": item["params"], **group} for item, group in zip(tree, own, strict=True)]
-    opt._build(tree, rules[0], choose(kept["backend"]), kept["state"]["seed"])
+    opt._build(tree, rules[0], kept["backend"], kept["state"]["seed"])
     opt.load_state_dict(kept["state"])
+    vars(opt).update(kept["own"])

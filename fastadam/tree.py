@@ -17,6 +17,9 @@ class Structure:
         self.names: list[str] = []
         self.leaves: list[Any] = []
         self._node = self._read(tree, "")
+        if len(set(self.names)) < len(self.names):
+            twice = next(name for k, name in enumerate(self.names) if name in self.names[:k])
+            raise ValueError(f"two leaves are called {twice}, expected keys that print differently")
 
     def _read(self, tree: Tree, path: str) -> Any:
         """A node: None for a leaf, else (dict or list, keys, the nodes below or None if all are leaves)."""
@@ -50,6 +53,8 @@ class Structure:
         try:
             if len(tree) != len(keys):
                 raise KeyError
+            if kind is dict and type(tree) is not dict and not all(key in tree for key in keys):
+                raise KeyError  # rather than let a defaultdict make one up
             children = tree if kind is list else [tree[key] for key in keys]
         except KeyError:
             present: Any = tree if kind is dict else range(len(tree))

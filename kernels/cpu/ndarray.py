@@ -54,31 +54,40 @@ def _at(typing, address):
     return types.int64(types.int64), generate
 
 
-def _place(objects, params, nbytes, none, ndarray, starts, ends, table):
+@njit(error_model="numpy", nogil=True)
+def _alike(a, b):
+    """Whether the arrays at two addresses have one dtype object, shape and strides."""
+    nd = _at(a + _ND) & 0xFFFFFFFF
+    if _at(a + _DESCR) != _at(b + _DESCR) or nd != _at(b + _ND) & 0xFFFFFFFF:
+        return False
+    for j in range(nd):
+        if _at(_at(a + _DIMENSIONS) + 8 * j) != _at(_at(b + _DIMENSIONS) + 8 * j):
+            return False
+        if _at(_at(a + _STRIDES) + 8 * j) != _at(_at(b + _STRIDES) + 8 * j):
+            return False
+    return True
+
+
+def _place(objects, params, anchors, nbytes, none, ndarray, starts, ends, table):
     """Write the address of every gradient into column 1 of `table`, or refuse without judging.
 
-    objects, params: (leaves,) int64, the id() of each gradient and parameter. nbytes: (leaves,) int64. none, ndarray:
-    the id() of None and of numpy.ndarray. starts, ends: the memory that gradients must not touch, ascending.
+    objects, params, anchors: (leaves,) int64, the id() of each gradient, of each parameter, and of a view of that
+    parameter made at construction. nbytes: (leaves,) int64. none, ndarray: the id() of None and of numpy.ndarray.
+    starts, ends: the memory that gradients must not touch, ascending.
     Returns how many gradients are None; or -1 - k where leaf k needs Python's judgement: not an ndarray of the
     parameter's very dtype, shape and strides, or overlapping a parameter; or a parameter that is not as it was.
     """
     missing = 0
     for k in range(objects.shape[0]):
-        g, p = objects[k], params[k]
+        g, p, anchor = objects[k], params[k], anchors[k]
         if g == none:
             missing += 1
             continue
-        nd = _at(g + _ND) & 0xFFFFFFFF
-        if _at(g + _TYPE) != ndarray or _at(g + _DESCR) != _at(p + _DESCR) or nd != _at(p + _ND) & 0xFFFFFFFF:
+        if _at(g + _TYPE) != ndarray or not _alike(g, anchor) or not _alike(p, anchor):
             return -1 - k
-        for j in range(nd):
-            if _at(_at(g + _DIMENSIONS) + 8 * j) != _at(_at(p + _DIMENSIONS) + 8 * j):
-                return -1 - k
-            if _at(_at(g + _STRIDES) + 8 * j) != _at(_at(p + _STRIDES) + 8 * j):
-                return -1 - k
-        first, last = _at(g + _DATA), _at(g + _DATA) + nbytes[k]
         if _at(p + _DATA) != np.int64(table[k, 0]) or not _at(p + _FLAGS) & _WRITEABLE:
             return -1 - k
+        first, last = _at(g + _DATA), _at(g + _DATA) + nbytes[k]
         low, high = 0, starts.shape[0] * (first < last)
         while low < high:  # bisection; np.searchsorted would import SciPy when loaded from the cache
             middle = (low + high) // 2

@@ -1,0 +1,118 @@
+"""Type checkers see every hyperparameter: the stubs say what the signatures say, which are made from the rules.
+
+`python tests/test_typing.py` writes the stubs anew.
+"""
+
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import fastadam
+from fastadam import functional
+from fastadam.cover import METHODS
+
+FOLDER = Path(fastadam.__file__).parent
+
+
+def argument(p):
+    """One parameter as source text."""
+    kind = p.annotation
+    if p.name == "lr":
+        text = "LearningRate"
+    elif p.name == "params":
+        text = "Tree"
+    elif p.name in ("p", "g", "m", "v", "u", "s", "sum", "vmax", "mean"):
+        text = "Array" + (" | None" if p.default is None else "")
+    else:
+        text = kind.__name__ if isinstance(kind, type) and "[" not in str(kind) else str(kind)
+    return f"{p.name}: {text}" + (f" = {p.default!r}" if p.default is not p.empty else "")
+
+
+def signature(function, first=()):
+    words, starred = list(first), False
+    for p in inspect.signature(function).parameters.values():
+        if p.kind is p.KEYWORD_ONLY and not starred:
+            words.append("*")
+            starred = True
+        words.append(argument(p))
+    return "(\n" + "".join(f"        {word},\n" for word in words) + "    )"
+
+
+def methods_stub():
+    head = "# Written by tests/test_typing.py from the rules.\n\nfrom fastadam.optimizer import Optimizer\n"
+    head += "from fastadam.rules import LearningRate\nfrom fastadam.tree import Tree\n"
+    return head + "".join(
+        f"\nclass {m.__name__}(Optimizer):\n    def __init__{signature(m, ['self'])} -> None: ...\n" for m in METHODS
+    )
+
+
+def functional_stub():
+    head = "# Written by tests/test_typing.py from the functions and the rules.\n\nfrom fastadam.arrays import Array\n"
+    head += "from fastadam.rules import LearningRate\n"
+    functions = [f for name, f in vars(functional).items() if name.endswith("_step") and not name.startswith("_")]
+    text = head
+    for f in functions:
+        gives = "float" if f is functional.nadam_step else "None"
+        text += f"\ndef {f.__name__}{signature(f)} -> {gives}: ...\n"
+    return text
+
+
+STUBS = {"methods.pyi": methods_stub, "functional.pyi": functional_stub}
+
+
+def formatted(text):
+    command = [
+        sys.executable,
+        "-m",
+        "ruff",
+        "format",
+        "--stdin-filename",
+        "x.pyi",
+        "--config",
+        FOLDER.parent / "pyproject.toml",
+    ]
+    return subprocess.run([*command, "-"], input=text, capture_output=True, text=True, check=True).stdout
+
+
+def test_the_stubs_say_what_the_signatures_say():
+    for name, write in STUBS.items():
+        assert (FOLDER / name).read_text() == formatted(write()), f"python tests/test_typing.py writes {name} anew"
+
+
+PROGRAM = """
+import numpy as np
+import fastadam as fa
+p = np.ones(3)
+fa.Adam(p, 1e-3, (0.9, 0.99), weight_decay=0.1, backend="numpy").step(p, grad_scale=0.5)
+fa.adam_step(p, p, p, p, t=1, betas=(0.9, 0.99))
+fa.Adam(p, learning_rate=1e-3)
+fa.AdamW(p, betas=0.9)
+fa.adam_step(p, p, p, p, t=1, foo=1)
+fa.nadam_step(p, p, p, p)
+"""
+
+
+def test_a_type_checker_finds_what_is_wrong(tmp_path):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    command = [
+        sys.executable,
+        "-m",
+        "mypy",
+        "--config-file",
+        "",
+        "--follow-imports",
+        "silent",
+        "--ignore-missing-imports",
+    ]
+    found = subprocess.run(
+        [*command, "--cache-dir", tmp_path / "cache", tmp_path / "program.py"],
+        capture_output=True, text=True, cwd=FOLDER.parent,
+    ).stdout  # fmt: skip
+    lines = sorted({int(line.split(":")[1]) for line in found.splitlines() if ": error:" in line})
+    assert lines == [7, 8, 9, 10], found
+
+
+if __name__ == "__main__":
+    for name, write in STUBS.items():
+        (FOLDER / name).write_text(formatted(write()))
