@@ -19,9 +19,13 @@ class Backend:
     def status(self) -> str:
         """ "ready", or what is missing and the command that installs it."""
         try:
-            importlib.import_module(self._needs)
+            module = importlib.import_module(self._needs)
         except ImportError as error:
             return f"{self._needs} cannot be imported ({error}); pip install {self._needs}"
+        except Exception as error:  # such as a NUMBA_... variable that Numba refuses
+            return f"{self._needs} cannot be imported ({error}); mend what it names"
+        if getattr(getattr(module, "config", None), "DISABLE_JIT", False):
+            return "NUMBA_DISABLE_JIT is set; unset it"
         return "ready"
 
 
@@ -48,6 +52,7 @@ def choose(name: str) -> Backend:
         if (status := best.status()) == "ready":
             log.debug("backend %s chosen: the fastest that is ready", best.name)
             return best
+        log.debug("backend %s chosen: %s is not ready: %s", others[0].name, best.name, status)
         warnings.warn(f"{best.name} is not ready: {status}. Using {others[0].name}, which is slow", RuntimeWarning, 4)
         return others[0]
     if not isinstance(asked, str) or asked not in BACKENDS:

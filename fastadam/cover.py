@@ -105,17 +105,17 @@ class Case:
         return f"{label(self.variant)}  {np.dtype(self.dtype).name}  {walk}"
 
 
-def cases(everything: bool = False) -> list[Case]:
+def cases(everything: bool = False, backends: Sequence[str] = tuple(BACKENDS)) -> list[Case]:
     """The cases that cover every pair of kernel, dtype and backend, and every rule; or the full product.
 
     A kernel is taken with each set of its optional slots; each walk (serial, parallel) counts as a backend.
     """
-    walks = [(name, threads) for name in BACKENDS for threads in ((1,) if name == "numpy" else (1, 2))]
+    walks = [(name, threads) for name in backends for threads in ((1,) if name == "numpy" else (1, 2))]
     if everything:
         return [Case(v, dtype, *walk) for v in variants() for dtype in DTYPES for walk in walks]
     kernels = kernels_in_use()
     found = [Case(kernels[k], DTYPES[d], *walks[w]) for k, d, w in pairwise(kernels, DTYPES, walks)]
-    compiled = {_signature(case.variant): case for case in found if case.backend != "numpy"}
+    compiled = {_signature(case.variant): case for case in sorted(found, key=lambda case: case.backend != "numpy")}
     covered = {label(case.variant) for case in found}
     for variant in variants():  # the other rules run on what is compiled already
         if label(variant) not in covered:

@@ -3,7 +3,6 @@
 import os
 import platform
 import re
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,8 @@ PACKAGES = ("fastadam", "numpy", "numba", "llvmlite", "cupy", "torch", "scikit-l
 
 
 def _versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version  # half of what importing the library would take
+
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -84,14 +85,13 @@ def _cache() -> dict[str, Any]:
 
     root = cache.directory()
     if root is None:
-        return {"directory": None, "state": "off: FASTADAM_CACHE=0", "entries": 0, "bytes": 0}
-    files = list(root.glob("*.bin")) if root.is_dir() else []
-    return {
-        "directory": str(root),
-        "state": cache.state(root),
-        "entries": len(files),
-        "bytes": sum(file.stat().st_size for file in files),
-    }
+        return {"directory": None, "state": "off: FASTADAM_CACHE=0, or no home", "entries": 0, "bytes": 0}
+    state, sizes = cache.state(root), []
+    try:
+        sizes = [file.stat().st_size for file in root.glob("*.bin")]
+    except OSError as error:  # another process clears it, or it may not be searched
+        state = f"not readable ({error.strerror})"
+    return {"directory": str(root), "state": state, "entries": len(sizes), "bytes": sum(sizes)}
 
 
 def flushes_subnormals() -> bool:
@@ -118,7 +118,7 @@ def lines(found: dict[str, Any]) -> list[str]:
             out.append(f"{title.replace('_', ' ')}:")
             for name, one in value.items():
                 words = ", ".join(f"{k} {v}" for k, v in one.items()) if isinstance(one, dict) else one
-                out.append(f"  {name:12s}{', '.join(words) if isinstance(words, list) else words}")
+                out.append(f"  {name:18s} {', '.join(words) if isinstance(words, list) else words}")
         else:
             out.append(f"{title.replace('_', ' ')}: {value}")
     return out

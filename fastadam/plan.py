@@ -6,7 +6,7 @@ A plan takes this step's gradients, then launches.
 from collections import deque
 from collections.abc import Sequence
 from itertools import starmap, zip_longest
-from operator import call
+from operator import call, setitem
 from struct import Struct
 from typing import Any
 
@@ -137,19 +137,18 @@ class NumpyPlan(Plan):
     def launch(self) -> None:
         from fastadam.kernels.reference import walk
 
-        changing = [x for p, _, *slots in self._streams for x in (p, *slots) if x is not None]
-        changing += [self._counts, self._carried]
-        before = [x.copy() for x in changing]
-        try:
-            for chunks, counts in zip(self._chunks, self._advancing, strict=True):
-                walk(self._kernel, self._streams, chunks, self._row, self._rows, counts, self._carried)
-        except BaseException:  # Ctrl-C, or no memory for a temporary: as if the step had not begun
-            for x, old in zip(changing, before, strict=True):
-                x[...] = old
-            raise
-        finally:
-            for streams in self._streams:
-                streams[1] = None  # a gradient lives no longer than its step
+        # Worked out on copies, then copied in by C from the first array to the last: neither Ctrl-C nor a lack of
+        # memory for a temporary leaves a step half done.
+        streams = [[x if k == 1 or x is None else x.copy() for k, x in enumerate(own)] for own in self._streams]
+        counts, carried = self._counts.copy(), self._carried.copy()
+        last = len(self._chunks) - 1
+        for k, chunks in enumerate(self._chunks):
+            walk(self._kernel, streams, chunks, self._row, self._rows, counts[: len(counts) * (k == last)], carried)
+        done = [(self._counts, ..., counts), (self._carried, ..., carried)]
+        for own, new in zip(self._streams, streams, strict=True):
+            done += [(x, ..., y) for x, y in zip(own, new, strict=True) if x is not y]
+            own[1] = None  # a gradient lives no longer than its step
+        deque(starmap(setitem, done), maxlen=0)
 
 
 class NumbaPlan(Plan):
@@ -184,10 +183,14 @@ class NumbaPlan(Plan):
         self._natively = (
             traversal.compiled_for(ndarray.place, (self._objects, *self._glance)) if ndarray.readable() else None
         )
+        threads.refresh()
+        self._prepare(1)  # the way out in a forked child, or while another thread walks, must not wait for a compiler
         self._prepare(threads.threads_for(self._size))
 
     def _prepare(self, workers: int) -> list[tuple[Any, ...]]:
         """The native calls of a step on so many threads, compiled or loaded."""
+        if workers in self._calls:
+            return self._calls[workers]
         walk = self._traversal.walk_for(workers)
         calls = []
         for tag, chunks, counts in zip(self._tags, self._chunks, self._advancing, strict=True):

@@ -1,5 +1,7 @@
 """Fill the cache of compiled code, so that no first step waits for a compiler."""
 
+import sys
+
 import numpy as np
 
 from fastadam.arrays import DTYPES
@@ -8,7 +10,12 @@ from fastadam.cover import kernels_in_use
 
 def run() -> int:
     """Compile or load every kernel for every dtype, serial and parallel."""
+    from fastadam.backend import backends
     from fastadam.console import track
+
+    if (status := backends()["numba"]) != "ready":
+        print(f"nothing to compile: {status}", file=sys.stderr)
+        return 1
     from fastadam.kernels.cpu import cache
 
     jobs = [(variant, dtype, n) for variant in kernels_in_use() for dtype in DTYPES for n in (1, 100_000)]

@@ -73,13 +73,13 @@ def test_verify_fails_when_a_kernel_is_wrong(monkeypatch, capsys):
         p, sum = adagrad.element(p, g, sum, c)
         return p + p * c.eps, sum
 
-    monkeypatch.setattr(verify, "cases", lambda _: [cover.Case(v, np.float32, "numpy", 1) for v in variants()[-2:]])
+    monkeypatch.setattr(verify, "cases", lambda *_: [cover.Case(v, np.float32, "numpy", 1) for v in variants()[-2:]])
     assert verify.run() == 0
     monkeypatch.setitem(kernels.ALL, "adagrad", adagrad._replace(element=wrong))
     assert verify.run() == 1
     assert "FAILED" in capsys.readouterr().out
     monkeypatch.undo()
-    monkeypatch.setattr(verify, "cases", lambda _: [cover.Case(v, np.float32, "numpy", 1) for v in variants()[-1:]])
+    monkeypatch.setattr(verify, "cases", lambda *_: [cover.Case(v, np.float32, "numpy", 1) for v in variants()[-1:]])
     monkeypatch.setattr(verify, "same_as_numpy", lambda *_: False)
     assert verify.run() == 1
     assert " NO " in capsys.readouterr().out
@@ -105,7 +105,7 @@ njit([(types.uint32,)])(lambda x: control(x))(0x1F80 | 0x8040)      # FTZ and DA
 from fastadam import cover, verify
 import fastadam, sys
 print(fastadam.info()["subnormals"])
-verify.cases = lambda _: []
+verify.cases = lambda *_: []
 sys.exit(verify.run())
 """
 

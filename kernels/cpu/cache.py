@@ -25,33 +25,39 @@ from numba.core.runtime.nrt import rtsys
 from numba.core.serialize import dumps
 from numba.misc.appdirs import AppDirs
 
+from fastadam.kernels import LOADED, sources
+
 log = logging.getLogger("fastadam")
 
 
 @cache
 def stamp() -> str:
     """A hash of every source file under kernels/ and of what compiles them."""
-    digest = hashlib.sha256(repr((sys.version, numba.__version__, llvmlite.__version__)).encode())
-    root = Path(__file__).parent.parent
-    for path in sorted(root.rglob("*.py")):
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
+    options = [os.environ.get(name) for name in ("NUMBA_OPT", "NUMBA_BOUNDSCHECK", "NUMBA_LOOP_VECTORIZE")]
+    return repr((LOADED, sys.version, numba.__version__, llvmlite.__version__, options))
 
 
 def directory() -> Path | None:
-    """Where entries lie: $FASTADAM_CACHE_DIR, else the user's cache directory. None with $FASTADAM_CACHE=0."""
+    """Where entries lie: $FASTADAM_CACHE_DIR, else the user's cache directory. None with $FASTADAM_CACHE=0, or where
+    there is no home to hold one."""
     if os.environ.get("FASTADAM_CACHE") == "0":
         return None
-    chosen = os.environ.get("FASTADAM_CACHE_DIR")
-    return Path(chosen) if chosen else Path(AppDirs("fastadam", appauthor=False).user_cache_dir)
+    return _absolute(os.environ.get("FASTADAM_CACHE_DIR") or AppDirs("fastadam", appauthor=False).user_cache_dir)
+
+
+@cache
+def _absolute(chosen: str) -> Path | None:
+    """Settled at first use: a later change of directory moves nothing."""
+    path = os.path.expanduser(chosen)
+    return None if path.startswith("~") else Path(os.path.abspath(path))
 
 
 def _private(path: Path) -> bool:
-    """Entries are pickles, which run code when read: trust only what nobody else may write."""
+    """Entries are pickles, which run code when read: trust only what nobody but root and this user may write."""
     if not hasattr(os, "getuid"):
         return True
     info = path.stat()
-    return info.st_uid == os.getuid() and not info.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return info.st_uid in (os.getuid(), 0) and not info.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def keep(dispatcher: Any, name: str) -> Any:
@@ -65,9 +71,9 @@ def state(root: Path) -> str:
     try:
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
         tempfile.TemporaryFile(dir=root).close()
+        return "writable" if _private(root) else "not used: others may write there"
     except OSError as error:
         return f"not writable ({error.strerror})"
-    return "writable" if _private(root) else "not used: others may write there"
 
 
 class DiskCache(_Cache):
@@ -93,8 +99,10 @@ class DiskCache(_Cache):
         self._started[sig] = perf_counter()
         try:
             path = self._path(sig, target_context)
-            if path is None or not (path.exists() and _private(path) and _private(path.parent)):
+            if path is None or not path.exists():
                 return None
+            if not (_private(path) and _private(path.parent)):
+                raise PermissionError("others may write there")
             data = path.read_bytes()
             if hashlib.sha256(data[32:]).digest() != data[:32]:
                 raise ValueError("the checksum is wrong")
@@ -117,14 +125,20 @@ class DiskCache(_Cache):
             path = self._path(sig, data.target_context)
             if path is None or data.library.has_dynamic_globals:
                 return
+            if sources() != LOADED:
+                raise RuntimeError("a source file has changed since it was imported")
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if not _private(path.parent):
+                raise PermissionError("others may write there")
             payload = dumps(data._reduce())
             with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
                 temporary = file.name
                 file.write(hashlib.sha256(payload).digest() + payload)
             os.replace(temporary, path)
+            temporary = None
         except Exception as error:
             log.debug("%s: compiled code of %s not kept: %r", self._name, sig, error)
+        finally:  # Ctrl-C included
             if temporary is not None:
                 Path(temporary).unlink(missing_ok=True)
 

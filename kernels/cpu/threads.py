@@ -6,7 +6,9 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
 
 from fastadam.checks import integer
 
@@ -16,52 +18,117 @@ from fastadam.checks import integer
 PARALLEL_FROM = 32_768
 
 _chosen: int | None = None
+_here: ContextVar[int | None] = ContextVar(
+    "_here", default=None
+)  # num_threads' choice, for this thread of Python alone
 _after_fork_under_openmp = False
-_pool = threading.Lock()  # the workqueue layer aborts the process on two concurrent parallel regions
+_held: list[Any] = []  # Numba's compiler lock, during a fork
+_walking: dict[str, int] = {}  # "parallel": the thread of Python that may be in a parallel walk
 
 
-def _on_fork() -> None:
-    """In a forked child: libgomp ends a process that uses its parent's pool, and locks of other threads stay shut."""
-    global _pool, _after_fork_under_openmp
-    _pool = threading.Lock()
-    numba_parallel = sys.modules.get("numba.np.ufunc.parallel")
-    if getattr(numba_parallel, "_threading_layer", None) == "omp":
+def _numba(name: str) -> object | None:
+    """A module of Numba's if something has loaded it."""
+    return sys.modules.get(name)
+
+
+def _before_fork() -> None:
+    """Let no other thread hold Numba's compiler lock across a fork: the child could never compile."""
+    if (module := _numba("numba.core.compiler_lock")) is not None:
+        lock: Any = module.global_compiler_lock  # type: ignore[attr-defined]
+        lock.acquire()
+        _held.append(lock)
+
+
+def _after_fork() -> None:
+    while _held:
+        _held.pop().release()
+
+
+def _after_fork_in_child() -> None:
+    """libgomp ends a process that uses the pool its parent started; other threads and their walks are gone."""
+    global _after_fork_under_openmp
+    _walking.clear()
+    if _layer() == "omp":
         _after_fork_under_openmp = True
+    _after_fork()
+
+
+def _layer() -> str | None:
+    """Numba's threading layer, if it has been chosen."""
+    return getattr(_numba("numba.np.ufunc.parallel"), "_threading_layer", None)
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_on_fork)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)
 
 
-def _quota() -> float:
-    """The CPUs that a container may use at once, by its cgroup (versions 2 and 1); infinity without a limit."""
-    for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
-        try:
-            words = [word for file in files for word in Path("/sys/fs/cgroup", file).read_text().split()]
-            quota, period = map(int, words)
-        except (OSError, ValueError):  # no such version here, or the word "max"
+def _quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
+    """The CPUs that this process may use at once by its cgroup and those above it; infinity without a limit."""
+    least = math.inf
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:  # not Linux
+        return least
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            base, files = root, ["cpu.max"]  # version 2: "quota period"
+        elif "cpu" in controllers.split(","):
+            base, files = root / "cpu", ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
+        else:
             continue
-        if quota > 0 and period > 0:
-            return quota / period
-    return math.inf
+        group = base / path.lstrip("/")
+        for place in (group, *group.parents):
+            try:
+                quota, period = map(int, " ".join((place / file).read_text() for file in files).split())
+            except (OSError, ValueError):  # not visible from this container, or the word "max"
+                quota = period = -1
+            if quota > 0 and period > 0:
+                least = min(least, quota / period)
+            if place == base:
+                break
+    return least
+
+
+def _affinity() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _fixed() -> dict[str, int]:
+    """The limits that do not change while a process runs, but for Numba's, which is known once Numba is loaded."""
+    found = {}
+    if (quota := _quota()) < math.inf:
+        found["cgroup quota"] = max(1, math.ceil(quota))
+    if (module := _numba("numba.core.config")) is not None:
+        found["NUMBA_NUM_THREADS"] = int(getattr(module, "NUMBA_NUM_THREADS", 1))
+    else:
+        asked = os.environ.get("NUMBA_NUM_THREADS", "").strip()
+        if asked.isdecimal() and int(asked) > 0:
+            found["NUMBA_NUM_THREADS"] = int(asked)
+    return found
+
+
+_limits = _fixed()
+
+
+def refresh() -> None:
+    """Look again: Numba is loaded now, and launches no more threads than it has decided on."""
+    global _limits
+    _limits = _fixed()
 
 
 def limits() -> dict[str, int]:
     """Every limit on the number of threads, by what sets it."""
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    found = {"affinity": affinity}
-    if (quota := _quota()) < math.inf:
-        found["cgroup quota"] = max(1, math.ceil(quota))
-    asked = os.environ.get("NUMBA_NUM_THREADS", "")
-    if asked.isdecimal() and int(asked) > 0:
-        found["NUMBA_NUM_THREADS"] = int(asked)
-    if _chosen is not None:
+    found = {"affinity": _affinity(), **_limits}
+    if (here := _here.get()) is not None:
+        found["num_threads"] = here
+    elif _chosen is not None:
         found["set_num_threads"] = _chosen
     return found
 
 
 def get_num_threads() -> int:
-    """The threads that the next step may use."""
+    """The threads that the next step of this thread of Python may use."""
     return min(limits().values())
 
 
@@ -71,38 +138,37 @@ def set_num_threads(n: int) -> None:
     The count is the least of n, the CPUs this process may run on, its container's quota and NUMBA_NUM_THREADS.
     Raises TypeError, ValueError if n is no integer of at least 1.
     """
-    global _chosen, _current
+    global _chosen
     _chosen = integer("n", n, low=1)
-    _current = get_num_threads()
 
 
 @contextmanager
 def num_threads(n: int) -> Iterator[None]:
-    """set_num_threads(n) for a while: `with num_threads(1): ...`. Process-wide, like set_num_threads."""
-    global _chosen, _current
-    before = _chosen
-    set_num_threads(n)
+    """set_num_threads(n) for a while, in this thread of Python alone: `with num_threads(1): ...`."""
+    token = _here.set(integer("n", n, low=1))
     try:
         yield
     finally:
-        _chosen = before
-        _current = get_num_threads()
-
-
-_current = get_num_threads()  # read once: asking the system takes 20 µs, as long as a small step
+        _here.reset(token)
 
 
 def threads_for(n: int) -> int:
     """The threads for a walk over n elements here and now."""
-    return 1 if n < PARALLEL_FROM or _after_fork_under_openmp else _current
+    return 1 if n < PARALLEL_FROM or _after_fork_under_openmp else get_num_threads()
 
 
 def exclusively(run: Callable[[int], None], workers: int) -> None:
-    """run(workers), or run(1) while another thread of this process is in a parallel walk."""
-    if _pool.acquire(blocking=False):
-        try:
-            run(workers)
-        finally:
-            _pool.release()
-    else:
+    """run(workers), or run(1) while another thread of this process is, or may be, in a parallel region.
+
+    The workqueue layer aborts the process on two concurrent parallel regions, whoever's they are: there, only a process
+    with one thread of Python walks in parallel.
+    """
+    me = threading.get_ident()
+    # setdefault is one step that no signal can divide, and an entry that Ctrl-C left behind is its own thread's again.
+    if (_layer() == "workqueue" and threading.active_count() > 1) or _walking.setdefault("parallel", me) != me:
         run(1)
+        return
+    try:
+        run(workers)
+    finally:
+        _walking.pop("parallel", None)

@@ -6,6 +6,7 @@ so LLVM vectorises without overlap checks, in parallel and in serial code: witho
 14 times slower.
 """
 
+import logging
 from types import FunctionType
 from typing import Any
 
@@ -17,6 +18,8 @@ from numba.extending import intrinsic
 
 from fastadam.kernels.cpu.cache import keep
 from fastadam.kernels.cpu.elements import KERNEL_OF, compute_type, element, storage
+
+log = logging.getLogger("fastadam")
 
 u64 = np.uint64
 _I64 = ir.IntType(64)
@@ -188,7 +191,11 @@ def walk_for(workers: int) -> Any:
     """The walk on so many threads."""
     if workers == 1:
         return walk_serial
-    numba.get_num_threads()  # loads the threading layer: without its symbols, linking walk_parallel ends the process
+    try:  # loads the threading layer: without its symbols, linking walk_parallel ends the process
+        numba.get_num_threads()
+    except ValueError as error:
+        log.warning("no threading layer: %s. Steps run on one thread", error)
+        return walk_serial
     return walk_parallel
 
 
