@@ -12,6 +12,7 @@ import pickle
 import stat
 import sys
 import tempfile
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from time import perf_counter
@@ -42,14 +43,16 @@ def directory() -> Path | None:
     there is no home to hold one."""
     if os.environ.get("FASTADAM_CACHE") == "0":
         return None
-    return _absolute(os.environ.get("FASTADAM_CACHE_DIR") or AppDirs("fastadam", appauthor=False).user_cache_dir)
+    if chosen := os.environ.get("FASTADAM_CACHE_DIR"):
+        return _absolute(chosen)
+    usual = Path(AppDirs("fastadam", appauthor=False).user_cache_dir)
+    return usual if usual.is_absolute() else None
 
 
 @cache
-def _absolute(chosen: str) -> Path | None:
+def _absolute(chosen: str) -> Path:
     """Settled at first use: a later change of directory moves nothing."""
-    path = os.path.expanduser(chosen)
-    return None if path.startswith("~") else Path(os.path.abspath(path))
+    return Path(os.path.abspath(os.path.expanduser(chosen)))
 
 
 def _private(path: Path) -> bool:
@@ -140,7 +143,8 @@ class DiskCache(_Cache):
             log.debug("%s: compiled code of %s not kept: %r", self._name, sig, error)
         finally:  # Ctrl-C included
             if temporary is not None:
-                Path(temporary).unlink(missing_ok=True)
+                with suppress(OSError):
+                    Path(temporary).unlink()
 
     def enable(self) -> None:
         """Always on; $FASTADAM_CACHE=0 turns it off."""

@@ -136,10 +136,14 @@ def set_num_threads(n: int) -> None:
     """Let each later step use at most n threads; results do not depend on it.
 
     The count is the least of n, the CPUs this process may run on, its container's quota and NUMBA_NUM_THREADS.
-    Raises TypeError, ValueError if n is no integer of at least 1.
+    Inside `with num_threads`, it holds until that ends. Raises TypeError, ValueError if n is no integer of at least 1.
     """
     global _chosen
-    _chosen = integer("n", n, low=1)
+    n = integer("n", n, low=1)
+    if _here.get() is None:
+        _chosen = n
+    else:
+        _here.set(n)
 
 
 @contextmanager

@@ -1,0 +1,107 @@
+"""What pytest itself is told, and Python texts run in a process of their own."""
+
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+import fastadam
+
+EXAMPLES = 200
+
+
+def pytest_addoption(parser):
+    parser.addoption("--examples", type=int, default=EXAMPLES, help="how many examples hypothesis tries in each test")
+
+
+def pytest_configure(config):
+    examples = config.getoption("--examples")
+    # The usual number tries the same examples every time; whoever asks for more wants others.
+    settings.register_profile(
+        "fastadam",
+        max_examples=examples,
+        derandomize=examples == EXAMPLES,
+        deadline=None,
+        print_blob=True,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )
+    settings.load_profile("fastadam")
+
+
+class Process:
+    """A Python text under way in a process of its own, with this process's fastadam and a plain environment.
+
+    package: another folder to import fastadam from. cwd: where it runs. strict: whether warnings are errors.
+    Everything else is an environment variable; None removes one.
+    """
+
+    def __init__(self, text, *arguments, package=None, cwd=None, strict=True, **environment):
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "NUMBA_", "FASTADAM_"))}
+        kept = {k: os.environ[k] for k in ["FASTADAM_CACHE_DIR"] if k in os.environ}
+        changed = {"PYTHONPATH": package or Path(fastadam.__file__).parents[1], **environment}
+        everything = {**inherited, **kept, **changed}
+        # From Python 3.12 on every fork of a threaded process warns; that it is safe is what some tests show.
+        filters = ["-Werror", "-Wignore:This process (pid=:DeprecationWarning"] if strict else []
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-Xfaulthandler", *filters, "-c", text, *map(str, arguments)],
+            env={k: str(v) for k, v in everything.items() if v is not None},
+            cwd=cwd,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def result(self, timeout=120):
+        """(exit status, output). One that hangs says where each of its threads stands, and is ended."""
+        try:
+            output, _ = self._process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            self._process.send_signal(signal.SIGABRT)  # faulthandler prints the stacks
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(10)
+            pytest.fail(f"no end after {timeout} s\n{self.end()}")
+        return self._process.returncode, output
+
+    def output(self, timeout=120):
+        """What it printed; it must have ended well."""
+        status, output = self.result(timeout)
+        assert status == 0, f"exit status {status}\n{output}"
+        return output
+
+    def end(self):
+        """End it and its children, if they have not ended; what it printed."""
+        if self._process.stdout.closed:
+            return ""
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        return self._process.communicate()[0]
+
+
+@pytest.fixture
+def start():
+    """start(text, ...): a Process. Several may be under way at once; none outlives its test."""
+    started = []
+
+    def begin(*arguments, **named):
+        started.append(Process(*arguments, **named))
+        return started[-1]
+
+    yield begin
+    for process in started:
+        process.end()
+
+
+@pytest.fixture
+def fresh(start):
+    """fresh(text, ...): what the text prints in a process of its own, which must end well."""
+
+    def run(*arguments, timeout=120, **named):
+        return start(*arguments, **named).output(timeout)
+
+    return run

@@ -1,0 +1,417 @@
+"""Compiled code on disk: loaded where it is right, and never the cause of an error or of wrong code.
+
+Most tests keep a function of one line, in a directory of their own; a few step an optimizer in processes of their own.
+"""
+
+import errno
+import os
+import pwd
+import random
+import re
+import shutil
+import signal
+import stat
+from pathlib import Path
+
+import pytest
+from numba import njit
+
+import fastadam
+from fastadam.kernels.cpu import cache
+
+USE = re.compile(r"^(\w+) (compiled|loaded) for ", re.MULTILINE)
+
+
+@pytest.fixture
+def directory(tmp_path, monkeypatch):
+    """An empty cache directory, for this process and for those that it starts."""
+    path = tmp_path / "cache"
+    monkeypatch.setenv("FASTADAM_CACHE_DIR", str(path))
+    monkeypatch.delenv("FASTADAM_CACHE", raising=False)
+    return path
+
+
+@pytest.fixture
+def call(caplog):
+    """call(): keep and call a function as a new process would; whether that took "compiled" or "loaded" code."""
+    caplog.set_level("DEBUG", "fastadam")
+
+    def run(name="double"):
+        caplog.clear()
+        assert cache.keep(njit(lambda x: x + x), name)(21) == 42
+        ((kept, how),) = USE.findall("\n".join(caplog.messages))
+        assert kept == name
+        return how
+
+    return run
+
+
+def only(directory):
+    """The one file that lies there: a whole entry, and nothing that was on its way."""
+    (path,) = directory.iterdir()
+    assert path.suffix == ".bin"
+    return path
+
+
+def test_what_is_compiled_once_is_loaded(directory, call):
+    assert [call(), call(), call("other"), call("other"), call()] == [
+        "compiled",
+        "loaded",
+        "compiled",
+        "loaded",
+        "loaded",
+    ]
+    assert len(list(directory.iterdir())) == 2
+
+
+def test_what_is_kept_is_private(directory, call):
+    call()
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+    assert stat.S_IMODE(only(directory).stat().st_mode) == 0o600
+
+
+def test_switched_off_it_writes_nothing(directory, call, monkeypatch):
+    monkeypatch.setenv("FASTADAM_CACHE", "0")
+    assert [call(), call()] == ["compiled", "compiled"]
+    assert not directory.exists()
+
+
+# ---- damage
+
+
+def flipped(at):
+    def damage(data):
+        changed = bytearray(data)
+        changed[int(at * (len(data) - 1))] ^= 1
+        return bytes(changed)
+
+    return damage
+
+
+DAMAGES = {
+    "empty": lambda data: b"",
+    "one byte": lambda data: data[:1],
+    "cut in the head": lambda data: data[:31],
+    "only the head": lambda data: data[:32],
+    "one more than the head": lambda data: data[:33],
+    "half": lambda data: data[: len(data) // 2],
+    "all but a byte": lambda data: data[:-1],
+    "a byte more": lambda data: data + b"\0",
+    "zeros": lambda data: bytes(len(data)),
+    "random": lambda data: random.Random(1).randbytes(len(data)),
+    "text": lambda data: b"<html>no such file</html>",
+    **{f"a bit flipped at {at}": flipped(at) for at in (0, 0.001, 0.01, 0.3, 0.7, 1)},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_costs_a_compilation(damage, directory, call):
+    call()
+    path = only(directory)
+    data = path.read_bytes()
+    path.write_bytes(DAMAGES[damage](data))
+    assert call() == "compiled"
+    assert only(directory) == path
+    assert call() == "loaded"  # and is whole again
+
+
+def test_a_directory_in_the_place_of_an_entry(directory, call):
+    call()
+    path = only(directory)
+    path.unlink()
+    path.mkdir()
+    assert [call(), call()] == ["compiled", "compiled"]
+    assert only(directory) == path
+
+
+def test_a_link_to_nowhere_in_the_place_of_an_entry(directory, call):
+    call()
+    path = only(directory)
+    path.unlink()
+    path.symlink_to(directory / "nowhere")
+    assert [call(), call()] == ["compiled", "loaded"]
+
+
+# ---- files that others may write: they are pickles, so they could make this process do anything
+
+
+@pytest.mark.parametrize("mode", [0o666, 0o622, 0o660, 0o620, 0o602], ids=oct)
+def test_a_file_that_others_may_write_is_not_loaded(mode, directory, call):
+    call()
+    only(directory).chmod(mode)
+    assert [call(), call()] == ["compiled", "loaded"]  # our own has taken its place
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o1777, 0o770, 0o720, 0o702], ids=oct)
+def test_nothing_is_loaded_from_a_directory_that_others_may_write(mode, directory, call):
+    call()
+    directory.chmod(mode)
+    assert [call(), call()] == ["compiled", "compiled"]
+    directory.chmod(0o755)
+    assert call() == "loaded"
+
+
+@pytest.mark.parametrize("which", ["file", "directory"])
+def test_nothing_is_loaded_that_someone_else_owns(which, directory, call):
+    if os.getuid() != 0:
+        pytest.skip("only root can give a file away")
+    call()
+    os.chown(only(directory) if which == "file" else directory, 54321, -1)
+    assert call() == "compiled"
+
+
+# ---- disks that refuse
+
+
+def place(tmp_path, kind):
+    """A cache directory that cannot be one."""
+    file = tmp_path / "file"
+    file.write_text("")
+    return {
+        "a file": file,
+        "below a file": file / "cache",
+        "a device": Path("/dev/full"),
+        "where nobody can write": Path("/proc/fastadam/cache"),
+        "too long a name": tmp_path / ("x" * 300),
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["a file", "below a file", "a device", "where nobody can write", "too long a name"])
+def test_a_directory_that_cannot_be_is_no_error(kind, tmp_path, monkeypatch, directory, call):
+    monkeypatch.setenv("FASTADAM_CACHE_DIR", str(place(tmp_path, kind)))
+    assert [call(), call()] == ["compiled", "compiled"]
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_read_only_directory_is_no_error(directory, call):
+    if os.getuid() == 0:
+        pytest.skip("root may write to any directory, whatever its mode")
+    call()
+    directory.chmod(0o500)
+    assert [call(), call("other")] == ["loaded", "compiled"]
+    directory.chmod(0o700)
+    only(directory).chmod(0o200)
+    assert call() == "compiled"
+
+
+def refusing(error):
+    def refuse(*args, **named):
+        raise error
+
+    return refuse
+
+
+# What fails, and whether an entry that is there can be loaded all the same.
+FAULTS = {
+    "no renaming": (os, "replace", OSError(errno.ENOSPC, "No space left on device"), True),
+    "no new directories": (Path, "mkdir", OSError(errno.EROFS, "Read-only file system"), True),
+    "no reading": (Path, "read_bytes", OSError(errno.EIO, "Input/output error"), False),
+    "no looking": (Path, "stat", OSError(errno.EIO, "Input/output error"), False),
+    "no memory": (Path, "read_bytes", MemoryError(), False),
+}
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["empty", "with an entry"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_disk_that_fails_is_no_error(fault, before, directory, call, monkeypatch):
+    owner, name, error, loads = FAULTS[fault]
+    if before:
+        call()
+    with monkeypatch.context() as failing:
+        failing.setattr(owner, name, refusing(error))
+        how = [call(), call()]
+    assert how == ["loaded" if before and loads else "compiled"] * 2
+    assert [path.suffix for path in directory.glob("*")] in ([], [".bin"])
+    call()
+    assert call() == "loaded"
+
+
+def test_a_disk_that_turns_read_only_half_way_is_no_error(directory, call, monkeypatch):
+    """As Linux does with a file system on which a write failed: then the half-written file cannot be removed either."""
+    monkeypatch.setattr(os, "replace", refusing(OSError(errno.EIO, "Input/output error")))
+    for owner, name in ((os, "unlink"), (os, "remove"), (Path, "unlink")):
+        monkeypatch.setattr(owner, name, refusing(OSError(errno.EROFS, "Read-only file system")))
+    assert call() == "compiled"
+
+
+def test_an_interrupted_write_leaves_nothing(directory, call, monkeypatch):
+    monkeypatch.setattr(os, "replace", refusing(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        call()
+    assert list(directory.iterdir()) == []
+
+
+@pytest.mark.parametrize("variables", [{}, {"XDG_CACHE_HOME": ""}, {"XDG_CACHE_HOME": "cache"}], ids=str)
+def test_without_a_home_nothing_is_left_in_the_working_directory(variables, tmp_path, monkeypatch, call):
+    """A container may run as a user without HOME and without an entry in the list of users."""
+    for name in ("HOME", "XDG_CACHE_HOME", "FASTADAM_CACHE", "FASTADAM_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(pwd, "getpwuid", refusing(KeyError("getpwuid(): uid not found: 54321")))
+    monkeypatch.chdir(tmp_path)
+    assert call() == "compiled"
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- other processes: what they run, and what they say of it
+
+LOG = """
+import logging, sys
+logging.basicConfig(stream=sys.stdout, format="%(message)s")
+logging.getLogger("fastadam").setLevel("DEBUG")
+"""
+CALL = """
+from numba import njit
+from fastadam.kernels.cpu import cache
+assert cache.keep(njit(lambda x: x + x), "double")(21) == 42
+"""
+STEP = """
+import numpy as np
+import fastadam as fa
+p = np.array([1.0, 2.0, -3.0], np.float32)
+fa.SGD(p, lr=0.5, backend="numba").step(np.array([1.0, -4.0, 0.0], np.float32))
+print(p.tolist())
+"""
+MOVED, MIRRORED = "[0.5, 4.0, -3.0]", "[-0.5, -4.0, 3.0]"
+
+
+def uses(output):
+    """Which functions a process compiled and which it loaded."""
+    found = USE.findall(output)
+    return {name: {kept for kept, how in found if how == name} for name in ("compiled", "loaded")}
+
+
+COMPILED, LOADED = ({"compiled": {"double"}, "loaded": set()}, {"compiled": set(), "loaded": {"double"}})
+
+
+@pytest.fixture
+def copied(tmp_path):
+    """copied(name): a copy of the library that a test may change."""
+
+    def copy(name):
+        shutil.copytree(Path(fastadam.__file__).parent, tmp_path / name / "fastadam", ignore=NO_BYTECODE)
+        return tmp_path / name
+
+    return copy
+
+
+NO_BYTECODE = shutil.ignore_patterns("__pycache__")
+
+
+SOURCES = ["contract.py", "adam/__init__.py", "cpu/traversal.py", "cpu/elements.py"]
+
+
+def change(package, file, old, new):
+    path = package / "fastadam" / "kernels" / file
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def test_a_second_process_loads_and_a_changed_kernel_is_compiled_anew(directory, fresh, copied):
+    package = copied("package")
+
+    def step():
+        output = fresh(LOG + STEP, package=package, PYTHONDONTWRITEBYTECODE=1)
+        return uses(output), output.splitlines()[-1]
+
+    used, result = step()
+    names = used["compiled"]
+    assert "walk_serial" in names
+    assert (used["loaded"], result) == (set(), MOVED)
+    assert step() == ({"compiled": set(), "loaded": names}, MOVED)
+    change(package, "momentum/__init__.py", "return p, m", "return -p, m")
+    assert step() == ({"compiled": names, "loaded": set()}, MIRRORED)
+    change(package, "momentum/__init__.py", "return -p, m", "return p, m")
+    assert step() == ({"compiled": set(), "loaded": names}, MOVED)
+
+
+def test_a_change_of_any_source_compiles_anew(directory, start, copied):
+    def changed(name, edit):
+        package = copied(name)
+        edit(package / "fastadam" / "kernels")
+        return start(LOG + CALL, package=package)
+
+    def append(file):
+        return lambda kernels: (kernels / file).write_text((kernels / file).read_text() + "# changed\n")
+
+    assert uses(changed("unchanged", lambda kernels: None).output()) == COMPILED
+    processes = {
+        "unchanged elsewhere": changed("elsewhere", lambda kernels: None),
+        **{file: changed(file.replace("/", " "), append(file)) for file in SOURCES},
+        "added": changed("added", lambda kernels: (kernels / "adam" / "more.py").write_text("")),
+        "removed": changed("removed", lambda kernels: (kernels / "reference.py").unlink()),
+    }
+    found = {name: uses(process.output()) for name, process in processes.items()}
+    assert found == {name: LOADED if name == "unchanged elsewhere" else COMPILED for name in processes}
+
+
+def test_code_compiled_from_before_a_change_is_not_kept_as_the_changed(directory, fresh, copied):
+    """A session imports the library, someone changes or upgrades it, then the session compiles what it had imported."""
+    package = copied("package")
+    path = package / "fastadam" / "kernels" / "contract.py"
+    session = f"import fastadam\npath = {str(path)!r}\nopen(path, 'a').write('# changed')\n"
+    assert uses(fresh(session + LOG + CALL, package=package)) == COMPILED
+    assert uses(fresh(LOG + CALL, package=package)) == COMPILED
+
+
+OTHERS = {
+    "numba": ("import numba\nnumba.__version__ = '0.0.0'\n", {}),
+    "llvmlite": ("import numba, llvmlite\nllvmlite.__version__ = '0.0.0'\n", {}),
+    "Python": ("import numba, sys\nsys.version += ' of another build'\n", {}),
+    "processor": ("", {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}),
+    "unoptimized": ("", {"NUMBA_OPT": "0"}),
+    "with bounds checks": ("", {"NUMBA_BOUNDSCHECK": "1"}),
+}
+
+
+def test_what_another_version_processor_or_option_compiled_is_not_loaded(directory, start):
+    here = start(LOG + CALL)
+    assert uses(here.output()) == COMPILED
+    others = {name: start(before + LOG + CALL, **variables) for name, (before, variables) in OTHERS.items()}
+    assert {name: uses(other.output()) for name, other in others.items()} == dict.fromkeys(OTHERS, COMPILED)
+    assert uses(start(LOG + CALL).output()) == LOADED
+
+
+def test_processes_that_compile_at_once_do_each_other_no_harm(directory, start, fresh):
+    together = [start(LOG + STEP) for _ in range(3)]
+    for process in together:
+        assert process.output().splitlines()[-1] == MOVED
+    assert {path.suffix for path in directory.iterdir()} == {".bin"}
+    output = fresh(LOG + STEP)
+    assert output.splitlines()[-1] == MOVED
+    assert uses(output)["compiled"] == set()
+
+
+def test_processes_that_keep_and_load_the_same_at_every_moment(directory, start):
+    """Each of four goes through the same functions, in an order of its own, with nothing but the disk between them."""
+    text = """
+import random, sys
+from numba import njit
+from fastadam.kernels.cpu import cache
+names = [f"double{k}" for k in range(12)]
+random.Random(sys.argv[1]).shuffle(names)
+for name in names * 3:
+    assert cache.keep(njit(lambda x: x + x), name)(21) == 42
+"""
+    for process in [start(text, k) for k in range(4)]:
+        process.output()
+    assert sorted(path.name.partition("-")[0] for path in directory.iterdir()) == sorted(
+        f"double{k}" for k in range(12)
+    )
+    assert {path.suffix for path in directory.iterdir()} == {".bin"}
+
+
+def test_a_full_disk_is_no_error(directory, fresh):
+    """No file of this process may grow beyond 1,000 bytes: every write fails half-way, as on a full disk."""
+    full = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+    assert uses(fresh(full + LOG + CALL, PYTHONDONTWRITEBYTECODE=1)) == COMPILED
+    assert list(directory.iterdir()) == []
+
+
+def test_a_process_killed_while_it_writes_harms_no_other(directory, start, fresh):
+    killed = "import os, signal\nos.replace = lambda *files: os.kill(os.getpid(), signal.SIGKILL)\n"
+    assert start(killed + LOG + CALL).result()[0] == -signal.SIGKILL
+    assert uses(fresh(LOG + CALL)) == COMPILED
+    assert uses(fresh(LOG + CALL)) == LOADED
