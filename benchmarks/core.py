@@ -118,7 +118,7 @@ def fresh(args, seed):
     """One run of `work` in a process of its own, all thread counts set before anything is imported."""
     n = str(args.threads)
     env = os.environ | {"OMP_NUM_THREADS": n, "MKL_NUM_THREADS": n, "OPENBLAS_NUM_THREADS": n, "NUMBA_NUM_THREADS": n}
-    env["THP_MEM_ALLOC_ENABLE"] = "1"  # torch's tensors on huge pages too; NumPy's arrays are
+    env.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch's tensors on huge pages too, as NumPy's arrays are
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")]))
     env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # DeepSpeed looks for ninja
     with tempfile.TemporaryDirectory() as folder:

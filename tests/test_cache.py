@@ -356,6 +356,13 @@ def test_code_compiled_from_before_a_change_is_not_kept_as_the_changed(directory
     assert uses(fresh(LOG + CALL, package=package)) == COMPILED
 
 
+def test_a_package_whose_sources_cannot_be_read_keeps_nothing(directory, fresh, copied, tmp_path):
+    """In a zip file a change would go unnoticed."""
+    archive = shutil.make_archive(str(tmp_path / "archive"), "zip", copied("package"))
+    assert uses(fresh(LOG + CALL, package=archive)) == COMPILED
+    assert uses(fresh(LOG + CALL, package=archive)) == COMPILED
+
+
 OTHERS = {
     "numba": ("import numba\nnumba.__version__ = '0.0.0'\n", {}),
     "llvmlite": ("import numba, llvmlite\nllvmlite.__version__ = '0.0.0'\n", {}),
@@ -363,6 +370,7 @@ OTHERS = {
     "processor": ("", {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}),
     "unoptimized": ("", {"NUMBA_OPT": "0"}),
     "with bounds checks": ("", {"NUMBA_BOUNDSCHECK": "1"}),
+    "for a debugger": ("", {"NUMBA_DEBUGINFO": "1"}),
 }
 
 

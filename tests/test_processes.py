@@ -225,6 +225,67 @@ def test_every_count_gives_the_same_and_leaves_numbas_own_setting(layer, fresh):
     assert "done\n" in fresh(COMMON + COUNTS, layer, NUMBA_THREADING_LAYER=layer, timeout=TIMEOUT)
 
 
+FOREIGN = """
+@numba.njit(parallel=True, nogil=True)
+def theirs(x):
+    for i in numba.prange(x.size):
+        x[i] += 1
+
+x, stop = np.zeros(100_000), threading.Event()
+theirs(x)
+
+def loop():
+    while not stop.is_set():
+        theirs(x)
+
+opt, p, g = start(1)
+running, failed = together(loop)
+for _ in range(200):
+    opt.step(g)
+stop.set()
+running[0].join()
+assert not failed, failed
+assert numba.threading_layer() == sys.argv[1]
+assert p.tobytes() == after(200, 1)
+print("done")
+"""
+
+
+def test_another_thread_runs_parallel_code_of_its_own(layer, fresh):
+    """Under workqueue two parallel regions at once end the process, whoever began them."""
+    assert "done\n" in fresh(COMMON + FOREIGN, layer, NUMBA_THREADING_LAYER=layer, timeout=TIMEOUT)
+
+
+COMPILING = """
+opt, p, g = start(1)
+opt.step(g)
+stop = threading.Event()
+
+def compiles():
+    while not stop.is_set():
+        numba.njit(lambda x: x + 1)(1)
+
+def steps():
+    for dtype in (np.float32, np.float64):
+        fresh, q, h = start(2, dtype)
+        fresh.step(h)
+        assert q.tobytes() == after(1, 2, dtype)
+    assert numba.njit(lambda x: x + 2)(1) == 3
+
+running, failed = together(compiles)
+for _ in range(10):
+    ended(child(steps))
+stop.set()
+running[0].join()
+assert not failed, failed
+print("done")
+"""
+
+
+def test_a_child_compiles_though_another_thread_was_compiling_at_the_fork(fresh):
+    assert "done\n" in fresh(COMMON + COMPILING, timeout=TIMEOUT)
+
+
 POOL = (
     """
 import os, sys
