@@ -377,7 +377,10 @@ OTHERS = {
 def test_what_another_version_processor_or_option_compiled_is_not_loaded(directory, start):
     here = start(LOG + CALL)
     assert uses(here.output()) == COMPILED
-    others = {name: start(before + LOG + CALL, **variables) for name, (before, variables) in OTHERS.items()}
+    others = {
+        name: start(before + LOG + CALL, strict=False, **variables)  # the debugger's code warns that it has no source
+        for name, (before, variables) in OTHERS.items()
+    }
     assert {name: uses(other.output()) for name, other in others.items()} == dict.fromkeys(OTHERS, COMPILED)
     assert uses(start(LOG + CALL).output()) == LOADED
 

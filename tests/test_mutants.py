@@ -9,6 +9,7 @@ import pytest
 from cases import same_bits, variants
 
 from fastadam import kernels, rules
+from fastadam.kernels import contract
 from fastadam.kernels.contract import Kernel
 from fastadam.kernels.cpu import traversal
 from fastadam.kernels.cpu.threads import PARALLEL_FROM
@@ -152,3 +153,32 @@ def test_a_changed_walk_is_caught(old, new, monkeypatch):
 
 def rules_sgd(p, backend):
     return type("SGD", (Optimizer,), {"rule": rules.SGD})(p, lr=0.1, backend=backend)
+
+
+CONTRACT = [
+    ("np.where((a > b) | (a != a), a, b)", "np.where(a > b, a, b)"),  # a NaN is dropped
+    ("np.where((a > b) | (a != a), a, b)", "np.fmax(a, b)"),
+    ("np.where((a > b) | (a != a), a, b)", "np.where((a >= b) | (a != a), a, b)"),  # -0.0 beats 0.0
+    ("np.sign(x) + np.zeros_like(x)", "np.copysign(np.ones_like(x), x)"),
+]
+
+
+def right(of):
+    """Whether maximum and sign mean what contract.py says, on the values where others differ."""
+    one, zero, nan = np.ones(1, np.float32), np.zeros(1, np.float32), np.full(1, np.nan, np.float32)
+    return (
+        all(np.isnan(of.maximum(a, b)).all() for a, b in ((nan, one), (one, nan), (nan, nan)))
+        and not np.signbit(of.maximum(-zero, zero)).any()
+        and same_bits(of.sign(-zero), zero)
+        and same_bits(of.sign(-3 * one), -one)
+        and np.isnan(of.sign(nan)).all()
+    )
+
+
+def test_the_contract_itself_is_right():
+    assert right(contract)
+
+
+@pytest.mark.parametrize(("old", "new"), CONTRACT)
+def test_a_changed_meaning_is_caught(old, new):
+    assert not right(load("mutants.contract", changed(contract, old, new), contract.__file__))
