@@ -31,10 +31,13 @@ from fastadam.kernels import LOADED, sources
 log = logging.getLogger("fastadam")
 
 
+HARMLESS = ("NUMBA_NUM_THREADS", "NUMBA_THREADING_LAYER", "NUMBA_CACHE_DIR")  # decide nothing about the code
+
+
 @cache
 def stamp() -> str:
     """A hash of every source file under kernels/ and of what compiles them."""
-    options = [os.environ.get(name) for name in ("NUMBA_OPT", "NUMBA_BOUNDSCHECK", "NUMBA_LOOP_VECTORIZE")]
+    options = sorted((k, v) for k, v in os.environ.items() if k.startswith("NUMBA_") and k not in HARMLESS)
     return repr((LOADED, sys.version, numba.__version__, llvmlite.__version__, options))
 
 
