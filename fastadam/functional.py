@@ -151,5 +151,4 @@ def adagrad_step(
     t: int, grad_scale: float = 1.0, backend: str = "auto", **hyperparameters: Any,
 ) -> None:  # fmt: skip
     """One step of Adagrad."""
-    _decided(hyperparameters, initial_accumulator_value="sum")
     _step(rules.Adagrad(**hyperparameters), p, g, {"sum": sum}, t, grad_scale, backend)
