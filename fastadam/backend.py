@@ -5,7 +5,8 @@ import logging
 import os
 import warnings
 
-from fastadam.plan import NumbaPlan, NumpyPlan, Plan
+from fastadam.compiled import NumbaPlan
+from fastadam.plan import NumpyPlan, Plan
 
 log = logging.getLogger("fastadam")
 

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fastadam import kernels, state
+from fastadam import kernels, sparse, state
 from fastadam.arrays import Array, allocate_beside, check_owned, shaped_like
 from fastadam.backend import choose
 from fastadam.checks import integer, number
@@ -70,6 +70,7 @@ class Optimizer:
             self._row_of_groups[group._leaves.start : group._leaves.stop] = k
         self._regular = False  # whether `row` now says that every group has one row
         self._even = True  # whether all leaves of each group have taken the same steps
+        self._behind = sparse.Behind(len(self._rows), width)
         self._arrays = arrays
         self._slots = self._allocate(arrays)
         columns = "params", "grads", *(slot.name for slot in self._kernel.slots)
@@ -127,10 +128,33 @@ class Optimizer:
             self._one_row_per_group(t, scale)
         else:
             self._one_row_per_count([leaf is not None for leaf in leaves], t, scale)
+        if self._behind.at:
+            self.catch_up()
         if leaves:
             self._plan.launch()
         else:
             self._counts[-1] = t
+
+    def step_rows(self, rows: Tree, grad_scale: float = ONE, semantics: str = "lazy") -> None:
+        """Update only some rows of some leaves in place; memory moves in proportion to the rows.
+
+        rows: like params, where a leaf is (indices, values), or a dense gradient, or None; a dict may lack keys, which
+            counts as None. indices: (k,) integers; values: (k, *shape of a row) in the parameter's dtype. Values of the
+            same row are summed first, in the order given. The count of every leaf that is not None advances.
+        semantics: "lazy": all other rows of such a leaf stay as they are, as in torch's SparseAdam.
+            "exact": other rows fall behind, and take the steps they missed, with zeros as the gradient, when they are
+            next touched: to the bit what `step` gives with zeros there. Read them after `catch_up`, not before.
+        Raises IndexError that names the first bad index, TypeError, ValueError before anything has changed.
+        """
+        sparse.step_rows(self, rows, grad_scale, semantics)
+
+    def catch_up(self, rows: Tree = None) -> None:
+        """Bring to date the rows that exact steps have left behind: all of them, or some, before they are read.
+
+        rows: like params, with the (k,) integer indices of rows as leaves; a dict may lack keys.
+        `step`, state_dict and load_state_dict bring all rows to date first; pickle and deepcopy keep them behind.
+        """
+        sparse.catch_up(self, rows)
 
     def _fill(self, row: int, numbers: tuple[float, ...]) -> None:
         """rows[row] = numbers, in 0.3 µs instead of NumPy's 1."""
@@ -186,6 +210,7 @@ class Optimizer:
         lr None where it is a callable; "leaves": per leaf, "count", "format" (its storage dtype), what the rule
         carries (NAdam: "mu_product"), and each slot in the parameter's shape.
         """
+        self.catch_up()
         return state.state_dict(self)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -6,8 +6,7 @@ A plan takes this step's gradients, then launches.
 from collections import deque
 from collections.abc import Sequence
 from itertools import starmap, zip_longest
-from operator import call, setitem
-from struct import Struct
+from operator import setitem
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ import numpy as np
 from fastadam.arrays import Array, Memory, describe, flat, flat_like, shaped_like
 from fastadam.flat import FlatBuffer
 from fastadam.kernels.contract import Kernel
+from fastadam.sparse import RowGradient, check_rows, distinct, row_chunks
 
 CHUNK = 8_192  # elements: four float32 streams of 32 KiB stay in L2; 4,096 and 16,384 measured the same (2 Zen 4 cores)
 
@@ -30,6 +30,10 @@ class Plan:
     rows:    (rows, coefficients + carried) float64.
     counts:  (leaves + 1,) int64: the steps that each leaf has taken; the last is the optimizer's own count.
     carried: (leaves + 1, carried) float64: what the rule accumulates for each leaf, copied from its row by each step.
+
+    A chunk is (leaf, first, n, g_leaf, g_first, missed): n elements of a leaf from `first` on, their gradient from
+    g_first on of leaf g_leaf's, where the leaf after the last has zeros; and how many steps with zeros as the gradient
+    it takes before, whose coefficients lie in the rows before the leaf's own.
     """
 
     def __init__(
@@ -64,17 +68,17 @@ class Plan:
         self._chunks = [
             np.array(
                 [
-                    (leaf, first, min(CHUNK, self._params[leaf].size - first))
+                    (leaf, first, min(CHUNK, self._params[leaf].size - first), leaf, first, 0)
                     for leaf in leaves
                     for first in range(0, self._params[leaf].size, CHUNK)
                 ],
                 np.int64,
-            ).reshape(-1, 3)
+            ).reshape(-1, 6)
             for leaves in signatures.values()
         ]
         self._first_leaves = [leaves[0] for leaves in signatures.values()]
-        # The last call of a step advances the counts; without any leaf there is nothing to call.
-        self._advancing = [counts[: len(counts) * (k == len(signatures) - 1)] for k in range(len(signatures))]
+        self._signature_of = {leaf: k for k, leaves in enumerate(signatures.values()) for leaf in leaves}
+        self._zeros = np.zeros(CHUNK)  # the gradient of a missed step: as float64, enough for a chunk of any dtype
 
     def accept(self, grads: list[Any]) -> int:
         """Take this step's gradients, one per leaf, None among them; returns how many are None.
@@ -94,10 +98,9 @@ class Plan:
                 self._place(leaf, straight)
         return sum(g is None for g in usable)
 
-    def _usable(self, leaf: int, g: Any) -> Array:
-        (p_name, g_name, *_), p, owner = self._names[leaf], self._params[leaf], self._owners[leaf]
-        both = f"{g_name} is {describe(g)}, {p_name} is {describe(owner)}"
-        anchor = self._anchors[leaf]
+    def _check_unmoved(self, leaf: int) -> None:
+        """The parameter is what it was at construction."""
+        p_name, p, anchor = self._names[leaf][0], self._params[leaf], self._anchors[leaf]
         if (p.ctypes.data, p.dtype, p.shape, p.strides) != (
             anchor.ctypes.data, anchor.dtype, anchor.shape, anchor.strides
         ):  # fmt: skip
@@ -106,6 +109,11 @@ class Plan:
             )
         if not p.flags.writeable:
             raise ValueError(f"{p_name} has become read-only, expected an array that can be updated in place")
+
+    def _usable(self, leaf: int, g: Any) -> Array:
+        (p_name, g_name, *_), p, owner = self._names[leaf], self._params[leaf], self._owners[leaf]
+        both = f"{g_name} is {describe(g)}, {p_name} is {describe(owner)}"
+        self._check_unmoved(leaf)
         if isinstance(g, FlatBuffer):
             if not isinstance(owner, FlatBuffer):
                 raise ValueError(both)
@@ -126,110 +134,76 @@ class Plan:
     def _place(self, leaf: int, g: Array) -> None:
         self._streams[leaf][1] = g
 
+    def accept_rows(self, leaf: int, indices: Any, values: Any) -> RowGradient:
+        """Check and sort the gradient of some rows of a leaf.
+
+        Raises IndexError, TypeError, ValueError naming the leaf; then nothing has changed.
+        """
+        p_name = self._names[leaf][0]
+        g_name = "rows" + p_name.removeprefix("params")
+        self._check_unmoved(leaf)
+        check_rows(p_name, g_name, self._owners[leaf], indices, values)
+        if (touched := self._memory.touched_by(values)) is not None:
+            raise ValueError(f"{g_name}'s values and {touched} share memory, expected separate arrays")
+        return distinct(indices, values, self._params[leaf])
+
+    def row_chunks(self, leaf: int, rows: Array, place: Array | None, missed: Array | int) -> Array:
+        """The chunks of some rows of a leaf; see fastadam.sparse.row_chunks."""
+        p = self._params[leaf]
+        g_leaf = len(self._params) if place is None else leaf
+        return row_chunks(leaf, rows, g_leaf, place, missed, p.size // max(1, len(p)))
+
+    def dense_chunks(self, leaf: int) -> Array:
+        """The chunks of a whole leaf."""
+        chunks = self._chunks[self._signature_of[leaf]]
+        own: Array = chunks[chunks[:, 0] == leaf]
+        return own
+
     def launch(self) -> None:
         """Step every leaf whose row is not -1 and advance the counts."""
         raise NotImplementedError
+
+    def launch_some(
+        self, chunks: Sequence[Array], row: Array, rows: Array, counts: Array, after: Sequence[tuple[Any, Any, Any]]
+    ) -> None:
+        """Step these chunks of the leaves whose row is not -1, advance `counts` (may be empty), then x[where] = values
+        for each (x, where, values) of `after`; all of it or, if a signal comes before, nothing."""
+        raise NotImplementedError
+
+    def place_rows(self, leaf: int, values: Array) -> None:
+        """Let a leaf's gradient be these values, of some rows only."""
+        self._place(leaf, values)
+
+    def _by_signature(self, chunks: Sequence[Array]) -> dict[int, Array]:
+        """The chunks of each signature: its number, its chunks."""
+        found: dict[int, list[Array]] = {}
+        for some in chunks:
+            if len(some):
+                found.setdefault(self._signature_of[int(some[0, 0])], []).append(some)
+        return {k: np.concatenate(each) for k, each in found.items()}
 
 
 class NumpyPlan(Plan):
     """The reference: whole-array arithmetic, chunk by chunk."""
 
     def launch(self) -> None:
+        self.launch_some(self._chunks, self._row, self._rows, self._counts, ())
+
+    def launch_some(
+        self, chunks: Sequence[Array], row: Array, rows: Array, counts: Array, after: Sequence[tuple[Any, Any, Any]]
+    ) -> None:
         from fastadam.kernels.reference import walk
 
-        # Worked out on copies, then copied in by C from the first array to the last: neither Ctrl-C nor a lack of
-        # memory for a temporary leaves a step half done.
-        streams = [[x if k == 1 or x is None else x.copy() for k, x in enumerate(own)] for own in self._streams]
-        counts, carried = self._counts.copy(), self._carried.copy()
-        last = len(self._chunks) - 1
-        for k, chunks in enumerate(self._chunks):
-            walk(self._kernel, streams, chunks, self._row, self._rows, counts[: len(counts) * (k == last)], carried)
-        done = [(self._counts, ..., counts), (self._carried, ..., carried)]
-        for own, new in zip(self._streams, streams, strict=True):
-            done += [(x, ..., y) for x, y in zip(own, new, strict=True) if x is not y]
-            own[1] = None  # a gradient lives no longer than its step
-        deque(starmap(setitem, done), maxlen=0)
-
-
-class NumbaPlan(Plan):
-    """Addresses in a table, and one native call per signature, which also advances the counts."""
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        from fastadam.kernels.cpu import ndarray, threads, traversal
-        from fastadam.kernels.cpu.elements import TAGS
-
-        self._threads, self._traversal = threads, traversal
-        self._table = np.array(
-            [[0 if x is None else x.ctypes.data for x in streams] for streams in self._streams], np.uint64
-        ).reshape(len(self._streams), 2 + len(self._kernel.slots))
-        self._tags = [
-            TAGS[self._kernel.name](p[:0], p[:0], *(None if x is None else x[:0] for x in slots))
-            for p, _, *slots in (self._streams[leaf] for leaf in self._first_leaves)
+        # Worked out first, then copied in by C from the first array to the last: neither Ctrl-C nor a lack of memory
+        # for a temporary leaves a step half done.
+        streams = [*self._streams, [None, self._zeros]]
+        done: list[Any] = [
+            (old, ..., new) for some in chunks for old, new in walk(self._kernel, streams, some, row, rows)
         ]
-        self._size = sum(p.size for p in self._params)
-        self._calls: dict[int, list[tuple[Any, ...]]] = {}
-        self._glance = (
-            np.array([id(p) for p in self._params], np.int64),
-            np.array([id(anchor) for anchor in self._anchors], np.int64),
-            np.array([p.nbytes for p in self._params], np.int64),
-            id(None),
-            id(np.ndarray),
-            self._memory.starts,
-            self._memory.ends,
-            self._table,
-        )
-        self._objects, self._format = np.zeros(len(self._params), np.int64), Struct(f"{len(self._params)}q")
-        self._natively = (
-            traversal.compiled_for(ndarray.place, (self._objects, *self._glance)) if ndarray.readable() else None
-        )
-        threads.refresh()
-        self._prepare(1)  # the way out in a forked child, or while another thread walks, must not wait for a compiler
-        self._prepare(threads.threads_for(self._size))
-
-    def _prepare(self, workers: int) -> list[tuple[Any, ...]]:
-        """The native calls of a step on so many threads, compiled or loaded."""
-        if workers in self._calls:
-            return self._calls[workers]
-        walk = self._traversal.walk_for(workers)
-        calls = []
-        for tag, chunks, counts in zip(self._tags, self._chunks, self._advancing, strict=True):
-            args = (self._table, tag, chunks, _spans(chunks, workers), self._row, self._rows, counts, self._carried)
-            calls.append((self._traversal.compiled_for(walk, args), *args))
-        self._calls[workers] = calls
-        return calls
-
-    def accept(self, grads: list[Any]) -> int:
-        if self._natively is not None:
-            self._format.pack_into(self._objects.data, 0, *map(id, grads))
-            missing: int = self._natively(self._objects, *self._glance)
-            if missing >= 0:
-                return missing
-        return super().accept(grads)
-
-    def _place(self, leaf: int, g: Array) -> None:
-        self._table[leaf, 1] = g.ctypes.data
-
-    def launch(self) -> None:
-        workers = self._threads.threads_for(self._size)
-        if workers == 1:
-            self._run(1)
-        else:
-            self._threads.exclusively(self._run, workers)
-
-    def _run(self, workers: int) -> None:
-        calls = self._calls.get(workers) or self._prepare(workers)
-        if len(calls) == 1:
-            walk, *args = calls[0]
-            walk(*args)
-        else:  # in C from the first call to the last: no signal handler runs between two signatures of one step
-            deque(starmap(call, calls), maxlen=0)
-
-
-def _spans(chunks: Array, workers: int) -> Array:
-    """(workers, 8) int64, a cache line each: next, first and last + 1 chunk of a worker's share, equal in elements."""
-    before = np.concatenate([[0], np.cumsum(chunks[:, 2])])
-    cuts = np.searchsorted(before, before[-1] * np.arange(workers + 1) / workers)
-    spans = np.zeros((workers, 8), np.int64)
-    spans[:, 1], spans[:, 2] = cuts[:-1], cuts[1:]
-    return spans
+        if counts.size:
+            live = np.flatnonzero(row >= 0)
+            done += [(counts, live, counts[live] + 1)]
+            done += [(self._carried, live, rows[row[live], rows.shape[1] - self._carried.shape[1] :])]
+        deque(starmap(setitem, [*done, *after]), maxlen=0)
+        for own in self._streams if counts.size else ():
+            own[1] = None  # a gradient lives no longer than its step

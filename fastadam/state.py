@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -82,6 +83,7 @@ def load_state_dict(opt: Optimizer, state: dict[str, Any]) -> None:
             if describe(own[slot]) != describe(view):
                 raise ValueError(f"{where}[{slot!r}] is {describe(own[slot])}, expected {describe(view)}")
 
+    opt.catch_up()
     for group, rule in zip(opt.groups, rules, strict=True):
         group.__dict__["_rule"] = rule
     for leaf, name in enumerate(names):
@@ -98,7 +100,9 @@ def pickled(opt: Optimizer) -> dict[str, Any]:
     """What pickle and deepcopy keep: the user's own tree, so that copies made together stay together."""
     rules = [group._rule for group in opt.groups]  # with callables, which state_dict cannot hold
     own = {name: value for name, value in vars(opt).items() if name not in opt._built}  # a subclass's
-    return {"params": opt._tree, "rules": rules, "state": opt.state_dict(), "backend": opt._asked, "own": own}
+    # Rows that are behind stay so: of a tree that is copied together with its optimizer, they are copied behind.
+    kept = {"state": state_dict(opt), "behind": deepcopy(opt._behind)}
+    return {"params": opt._tree, "rules": rules, **kept, "backend": opt._asked, "own": own}
 
 
 def unpickle(opt: Optimizer, kept: dict[str, Any]) -> None:
@@ -110,4 +114,5 @@ def unpickle(opt: Optimizer, kept: dict[str, Any]) -> None:
         tree = [{"params": item["params"], **group} for item, group in zip(tree, own, strict=True)]
     opt._build(tree, rules[0], kept["backend"], kept["state"]["seed"])
     opt.load_state_dict(kept["state"])
+    opt._behind = kept["behind"]
     vars(opt).update(kept["own"])

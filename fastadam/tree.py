@@ -34,14 +34,29 @@ class Structure:
         below = [self._read(tree[key], f"{path}[{key!r}]") for key in keys]
         return kind, keys, below if any(node is not None for node in below) else None
 
-    def flatten(self, tree: Tree, name: str) -> list[Any]:
+    def flatten(self, tree: Tree, name: str, partial: bool = False) -> list[Any]:
         """The leaves of another tree of the same shape, None among them. `name` is what errors call that tree.
 
+        partial: a dict may lack keys, and None may stand for any branch; the leaves there are None.
         Raises TypeError, ValueError where the trees differ; what the leaves are is not looked at.
         """
         leaves: list[Any] = []
-        self._collect(self._node, tree, name, "", leaves)
+        self._collect(self._node, self._filled(self._node, tree) if partial else tree, name, "", leaves)
         return leaves
+
+    def _filled(self, node: Any, given: Tree) -> Tree:
+        """The tree with None for every leaf that it lacks."""
+        tree: Any = given
+        if node is None:
+            return tree
+        kind, keys, below = node
+        if tree is None:
+            tree = {} if kind is dict else [None] * len(keys)
+        if not isinstance(tree, dict if kind is dict else (list, tuple)) or (kind is list and len(tree) != len(keys)):
+            return tree  # for _collect to refuse
+        children: Any = list(map(tree.get, keys)) if isinstance(tree, dict) else tree
+        full = [self._filled(node, x) for node, x in zip(below or [None] * len(keys), children, strict=True)]
+        return {**tree, **dict(zip(keys, full, strict=True))} if isinstance(tree, dict) else full
 
     def _collect(self, node: Any, tree: Tree, name: str, path: str, leaves: list[Any]) -> None:
         if node is None:

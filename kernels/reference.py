@@ -1,5 +1,6 @@
 """The NumPy backend's walk: the element functions on whole chunks. Slow, simple, and what the others must equal."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -7,23 +8,22 @@ import numpy as np
 from fastadam.kernels.contract import Kernel
 
 
-def walk(kernel: Kernel, streams: Any, chunks: Any, row: Any, rows: Any, counts: Any, carried: Any) -> None:
-    """Step every leaf once, then advance its count.
+def walk(kernel: Kernel, streams: Any, chunks: Any, row: Any, rows: Any) -> Iterator[tuple[Any, Any]]:
+    """Step every chunk once; yields (piece of a stream, its new values), and writes nothing.
 
-    streams: per leaf, p, g and the slots as flat arrays in one memory order, None for an absent slot.
+    streams: per leaf, p, g and the slots as flat arrays in one memory order, None for an absent slot; then the zeros.
     The other arguments: see fastadam.plan.Plan.
     """
     width = len(kernel.Coefficients._fields)  # type: ignore[attr-defined]
     with np.errstate(all="ignore"):
-        for leaf, first, n in chunks:
-            if row[leaf] >= 0:
-                here = [None if s is None else s[first : first + n] for s in streams[leaf]]
-                c = kernel.Coefficients(*rows[row[leaf], :width].astype(here[0].dtype))  # type: ignore[union-attr]
-                p, _, *slots = here
-                for old, new in zip([p, *slots], kernel.element(*here, c), strict=True):
-                    if old is not None:
-                        old[:] = new
-    live = np.flatnonzero(row >= 0)
-    if counts.size:
-        counts[live] += 1
-        carried[live] = rows[row[live], rows.shape[1] - carried.shape[1] :]
+        for leaf, first, n, g_leaf, g_first, missed in chunks:
+            r = row[leaf]
+            if r < 0:
+                continue
+            p, _, *slots = streams[leaf]
+            here = new = [None if x is None else x[first : first + n] for x in (p, *slots)]
+            for now in range(r - missed, r + 1):
+                source, at = (streams[g_leaf][1], g_first) if now == r else (streams[-1][1], 0)
+                c = kernel.Coefficients(*rows[now, :width].astype(p.dtype))
+                new = kernel.element(new[0], source[at : at + n].astype(p.dtype, copy=False), *new[1:], c)
+            yield from ((old, values) for old, values in zip(here, new, strict=True) if old is not None)

@@ -129,7 +129,11 @@ WALKS = [
     ("range(u64(0), n)", "range(u64(0), n - n % u64(16))"),  # the tail skipped
     ("range(u64(0), n)", "range(u64(1), n)"),
     ("while k < spans[victim, 2]", "while k + 1 < spans[victim, 2]"),  # the last chunk of every share
-    ("if r >= 0:\n                    c =", "if r != 0:\n                    c ="),
+    ("if r >= 0:\n                    for", "if r != 0:\n                    for"),
+    ("range(r - chunks[k, 5], r + 1)", "range(r, r + 1)"),  # missed steps forgotten
+    ("range(r - chunks[k, 5], r + 1)", "range(r - chunks[k, 5], r)"),
+    ("if now == r else zeros", "if now == r else leaf"),  # missed steps with this step's gradient
+    ("_coefficients(tag, rows, now)", "_coefficients(tag, rows, r)"),  # and with this step's coefficients
     ("counts[leaf] += 1", "counts[leaf] += 2"),
 ]
 
@@ -147,12 +151,15 @@ def test_a_changed_walk_is_caught(old, new, monkeypatch):
         if backend == "numba":
             opt._plan._traversal, opt._plan._calls = mutant, {}
         opt.step(g)
+        for row in (5, 7, 5):
+            opt.step_rows((np.array([row]), g[:1]), semantics="exact")
+        opt.catch_up()
         results.append((moved, opt.t))
     assert not (same_bits(results[0][0], results[1][0]) and results[0][1] == results[1][1])
 
 
 def rules_sgd(p, backend):
-    return type("SGD", (Optimizer,), {"rule": rules.SGD})(p, lr=0.1, backend=backend)
+    return type("SGD", (Optimizer,), {"rule": rules.SGD})(p, lr=lambda t: 0.1 / t, weight_decay=0.1, backend=backend)
 
 
 CONTRACT = [

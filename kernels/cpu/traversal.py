@@ -45,22 +45,23 @@ def _pointer(context: Any, builder: Any, base: Any, column: int, index: Any, dty
 
 
 @intrinsic
-def _bases(typing, table, tag, leaf, first):
-    """Where element `first` of a leaf lies in each stream: a tuple of addresses."""
+def _bases(typing, table, tag, leaf, first, g_leaf, g_first):
+    """Where element `first` of a leaf lies in each stream, g's from a place of its own: a tuple of addresses."""
     width = len(tag.types)
     result = types.UniTuple(types.uint64, width)
 
     def generate(context, builder, signature, args):
         rows = context.make_array(signature.args[0])(context, builder, args[0])
-        row = builder.mul(args[2], _I64(width))
         out = [_I64(0)] * width
         for k, dtype in storage(signature.args[1]):
-            base = builder.load(builder.gep(rows.data, [builder.add(row, _I64(k))]))
+            leaf, first = args[4:] if k == 1 else args[2:4]
+            place = builder.add(builder.mul(leaf, _I64(width)), _I64(k))
+            base = builder.load(builder.gep(rows.data, [place]))
             size = context.get_abi_sizeof(context.get_data_type(dtype))
-            out[k] = builder.add(base, builder.mul(args[3], _I64(size)))
+            out[k] = builder.add(base, builder.mul(first, _I64(size)))
         return context.make_tuple(builder, result, out)
 
-    return result(table, tag, types.uint64, types.uint64), generate
+    return result(table, tag, types.uint64, types.uint64, types.uint64, types.uint64), generate
 
 
 @intrinsic
@@ -124,7 +125,7 @@ def _take(typing, spans, worker):
 
 def _walk(table, tag, chunks, spans, row, rows, counts, carried):
     """Step every leaf once, then advance its count. The arguments: see fastadam.plan.Plan."""
-    workers = spans.shape[0]
+    workers, zeros = spans.shape[0], u64(table.shape[0] - 1)
     before = _enter(workers)  # noqa: F821  given by _compiled
     for w in range(workers):
         spans[w, 0] = spans[w, 1]
@@ -136,10 +137,13 @@ def _walk(table, tag, chunks, spans, row, rows, counts, carried):
                 leaf, first, n = u64(chunks[k, 0]), u64(chunks[k, 1]), u64(chunks[k, 2])
                 r = row[leaf]
                 if r >= 0:
-                    c = _coefficients(tag, rows, r)
-                    base = _bases(table, tag, leaf, first)
-                    for i in range(u64(0), n):  # a signed range is not vectorised
-                        _store(tag, base, i, element(tag, _load(tag, base, i), c))
+                    for now in range(r - chunks[k, 5], r + 1):  # the steps it has missed, then this one
+                        c = _coefficients(tag, rows, now)
+                        g_leaf = u64(chunks[k, 3]) if now == r else zeros
+                        g_first = u64(chunks[k, 4]) if now == r else u64(0)
+                        base = _bases(table, tag, leaf, first, g_leaf, g_first)
+                        for i in range(u64(0), n):  # a signed range is not vectorised
+                            _store(tag, base, i, element(tag, _load(tag, base, i), c))
                 k = _take(spans, victim)
     for leaf in range(counts.shape[0]):
         r = row[leaf]
