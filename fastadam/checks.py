@@ -38,3 +38,13 @@ def integer(name: str, value: Any, low: int | None = None, most: int | None = No
     if (low is not None and result < low) or (most is not None and result > most):
         raise ValueError(f"{name} is {value!r}, expected {expected}")
     return int(result)
+
+
+def positive(name: str, value: Any) -> float | None:
+    """A finite number above 0, or None."""
+    if value is None:
+        return None
+    x = number(name, value, low=0)
+    if x == 0:
+        raise ValueError(f"{name} is {value!r}, expected a number above 0, or None")
+    return x

@@ -1,7 +1,7 @@
 """The plan of compiled kernels on the CPU: addresses in a table, one native call per signature."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import starmap
 from operator import call, setitem
 from struct import Struct
@@ -10,7 +10,11 @@ from typing import Any
 import numpy as np
 
 from fastadam.arrays import Array
-from fastadam.plan import Plan
+from fastadam.kernels.chores import NOTES
+from fastadam.plan import Plan, Work
+
+THERE = np.empty(0, np.uint8)  # what a tag holds for a flag that is set
+SHORT = {"bfloat16": np.uint16, "float16": np.int16}  # what the bits of a short float travel as
 
 
 class NumbaPlan(Plan):
@@ -18,20 +22,21 @@ class NumbaPlan(Plan):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        from fastadam.kernels.cpu import ndarray, threads, traversal
-        from fastadam.kernels.cpu.elements import TAGS
+        from fastadam.kernels.cpu import elements, ndarray, norm, threads, traversal
 
-        self._threads, self._traversal = threads, traversal
+        self._elements, self._norm, self._threads, self._traversal = elements, norm, threads, traversal
+        nothing = [None] * (len(self._kernel.slots) + 2)
         self._table = np.array(
             [
                 [0 if x is None else x.ctypes.data for x in streams]
-                for streams in [*self._streams, [None, self._zeros, *(None for _ in self._kernel.slots)]]
+                for streams in [*self._streams, [None, self._zeros, *nothing]]
             ],
             np.uint64,
         )
+        flags = [THERE if flag else None for flag in self._flags]
         self._tags = [
-            TAGS[self._kernel.name](p[:0], p[:0], *(None if x is None else x[:0] for x in slots))
-            for p, _, *slots in (self._streams[leaf] for leaf in self._first_leaves)
+            elements.TAGS[self._kernel.name](*(_marker(x) for x in (p, p, *rest)), *flags)
+            for p, _, *rest in (self._streams[leaf] for leaf in self._first_leaves)
         ]
         self._size = sum(p.size for p in self._params)
         self._calls: dict[int, list[tuple[Any, ...]]] = {}
@@ -47,7 +52,9 @@ class NumbaPlan(Plan):
         )
         self._objects, self._format = np.zeros(len(self._params), np.int64), Struct(f"{len(self._params)}q")
         self._natively = (
-            traversal.compiled_for(ndarray.place, (self._objects, *self._glance)) if ndarray.readable() else None
+            traversal.compiled_for(ndarray.place, (self._objects, *self._glance))
+            if ndarray.readable() and not self._flags.clear  # gradients that will be written need a closer look
+            else None
         )
         threads.refresh()
         self._prepare(1)  # the way out in a forked child, or while another thread walks, must not wait for a compiler
@@ -55,22 +62,39 @@ class NumbaPlan(Plan):
 
     def _prepare(self, workers: int) -> list[tuple[Any, ...]]:
         """The native calls of a step on so many threads, compiled or loaded."""
-        if workers in self._calls:
-            return self._calls[workers]
-        calls = self._calls_for(workers, dict(enumerate(self._chunks)), self._row, self._rows, self._counts)
-        self._calls[workers] = calls
-        return calls
+        if workers not in self._calls:
+            where = self._table, self._row, self._rows, self._counts
+            self._calls[workers] = self._calls_for(workers, self.everything, self._tags, *where)
+        return self._calls[workers]
 
     def _calls_for(
-        self, workers: int, chunks: dict[int, Array], row: Array, rows: Array, counts: Array
-    ) -> list[tuple[Any, ...]]:
+        self, workers: int, work: Sequence[Work], tags: Sequence[Any],
+        table: Array, row: Array, rows: Array, counts: Array,
+    ) -> list[tuple[Any, ...]]:  # fmt: skip
         walk = self._traversal.walk_for(workers)
         calls: list[tuple[Any, ...]] = []
-        for k, some in chunks.items():
-            advancing = counts[: len(counts) * (len(calls) == len(chunks) - 1)]  # the last call advances the counts
-            args = (self._table, self._tags[k], some, _spans(some, workers), row, rows, advancing, self._carried)
+        for one, tag in zip(work, tags, strict=True):
+            advancing = counts[: len(counts) * (one is work[-1])]  # the last call advances the counts
+            spans = _spans(one.chunks, workers)
+            args = (table, tag, one.chunks, spans, row, rows, advancing, self._carried, one.notes)
             calls.append((self._traversal.compiled_for(walk, args), *args))
         return calls
+
+    def _run_all(self, work: Sequence[Work], tags: Sequence[Any], after: Sequence[Any], *where: Array) -> None:
+        """A walk with these tags over this work, on as many threads as it is worth, then `after`, in one go."""
+
+        def run(workers: int) -> None:
+            calls = [*self._calls_for(workers, work, tags, *where), *((setitem, *one) for one in after)]
+            deque(starmap(call, calls), maxlen=0)
+
+        self._on_threads(run, sum(int((one.chunks[:, 2] * (one.chunks[:, 5] + 1)).sum()) for one in work))
+
+    def _on_threads(self, run: Callable[[int], None], size: int) -> None:
+        workers = self._threads.threads_for(size)
+        if workers == 1:
+            run(1)
+        else:
+            self._threads.exclusively(run, workers)
 
     def accept(self, grads: list[Any]) -> int:
         if self._natively is not None:
@@ -84,28 +108,10 @@ class NumbaPlan(Plan):
         self._table[leaf, 1] = g.ctypes.data
 
     def launch(self) -> None:
-        workers = self._threads.threads_for(self._size)
-        if workers == 1:
-            self._run(1)
+        if self.unread:
+            super().launch()
         else:
-            self._threads.exclusively(self._run, workers)
-
-    def launch_some(
-        self, chunks: Sequence[Array], row: Array, rows: Array, counts: Array, after: Sequence[tuple[Any, Any, Any]]
-    ) -> None:
-        some = self._by_signature(chunks)
-        if not some:  # rows of no leaf: only counts to advance
-            some = {0: self._chunks[0][:0]}
-        finish = [(setitem, *one) for one in after]
-        workers = self._threads.threads_for(sum(int((c[:, 2] * (c[:, 5] + 1)).sum()) for c in some.values()))
-
-        def run(workers: int) -> None:
-            deque(starmap(call, [*self._calls_for(workers, some, row, rows, counts), *finish]), maxlen=0)
-
-        if workers == 1:
-            run(1)
-        else:
-            self._threads.exclusively(run, workers)
+            self._on_threads(self._run, self._size)
 
     def _run(self, workers: int) -> None:
         calls = self._calls.get(workers) or self._prepare(workers)
@@ -114,6 +120,36 @@ class NumbaPlan(Plan):
             walk(*args)
         else:  # in C from the first call to the last: no signal handler runs between two signatures of one step
             deque(starmap(call, calls), maxlen=0)
+
+    def launch_some(
+        self, work: Sequence[Work], row: Array, rows: Array, counts: Array, after: Sequence[tuple[Any, Any, Any]]
+    ) -> None:
+        tags = [self._tags[one.signature] for one in work]
+        self._run_all(work, tags, after, self._table, row, rows, counts)
+
+    def _measure(self, work: Sequence[Work], row: Array, squares: bool, largest: bool) -> None:
+        there = THERE if squares else None, THERE if largest else None
+        tags = [self._elements.Measure(None, self._tags[one.signature].p, *there) for one in work]
+        self._run_all(work, tags, (), self._table, row, self._rows, self._counts[:0])
+
+    def accumulate(self, totals: Sequence[Array], row: Array, after: Sequence[tuple[Any, Any, Any]]) -> None:
+        table = np.array([[x.ctypes.data for x in totals], self._table[:-1, 1]], np.uint64).T.copy()
+        work = [one._replace(notes=one.notes[:0]) for one in self.everything]
+        clear = THERE if self._flags.clear else None
+        tags = [self._elements.Accumulate(tag.p, tag.p, clear) for tag in self._tags]
+        self._run_all(work, tags, [*self.unread, *after], table, row, self._rows, self._counts[:0])
+
+    def sums(self, work: Sequence[Work], row: Array) -> Array:
+        found = np.zeros((len(self._params), NOTES))
+        for one in work:
+            args = one.chunks, one.notes, row, found
+            self._traversal.compiled_for(self._norm.sums, args)(*args)
+        return found
+
+
+def _marker(x: Array | None) -> Array | None:
+    """What a tag holds for a stream."""
+    return None if x is None else x[:0].view(SHORT.get(x.dtype.name, x.dtype))
 
 
 def _spans(chunks: Array, workers: int) -> Array:

@@ -16,6 +16,7 @@ from fastadam.arrays import Array, check_owned, describe, flat_like
 from fastadam.backend import choose
 from fastadam.checks import integer, number
 from fastadam.group import Group
+from fastadam.kernels.chores import Numbers
 from fastadam.rules import Rule
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -47,8 +48,9 @@ def _step(
     group = Group(rule, "", range(1), {p.dtype})
     numbers = group.coefficients_at(t, group.lr_at(t), number("grad_scale", grad_scale), *carried)
     row, counts, state = np.zeros(2, np.int64), np.zeros(2, np.int64), np.array([carried, carried], np.float64)
-    names = ["p", "g", *(slot.name for slot in kernel.slots)]
-    plan = choose(backend).plan(kernel, [names], [p], [flats], row, np.array([numbers]), counts, state)
+    names = ["p", "g", *(slot.name for slot in kernel.slots), "ema", "copy_to"]
+    rows = np.array([(*numbers, *Numbers())])
+    plan = choose(backend).plan(kernel, [names], [p], [[*flats, None, None]], row, rows, counts, state)
     plan.accept([g])
     plan.launch()
     return [float(x) for x in state[0]]

@@ -9,7 +9,7 @@ import numpy as np
 
 from fastadam import kernels
 from fastadam.arrays import Array
-from fastadam.checks import number
+from fastadam.checks import number, positive
 from fastadam.rules import Rule
 from fastadam.tree import Structure, Tree
 
@@ -32,8 +32,8 @@ class Group:
     _dtypes: set[Any]
     _largest: float
 
-    def __init__(self, rule: Rule, where: str, leaves: range, dtypes: set[Any]) -> None:
-        self.__dict__.update(_rule=rule, _where=where, _leaves=leaves, _dtypes=dtypes)
+    def __init__(self, rule: Rule, where: str, leaves: range, dtypes: set[Any], max_norm: float | None = None) -> None:
+        self.__dict__.update(_rule=rule, _where=where, _leaves=leaves, _dtypes=dtypes, max_norm=max_norm)
         largest = min((float(np.finfo(dtype).max) for dtype in dtypes), default=np.inf)
         self.__dict__.update(_largest=largest)
         self.with_rule(where)
@@ -49,6 +49,14 @@ class Group:
         return getattr(rule, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name == "max_norm":
+            limit = positive(f"{self._where}max_norm", value)
+            if (limit is None) != (self.max_norm is None):
+                raise ValueError(
+                    f"{self._where}max_norm is {self.max_norm!r}, and {value!r} would change what is walked"
+                )
+            self.__dict__["max_norm"] = limit
+            return
         getattr(self, name)
         if name not in hyperparameters(self._rule):
             fixed = getattr(self, name)
@@ -110,10 +118,11 @@ def make_groups(params: Tree, default: Rule, arrays: list[Array]) -> Iterator[Gr
         return
     first, known = 0, hyperparameters(default)
     for k, item in enumerate(params):
-        own = {name: value for name, value in item.items() if name != "params"}
-        if unknown := set(own) - set(known):
+        own = {name: value for name, value in item.items() if name not in ("params", "max_norm")}
+        if unknown := own.keys() - set(known):
             raise TypeError(
-                f"params[{k}] has {min(unknown, key=repr)!r}, expected 'params' and any of {', '.join(known)}"
+                f"params[{k}] has {min(unknown, key=repr)!r}, expected 'params', 'max_norm' and any of "
+                f"{', '.join(known)}"
             )
         try:
             rule = replace(default, **own)
@@ -121,4 +130,5 @@ def make_groups(params: Tree, default: Rule, arrays: list[Array]) -> Iterator[Gr
             raise type(error)(f"params[{k}]: {error}") from None
         leaves = range(first, first + len(Structure(item["params"]).leaves))
         first = leaves.stop
-        yield Group(rule, f"groups[{k}].", leaves, {arrays[leaf].dtype for leaf in leaves})
+        limit = positive(f"params[{k}]: max_norm", item.get("max_norm"))
+        yield Group(rule, f"groups[{k}].", leaves, {arrays[leaf].dtype for leaf in leaves}, limit)

@@ -17,7 +17,7 @@ class _Method(Optimizer):
         kinds = [p for p in own if p.kind is not p.KEYWORD_ONLY], [p for p in own if p.kind is p.KEYWORD_ONLY]
         cls.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
             [base["params"].replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD), *kinds[0], *kinds[1]]
-            + [base["backend"], base["seed"]]
+            + [p for p in base.values() if p.kind is p.KEYWORD_ONLY]
         )
         cls.__doc__ = f"{cls.rule.__doc__}\n\nparams, backend, seed, errors: see Optimizer."
 

@@ -1,5 +1,7 @@
 # Written by tests/test_typing.py from the rules.
 
+from collections.abc import Callable
+
 from fastadam.optimizer import Optimizer
 from fastadam.rules import LearningRate
 from fastadam.tree import Tree
@@ -19,6 +21,13 @@ class Adam(Optimizer):
         eps_hat: bool = False,
         backend: str = "auto",
         seed: int = 0,
+        max_norm: float | None = None,
+        max_value: float | None = None,
+        ema_decay: float | Callable[[int], float] | None = None,
+        copy_to: Tree | None = None,
+        zero_grads: bool = False,
+        skip_nonfinite: bool | str = False,
+        stats: str | None = None,
     ) -> None: ...
 
 class AdamW(Optimizer):
@@ -35,6 +44,13 @@ class AdamW(Optimizer):
         eps_hat: bool = False,
         backend: str = "auto",
         seed: int = 0,
+        max_norm: float | None = None,
+        max_value: float | None = None,
+        ema_decay: float | Callable[[int], float] | None = None,
+        copy_to: Tree | None = None,
+        zero_grads: bool = False,
+        skip_nonfinite: bool | str = False,
+        stats: str | None = None,
     ) -> None: ...
 
 class NAdam(Optimizer):
@@ -51,6 +67,13 @@ class NAdam(Optimizer):
         maximize: bool = False,
         backend: str = "auto",
         seed: int = 0,
+        max_norm: float | None = None,
+        max_value: float | None = None,
+        ema_decay: float | Callable[[int], float] | None = None,
+        copy_to: Tree | None = None,
+        zero_grads: bool = False,
+        skip_nonfinite: bool | str = False,
+        stats: str | None = None,
     ) -> None: ...
 
 class RAdam(Optimizer):
@@ -66,6 +89,13 @@ class RAdam(Optimizer):
         maximize: bool = False,
         backend: str = "auto",
         seed: int = 0,
+        max_norm: float | None = None,
+        max_value: float | None = None,
+        ema_decay: float | Callable[[int], float] | None = None,
+        copy_to: Tree | None = None,
+        zero_grads: bool = False,
+        skip_nonfinite: bool | str = False,
+        stats: str | None = None,
     ) -> None: ...
 
 class Adamax(Optimizer):
@@ -80,6 +110,13 @@ class Adamax(Optimizer):
         maximize: bool = False,
         backend: str = "auto",
         seed: int = 0,
+        max_norm: float | None = None,
+        max_value: float | None = None,
+        ema_decay: float | Callable[[int], float] | None = None,
+        copy_to: Tree | None = None,
+        zero_grads: bool = False,
+        skip_nonfinite: bool | str = False,
+        stats: str | None = None,
     ) -> None: ...
 
 class AdaBelief(Optimizer):
@@ -95,6 +132,13 @@ class AdaBelief(Optimizer):
         maximize: bool = False,
         backend: str = "auto",
         seed: int = 0,
+        max_norm: float | None = None,
+        max_value: float | None = None,
+        ema_decay: float | Callable[[int], float] | None = None,
+        copy_to: Tree | None = None,
+        zero_grads: bool = False,
+        skip_nonfinite: bool | str = False,
+        stats: str | None = None,
     ) -> None: ...
 
 class Lion(Optimizer):
@@ -108,6 +152,13 @@ class Lion(Optimizer):
         maximize: bool = False,
         backend: str = "auto",
         seed: int = 0,
+        max_norm: float | None = None,
+        max_value: float | None = None,
+        ema_decay: float | Callable[[int], float] | None = None,
+        copy_to: Tree | None = None,
+        zero_grads: bool = False,
+        skip_nonfinite: bool | str = False,
+        stats: str | None = None,
     ) -> None: ...
 
 class SGD(Optimizer):
@@ -123,6 +174,13 @@ class SGD(Optimizer):
         maximize: bool = False,
         backend: str = "auto",
         seed: int = 0,
+        max_norm: float | None = None,
+        max_value: float | None = None,
+        ema_decay: float | Callable[[int], float] | None = None,
+        copy_to: Tree | None = None,
+        zero_grads: bool = False,
+        skip_nonfinite: bool | str = False,
+        stats: str | None = None,
     ) -> None: ...
 
 class RMSprop(Optimizer):
@@ -139,6 +197,13 @@ class RMSprop(Optimizer):
         maximize: bool = False,
         backend: str = "auto",
         seed: int = 0,
+        max_norm: float | None = None,
+        max_value: float | None = None,
+        ema_decay: float | Callable[[int], float] | None = None,
+        copy_to: Tree | None = None,
+        zero_grads: bool = False,
+        skip_nonfinite: bool | str = False,
+        stats: str | None = None,
     ) -> None: ...
 
 class Adagrad(Optimizer):
@@ -154,4 +219,11 @@ class Adagrad(Optimizer):
         maximize: bool = False,
         backend: str = "auto",
         seed: int = 0,
+        max_norm: float | None = None,
+        max_value: float | None = None,
+        ema_decay: float | Callable[[int], float] | None = None,
+        copy_to: Tree | None = None,
+        zero_grads: bool = False,
+        skip_nonfinite: bool | str = False,
+        stats: str | None = None,
     ) -> None: ...

@@ -1,21 +1,27 @@
 """Optimizer: the state, the counts and one step. methods.py names the methods, rules.py holds their arithmetic."""
 
 import struct
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import numpy as np
 
-from fastadam import kernels, sparse, state
-from fastadam.arrays import Array, allocate_beside, check_owned, shaped_like
+from fastadam import chores, kernels, sparse, state
+from fastadam.arrays import Array, allocate_beside, check_owned, flat, shaped_like
 from fastadam.backend import choose
 from fastadam.checks import integer, number
+from fastadam.chores import NOTHING, Chores, StepInfo, check_copies
 from fastadam.flat import FlatBuffer
 from fastadam.group import hyperparameters as hyperparameter_names
 from fastadam.group import is_grouped, make_groups
+from fastadam.kernels.chores import Numbers
+from fastadam.kernels.contract import Slot
 from fastadam.rules import Rule
 from fastadam.tree import Structure, Tree, rebuild
 
 ONE = 1.0  # the default scale, known by identity: nothing to check
+ACCUMULATED = object()  # what step takes the accumulated gradients for
 
 
 class Optimizer:
@@ -28,20 +34,42 @@ class Optimizer:
     backend: "auto", "numpy" or "numba"; "auto" follows $FASTADAM_BACKEND and takes the fastest that is ready.
     seed: of the stochastic rounding in low-precision formats; part of the state.
 
+    Chores, all in the same pass over memory as the step, in this order:
+    max_norm: clip the gradients, after grad_scale, to this global L2 norm; a group's own max_norm limits that group's.
+    max_value: then clip each of their elements to ±max_value.
+    ema_decay: keep exponential moving averages of the parameters, in `ema`: a number, or a function of t. A leaf
+        without a gradient leaves its average alone, too.
+    copy_to: a tree of float16 or bfloat16 arrays like params; holds them rounded to nearest even, from now on.
+    zero_grads: zero the gradients once they are read.
+    skip_nonfinite: True leaves everything as it is, counts included, if any gradient is NaN or infinite, and `skipped`
+        counts it; "raise" raises FloatingPointError naming the leaf, instead.
+    stats: "group" or "tensor": report the norms of gradients, updates and parameters, and the largest update, of each.
+
     Raises TypeError, ValueError that name the argument, what came and what was expected.
     """
 
     rule: ClassVar[type[Rule]]
 
-    def __init__(self, params: Tree, *hyperparameters: Any, backend: str = "auto", seed: int = 0, **named: Any) -> None:
+    def __init__(
+        self, params: Tree, *hyperparameters: Any, backend: str = "auto", seed: int = 0,
+        max_norm: float | None = None, max_value: float | None = None,
+        ema_decay: float | Callable[[int], float] | None = None, copy_to: Tree | None = None,
+        zero_grads: bool = False, skip_nonfinite: bool | str = False, stats: str | None = None, **named: Any,
+    ) -> None:  # fmt: skip
         if not hasattr(self, "rule"):
             raise TypeError("Optimizer is what the methods share: construct one of them, such as fastadam.Adam")
+        asked: dict[str, Any] = {
+            "max_norm": max_norm, "max_value": max_value, "ema_decay": ema_decay, "zero_grads": zero_grads,
+            "skip_nonfinite": skip_nonfinite, "stats": stats,
+        }  # fmt: skip
         if unknown := named.keys() - set(names := hyperparameter_names(self.rule)):
             raise TypeError(f"{self.rule.__name__} takes no {min(unknown)!r}, expected any of {', '.join(names)}")
         default = self.rule(*hyperparameters, **named)
-        self._build(params, default, backend, integer("seed", seed))
+        self._build(params, default, backend, integer("seed", seed), Chores(**asked), copy_to)
 
-    def _build(self, params: Tree, default: Rule, backend: str, seed: int) -> None:
+    def _build(
+        self, params: Tree, default: Rule, backend: str, seed: int, asked: Chores, copy_to: Tree | None
+    ) -> None:  # fmt: skip
         """What construction and copies have in common."""
         before = set(vars(self))
         trees = [item["params"] for item in params] if is_grouped(params) else params
@@ -54,12 +82,23 @@ class Optimizer:
             check_owned(f"params{name}", array)
             arrays.append(array)
         self.groups = tuple(make_groups(params, default, arrays))
-        self._seed = seed
+        self._seed, self._chores, self._copy_to = seed, asked, copy_to
+        copies = None
+        if copy_to is not None:
+            copies = check_copies(
+                self._structure.names, self._structure.leaves, self._structure.flatten(copy_to, "copy_to")
+            )
+        self.skipped = 0  # steps left out by skip_nonfinite
+        self._plain = asked == Chores() and not any(group.max_norm for group in self.groups)
+        self._extra: tuple[float, ...] = Numbers()
+        self._scale, self._averaging = 1.0, False
+        self._totals: list[Array] = []  # flat, per leaf: the micro-batches' gradients
         self._kernel = kernels.ALL[self.rule.kernel]
         self._asked, self._backend = backend, choose(backend)
 
         n = len(arrays)
-        width = len(self._kernel.Coefficients._fields) + len(self.rule.carried)  # type: ignore[attr-defined]
+        self._totalled = np.zeros(n + 1, np.int64)  # per leaf, whether `totals` holds anything; then of how many
+        width = len(self._kernel.Coefficients._fields) + len(self.rule.carried) + len(self._extra)  # type: ignore[attr-defined]
         self._row = np.zeros(n + 1, np.int64)
         self._rows = np.zeros((max(n, len(self.groups), 1), width))
         self._format, self._bytes = struct.Struct(f"{width}d"), self._rows.data
@@ -72,24 +111,25 @@ class Optimizer:
         self._even = True  # whether all leaves of each group have taken the same steps
         self._behind = sparse.Behind(len(self._rows), width)
         self._arrays = arrays
-        self._slots = self._allocate(arrays)
-        columns = "params", "grads", *(slot.name for slot in self._kernel.slots)
+        self._slots = self._allocate(arrays, copies)
+        columns = "params", "grads", *(slot.name for slot in self._kernel.slots), "ema", "copy_to"
         self._plan = self._backend.plan(
             self._kernel, [[column + name for column in columns] for name in self._structure.names],
-            self._structure.leaves, self._slots, self._row, self._rows, self._counts, self._carried,
+            self._structure.leaves, self._slots, self._row, self._rows, self._counts, self._carried, asked.flags,
         )  # fmt: skip
+        if copies is not None:
+            with np.errstate(all="ignore"):
+                for p, copy in zip(arrays, copies, strict=True):
+                    copy[...] = np.asarray(flat(p)).astype(np.float32)
         self._built = frozenset(vars(self)) - before | {"_built"}
 
-    def _allocate(self, arrays: list[Array]) -> list[list[Array | None]]:
-        """Every slot of every leaf, flat in p's memory order; one piece of memory per slot and dtype."""
-        slots: list[list[Array | None]] = [[None] * len(self._kernel.slots) for _ in arrays]
-        for column, slot in enumerate(self._kernel.slots):
-            owners = [
-                leaf
-                for group in self.groups
-                for leaf in group._leaves
-                if not slot.optional or slot.name in group._rule.options
-            ]
+    def _allocate(self, arrays: list[Array], copies: list[Array] | None) -> list[list[Array | None]]:
+        """Every slot of every leaf, flat in p's memory order, one piece of memory per slot and dtype; then its average
+        and its copy."""
+        count = len(self._kernel.slots)
+        slots: list[list[Array | None]] = [[None] * (count + 1) for _ in arrays]
+        for column, slot in enumerate((*self._kernel.slots, None)):
+            owners = [leaf for group in self.groups for leaf in group._leaves if self._has(group._rule, slot)]
             for dtype in {arrays[leaf].dtype for leaf in owners}:
                 here = [leaf for leaf in owners if arrays[leaf].dtype == dtype]
                 for leaf, own in zip(here, allocate_beside([arrays[leaf] for leaf in here], column), strict=True):
@@ -97,10 +137,18 @@ class Optimizer:
         for group in self.groups:
             initial = group._rule.initial()
             for leaf in group._leaves:
-                for slot, values in zip(self._kernel.slots, slots[leaf], strict=True):
+                for slot, values in zip(self._kernel.slots, slots[leaf][:count], strict=True):
                     if values is not None and slot.name in initial:
                         values[:] = initial[slot.name]
-        return slots
+                if (ema := slots[leaf][count]) is not None:
+                    ema[:] = flat(arrays[leaf])
+        return [[*own, None if copies is None else copies[leaf]] for leaf, own in enumerate(slots)]
+
+    def _has(self, rule: Rule, slot: Slot | None) -> bool:
+        """Whether a rule's leaves have this slot; None is the average."""
+        if slot is None:
+            return self._chores.ema_decay is not None
+        return not slot.optional or slot.name in rule.options
 
     @property
     def t(self) -> int:
@@ -112,16 +160,23 @@ class Optimizer:
         """The name of the backend that steps these parameters."""
         return self._backend.name
 
-    def step(self, grads: Tree, grad_scale: float = ONE) -> None:
-        """Update params in place.
+    def step(self, grads: Tree = ACCUMULATED, grad_scale: float = ONE, reduction: str = "mean") -> StepInfo:
+        """Update params in place. Returns what the chores have found out.
 
         grads: like params (same tree, shapes, dtypes), read only; with param groups, a list with one tree per group.
             A leaf that is None is left alone, its own count included. Other strides than the parameter's cost a copy.
         grad_scale: multiplies grads first, so unscaling costs no pass of its own.
+        reduction: without grads, the step takes the "mean" or the "sum" of what has been accumulated.
         Raises TypeError, ValueError before anything has changed.
         """
+        self._check_idle()
         scale = grad_scale if grad_scale is ONE else number("grad_scale", grad_scale)
-        leaves = self._structure.flatten(grads, "grads")
+        after: list[Any] = []
+        if grads is ACCUMULATED:
+            leaves, share = chores.accumulated(self, reduction)
+            scale, after = scale * share, [(self._totalled, ..., 0)]
+        else:
+            leaves = self._structure.flatten(grads, "grads")
         missing = self._plan.accept(leaves)
         t = self.t + 1
         if missing == 0 and self._even:
@@ -130,12 +185,39 @@ class Optimizer:
             self._one_row_per_count([leaf is not None for leaf in leaves], t, scale)
         if self._behind.at:
             self.catch_up()
-        if leaves:
+        if self._plain and not after and leaves:
             self._plan.launch()
-        else:
+            return NOTHING
+        if not leaves:
             self._counts[-1] = t
+            return NOTHING
+        self._scale = scale
+        return chores.launch(self, leaves, self._plan.everything, self._row, self._rows, after)
 
-    def step_rows(self, rows: Tree, grad_scale: float = ONE, semantics: str = "lazy") -> None:
+    def _check_idle(self) -> None:
+        if self._averaging:
+            raise RuntimeError("a step inside averaged() would be lost: params hold the averaged weights there")
+
+    def accumulate(self, grads: Tree) -> None:
+        """Add one micro-batch's gradients, a tree as `step` takes it, to those that the next `step()` uses."""
+        chores.accumulate(self, grads)
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """`with opt.averaged():` params hold the averaged weights, and get their own bits back afterwards."""
+        return chores.averaged(self)
+
+    @property
+    def ema(self) -> Tree:
+        """The averaged parameters: a tree like params of arrays that the steps change; None without ema_decay."""
+        if self._chores.ema_decay is None:
+            return None
+        views = iter([self._slot_views(leaf)["ema"] for leaf in range(len(self._arrays))])
+        return rebuild(self._tree_of_arrays(), lambda _: next(views))
+
+    def _tree_of_arrays(self) -> Tree:
+        return [item["params"] for item in self._tree] if is_grouped(self._tree) else self._tree
+
+    def step_rows(self, rows: Tree, grad_scale: float = ONE, semantics: str = "lazy") -> StepInfo:
         """Update only some rows of some leaves in place; memory moves in proportion to the rows.
 
         rows: like params, where a leaf is (indices, values), or a dense gradient, or None; a dict may lack keys, which
@@ -146,7 +228,7 @@ class Optimizer:
             next touched: to the bit what `step` gives with zeros there. Read them after `catch_up`, not before.
         Raises IndexError that names the first bad index, TypeError, ValueError before anything has changed.
         """
-        sparse.step_rows(self, rows, grad_scale, semantics)
+        return sparse.step_rows(self, rows, grad_scale, semantics)
 
     def catch_up(self, rows: Tree = None) -> None:
         """Bring to date the rows that exact steps have left behind: all of them, or some, before they are read.
@@ -158,10 +240,12 @@ class Optimizer:
 
     def _fill(self, row: int, numbers: tuple[float, ...]) -> None:
         """rows[row] = numbers, in 0.3 µs instead of NumPy's 1."""
-        self._format.pack_into(self._bytes, row * self._format.size, *numbers)
+        self._format.pack_into(self._bytes, row * self._format.size, *numbers, *self._extra)
 
     def _one_row_per_group(self, t: int, scale: float) -> None:
         """This step's coefficients where every leaf has a gradient and all leaves of a group have one count."""
+        if not self._plain:
+            self._extra = self._chores.numbers(t)
         for k, group in enumerate(self.groups):
             lr, first = group.lr_at(t), group._leaves.start
             if group._leaves:
@@ -174,6 +258,8 @@ class Optimizer:
     def _one_row_per_count(self, live: list[bool], t: int, scale: float) -> None:
         """This step's coefficients in general: a row for every group and count, -1 for leaves without a gradient."""
         self._regular = False
+        if not self._plain:
+            self._extra = self._chores.numbers(t)
         self._even = self._even and all(len({live[leaf] for leaf in group._leaves}) <= 1 for group in self.groups)
         row, used = np.full(len(live) + 1, -1), 0
         row[-1] = 0
@@ -197,9 +283,10 @@ class Optimizer:
 
     def _slot_views(self, leaf: int) -> dict[str, Array]:
         """The state of one leaf: views in its parameter's shape and memory order, by slot name."""
+        names = [*(slot.name for slot in self._kernel.slots), "ema"]
         return {
-            slot.name: shaped_like(values, self._arrays[leaf])
-            for slot, values in zip(self._kernel.slots, self._slots[leaf], strict=True)
+            name: shaped_like(values, self._arrays[leaf])
+            for name, values in zip(names, self._slots[leaf], strict=False)
             if values is not None
         }
 

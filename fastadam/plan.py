@@ -7,16 +7,25 @@ from collections import deque
 from collections.abc import Sequence
 from itertools import starmap, zip_longest
 from operator import setitem
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastadam.arrays import Array, Memory, describe, flat, flat_like, shaped_like
 from fastadam.flat import FlatBuffer
+from fastadam.kernels.chores import BLOCK, NOTES, Flags, Numbers
 from fastadam.kernels.contract import Kernel
 from fastadam.sparse import RowGradient, check_rows, distinct, row_chunks
 
 CHUNK = 8_192  # elements: four float32 streams of 32 KiB stay in L2; 4,096 and 16,384 measured the same (2 Zen 4 cores)
+
+
+class Work(NamedTuple):
+    """The chunks of one signature, and (chunks, blocks, NOTES) what to note of each block; (0, ...) for nothing."""
+
+    signature: int
+    chunks: Array
+    notes: Array
 
 
 class Plan:
@@ -25,11 +34,12 @@ class Plan:
     kernel:  the element function.
     names:   per leaf, what errors call its streams: params['w'], grads['w'], m['w'], ...
     params:  per leaf, the user's array (checked before), or the FlatBuffer that holds it.
-    slots:   per leaf, a flat array for each slot in p's memory order; None for an absent one.
+    slots:   per leaf, a flat array in p's memory order for each slot, the average and the copy; None for an absent one.
     row:     (leaves + 1,) int64: which row of `rows` each leaf takes this step, -1 to leave it alone.
-    rows:    (rows, coefficients + carried) float64.
+    rows:    (rows, coefficients + carried + chores' numbers) float64.
     counts:  (leaves + 1,) int64: the steps that each leaf has taken; the last is the optimizer's own count.
     carried: (leaves + 1, carried) float64: what the rule accumulates for each leaf, copied from its row by each step.
+    flags:   the chores that are not streams.
 
     A chunk is (leaf, first, n, g_leaf, g_first, missed): n elements of a leaf from `first` on, their gradient from
     g_first on of leaf g_leaf's, where the leaf after the last has zeros; and how many steps with zeros as the gradient
@@ -46,7 +56,10 @@ class Plan:
         rows: Array,
         counts: Array,
         carried: Array,
+        flags: Flags = Flags(),  # noqa: B008  a tuple
     ) -> None:
+        self._flags = flags
+        self.unread: list[tuple[Any, Any, Any]] = []  # gradients to clear that were copied, and so not cleared yet
         self._kernel, self._names, self._owners = kernel, names, params
         self._row, self._rows, self._counts, self._carried = row, rows, counts, carried
         self._params: list[Array] = [p.array if isinstance(p, FlatBuffer) else p for p in params]
@@ -65,7 +78,7 @@ class Plan:
         for leaf, streams in enumerate(self._streams):
             key = tuple(None if x is None else x.dtype for x in streams)
             signatures.setdefault(key, []).append(leaf)
-        self._chunks = [
+        chunks = [
             np.array(
                 [
                     (leaf, first, min(CHUNK, self._params[leaf].size - first), leaf, first, 0)
@@ -78,6 +91,8 @@ class Plan:
         ]
         self._first_leaves = [leaves[0] for leaves in signatures.values()]
         self._signature_of = {leaf: k for k, leaves in enumerate(signatures.values()) for leaf in leaves}
+        self.everything = [Work(k, some, self._notes(some, flags.stats)) for k, some in enumerate(chunks)]
+        self._measured: list[Work] = []
         self._zeros = np.zeros(CHUNK)  # the gradient of a missed step: as float64, enough for a chunk of any dtype
 
     def accept(self, grads: list[Any]) -> int:
@@ -86,6 +101,9 @@ class Plan:
         Raises TypeError, ValueError naming the leaf and both sides; then nothing has changed.
         """
         usable = [None if g is None else self._usable(leaf, g) for leaf, g in enumerate(grads)]
+        self.unread = []
+        if self._flags.clear:
+            self._check_clearable(usable)
         for leaf, g in enumerate(usable):
             if g is not None:
                 p = self._params[leaf]
@@ -95,6 +113,7 @@ class Plan:
                         self._scratch[leaf] = np.empty(p.size, p.dtype)
                     straight = self._scratch[leaf]
                     np.copyto(shaped_like(straight, p), g)
+                    self.unread += [(g, ..., 0)] * self._flags.clear
                 self._place(leaf, straight)
         return sum(g is None for g in usable)
 
@@ -134,6 +153,14 @@ class Plan:
     def _place(self, leaf: int, g: Array) -> None:
         self._streams[leaf][1] = g
 
+    def _check_clearable(self, grads: Sequence[Array | None]) -> None:
+        """Gradients that are to be zeroed can be written, and are separate."""
+        named = [(self._names[leaf][1], g) for leaf, g in enumerate(grads) if g is not None]
+        for name, g in named:
+            if not g.flags.writeable:
+                raise ValueError(f"{name} is read-only, expected an array that zero_grads can clear")
+        Memory(named)
+
     def accept_rows(self, leaf: int, indices: Any, values: Any) -> RowGradient:
         """Check and sort the gradient of some rows of a leaf.
 
@@ -155,55 +182,101 @@ class Plan:
 
     def dense_chunks(self, leaf: int) -> Array:
         """The chunks of a whole leaf."""
-        chunks = self._chunks[self._signature_of[leaf]]
+        chunks = self.everything[self._signature_of[leaf]].chunks
         own: Array = chunks[chunks[:, 0] == leaf]
         return own
-
-    def launch(self) -> None:
-        """Step every leaf whose row is not -1 and advance the counts."""
-        raise NotImplementedError
-
-    def launch_some(
-        self, chunks: Sequence[Array], row: Array, rows: Array, counts: Array, after: Sequence[tuple[Any, Any, Any]]
-    ) -> None:
-        """Step these chunks of the leaves whose row is not -1, advance `counts` (may be empty), then x[where] = values
-        for each (x, where, values) of `after`; all of it or, if a signal comes before, nothing."""
-        raise NotImplementedError
 
     def place_rows(self, leaf: int, values: Array) -> None:
         """Let a leaf's gradient be these values, of some rows only."""
         self._place(leaf, values)
 
-    def _by_signature(self, chunks: Sequence[Array]) -> dict[int, Array]:
-        """The chunks of each signature: its number, its chunks."""
+    def work(self, chunks: Sequence[Array]) -> list[Work]:
+        """What a walk over these chunks, each array of one leaf, has to do: at least one signature, of no chunk."""
         found: dict[int, list[Array]] = {}
         for some in chunks:
             if len(some):
                 found.setdefault(self._signature_of[int(some[0, 0])], []).append(some)
-        return {k: np.concatenate(each) for k, each in found.items()}
+        pieces = {k: np.concatenate(each) for k, each in found.items()} or {0: np.empty((0, 6), np.int64)}
+        return [Work(k, some, self._notes(some, self._flags.stats)) for k, some in pieces.items()]
+
+    def _notes(self, chunks: Array, wanted: bool) -> Array:
+        return np.zeros((len(chunks) if wanted else 0, CHUNK // BLOCK, NOTES))
+
+    def launch(self) -> None:
+        """Step every leaf whose row is not -1 and advance the counts."""
+        self.launch_some(self.everything, self._row, self._rows, self._counts, self.unread)
+
+    def launch_some(
+        self, work: Sequence[Work], row: Array, rows: Array, counts: Array, after: Sequence[tuple[Any, Any, Any]]
+    ) -> None:
+        """Step the leaves whose row is not -1, advance `counts` (may be empty), then x[where] = values for each
+        (x, where, values) of `after`; all of it or, if a signal comes before, nothing."""
+        raise NotImplementedError
+
+    def measure(self, work: Sequence[Work], row: Array, squares: bool, largest: bool) -> Array:
+        """(leaves, NOTES): first each gradient's sum of squares, last its largest magnitude; 0 where the row is -1."""
+        if len(self._measured) != len(work) or any(
+            a.chunks is not b.chunks for a, b in zip(self._measured, work, strict=True)
+        ):
+            self._measured = [one._replace(notes=self._notes(one.chunks, True)) for one in work]
+        self._measure(self._measured, row, squares, largest)
+        return self.sums(self._measured, row)
+
+    def _measure(self, work: Sequence[Work], row: Array, squares: bool, largest: bool) -> None:
+        raise NotImplementedError
+
+    def accumulate(self, totals: Sequence[Array], row: Array, after: Sequence[tuple[Any, Any, Any]]) -> None:
+        """Store the gradients in flat arrays where a leaf's row is 0, add them where it is 1; then as launch_some."""
+        raise NotImplementedError
+
+    def sums(self, work: Sequence[Work], row: Array) -> Array:
+        """(leaves, NOTES): each leaf's notes, added up, of the last column the largest; 0 where the row is -1."""
+        raise NotImplementedError
 
 
 class NumpyPlan(Plan):
     """The reference: whole-array arithmetic, chunk by chunk."""
 
-    def launch(self) -> None:
-        self.launch_some(self._chunks, self._row, self._rows, self._counts, ())
-
     def launch_some(
-        self, chunks: Sequence[Array], row: Array, rows: Array, counts: Array, after: Sequence[tuple[Any, Any, Any]]
+        self, work: Sequence[Work], row: Array, rows: Array, counts: Array, after: Sequence[tuple[Any, Any, Any]]
     ) -> None:
-        from fastadam.kernels.reference import walk
+        from fastadam.kernels.reference import step
 
         # Worked out first, then copied in by C from the first array to the last: neither Ctrl-C nor a lack of memory
         # for a temporary leaves a step half done.
         streams = [*self._streams, [None, self._zeros]]
-        done: list[Any] = [
-            (old, ..., new) for some in chunks for old, new in walk(self._kernel, streams, some, row, rows)
-        ]
+        done: list[Any] = []
+        for one in work:
+            walked = step(self._kernel, streams, one.chunks, row, rows, self._flags, one.notes)
+            done += [(old, ..., new) for old, new in walked]
         if counts.size:
-            live = np.flatnonzero(row >= 0)
+            live, last = np.flatnonzero(row >= 0), rows.shape[1] - len(Numbers._fields)
             done += [(counts, live, counts[live] + 1)]
-            done += [(self._carried, live, rows[row[live], rows.shape[1] - self._carried.shape[1] :])]
+            done += [(self._carried, live, rows[row[live], last - self._carried.shape[1] : last])]
         deque(starmap(setitem, [*done, *after]), maxlen=0)
         for own in self._streams if counts.size else ():
             own[1] = None  # a gradient lives no longer than its step
+
+    def _measure(self, work: Sequence[Work], row: Array, squares: bool, largest: bool) -> None:
+        from fastadam.kernels.reference import measure
+
+        for one in work:
+            measure([*self._streams, [None, self._zeros]], one.chunks, row, one.notes)
+
+    def accumulate(self, totals: Sequence[Array], row: Array, after: Sequence[tuple[Any, Any, Any]]) -> None:
+        with np.errstate(all="ignore"):
+            sums = [
+                g if r == 0 else x + g for x, (_, g, *_), r in zip(totals, self._streams, row, strict=False) if r >= 0
+            ]
+        live = np.flatnonzero(row[:-1] >= 0).tolist()
+        done: list[Any] = [(totals[leaf], ..., x) for leaf, x in zip(live, sums, strict=True)]
+        done += [(self._streams[leaf][1], ..., 0) for leaf in live if self._flags.clear]
+        deque(starmap(setitem, [*done, *self.unread, *after]), maxlen=0)
+
+    def sums(self, work: Sequence[Work], row: Array) -> Array:
+        from fastadam.kernels.reference import sums
+
+        found = np.zeros((len(self._params), NOTES))
+        for one in work:
+            sums(one.chunks, one.notes, row, found)
+        return found

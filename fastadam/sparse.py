@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from fastadam import chores
 from fastadam.arrays import Array, describe, flat_like, memory_order
 from fastadam.checks import number
 from fastadam.flat import FlatBuffer
@@ -145,11 +146,12 @@ def _of_this_step(opt: Optimizer, tree: Tree) -> list[Any]:
     return opt._structure.flatten(tree, "rows", partial=True)
 
 
-def step_rows(opt: Optimizer, tree: Tree, grad_scale: float, semantics: str) -> None:
+def step_rows(opt: Optimizer, tree: Tree, grad_scale: float, semantics: str) -> chores.StepInfo:
     """See Optimizer.step_rows. Checks first, work last."""
     if semantics not in ("lazy", "exact"):
         raise ValueError(f"semantics is {semantics!r}, expected 'lazy' or 'exact'")
-    scale, plan = number("grad_scale", grad_scale), opt._plan
+    opt._check_idle()
+    opt._scale, plan = number("grad_scale", grad_scale), opt._plan
     leaves = _of_this_step(opt, tree)
     given = {}
     for leaf, g in enumerate(leaves):
@@ -159,17 +161,18 @@ def step_rows(opt: Optimizer, tree: Tree, grad_scale: float, semantics: str) -> 
                 raise ValueError(f"{name} is a tuple of {len(g)}, expected (indices, values)")
             given[leaf] = plan.accept_rows(leaf, *g)
     plan.accept([None if leaf in given else g for leaf, g in enumerate(leaves)])
-    opt._one_row_per_count([g is not None for g in leaves], opt.t + 1, scale)
+    opt._one_row_per_count([g is not None for g in leaves], opt.t + 1, opt._scale)
     if not leaves:
         opt._counts[-1] += 1
-        return
+        return chores.NOTHING
     behind = opt._behind
     stale = [leaf for leaf in behind.at if leaves[leaf] is not None]
     if stale and (semantics == "lazy" or not given.keys() >= set(stale)):
         catch_up(opt)
         behind = opt._behind
 
-    row, chunks, after = opt._row.copy(), [], []
+    after: list[Any] = []
+    row, chunks = opt._row.copy(), []
     counts = opt._counts
     if semantics == "exact":
         for leaf in given:
@@ -182,6 +185,8 @@ def step_rows(opt: Optimizer, tree: Tree, grad_scale: float, semantics: str) -> 
         if leaf in given:
             rows, values, place = given[leaf]
             plan.place_rows(leaf, values)
+            if opt._chores.zero_grads:
+                after.append((leaves[leaf][1], ..., 0))
             missed: Any = 0
             if semantics == "exact":
                 missed = counts[leaf] - behind.at[leaf][rows]
@@ -189,7 +194,9 @@ def step_rows(opt: Optimizer, tree: Tree, grad_scale: float, semantics: str) -> 
             chunks.append(plan.row_chunks(leaf, rows, place, missed))
         elif g is not None:
             chunks.append(plan.dense_chunks(leaf))
-    plan.launch_some(chunks, row, behind.table if semantics == "exact" else opt._rows, counts, after)
+    return chores.launch(
+        opt, leaves, plan.work(chunks), row, behind.table if semantics == "exact" else opt._rows, after
+    )
 
 
 def catch_up(opt: Optimizer, tree: Tree = None) -> None:
@@ -215,6 +222,6 @@ def catch_up(opt: Optimizer, tree: Tree = None) -> None:
             chunks.append(plan.row_chunks(leaf, rows, None, count - behind.at[leaf][rows] - 1))
             after.append((behind.at[leaf], rows, count))
     if chunks:
-        plan.launch_some(chunks, row, behind.table, opt._counts[:0], after)
+        plan.launch_some(plan.work(chunks), row, behind.table, opt._counts[:0], after)
     if tree is None:
         opt._behind = Behind(len(opt._rows), opt._rows.shape[1])

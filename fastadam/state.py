@@ -28,7 +28,7 @@ def state_dict(opt: Optimizer) -> dict[str, Any]:
     for group in groups:
         group["lr"] = None if callable(group["lr"]) else group["lr"]
         group |= {name: list(value) for name, value in group.items() if isinstance(value, tuple)}
-    head = {"version": VERSION, "method": opt.rule.__name__, "t": opt.t, "seed": opt._seed}
+    head = {"version": VERSION, "method": opt.rule.__name__, "t": opt.t, "seed": opt._seed, "skipped": opt.skipped}
     return {**head, "groups": groups, "leaves": leaves}
 
 
@@ -51,11 +51,12 @@ def _keys(where: str, came: Any, expected: Any) -> None:
 
 def load_state_dict(opt: Optimizer, state: dict[str, Any]) -> None:
     """See Optimizer.load_state_dict. Checks first, work last."""
-    _keys("state", state, ("version", "method", "t", "seed", "groups", "leaves"))
+    _keys("state", state, ("version", "method", "t", "seed", "skipped", "groups", "leaves"))
     _same("state['version']", state["version"], VERSION)
     _same("state['method']", state["method"], opt.rule.__name__)
     t = integer("state['t']", state["t"], low=0, most=2**63 - 2)
     seed = integer("state['seed']", state["seed"])
+    skipped = integer("state['skipped']", state["skipped"], low=0)
     if not isinstance(state["groups"], list):
         raise TypeError(f"state['groups'] is {describe(state['groups'])}, expected a list")
     _same("len(state['groups'])", len(state["groups"]), len(opt.groups))
@@ -92,7 +93,7 @@ def load_state_dict(opt: Optimizer, state: dict[str, Any]) -> None:
         opt._carried[leaf] = [own[carried] for carried in opt.rule.carried]
         for slot, view in opt._slot_views(leaf).items():
             view[...] = own[slot]
-    opt._counts[-1], opt._seed = t, seed
+    opt._counts[-1], opt._seed, opt.skipped = t, seed, skipped
     opt._notice_counts()
 
 
@@ -101,7 +102,10 @@ def pickled(opt: Optimizer) -> dict[str, Any]:
     rules = [group._rule for group in opt.groups]  # with callables, which state_dict cannot hold
     own = {name: value for name, value in vars(opt).items() if name not in opt._built}  # a subclass's
     # Rows that are behind stay so: of a tree that is copied together with its optimizer, they are copied behind.
-    kept = {"state": state_dict(opt), "behind": deepcopy(opt._behind)}
+    opt._check_idle()
+    kept = {"state": state_dict(opt), "behind": deepcopy(opt._behind), "chores": opt._chores, "copy_to": opt._copy_to}
+    kept |= {"limits": [group.max_norm for group in opt.groups]}
+    kept |= {"totals": deepcopy(opt._totals), "totalled": opt._totalled.copy()}
     return {"params": opt._tree, "rules": rules, **kept, "backend": opt._asked, "own": own}
 
 
@@ -111,8 +115,9 @@ def unpickle(opt: Optimizer, kept: dict[str, Any]) -> None:
     if is_grouped(tree):
         names = hyperparameters(opt.rule)
         own = [{name: getattr(rule, name) for name in names} for rule in rules]
+        own = [{**each, "max_norm": limit} for each, limit in zip(own, kept["limits"], strict=True)]
         tree = [{"params": item["params"], **group} for item, group in zip(tree, own, strict=True)]
-    opt._build(tree, rules[0], kept["backend"], kept["state"]["seed"])
+    opt._build(tree, rules[0], kept["backend"], kept["state"]["seed"], kept["chores"], kept["copy_to"])
     opt.load_state_dict(kept["state"])
-    opt._behind = kept["behind"]
+    opt._behind, opt._totals, opt._totalled = kept["behind"], kept["totals"], kept["totalled"]
     vars(opt).update(kept["own"])

@@ -550,8 +550,8 @@ BELOW_1 = {"betas"}
 NUMBERS = [
     (method, name)
     for method in METHODS
-    for name, x in inspect.signature(method).parameters.items()
-    if name not in ("params", "backend", "seed") and not isinstance(x.default, bool)
+    for name, x in inspect.signature(method.rule).parameters.items()
+    if not isinstance(x.default, bool)
 ]
 
 
@@ -623,7 +623,7 @@ def test_a_product_of_momenta_out_of_range(value, backend):
 def test_a_switch_that_is_neither_true_nor_false(value):
     p = np.ones(3, np.float32)
     for method in METHODS:
-        for name, x in inspect.signature(method).parameters.items():
+        for name, x in inspect.signature(method.rule).parameters.items():
             if isinstance(x.default, bool):
                 with refused(TypeError, name, repr(value), keeps=p):
                     method(p, **{name: value})

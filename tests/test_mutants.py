@@ -126,14 +126,14 @@ def _starts_wrong(mutant):
 
 
 WALKS = [
-    ("range(u64(0), n)", "range(u64(0), n - n % u64(16))"),  # the tail skipped
-    ("range(u64(0), n)", "range(u64(1), n)"),
+    ("in range(start, end)", "in range(start, end - end % u64(16))"),  # the tail skipped
+    ("in range(start, end)", "in range(start + u64(1), end)"),
     ("while k < spans[victim, 2]", "while k + 1 < spans[victim, 2]"),  # the last chunk of every share
-    ("if r >= 0:\n                    for", "if r != 0:\n                    for"),
+    ("if r >= 0:\n        for", "if r != 0:\n        for"),
     ("range(r - chunks[k, 5], r + 1)", "range(r, r + 1)"),  # missed steps forgotten
     ("range(r - chunks[k, 5], r + 1)", "range(r - chunks[k, 5], r)"),
     ("if now == r else zeros", "if now == r else leaf"),  # missed steps with this step's gradient
-    ("_coefficients(tag, rows, now)", "_coefficients(tag, rows, r)"),  # and with this step's coefficients
+    ("coefficients(tag, rows, now)", "coefficients(tag, rows, r)"),  # and with this step's coefficients
     ("counts[leaf] += 1", "counts[leaf] += 2"),
 ]
 

@@ -26,6 +26,7 @@ def argument(p):
         text = "Array" + (" | None" if p.default is None else "")
     else:
         text = kind.__name__ if isinstance(kind, type) and "[" not in str(kind) else str(kind)
+        text = text.replace("collections.abc.", "").replace("typing.Any", "Tree")
     return f"{p.name}: {text}" + (f" = {p.default!r}" if p.default is not p.empty else "")
 
 
@@ -40,7 +41,8 @@ def signature(function, first=()):
 
 
 def methods_stub():
-    head = "# Written by tests/test_typing.py from the rules.\n\nfrom fastadam.optimizer import Optimizer\n"
+    head = "# Written by tests/test_typing.py from the rules.\n\nfrom collections.abc import Callable\n\n"
+    head += "from fastadam.optimizer import Optimizer\n"
     head += "from fastadam.rules import LearningRate\nfrom fastadam.tree import Tree\n"
     return head + "".join(
         f"\nclass {m.__name__}(Optimizer):\n    def __init__{signature(m, ['self'])} -> None: ...\n" for m in METHODS

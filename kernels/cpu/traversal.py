@@ -1,9 +1,7 @@
-"""One walk over memory for every kernel and every storage format.
+"""One walk over memory for every kernel, every storage format and every chore.
 
-Each stream (p, g, each slot) is a column of one table of addresses, a row per leaf of the user's tree. The kernel
-follows the class of `tag`, formats and absent slots its fields. Every load and store carries an alias scope per stream,
-so LLVM vectorises without overlap checks, in parallel and in serial code: without them AMSGrad's five streams ran
-14 times slower.
+What a piece of memory gets follows the class of `tag` (elements.py): a kernel's step, a sum for the norm, or an
+addition; formats, absent streams and chores follow its fields. Chunks are shared out in one place, here.
 """
 
 import logging
@@ -12,145 +10,86 @@ from typing import Any
 
 import numba
 import numpy as np
-from llvmlite import ir
 from numba import njit, prange, types
-from numba.extending import intrinsic
+from numba.extending import overload
 
+from fastadam.kernels.chores import BLOCK as BLOCK_ELEMENTS
+from fastadam.kernels.chores import Numbers
+from fastadam.kernels.cpu.blocks import scratch
 from fastadam.kernels.cpu.cache import keep
-from fastadam.kernels.cpu.elements import KERNEL_OF, compute_type, element, storage
+from fastadam.kernels.cpu.elements import Accumulate, Measure, element, zero
+from fastadam.kernels.cpu.memory import bases, coefficients, load, numbers, store, take
+from fastadam.kernels.cpu.statistics import after, before, measured, stride
 
 log = logging.getLogger("fastadam")
 
 u64 = np.uint64
-_I64 = ir.IntType(64)
+BLOCK, EXTRA_NUMBERS = u64(BLOCK_ELEMENTS), len(Numbers._fields)
 
 
-def _scoped(builder: Any, access: Any, column: int) -> Any:
-    """Tell LLVM that this load or store of one stream overlaps no other stream, and is aligned to nothing."""
-    module = builder.module
-    if not hasattr(module, "streams"):
-        domain = module.add_metadata([ir.MetaDataString(module, "streams")])
-        module.streams = [module.add_metadata([ir.MetaDataString(module, f"stream {k}"), domain]) for k in range(16)]
-    others = [scope for k, scope in enumerate(module.streams) if k != column]
-    access.set_metadata("alias.scope", module.add_metadata([module.streams[column]]))
-    access.set_metadata("noalias", module.add_metadata(others))
-    access.align = 1
-    return access
+def _piece(tag, table, chunks, k, row, rows, notes):
+    """What chunk k gets."""
 
 
-def _pointer(context: Any, builder: Any, base: Any, column: int, index: Any, dtype: Any) -> Any:
-    """The address of element `index` of a stream whose leaf begins at base[column]."""
-    start = builder.inttoptr(builder.extract_value(base, column), ir.PointerType(context.get_data_type(dtype)))
-    return builder.gep(start, [index])
+def _step(tag, table, chunks, k, row, rows, notes):
+    leaf, first, n, zeros = u64(chunks[k, 0]), u64(chunks[k, 1]), u64(chunks[k, 2]), u64(table.shape[0] - 1)
+    r, room = row[leaf], scratch(tag)
+    if r >= 0:
+        for now in range(r - chunks[k, 5], r + 1):  # the steps it has missed, then this one
+            c, x = coefficients(tag, rows, now), numbers(tag, rows, now)
+            g_leaf = u64(chunks[k, 3]) if now == r else zeros
+            g_first = u64(chunks[k, 4]) if now == r else u64(0)
+            base = bases(table, tag, leaf, first, g_leaf, g_first)
+            for start in range(u64(0), n, stride(tag)):
+                end = min(n, start + stride(tag))
+                before(tag, base, start, end, room, notes, k)
+                for i in range(start, end):  # a signed range is not vectorised
+                    store(tag, base, i, element(tag, load(tag, base, i), c, x))
+                after(tag, base, start, end, room, notes, k)
 
 
-@intrinsic
-def _bases(typing, table, tag, leaf, first, g_leaf, g_first):
-    """Where element `first` of a leaf lies in each stream, g's from a place of its own: a tuple of addresses."""
-    width = len(tag.types)
-    result = types.UniTuple(types.uint64, width)
-
-    def generate(context, builder, signature, args):
-        rows = context.make_array(signature.args[0])(context, builder, args[0])
-        out = [_I64(0)] * width
-        for k, dtype in storage(signature.args[1]):
-            leaf, first = args[4:] if k == 1 else args[2:4]
-            place = builder.add(builder.mul(leaf, _I64(width)), _I64(k))
-            base = builder.load(builder.gep(rows.data, [place]))
-            size = context.get_abi_sizeof(context.get_data_type(dtype))
-            out[k] = builder.add(base, builder.mul(first, _I64(size)))
-        return context.make_tuple(builder, result, out)
-
-    return result(table, tag, types.uint64, types.uint64, types.uint64, types.uint64), generate
+def _measure(tag, table, chunks, k, row, rows, notes):
+    leaf, n = u64(chunks[k, 0]), u64(chunks[k, 2])
+    if row[leaf] >= 0:
+        room = scratch(tag)
+        base = bases(table, tag, leaf, u64(0), u64(chunks[k, 3]), u64(chunks[k, 4]))
+        for start in range(u64(0), n, BLOCK):
+            measured(tag, base, start, n, room, notes[k, start // BLOCK])
 
 
-@intrinsic
-def _load(typing, tag, base, i):
-    """Element i of every stream; None for a slot that is absent."""
-    present = dict(storage(tag))
-    result = types.Tuple([present.get(k, types.none) for k in range(len(tag.types))])
-
-    def generate(context, builder, signature, args):
-        values = [context.get_dummy_value()] * len(tag.types)
-        for k, dtype in present.items():
-            values[k] = _scoped(builder, builder.load(_pointer(context, builder, args[1], k, args[2], dtype)), k)
-        return context.make_tuple(builder, result, values)
-
-    return result(tag, base, types.uint64), generate
+def _accumulate(tag, table, chunks, k, row, rows, notes):
+    leaf, first, n = u64(chunks[k, 0]), u64(chunks[k, 1]), u64(chunks[k, 2])
+    if row[leaf] >= 0:
+        base = bases(table, tag, leaf, first, leaf, first)
+        for i in range(u64(0), n):
+            total, g = load(tag, base, i)
+            store(tag, base, i, (g if row[leaf] == 0 else total + g, zero(tag, g)))
 
 
-@intrinsic
-def _store(typing, tag, base, i, values):
-    """Write p and the slots back: every stream but g, which the element does not return."""
-
-    def generate(context, builder, signature, args):
-        for k, dtype in storage(signature.args[0]):
-            if k != 1:
-                value = builder.extract_value(args[3], k - (k > 1))
-                _scoped(builder, builder.store(value, _pointer(context, builder, args[1], k, args[2], dtype)), k)
-        return context.get_dummy_value()
-
-    return types.void(tag, base, types.uint64, values), generate
+@overload(_piece)
+def _piece_of(tag, table, chunks, k, row, rows, notes):
+    return {Measure: _measure, Accumulate: _accumulate}.get(tag.instance_class, _step)
 
 
-@intrinsic
-def _coefficients(typing, tag, rows, r):
-    """Row r of the float64 table, each number rounded once to the compute type, as the kernel's named tuple."""
-    cls = KERNEL_OF[tag.instance_class].Coefficients
-    width, dtype = len(cls._fields), compute_type(tag)
-    result = types.NamedUniTuple(dtype, width, cls)
-
-    def generate(context, builder, signature, args):
-        table = context.make_array(signature.args[1])(context, builder, args[1])
-        first = builder.mul(args[2], builder.extract_value(table.shape, 1))
-        numbers = [builder.load(builder.gep(table.data, [builder.add(first, _I64(k))])) for k in range(width)]
-        if dtype == types.float32:
-            numbers = [builder.fptrunc(number, ir.FloatType()) for number in numbers]
-        return context.make_tuple(builder, result, numbers)
-
-    return result(tag, rows, types.int64), generate
-
-
-@intrinsic
-def _take(typing, spans, worker):
-    """spans[worker, 0] before adding 1 to it, atomically: the next chunk of that worker's span."""
-
-    def generate(context, builder, signature, args):
-        array = context.make_array(signature.args[0])(context, builder, args[0])
-        index = builder.mul(args[1], builder.extract_value(array.shape, 1))
-        return builder.atomic_rmw("add", builder.gep(array.data, [index]), _I64(1), "monotonic")
-
-    return types.int64(spans, types.int64), generate
-
-
-def _walk(table, tag, chunks, spans, row, rows, counts, carried):
-    """Step every leaf once, then advance its count. The arguments: see fastadam.plan.Plan."""
-    workers, zeros = spans.shape[0], u64(table.shape[0] - 1)
+def _walk(table, tag, chunks, spans, row, rows, counts, carried, notes):
+    """Give every chunk its piece of work once, then advance the counts. The arguments: see fastadam.plan.Plan."""
+    workers = spans.shape[0]
     before = _enter(workers)  # noqa: F821  given by _compiled
     for w in range(workers):
         spans[w, 0] = spans[w, 1]
     for w in prange(workers):
         for turn in range(workers):  # its own span first, which its cache may still hold, then what others have left
             victim = (w + turn) % workers
-            k = _take(spans, victim)
+            k = take(spans, victim)
             while k < spans[victim, 2]:
-                leaf, first, n = u64(chunks[k, 0]), u64(chunks[k, 1]), u64(chunks[k, 2])
-                r = row[leaf]
-                if r >= 0:
-                    for now in range(r - chunks[k, 5], r + 1):  # the steps it has missed, then this one
-                        c = _coefficients(tag, rows, now)
-                        g_leaf = u64(chunks[k, 3]) if now == r else zeros
-                        g_first = u64(chunks[k, 4]) if now == r else u64(0)
-                        base = _bases(table, tag, leaf, first, g_leaf, g_first)
-                        for i in range(u64(0), n):  # a signed range is not vectorised
-                            _store(tag, base, i, element(tag, _load(tag, base, i), c))
-                k = _take(spans, victim)
+                _piece(tag, table, chunks, k, row, rows, notes)
+                k = take(spans, victim)
     for leaf in range(counts.shape[0]):
         r = row[leaf]
         if r >= 0:
             counts[leaf] += 1
             for j in range(carried.shape[1]):
-                carried[leaf, j] = rows[r, rows.shape[1] - carried.shape[1] + j]
+                carried[leaf, j] = rows[r, rows.shape[1] - EXTRA_NUMBERS - carried.shape[1] + j]
     _leave(before)  # noqa: F821
 
 

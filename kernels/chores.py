@@ -1,0 +1,74 @@
+"""What rides along with a step: the elementwise chores, and the one order in which squares are summed.
+
+As element functions, the first three run on NumPy arrays and on Numba's scalars alike.
+
+A sum of squares over a leaf: blocks of BLOCK elements from the leaf's start (the last filled up with zeros), in each
+LANES lanes, lane l over elements l, l + LANES, ...; lanes are added in halves, blocks and then leaves in pairs of
+neighbours. Squares and sums are float64, so nothing of float32 overflows or vanishes.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastadam.kernels.contract import maximum
+
+BLOCK, LANES = 1_024, 64
+NOTES = 4  # per block: the squares of g, of the new p, of the update p_new - p; the largest magnitude
+
+
+class Flags(NamedTuple):
+    """Which chores a walk is compiled with; the average and the copy show in the streams."""
+
+    limit: bool = False  # clip the gradient by value
+    clear: bool = False  # zero it once read
+    stats: bool = False  # note down what Optimizer's `stats` reports
+
+
+class Numbers(NamedTuple):
+    """What the chores must know of one step, behind the kernel's coefficients and what the rule carries."""
+
+    max_value: float = 0.0  # the scaled gradient is clipped to ±max_value
+    one_minus_decay: float = 0.0  # of the averaged parameters
+
+
+def clip(g, limit):
+    """g within ±limit; NaN stays NaN."""
+    return maximum(-maximum(-g, -limit), -limit)
+
+
+def average(ema, p, x):
+    """The average after p has been seen."""
+    return ema + x.one_minus_decay * (p - ema)
+
+
+def in_pairs(values: Sequence[float]) -> float:
+    """The sum of numbers by pairs of neighbours, pairs of pairs, ...; an odd one out goes along."""
+    values = list(values)
+    while len(values) > 1:
+        odd = values[len(values) // 2 * 2 :]
+        values = [a + b for a, b in zip(values[::2], values[1::2], strict=False)] + odd
+    return values[0] if values else 0.0
+
+
+def sum_of_squares(x: Any) -> Any:
+    """(blocks,) float64: the sum of squares of each block of a flat array."""
+    blocks = -(-x.size // BLOCK)
+    padded = np.zeros((blocks, BLOCK // LANES, LANES))
+    padded.reshape(-1)[: x.size] = x
+    lanes = padded[:, 0] * padded[:, 0]
+    for k in range(1, BLOCK // LANES):
+        lanes = lanes + padded[:, k] * padded[:, k]
+    while lanes.shape[1] > 1:
+        half = lanes.shape[1] // 2
+        lanes = lanes[:, :half] + lanes[:, half:]
+    return lanes[:, 0]
+
+
+def largest(x: Any) -> Any:
+    """(blocks,) float64: the largest magnitude in each block; NaN where there is one."""
+    blocks = -(-x.size // BLOCK)
+    padded = np.zeros((blocks, BLOCK), x.dtype)
+    padded.reshape(-1)[: x.size] = np.abs(x)
+    return padded.max(axis=1, initial=0).astype(np.float64)

@@ -1,0 +1,130 @@
+"""How compiled code reaches memory: addresses, loads and stores of streams, rows of coefficients.
+
+Each stream (p, g, each slot, the average, the copy) is a column of one table of addresses, a row per leaf of the user's
+tree. Every load and store carries an alias scope per stream, so LLVM vectorises without overlap checks, in parallel and
+in serial code: without them AMSGrad's five streams ran 14 times slower.
+"""
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from fastadam.kernels.chores import Numbers
+from fastadam.kernels.cpu.elements import KERNEL_OF, asked, compute_type, loaded, storage, streams_of
+from fastadam.kernels.cpu.formats import encode
+
+_I64 = ir.IntType(64)
+
+
+def _scoped(builder: Any, access: Any, column: int) -> Any:
+    """Tell LLVM that this load or store of one stream overlaps no other stream, and is aligned to nothing."""
+    module = builder.module
+    if not hasattr(module, "streams"):
+        domain = module.add_metadata([ir.MetaDataString(module, "streams")])
+        module.streams = [module.add_metadata([ir.MetaDataString(module, f"stream {k}"), domain]) for k in range(16)]
+    others = [scope for k, scope in enumerate(module.streams) if k != column]
+    access.set_metadata("alias.scope", module.add_metadata([module.streams[column]]))
+    access.set_metadata("noalias", module.add_metadata(others))
+    access.align = 1
+    return access
+
+
+def _pointer(context: Any, builder: Any, base: Any, column: int, index: Any, dtype: Any) -> Any:
+    """The address of element `index` of a stream whose leaf begins at base[column]."""
+    start = builder.inttoptr(builder.extract_value(base, column), ir.PointerType(context.get_data_type(dtype)))
+    return builder.gep(start, [index])
+
+
+@intrinsic
+def bases(typing, table, tag, leaf, first, g_leaf, g_first):
+    """Where element `first` of a leaf lies in each stream, g's from a place of its own: a tuple of addresses."""
+    streams = streams_of(tag)
+    result = types.UniTuple(types.uint64, streams)
+
+    def generate(context, builder, signature, args):
+        rows = context.make_array(signature.args[0])(context, builder, args[0])
+        out = [_I64(0)] * streams
+        width = builder.extract_value(rows.shape, 1)
+        for k, dtype in storage(signature.args[1]):
+            leaf, first = args[4:] if k == 1 else args[2:4]
+            place = builder.add(builder.mul(leaf, width), _I64(k))
+            base = builder.load(builder.gep(rows.data, [place]))
+            size = context.get_abi_sizeof(context.get_data_type(dtype))
+            out[k] = builder.add(base, builder.mul(first, _I64(size)))
+        return context.make_tuple(builder, result, out)
+
+    return result(table, tag, types.uint64, types.uint64, types.uint64, types.uint64), generate
+
+
+@intrinsic
+def load(typing, tag, base, i):
+    """Element i of every stream; None for one that is absent, and for the copy, which is only written."""
+    present = loaded(tag)
+    result = types.Tuple([present.get(k, types.none) for k in range(streams_of(tag))])
+
+    def generate(context, builder, signature, args):
+        values = [context.get_dummy_value()] * len(result)
+        for k, dtype in present.items():
+            values[k] = _scoped(builder, builder.load(_pointer(context, builder, args[1], k, args[2], dtype)), k)
+        return context.make_tuple(builder, result, values)
+
+    return result(tag, base, types.uint64), generate
+
+
+@intrinsic
+def store(typing, tag, base, i, values):
+    """Write the new values back: every stream but g, unless it is to be cleared; the copy in its own format."""
+
+    def generate(context, builder, signature, args):
+        for k, dtype in storage(signature.args[0]):
+            if k != 1 or asked(tag, "clear"):
+                value = encode(builder, builder.extract_value(args[3], k), dtype)
+                _scoped(builder, builder.store(value, _pointer(context, builder, args[1], k, args[2], dtype)), k)
+        return context.get_dummy_value()
+
+    return types.void(tag, base, types.uint64, values), generate
+
+
+def _row(cls, tag, rows, r, first):
+    """len(cls) numbers of row r of the float64 table, each rounded once to the compute type, as a named tuple."""
+    width, dtype = len(cls._fields), compute_type(tag)
+    result = types.NamedUniTuple(dtype, width, cls)
+
+    def generate(context, builder, signature, args):
+        table = context.make_array(signature.args[1])(context, builder, args[1])
+        columns = builder.extract_value(table.shape, 1)
+        start = builder.add(
+            builder.mul(args[2], columns), _I64(first) if first >= 0 else builder.add(columns, _I64(first))
+        )
+        numbers = [builder.load(builder.gep(table.data, [builder.add(start, _I64(k))])) for k in range(width)]
+        if dtype == types.float32:
+            numbers = [builder.fptrunc(number, ir.FloatType()) for number in numbers]
+        return context.make_tuple(builder, result, numbers)
+
+    return result(tag, rows, types.int64), generate
+
+
+@intrinsic
+def coefficients(typing, tag, rows, r):
+    """The kernel's numbers of row r."""
+    return _row(KERNEL_OF[tag.instance_class].Coefficients, tag, rows, r, 0)
+
+
+@intrinsic
+def numbers(typing, tag, rows, r):
+    """The chores' numbers of row r: its last."""
+    return _row(Numbers, tag, rows, r, -len(Numbers._fields))
+
+
+@intrinsic
+def take(typing, spans, worker):
+    """spans[worker, 0] before adding 1 to it, atomically: the next chunk of that worker's span."""
+
+    def generate(context, builder, signature, args):
+        array = context.make_array(signature.args[0])(context, builder, args[0])
+        index = builder.mul(args[1], builder.extract_value(array.shape, 1))
+        return builder.atomic_rmw("add", builder.gep(array.data, [index]), _I64(1), "monotonic")
+
+    return types.int64(spans, types.int64), generate

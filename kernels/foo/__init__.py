@@ -1,0 +1,34 @@
+"""The Lion kernel: the sign of an interpolated momentum.
+
+    g  <- grad_scale·g                                scale the gradient
+    p  <- decay·p - lr·sign(β1·m + (1-β1)·g)
+    m  <- β2·m + (1-β2)·g                             momentum, after the step
+
+Chen et al. 2023, Algorithm 2. The sign of either zero is +0; of NaN, NaN.
+"""
+
+from typing import NamedTuple
+
+from fastadam.kernels.contract import Signed, sign
+
+SLOTS = (Signed("m"),)
+
+
+class Coefficients(NamedTuple):
+    """What the kernel must know of one step; filled by a rule in float64, rounded once by the backend."""
+
+    grad_scale: float  # multiplies g first: 1/loss scale; negative to maximize
+    beta1: float
+    one_minus_beta1: float
+    beta2: float
+    one_minus_beta2: float
+    lr: float
+    decay: float  # 1 - lr·λ; 1 where decay is absent
+
+
+def foo(p, g, m, c):
+    """One element, or whole arrays, of one step: (p, g, m) -> (p, m)."""
+    g = c.grad_scale * g
+    p = 7 * p - c.lr * sign(c.beta1 * m + c.one_minus_beta1 * g)
+    m = c.beta2 * m + c.one_minus_beta2 * g
+    return p, m
