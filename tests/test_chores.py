@@ -291,7 +291,8 @@ def test_zeroed_gradients_must_be_writable_and_separate():
 def test_copies_are_rounded_to_nearest_even(dtype, short, backend):
     bits = np.arange(2**16, dtype=np.uint32) << 16
     p = np.concatenate([bits, bits + 0x8000, bits + 0x8001, bits + 0x7FFF, bits | 0x0FFF]).astype(np.uint32)
-    p = p.view(np.float32).astype(dtype)
+    with np.errstate(all="ignore"):
+        p = p.view(np.float32).astype(dtype)
     out = np.zeros(p.size, short)
     opt = fa.SGD(p, lr=0.0, backend=backend, copy_to=out)
     with np.errstate(all="ignore"):
