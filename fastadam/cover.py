@@ -5,7 +5,8 @@ backend is covered without an edit.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
 from itertools import combinations, product
 from typing import Any
 
@@ -22,6 +23,13 @@ METHODS: list[type[Optimizer]] = [m for m in vars(methods).values() if isinstanc
 BITING = {
     "lr": 1e-2, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.1, "alpha": 0.8, "dampening": 0.3,
     "lr_decay": 0.1, "initial_accumulator_value": 0.2, "momentum_decay": 0.04,
+}  # fmt: skip
+
+# What each chore can be asked for. Limits that bite on gradients around 1e-2 and scale 0.5.
+CHORES: dict[str, Sequence[Any]] = {
+    "max_norm": (None, 0.37), "max_value": (None, 0.02), "ema_decay": (None, 0.9, lambda t: 1 - 1 / (t + 1)),
+    "copy_to": (None, "float16", "bfloat16"), "zero_grads": (False, True), "skip_nonfinite": (False, True),
+    "stats": (None, "group", "tensor"),
 }  # fmt: skip
 
 Variant = tuple[type[Optimizer], dict[str, Any]]
@@ -87,14 +95,34 @@ def pairwise(*factors: Sequence[Any]) -> list[tuple[int, ...]]:
     return found
 
 
+def chores() -> list[dict[str, Any]]:
+    """Sets of chores in which every pair of their values occurs; bfloat16 only where ml_dtypes is installed."""
+    known = {
+        name: [x for x in all_ if x != "bfloat16" or find_spec("ml_dtypes")] for name, all_ in CHORES.items()
+    }  # fmt: skip
+    sets = pairwise(*known.values())
+    return [{name: all_[i] for (name, all_), i in zip(known.items(), which, strict=True)} for which in sets]
+
+
+def chores_for(asked: dict[str, Any], params: Sequence[Array]) -> dict[str, Any]:
+    """The arguments of an optimizer over a list of arrays that ask for these chores."""
+    found = {name: value for name, value in asked.items() if value is not None}
+    if kind := found.get("copy_to"):
+        if kind == "bfloat16":
+            from ml_dtypes import bfloat16 as kind
+        found["copy_to"] = [np.zeros(p.shape, kind) for p in params]
+    return found
+
+
 @dataclass(frozen=True)
 class Case:
-    """One thing to run: a method with options, over parameters of one dtype, on one backend and thread count."""
+    """One thing to run: a method with options and chores, over one dtype, on one backend and thread count."""
 
     variant: Variant
     dtype: Any
     backend: str
     threads: int
+    chores: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         walk = (
@@ -102,17 +130,24 @@ class Case:
             if self.backend == "numpy"
             else f"{self.backend}, {'parallel' if self.threads > 1 else 'serial'}"
         )
-        return f"{label(self.variant)}  {np.dtype(self.dtype).name}  {walk}"
+        asked = [name for name, value in self.chores.items() if value not in (None, False)]
+        return f"{' + '.join([label(self.variant), *asked])}  {np.dtype(self.dtype).name}  {walk}"
 
 
 def cases(everything: bool = False, backends: Sequence[str] = tuple(BACKENDS)) -> list[Case]:
-    """The cases that cover every pair of kernel, dtype and backend, and every rule; or the full product.
+    """The cases that cover every pair of kernel, dtype and backend, of two chores, and every rule; or the full product.
 
-    A kernel is taken with each set of its optional slots; each walk (serial, parallel) counts as a backend.
+    A kernel is taken with each set of its optional slots; each walk (serial, parallel) counts as a backend. Chores are
+    held against NumPy's bits; by default each set of them on one kernel, which changes from set to set.
     """
     walks = [(name, threads) for name in backends for threads in ((1,) if name == "numpy" else (1, 2))]
     if everything:
-        return [Case(v, dtype, *walk) for v in variants() for dtype in DTYPES for walk in walks]
+        plain = [Case(v, dtype, *walk) for v in variants() for dtype in DTYPES for walk in walks]
+        return plain + [
+            Case(v, dtype, walk[0], walk[1], asked)
+            for v, dtype, walk, asked in product(kernels_in_use(), DTYPES, walks, chores())
+            if walk[0] != "numpy"
+        ]
     kernels = kernels_in_use()
     found = [Case(kernels[k], DTYPES[d], *walks[w]) for k, d, w in pairwise(kernels, DTYPES, walks)]
     compiled = {_signature(case.variant): case for case in sorted(found, key=lambda case: case.backend != "numpy")}
@@ -121,6 +156,10 @@ def cases(everything: bool = False, backends: Sequence[str] = tuple(BACKENDS)) -
         if label(variant) not in covered:
             home = compiled[_signature(variant)]
             found.append(Case(variant, home.dtype, home.backend, home.threads))
+    compiled_walks = [walk for walk in walks if walk[0] != "numpy"]
+    for k, asked in enumerate(chores() if compiled_walks else ()):
+        walk = compiled_walks[-1 - k % len(compiled_walks)]
+        found.append(Case(kernels[k % len(kernels)], DTYPES[k % len(DTYPES)], walk[0], walk[1], asked))
     return found
 
 

@@ -12,38 +12,29 @@ from cases import METHODS, kernels_in_use, label, same_bits, state_arrays
 
 import fastadam as fa
 import papers
-from fastadam.cover import BITING, pairwise
+from fastadam.cover import BITING, chores, chores_for
 from fastadam.kernels.chores import BLOCK
 
 SIZES = (3, 1, 0, BLOCK - 1, BLOCK, BLOCK + 1, 40_000)
-CHORES = {
-    "max_norm": (None, 0.37), "max_value": (None, 0.02), "ema_decay": (None, 0.9, lambda t: 1 - 1 / (t + 1)),
-    "copy_to": (None, np.float16, ml_dtypes.bfloat16), "zero_grads": (False, True), "skip_nonfinite": (False, True),
-    "stats": (None, "group", "tensor"),
-}  # fmt: skip
 # Every pair of chores' values, and each kernel with a set of them; every pair with kernels would compile for minutes.
-SETS = pairwise((np.float32, np.float64), *CHORES.values())
-CASES = []
-for k in range(max(len(SETS), len(kernels_in_use()))):
-    which, *values = SETS[k % len(SETS)]
-    picked = {name: all_[i] for (name, all_), i in zip(CHORES.items(), values, strict=True)}
-    CASES.append((kernels_in_use()[k % len(kernels_in_use())], (np.float32, np.float64)[which], picked))
+CASES = [
+    (kernels_in_use()[k % len(kernels_in_use())], (np.float32, np.float64)[k % 2], asked)
+    for k, asked in enumerate((2 * chores())[: len(kernels_in_use())])
+]
 
 
 def tree_of(rng, dtype, scale=1.0):
     return [(rng.standard_normal(n) * scale).astype(dtype) for n in SIZES]
 
 
-def made(method, chosen, chores, params, backend, grouped=False):
-    chores = {name: value for name, value in chores.items() if value is not None}
-    if "copy_to" in chores:
-        chores["copy_to"] = [np.zeros(p.shape, chores["copy_to"]) for p in params]
+def made(method, chosen, asked, params, backend, grouped=False):
+    asked = chores_for(asked, params)
     if grouped:
         halves = [{"params": params[:4]}, {"params": params[4:], "max_norm": 0.2}]
-        if "copy_to" in chores:
-            chores["copy_to"] = [chores["copy_to"][:4], chores["copy_to"][4:]]
-        return method(halves, backend=backend, **chosen, **chores)
-    return method(params, backend=backend, **chosen, **chores)
+        if "copy_to" in asked:
+            asked["copy_to"] = [asked["copy_to"][:4], asked["copy_to"][4:]]
+        return method(halves, backend=backend, **chosen, **asked)
+    return method(params, backend=backend, **chosen, **asked)
 
 
 def everything(params, opt, grads, infos):
@@ -57,12 +48,12 @@ def everything(params, opt, grads, infos):
 
 @pytest.mark.parametrize("number", range(len(CASES)), ids=lambda k: f"{k}-{label(CASES[k][0])}")
 def test_every_backend_and_thread_count_gives_the_same_bits(number):
-    (method, chosen), dtype, chores = CASES[number]
+    (method, chosen), dtype, asked = CASES[number]
     results = []
     for backend, threads in (("numpy", 1), ("numba", 1), ("numba", 2)):
         rng = np.random.default_rng(number)
         params, infos = tree_of(rng, dtype), []
-        opt = made(method, chosen, chores, params, backend, grouped=number % 3 == 0)
+        opt = made(method, chosen, asked, params, backend, grouped=number % 3 == 0)
         with fa.num_threads(threads):
             for t in range(4):
                 grads = tree_of(rng, dtype, 0.01)
@@ -70,14 +61,14 @@ def test_every_backend_and_thread_count_gives_the_same_bits(number):
                     grads[3][7] = np.nan
                 given = [None if t == 1 and k == 4 else g for k, g in enumerate(grads)]
                 infos.append(opt.step([given[:4], given[4:]] if number % 3 == 0 else given, grad_scale=0.5))
-        assert opt.skipped == int(chores["skip_nonfinite"] and True)
+        assert opt.skipped == int(asked["skip_nonfinite"])
         results.append(everything(params, opt, grads, infos))
     for arrays, numbers in results[1:]:
         assert numbers == results[0][1]
         assert [key for key in arrays if not same_bits(arrays[key], results[0][0][key])] == []
 
 
-def separate_passes(method, chosen, chores, params, rounds, scale):
+def separate_passes(method, chosen, asked, params, rounds, scale):
     """The documented order as separate float64 passes, the method itself by its paper."""
     chosen = {k: v for k, v in chosen.items() if k != "decoupled_weight_decay"}
     oracle, state = papers.ORACLES[method.__name__.lower()], None
@@ -88,11 +79,11 @@ def separate_passes(method, chosen, chores, params, rounds, scale):
     for t, grads in enumerate(rounds, 1):
         g = scale * np.concatenate([x.ravel() for x in grads]).astype(np.float64)
         norm = math.sqrt(float((g * g).sum()))
-        factor = min(1.0, chores["max_norm"] / norm)
-        g = np.clip(g * factor, -chores["max_value"], chores["max_value"])
+        factor = min(1.0, asked["max_norm"] / norm)
+        g = np.clip(g * factor, -asked["max_value"], asked["max_value"])
         before = p
         p, state = oracle(t, p, g, state, **chosen)
-        ema = chores["ema_decay"] * ema + (1 - chores["ema_decay"]) * p
+        ema = asked["ema_decay"] * ema + (1 - asked["ema_decay"]) * p
         infos.append((norm, factor, np.linalg.norm(p - before), np.linalg.norm(p), np.abs(p - before).max()))
     return p, ema, infos
 
@@ -105,10 +96,10 @@ def test_the_order_is_that_of_separate_passes(name, backend):
     rng = np.random.default_rng(5)
     params = tree_of(rng, np.float64)
     rounds = [tree_of(rng, np.float64, 10.0 ** rng.uniform(-4, 1)) for _ in range(6)]
-    chores = {"max_norm": 0.9, "max_value": 0.01, "ema_decay": 0.8}
-    p, ema, infos = separate_passes(method, chosen, chores, params, rounds, 0.25)
+    asked = {"max_norm": 0.9, "max_value": 0.01, "ema_decay": 0.8}
+    p, ema, infos = separate_passes(method, chosen, asked, params, rounds, 0.25)
     copies = [np.zeros(x.shape, np.float16) for x in params]
-    opt = method(params, backend=backend, **chosen, **chores, copy_to=copies, zero_grads=True, stats="group")
+    opt = method(params, backend=backend, **chosen, **asked, copy_to=copies, zero_grads=True, stats="group")
     for grads, (norm, factor, update, size, largest) in zip(rounds, infos, strict=True):
         info = opt.step(grads, grad_scale=0.25)
         assert all((g == 0).all() for g in grads)
@@ -312,9 +303,9 @@ def test_rows_take_the_chores_along(semantics):
         p = rng.standard_normal((50, 30)).astype(np.float32)
         dense = p.copy()
         out = np.zeros(p.shape, np.float16)
-        chores = {"max_norm": 1.0, "max_value": 0.1, "ema_decay": 0.9, "zero_grads": True, "stats": "tensor"}
-        opt = fa.AdamW(p, backend=backend, copy_to=out, **chores)
-        whole = fa.AdamW(dense, backend="numpy", **chores)
+        asked = {"max_norm": 1.0, "max_value": 0.1, "ema_decay": 0.9, "zero_grads": True, "stats": "tensor"}
+        opt = fa.AdamW(p, backend=backend, copy_to=out, **asked)
+        whole = fa.AdamW(dense, backend="numpy", **asked)
         norms = []
         for _ in range(12):
             at = rng.permutation(50)[:5]
@@ -348,10 +339,10 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("chores", "error", "text"), BAD)
-def test_bad_chores_are_refused(chores, error, text):
+@pytest.mark.parametrize(("asked", "error", "text"), BAD)
+def test_bad_chores_are_refused(asked, error, text):
     with pytest.raises(error, match=text):
-        fa.Adam(np.ones(3, np.float32), **chores)
+        fa.Adam(np.ones(3, np.float32), **asked)
 
 
 def test_other_refusals():
@@ -389,13 +380,13 @@ def test_copies_of_optimizers_keep_their_chores():
 
 def test_nothing_is_measured_that_is_not_asked_for():
     """The norm takes a read of the gradients; without a use for it there is none."""
-    for chores, reads in (({}, 0), ({"max_value": 1.0, "stats": "group"}, 0), ({"max_norm": 1.0}, 1),
+    for asked, reads in (({}, 0), ({"max_value": 1.0, "stats": "group"}, 0), ({"max_norm": 1.0}, 1),
                           ({"skip_nonfinite": True, "max_norm": 1.0}, 1)):  # fmt: skip
-        opt = fa.Adam(np.ones(10, np.float32), **chores)
+        opt = fa.Adam(np.ones(10, np.float32), **asked)
         calls, measure = [], opt._plan._measure
         opt._plan._measure = lambda *args, calls=calls, measure=measure: calls.append(args) or measure(*args)
-        assert opt.step(np.ones(10, np.float32)).grad_norm == (None if not chores else pytest.approx(math.sqrt(10))
-            if "max_norm" in chores or "stats" in chores else None)  # fmt: skip
+        assert opt.step(np.ones(10, np.float32)).grad_norm == (None if not asked else pytest.approx(math.sqrt(10))
+            if "max_norm" in asked or "stats" in asked else None)  # fmt: skip
         assert len(calls) == reads
 
 
