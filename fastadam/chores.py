@@ -116,8 +116,8 @@ def launch(
         if clipping:
             norm, factors = _factors(opt, measured[:, 0].tolist(), limits)
             for group, factor in zip(opt.groups, factors, strict=True):
-                used = np.unique(row[group._leaves.start : group._leaves.stop])
-                rows[used[used >= 0], 0] *= factor
+                for r in set(row[group._leaves.start : group._leaves.stop].tolist()) - {-1}:
+                    rows[r, 0] *= factor
     if row is opt._row and not after:
         plan.launch()
     else:

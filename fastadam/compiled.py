@@ -39,7 +39,7 @@ class NumbaPlan(Plan):
             for p, _, *rest in (self._streams[leaf] for leaf in self._first_leaves)
         ]
         self._size = sum(p.size for p in self._params)
-        self._calls: dict[int, list[tuple[Any, ...]]] = {}
+        self._calls: dict[Any, list[tuple[Any, ...]]] = {}  # of whole steps, made once
         self._glance = (
             np.array([id(p) for p in self._params], np.int64),
             np.array([id(anchor) for anchor in self._anchors], np.int64),
@@ -71,6 +71,7 @@ class NumbaPlan(Plan):
         self, workers: int, work: Sequence[Work], tags: Sequence[Any],
         table: Array, row: Array, rows: Array, counts: Array,
     ) -> list[tuple[Any, ...]]:  # fmt: skip
+        """A native call for each signature."""
         walk = self._traversal.walk_for(workers)
         calls: list[tuple[Any, ...]] = []
         for one, tag in zip(work, tags, strict=True):
@@ -87,7 +88,7 @@ class NumbaPlan(Plan):
             calls = [*self._calls_for(workers, work, tags, *where), *((setitem, *one) for one in after)]
             deque(starmap(call, calls), maxlen=0)
 
-        self._on_threads(run, sum(int((one.chunks[:, 2] * (one.chunks[:, 5] + 1)).sum()) for one in work))
+        self._on_threads(run, _elements(work))
 
     def _on_threads(self, run: Callable[[int], None], size: int) -> None:
         workers = self._threads.threads_for(size)
@@ -129,8 +130,24 @@ class NumbaPlan(Plan):
 
     def _measure(self, work: Sequence[Work], row: Array, squares: bool, largest: bool) -> None:
         there = THERE if squares else None, THERE if largest else None
-        tags = [self._elements.Measure(None, self._tags[one.signature].p, *there) for one in work]
-        self._run_all(work, tags, (), self._table, row, self._rows, self._counts[:0])
+
+        def make(workers: int) -> list[tuple[Any, ...]]:
+            tags = [self._elements.Measure(None, self._tags[one.signature].p, *there) for one in work]
+            return self._calls_for(workers, work, tags, self._table, row, self._rows, self._counts[:0])
+
+        def run(workers: int) -> None:
+            key = "measure", squares, largest, workers
+            deque(starmap(call, self._once(key, work, row, lambda: make(workers))), maxlen=0)
+
+        self._on_threads(run, self._size if work[0].chunks is self.everything[0].chunks else _elements(work))
+
+    def _once(self, key: Any, work: Sequence[Work], row: Array, make: Callable[[], Any]) -> Any:
+        """make(), or what it made before for the whole of the parameters: typing its arguments takes 100 µs."""
+        if row is not self._row or work[0].chunks is not self.everything[0].chunks:
+            return make()
+        if key not in self._calls:
+            self._calls[key] = make()
+        return self._calls[key]
 
     def accumulate(self, totals: Sequence[Array], row: Array, after: Sequence[tuple[Any, Any, Any]]) -> None:
         table = np.array([[x.ctypes.data for x in totals], self._table[:-1, 1]], np.uint64).T.copy()
@@ -140,16 +157,26 @@ class NumbaPlan(Plan):
         self._run_all(work, tags, [*self.unread, *after], table, row, self._rows, self._counts[:0])
 
     def sums(self, work: Sequence[Work], row: Array) -> Array:
-        found = np.zeros((len(self._params), NOTES))
-        for one in work:
-            args = one.chunks, one.notes, row, found
-            self._traversal.compiled_for(self._norm.sums, args)(*args)
+        def make() -> list[tuple[Any, ...]]:
+            found = np.zeros((len(self._params), NOTES))
+            args = [(one.chunks, one.notes, row, found) for one in work]
+            return [(self._traversal.compiled_for(self._norm.sums, each), *each) for each in args]
+
+        calls = self._once(("sums", id(work[0].notes)), work, row, make)
+        found: Array = calls[0][-1]
+        found[:] = 0
+        deque(starmap(call, calls), maxlen=0)
         return found
 
 
 def _marker(x: Array | None) -> Array | None:
     """What a tag holds for a stream."""
     return None if x is None else x[:0].view(SHORT.get(x.dtype.name, x.dtype))
+
+
+def _elements(work: Sequence[Work]) -> int:
+    """How many elements a walk steps, missed steps counted."""
+    return sum(int((one.chunks[:, 2] * (one.chunks[:, 5] + 1)).sum()) for one in work)
 
 
 def _spans(chunks: Array, workers: int) -> Array:

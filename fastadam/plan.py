@@ -215,12 +215,13 @@ class Plan:
 
     def measure(self, work: Sequence[Work], row: Array, squares: bool, largest: bool) -> Array:
         """(leaves, NOTES): first each gradient's sum of squares, last its largest magnitude; 0 where the row is -1."""
-        if len(self._measured) != len(work) or any(
-            a.chunks is not b.chunks for a, b in zip(self._measured, work, strict=True)
-        ):
-            self._measured = [one._replace(notes=self._notes(one.chunks, True)) for one in work]
-        self._measure(self._measured, row, squares, largest)
-        return self.sums(self._measured, row)
+        if work is self.everything:
+            self._measured = self._measured or [one._replace(notes=self._notes(one.chunks, True)) for one in work]
+            noted = self._measured
+        else:
+            noted = [one._replace(notes=self._notes(one.chunks, True)) for one in work]
+        self._measure(noted, row, squares, largest)
+        return self.sums(noted, row)
 
     def _measure(self, work: Sequence[Work], row: Array, squares: bool, largest: bool) -> None:
         raise NotImplementedError
