@@ -111,6 +111,8 @@ class NumbaPlan(Plan):
     def launch(self) -> None:
         if self.unread:
             super().launch()
+        elif self._size < self._threads.PARALLEL_FROM:
+            self._run(1)
         else:
             self._on_threads(self._run, self._size)
 

@@ -169,9 +169,10 @@ class Optimizer:
         reduction: without grads, the step takes the "mean" or the "sum" of what has been accumulated.
         Raises TypeError, ValueError before anything has changed.
         """
-        self._check_idle()
+        if self._averaging:
+            self._check_idle()
         scale = grad_scale if grad_scale is ONE else number("grad_scale", grad_scale)
-        after: list[Any] = []
+        after: Any = ()
         if grads is ACCUMULATED:
             leaves, share = chores.accumulated(self, reduction)
             scale, after = scale * share, [(self._totalled, ..., 0)]
