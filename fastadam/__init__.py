@@ -1,5 +1,7 @@
 """Adam and its family, run at the speed of memory, on the arrays you already have."""
 
+from typing import TYPE_CHECKING, Any
+
 from fastadam.backend import backends
 from fastadam.diagnosis import info
 from fastadam.flat import FlatBuffer
@@ -16,6 +18,9 @@ from fastadam.functional import (
 from fastadam.kernels.cpu.threads import get_num_threads, num_threads, set_num_threads
 from fastadam.methods import SGD, AdaBelief, Adagrad, Adam, Adamax, AdamW, Lion, NAdam, RAdam, RMSprop
 from fastadam.optimizer import Optimizer
+
+if TYPE_CHECKING:
+    from fastadam import schedules
 
 __all__ = [
     "SGD",
@@ -42,7 +47,17 @@ __all__ = [
     "nadam_step",
     "num_threads",
     "rmsprop_step",
+    "schedules",
     "set_num_threads",
 ]
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """fastadam.schedules, loaded when it is first asked for."""
+    if name == "schedules":
+        import importlib
+
+        return importlib.import_module("fastadam.schedules")
+    raise AttributeError(f"module 'fastadam' has no attribute {name!r}")
