@@ -17,30 +17,56 @@ Run = Callable[[argparse.Namespace], int]  # parsed options in, exit status out
 
 
 def demo(parser: argparse.ArgumentParser) -> Run:
-    """train a small network on handwritten digits (needs scikit-learn)"""
-    parser.add_argument("--epochs", type=_integer(1), default=40, metavar="N", help="passes over the data (40)")
-    parser.add_argument("--batch-size", type=_integer(1), default=32, metavar="N", help="images per step (32)")
+    """train a small model, or compare the methods on it (needs scikit-learn, but for the model "text")"""
+    parser.add_argument("--model", choices=MODELS, default="mlp", metavar="NAME", help=f"{', '.join(MODELS)} (mlp)")
+    parser.add_argument("--epochs", type=_integer(1), metavar="N", help="passes over the data (what suits the model)")
+    parser.add_argument("--batch-size", type=_integer(1), default=32, metavar="N", help="examples per step (32)")
     parser.add_argument(
-        "--lr", type=_learning_rate, metavar="X", help="learning rate (Adam: 0.001; others: what suits them)"
+        "--lr", type=_learning_rate, metavar="X", help="learning rate, with a schedule the largest (what suits both)"
     )
+    parser.add_argument("--optimizer", choices=optimizers(), metavar="NAME", help=f"{', '.join(optimizers())} (Adam)")
     parser.add_argument(
-        "--optimizer", choices=optimizers(), default="Adam", metavar="NAME", help=f"{', '.join(optimizers())} (Adam)"
+        "--schedule", choices=SCHEDULES, metavar="NAME", help=f"{', '.join(_PLAIN)}, or warmup-NAME (constant)"
     )
-    parser.add_argument("--seed", type=_integer(0), default=0, metavar="N", help="of split, weights and batches (0)")
+    parser.add_argument("--seed", type=_integer(0), metavar="N", help="of split, weights and batches (0)")
     parser.add_argument(
-        "--backend",
-        choices=("auto", "numpy", "numba"),
-        default="auto",
-        metavar="NAME",
-        help="auto, numpy, numba (auto)",
+        "--backend", choices=("auto", "numpy", "numba"), metavar="NAME", help="auto, numpy, numba (auto)"
     )
+    parser.add_argument("--compare", action="store_true", help="all methods side by side: a table and a picture")
+    parser.add_argument("--seeds", type=_integer(1), metavar="N", help="with --compare: how many runs of each (5)")
+    parser.add_argument("--out", metavar="FILE", help="with --compare: the picture (fastadam-MODEL.png)")
 
     def run(args: argparse.Namespace) -> int:
-        from fastadam.demo import run
+        one = {name: getattr(args, name) for name in ("lr", "optimizer", "schedule", "seed", "backend")}
+        many = {name: getattr(args, name) for name in ("seeds", "out")}
+        wrong, given = (one, many) if args.compare else (many, one)
+        if unfit := [name for name, value in wrong.items() if value is not None]:
+            parser.error(f"argument --{unfit[0]}: {'not ' if args.compare else 'only '}with --compare")
+        chosen = {name: value for name, value in given.items() if value is not None}
+        from fastadam import demo
 
-        return run(args.epochs, args.batch_size, args.lr, args.optimizer, args.seed, args.backend)
+        if args.compare:
+            from fastadam.demo import compare
+
+            return compare.run(args.model, args.epochs, args.batch_size, **chosen)
+        return demo.run(args.model, args.epochs, args.batch_size, **chosen)
 
     return run
+
+
+MODELS = ("logistic", "mlp", "cnn", "text")
+_PLAIN = (
+    "constant",
+    "step",
+    "multi-step",
+    "exponential",
+    "polynomial",
+    "cosine",
+    "restarts",
+    "inverse-sqrt",
+    "one-cycle",
+)
+SCHEDULES = (*_PLAIN, *(f"warmup-{name}" for name in _PLAIN))
 
 
 def info(parser: argparse.ArgumentParser) -> Run:

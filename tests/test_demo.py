@@ -4,6 +4,7 @@ import math
 import re
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ import pytest
 
 import fastadam as fa
 from fastadam import cli, demo
+from fastadam.demo import models, texts, training
+from fastadam.demo.models import Layer, convolution, dense_on_pooled
 
 ROOT = Path(__file__).parent.parent
 
@@ -35,7 +38,7 @@ def test_backends_and_repetitions_print_the_same(capsys):
     for backend in "numpy", "numba", "numba":
         assert cli.main(["demo", "--epochs", "3", "--seed", "7", "--backend", backend]) == 0
         first, *lines = capsys.readouterr().out.splitlines()
-        assert first.endswith(f"Adam on {backend}")
+        assert first.endswith(f"Adam on {backend}, lr 0.001")
         told.append([line for line in lines if not line.startswith("update")])
     assert told[0] == told[1] == told[2]
     assert len(told[0]) == 4
@@ -59,14 +62,73 @@ def test_a_terminal_gets_a_bar(capsys, monkeypatch):
     assert out.splitlines()[-1].startswith("test accuracy ")
 
 
+def accuracy(capsys):
+    return float(re.fullmatch(r"test accuracy (\d+\.\d) %", capsys.readouterr().out.splitlines()[-1])[1])
+
+
+@pytest.mark.parametrize(("model", "least"), [("logistic", 95), ("cnn", 97)])
+def test_adam_with_default_betas_learns_every_model(model, least, capsys):
+    pytest.importorskip("sklearn.datasets")
+    assert cli.main(["demo", "--model", model, "--seed", "1"]) == 0
+    assert accuracy(capsys) >= least
+
+
+@pytest.mark.parametrize("schedule", cli.SCHEDULES)
+def test_every_schedule_learns(schedule, capsys):
+    pytest.importorskip("sklearn.datasets")
+    assert cli.main(["demo", "--model", "logistic", "--epochs", "8", "--schedule", schedule]) == 0
+    assert accuracy(capsys) >= 85
+    assert (
+        cli.main(["demo", "--model", "logistic", "--epochs", "1", "--batch-size", "9999", "--schedule", schedule]) == 0
+    )
+
+
+def test_the_command_knows_what_the_demo_has():
+    assert list(cli.MODELS) == list(demo.MODELS)
+    assert [name for name in cli.SCHEDULES if not name.startswith("warmup-")] == list(demo.SCHEDULES)
+
+
 def test_split_takes_a_share_of_every_class():
     y = np.repeat(np.arange(3), (8, 40, 100))
-    learn, test = demo.split(y, np.random.default_rng(0))
+    learn, test = training.split(y, np.random.default_rng(0))
     assert np.bincount(y[test]).tolist() == [2, 10, 25]
     assert sorted([*learn, *test]) == list(range(len(y)))
 
 
-def test_gradients_are_those_of_the_loss():
+def test_a_convolution_is_a_convolution():
+    """Against its definition; whole numbers, so every sum is exact."""
+    side, channels, filters, n = 4, 2, 3, 2
+    rng = np.random.default_rng(0)
+    x = rng.integers(-4, 5, (n, side, side, channels)).astype(float)
+    w = rng.integers(-4, 5, (3, 3, channels, filters)).astype(float)
+    out = np.zeros((n, side, side, filters))
+    for image, i, j, di, dj in product(range(n), range(side), range(side), range(3), range(3)):
+        if 0 <= i + di - 1 < side and 0 <= j + dj - 1 < side:
+            out[image, i, j] += x[image, i + di - 1, j + dj - 1] @ w[di, dj]
+    columns = convolution(side, channels, filters).gather(x.reshape(-1, channels))
+    assert np.array_equal((columns @ w.reshape(-1, filters)).reshape(out.shape), out)
+
+
+@pytest.mark.parametrize("layer", [convolution(4, 2, 3), dense_on_pooled(4, 2, 3)], ids=["convolution", "pooling"])
+def test_scatter_is_the_transpose_of_gather(layer):
+    """<gather(a), b> = <a, scatter(b)>, exactly: whole numbers, and quarters of them."""
+    rng = np.random.default_rng(0)
+    a = rng.integers(-9, 10, (2 * 16, 2)).astype(float)
+    gathered = layer.gather(a)
+    b = rng.integers(-9, 10, gathered.shape).astype(float)
+    assert gathered.shape[1] == layer.rows
+    assert (gathered * b).sum() == (a * layer.scatter(b)).sum() != 0
+
+
+TINY = {
+    "logistic": [Layer(4, 3)],
+    "mlp": [Layer(3, 4), Layer(4, 5), Layer(5, 3)],
+    "cnn": [convolution(4, 1, 2), convolution(4, 2, 2), dense_on_pooled(4, 2, 3)],
+}
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_gradients_are_those_of_the_loss(name):
     """(L(w+h) - L(w-h)) / 2h for every weight w; the tolerance has two parts.
 
     Rounding moves L by k·u·s at most, so the quotient by k·u·s/h: k counts the roundings between weights and loss, in
@@ -74,55 +136,179 @@ def test_gradients_are_those_of_the_loss():
     terms have size `terms`, moves L by 2e, and L itself adds a logarithm and differences of two logits.
     Truncation is h²/6·|L'''|. No ReLU changes sides within h, so logits are linear in w with slopes within `slope`,
     and L''' is the third central moment of these slopes under softmax: over a range r = 2·slope, r³/(6√3) at most.
+    Terms and slopes are those of the same model with the sizes of its weights, which no ReLU touches.
     """
-    sizes, n, h = (3, 4, 5, 3), 6, 2.0**-17
+    model, n, h = TINY[name], 6, 2.0**-17
     rng = np.random.default_rng(0)
-    params = demo.mlp_init(rng, sizes, np.float64)
+    params = models.init(model, rng, np.float64)
     for layer in params:
         layer["b"] += 0.2 * rng.standard_normal(layer["b"].shape)
-    x, y = rng.random((n, 3)), rng.integers(0, 3, n)
+    pixels = 16 if name == "cnn" else model[0].rows
+    x, y = rng.random((n, pixels)), rng.integers(0, 3, n)
 
-    a, terms, most, gain, margins = x, x, 1.0, 1.0, []
-    for layer in params:
-        z = a @ layer["w"] + layer["b"]
-        terms = terms @ np.abs(layer["w"]) + np.abs(layer["b"])
-        most = max(most, np.abs(a).max())
-        gain *= max(1.0, np.abs(layer["w"]).sum(axis=0).max())
-        margins.append(z)
-        a = np.maximum(z, 0)
-    hidden = np.concatenate([z.ravel() for z in margins[:-1]])
-    slope = most * gain
-    assert np.abs(hidden).min() > h * slope
-    assert (hidden > 0).any()
-    assert (hidden < 0).any()
+    sizes = [{key: np.abs(w) for key, w in layer.items()} for layer in params]
+    terms, slope = models.forward(model, sizes, x)[1][-1], 0.0
+    for layer in sizes:
+        for w in layer.values():
+            for at in np.ndindex(w.shape):
+                w[at] += 1
+                slope = max(slope, (models.forward(model, sizes, x)[1][-1] - terms).max())
+                w[at] -= 1
 
-    classes = sizes[-1]
-    k = sum(i + 1 for i in sizes[:-1]) + (n + 1) * classes + 16  # 16: exp and log of up to 4 ulp, and single operations
-    s = math.log(classes) + 4 * terms.max()
+    classes = model[-1].columns
+    k = sum(layer.rows + 6 for layer in model) + (n + 1) * classes + 16  # 6: bias and pooling; 16: exp and log of up to
+    s = math.log(classes) + 4 * terms.max()  # 4 ulp, and single operations
     tolerance = k * np.finfo(float).eps / 2 * s / h + h**2 / 6 * (2 * slope) ** 3 / (6 * math.sqrt(3))
 
-    _, grads, hits = demo.mlp_loss_and_grads(params, x, y)
-    assert hits == (margins[-1].argmax(axis=1) == y).sum()
+    _, grads, hits = models.loss_and_grads(model, params, x, y)
+    *hidden, logits = models.forward(model, params, x)[1]
+    assert hits == (logits.argmax(axis=1) == y).sum()
+    assert all((z > 0).any() and (z < 0).any() for z in hidden)
     for layer, grad in zip(params, grads, strict=True):
-        for name, w in layer.items():
-            assert grad[name].shape == w.shape
+        for key, w in layer.items():
+            assert grad[key].shape == w.shape
             for at in np.ndindex(w.shape):
                 here, ends, losses = w[at], [], []
                 for step in h, -h:
                     w[at] = here + step
                     ends.append(w[at])
-                    losses.append(demo.mlp_loss_and_grads(params, x, y)[0])
+                    losses.append(models.loss_and_grads(model, params, x, y)[0])
+                    sides = models.forward(model, params, x)[1][:-1]
+                    assert all(np.array_equal(z > 0, side > 0) for z, side in zip(hidden, sides, strict=True))
                 w[at] = here
                 slope_seen = (losses[0] - losses[1]) / (ends[0] - ends[1])
-                assert abs(grad[name][at] - slope_seen) <= tolerance, (name, at)
+                assert abs(grad[key][at] - slope_seen) <= tolerance, (key, at)
     assert tolerance < 1e-4 * max(np.abs(g).max() for grad in grads for g in grad.values())
 
 
-def test_gradients_are_float32():
-    params = demo.mlp_init(np.random.default_rng(0))
-    _, grads, _ = demo.mlp_loss_and_grads(params, np.ones((2, 64), np.float32), np.array([0, 1]))
+@pytest.mark.parametrize("model", [models.LOGISTIC, models.MLP, models.CNN], ids=["logistic", "mlp", "cnn"])
+def test_gradients_are_float32(model):
+    params = models.init(model, np.random.default_rng(0))
+    _, grads, _ = models.loss_and_grads(model, params, np.ones((2, 64), np.float32), np.array([0, 1]))
     for layer, grad in zip(params, grads, strict=True):
         assert all(layer[name].dtype == grad[name].dtype == np.float32 for name in ("w", "b"))
+        assert all(layer[name].shape == grad[name].shape for name in ("w", "b"))
+
+
+# ---- text
+
+MODULE = '''"""Head of the module."""
+import sys  # why: because
+NAME = "text", b"bytes"
+def f(a):
+    # before the docstring
+    """What f gives."""
+    return a + 12  # twelve
+'''
+
+
+def test_words_are_told_apart_by_kind():
+    code, docstrings, comments = texts.words_by_kind(MODULE)
+    assert code == ["import", "sys", "name", "def", "f", "a", "return", "a"]
+    assert docstrings == ["head", "of", "the", "module", "what", "f", "gives"]
+    assert comments == ["why", "because", "before", "the", "docstring", "twelve"]
+
+
+def test_features_are_words_and_their_neighbours():
+    assert list(texts.features(["a", "b", "c"])) == ["a", "b", "c", "a b", "b c", "a b c"]
+
+
+@pytest.fixture
+def few_passages(monkeypatch):
+    """Every twentieth passage only."""
+    few = texts.passages()[::20]
+    monkeypatch.setattr(texts, "passages", lambda: few)
+    texts.bags_without.cache_clear()
+    yield few
+    texts.bags_without.cache_clear()
+
+
+def test_whole_modules_are_held_out(few_passages):
+    task = training.text(np.random.default_rng(0))
+    files = np.array([passage.file for passage in few_passages])
+    assert not set(files[task.learn]) & set(files[task.test])
+    assert len(task.learn) + len(task.test) == len(few_passages)
+    assert len(task.test) > 0
+    learned = {f for i in task.learn for f in texts.features(few_passages[i].words)}
+    assert len(task.init(np.random.default_rng(0))["embedding"]) == len(learned) + 1
+    for i in task.test:
+        unknown = [feature not in learned for feature in texts.features(few_passages[i].words)]
+        assert (task.x[[i]][0] == 0).tolist() == unknown
+
+
+def test_text_has_the_gradient_of_a_dense_layer(few_passages):
+    """Of the same logistic regression on a matrix of counts, in float64; roundings of sums of up to 4·57 terms."""
+    task = training.text(np.random.default_rng(0))
+    rng = np.random.default_rng(1)
+    params = {"embedding": rng.standard_normal((task.rows, 3)), "bias": rng.standard_normal(3)}
+    bags, y = task.x[task.learn[:4]], task.y[task.learn[:4]]
+    x = np.array([np.bincount(bag, minlength=task.rows) / np.float32(np.sqrt(len(bag))) for bag in bags])
+    loss, grads, hits = texts.loss_and_grads(params, bags, y)
+    dense = texts.densely(grads, task.rows)
+    expected = models.loss_and_grads([Layer(task.rows, 3)], [{"w": params["embedding"], "b": params["bias"]}], x, y)
+    assert (loss, hits) == (pytest.approx(expected[0], rel=1e-6), expected[2])
+    np.testing.assert_allclose(dense["embedding"], expected[1][0]["w"], rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(dense["bias"], expected[1][0]["b"], rtol=1e-5, atol=1e-7)
+
+
+def test_exact_rows_learn_what_the_dense_step_learns(few_passages):
+    learned = []
+    for way in "exact", "dense":
+        rng = np.random.default_rng(0)
+        task = training.text(rng, way)
+        params = task.init(rng)
+        opt = fa.Adam(params, lr=0.01)
+        for _ in training.train(task, params, opt, 2, 32, rng):
+            pass
+        opt.catch_up()
+        learned.append(params)
+    assert np.array_equal(learned[0]["embedding"], learned[1]["embedding"])
+    assert np.array_equal(learned[0]["bias"], learned[1]["bias"])
+
+
+def test_text_is_told_apart(capsys):
+    """Clearly better than naming the commonest class, in modules that were held out."""
+    assert cli.main(["demo", "--model", "text", "--epochs", "1"]) == 0
+    *_, head, lazy, exact, dense, commonest, last = capsys.readouterr().out.splitlines()
+    assert head.split() == ["update", "ms", "a", "step", "test", "accuracy"]
+    ends = [line.split()[-2] for line in (lazy, exact, dense, commonest, last)]
+    assert ends[1] == ends[2] == ends[4]
+    assert float(ends[0]) >= float(ends[3]) + 20
+    assert float(ends[2]) >= float(ends[3]) + 20
+
+
+# ---- all methods side by side
+
+
+def test_methods_are_compared(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("sklearn.datasets")
+    pytest.importorskip("matplotlib")
+    from fastadam.demo import compare
+
+    names = "Adam", "SGD", "momentum"
+    monkeypatch.setattr(compare, "METHODS", {name: compare.METHODS[name] for name in names})
+    monkeypatch.setattr(compare, "SWEEP", (1e-3, 1e-1))
+    picture = tmp_path / "a.png"
+    few = ["--model", "logistic", "--epochs", "3", "--seeds", "2", "--out", str(picture)]
+    assert cli.main(["demo", "--compare", *few]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    table = {line.split()[0]: line for line in lines}
+    assert all(re.search(rf"{name} +0\.001 +\d+\.\d ± \d+\.\d % ", table[name]) for name in names)
+    assert lines[-2] == f"picture: {picture}"
+    assert re.fullmatch(r"test accuracy \d+\.\d %", lines[-1])
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_training_that_fails_is_no_ones_best():
+    from fastadam.demo.compare import Run
+
+    at, never = np.arange(1, 21), np.zeros(20)
+    failed = Run(at, np.full(20, np.nan), never, 1e-5)
+    assert failed.end == math.inf
+    assert failed.steps_to(0.9) == math.inf
+    worked = Run(at * 8, np.append(np.ones(18), [0.5, 0.25]), np.linspace(0, 1, 20), 1e-5)
+    assert worked.end == 0.375
+    assert worked.steps_to(0.9) == 19 * 8
 
 
 WITHOUT = """
@@ -160,6 +346,9 @@ def test_without_scikit_learn_one_line_says_what_to_do():
         ("--optimizer", "adam", "AdamW"),
         ("--optimizer", "Optimizer", "AdamW"),
         ("--backend", "gpu", "numba"),
+        ("--model", "resnet", "cnn"),
+        ("--schedule", "cosin", "warmup-cosine"),
+        ("--seeds", "0", "an integer of at least 1"),
     ],
 )
 def test_a_bad_option_is_one_line(option, value, expected, capsys):
@@ -170,6 +359,22 @@ def test_a_bad_option_is_one_line(option, value, expected, capsys):
     (line,) = err.splitlines()
     for word in option, repr(value), expected:
         assert word in line
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--compare", "--lr", "0.1"], "argument --lr: not with --compare"),
+        (["--compare", "--schedule", "cosine"], "argument --schedule: not with --compare"),
+        (["--seeds", "3"], "argument --seeds: only with --compare"),
+        (["--out", "a.png"], "argument --out: only with --compare"),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(options, message, capsys):
+    with pytest.raises(SystemExit) as exit:
+        cli.main(["demo", *options])
+    assert exit.value.code == 2
+    assert capsys.readouterr().err.endswith(f": {message}\n")
 
 
 def test_an_unknown_backend_in_the_environment_is_one_line(capsys, monkeypatch):

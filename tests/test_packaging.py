@@ -42,6 +42,7 @@ def test_both_archives_hold_the_same_package(built):
     (wheel,), (sdist,) = built.glob("*.whl"), built.glob("*.tar.gz")
     inside = set(zipfile.ZipFile(wheel).namelist())
     sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "fastadam").glob("*.py")}
+    sources |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "fastadam/demo").glob("*.py")}
     sources |= {f"fastadam/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "kernels").rglob("*.py")}
     sources.add("fastadam/py.typed")
     assert sources <= inside
