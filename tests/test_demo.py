@@ -299,6 +299,15 @@ def test_methods_are_compared(tmp_path, monkeypatch, capsys):
     assert picture.read_bytes()[:4] == b"\x89PNG"
 
 
+def test_a_picture_that_could_not_be_saved_is_refused_at_once(tmp_path, capsys):
+    pytest.importorskip("sklearn.datasets")
+    pytest.importorskip("matplotlib")
+    assert cli.main(["demo", "--compare", "--out", str(tmp_path / "nowhere" / "a.png")]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.endswith("expected a file in a folder that exists\n")
+
+
 def test_a_training_that_fails_is_no_ones_best():
     from fastadam.demo.compare import Run
 

@@ -41,11 +41,21 @@ class Entry(NamedTuple):
     lr: dict[str, float]
 
 
+_ALIKE = ("Adam", "AdamW", "NAdam", "RAdam", "Adamax", "AdaBelief")
+
 MODELS = {
-    "logistic": Entry(partial(digits, models.LOGISTIC), 40, {"Adam": 1e-2}),
+    "logistic": Entry(
+        partial(digits, models.LOGISTIC),
+        40,
+        {**dict.fromkeys(_ALIKE, 1e-2), "Lion": 3e-3, "SGD": 0.1, "RMSprop": 3e-3, "Adagrad": 0.1},
+    ),
     "mlp": Entry(partial(digits, models.MLP), 40, {"SGD": 0.5, "RMSprop": 1e-3}),
-    "cnn": Entry(partial(digits, models.CNN), 12, {"Adam": 3e-3, "SGD": 0.1, "RMSprop": 1e-3}),
-    "text": Entry(text, 2, {"Adam": 1e-2}),
+    "cnn": Entry(
+        partial(digits, models.CNN),
+        12,
+        {**dict.fromkeys(_ALIKE, 3e-3), "Lion": 1e-3, "SGD": 0.1, "RMSprop": 1e-3},
+    ),
+    "text": Entry(text, 2, {**dict.fromkeys(_ALIKE, 1e-2), "Lion": 1e-2, "SGD": 1.0, "Adagrad": 0.1}),
 }
 
 # A learning rate from the largest one and the number of steps.

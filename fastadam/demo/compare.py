@@ -5,7 +5,9 @@ import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from importlib.util import find_spec
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -186,24 +188,28 @@ def draw(compared: dict[str, tuple[Row, Row]], about: str, out: str) -> None:
             losses = np.array([run.loss for run in row.runs])
             ax.fill_between(row.runs[0].step, losses.min(axis=0), losses.max(axis=0), color=color, alpha=0.25, lw=0)
             ax.plot(row.runs[0].step, np.median(losses, axis=0), color=color, label=f"{what} lr {row.lr:g}")
-        ax.legend(loc="lower center", ncols=2, fontsize="small", frameon=False)  # no loss gets down to there
+        ax.legend(
+            loc="lower center", ncols=2, fontsize="small", frameon=False, handlelength=1, columnspacing=1
+        )  # no loss gets down to there
         ax.grid(alpha=0.3)
-        ax.set_ylim(0, 1.1 * start)
-    figure.supxlabel("steps")
+        ax.set_xscale("log")
+        ax.set_ylim(0, 1.35 * start)
+    figure.supxlabel("steps (logarithmic)")
     figure.supylabel("training loss: mean cross-entropy, nats")
     figure.suptitle(f"{about}: median and range of {len(reference.runs)} seeds; dashed: Adam at its best learning rate")
-    figure.savefig(out, dpi=100)
+    figure.savefig(out, format="png", dpi=90, pil_kwargs={"optimize": True})
 
 
 def run(model: str, epochs: int | None, batch_size: int, seeds: int = 5, out: str | None = None) -> int:
     """Compare, print the table, draw; returns the exit status."""
-    try:
-        import matplotlib  # noqa: F401
-        import sklearn  # noqa: F401
-    except ImportError as error:
-        print(f'fastadam demo: {error.name} is missing: pip install "fastadam[demo]"', file=sys.stderr)
-        return 1
     trial, out = TRIALS[model], out or f"fastadam-{model}.png"
+    needed = ("matplotlib",) if model == "text" else ("matplotlib", "sklearn")
+    if missing := [name for name in needed if find_spec(name) is None]:
+        print(f'fastadam demo: {missing[0]} is missing: pip install "fastadam[demo]"', file=sys.stderr)
+        return 1
+    if not Path(out).absolute().parent.is_dir():
+        print(f"fastadam demo: --out is {out!r}, expected a file in a folder that exists", file=sys.stderr)
+        return 1
     epochs = trial.epochs if epochs is None else epochs
     compared = measure(model, epochs, batch_size, seeds)
     show(compared, trial.goal)
