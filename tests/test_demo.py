@@ -277,6 +277,12 @@ def test_text_is_told_apart(capsys):
     assert float(ends[2]) >= float(ends[3]) + 20
 
 
+def test_numpy_leaves_exact_rows_out_and_says_so(few_passages, capsys):
+    assert cli.main(["demo", "--model", "text", "--backend", "numpy", "--epochs", "1"]) == 0
+    exact, *_ = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step_rows, exact")]
+    assert "left out" in exact
+
+
 # ---- all methods side by side
 
 

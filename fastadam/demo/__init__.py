@@ -148,6 +148,9 @@ def run(
                 return 1
             if number == 0:
                 print(f"{task.about}; {optimizer} on {opt.backend}, lr {opt.groups[0].lr}")
+            if model == "text" and WAYS[number] == "exact" and opt.backend == "numpy":
+                compared.add("step_rows, exact", "left out:", "NumPy takes minutes over the steps that rows missed")
+                continue
             start = time.perf_counter()
             updating = learn(task, opt, params, epochs, batch_size, rng)
             seconds = time.perf_counter() - start
