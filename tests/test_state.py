@@ -216,7 +216,7 @@ def test_what_a_state_holds(backend):
     opt = fa.NAdam(p, lr=0.5, seed=7, backend=backend)
     opt.step({"w": np.ones((2, 3), np.float32), "b": None})
     state = opt.state_dict()
-    assert list(state) == ["version", "method", "t", "seed", "groups", "leaves"]
+    assert list(state) == ["version", "method", "t", "seed", "skipped", "groups", "leaves"]
     assert (state["method"], state["t"], state["seed"]) == ("NAdam", 1, 7)
     assert state["groups"][0]["lr"] == 0.5
     assert list(state["leaves"]) == ["params['w']", "params['b']"]
