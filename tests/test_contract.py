@@ -2,6 +2,8 @@
 
 import ast
 import inspect
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,6 +33,34 @@ def test_an_element_is_its_equation_and_no_more(kernel):
     assert set(numbers) <= {0}  # anything else would be rounded where no rule sees it
     branches = [ast.unparse(n.test) for n in ast.walk(tree) if isinstance(n, ast.If)]
     assert sorted(branches) == sorted(f"{slot.name} is not None" for slot in kernel.slots if slot.optional)
+
+
+def as_python(body):
+    """The statements of a C++ element function as Python text: no types, no semicolons, indentation for braces."""
+    lines, depth = [], 0
+    for line in filter(None, map(str.strip, body.splitlines())):
+        if line == "}":
+            depth -= 1
+            continue
+        branch = re.fullmatch(r"if constexpr \(there<(\w+)>\) \{", line)
+        text = f"if {branch[1].lower()} is not None:" if branch else line.removeprefix("real ").removesuffix(";")
+        lines.append("    " * depth + text)
+        depth += line.endswith("{")
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+def test_the_cuda_text_says_the_same_statements(kernel):
+    text = (Path(kernels.__file__).parent / kernel.name / f"{kernel.name}.cuh").read_text()
+    assert re.search(rf"^struct {kernel.name} {{$", text, re.MULTILINE)
+    fields = re.search(r"struct Coefficients \{\s*real ([^;]*);", text)[1]
+    assert tuple(re.split(r",\s*", fields)) == kernel.Coefficients._fields
+    arguments, body = re.search(r"DEVICE void element\(([^)]*)\) \{\n(.*?)\n    \}\n", text, re.DOTALL).groups()
+    slots = [f"{slot.name.capitalize() if slot.optional else 'real'}& {slot.name}" for slot in kernel.slots]
+    assert arguments.split(", ") == ["real& p", "real g", *slots, "const Coefficients<real>& c"]
+    (function,) = ast.parse(inspect.getsource(kernel.element).replace("np.", "")).body
+    statements = [x for x in function.body if not isinstance(x, ast.Return) and not isinstance(x, ast.Expr)]
+    assert ast.dump(ast.Module(statements, [])) == ast.dump(ast.Module(ast.parse(as_python(body)).body, []))
 
 
 def test_every_kernel_is_reached_by_a_method():

@@ -44,6 +44,7 @@ def test_both_archives_hold_the_same_package(built):
     sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "fastadam").glob("*.py")}
     sources |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "fastadam/demo").glob("*.py")}
     sources |= {f"fastadam/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "kernels").rglob("*.py")}
+    sources |= {f"fastadam/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "kernels").rglob("*.cu*")}
     sources.add("fastadam/py.typed")
     assert sources <= inside
     assert {name.split("/")[0] for name in inside if ".dist-info" not in name} == {"fastadam"}

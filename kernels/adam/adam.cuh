@@ -1,0 +1,21 @@
+// The lines of __init__.py: `real` is IEEE arithmetic, never fused, never flushed (ieee.cuh).
+
+struct adam {
+    template <class real>
+    struct Coefficients {
+        real grad_scale, l2, beta1, one_minus_beta1, beta2, one_minus_beta2, step_size, rsqrt_bias2, eps, decay;
+    };
+
+    template <class real, class Vmax>
+    static DEVICE void element(real& p, real g, real& m, real& v, Vmax& vmax, const Coefficients<real>& c) {
+        g = c.grad_scale * g + c.l2 * p;
+        m = c.beta1 * m + c.one_minus_beta1 * g;
+        v = c.beta2 * v + c.one_minus_beta2 * (g * g);
+        real bound = v;
+        if constexpr (there<Vmax>) {
+            vmax = maximum(vmax, v);
+            bound = vmax;
+        }
+        p = c.decay * p - c.step_size * m / (sqrt(bound) * c.rsqrt_bias2 + c.eps);
+    }
+};

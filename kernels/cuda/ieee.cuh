@@ -1,0 +1,67 @@
+// IEEE binary32 and binary64 arithmetic that is never fused and never flushed, whatever options the compiler is given.
+//
+// CuPy appends -ftz=true to every compilation, which turns plain C++ into add.ftz, setp.ftz, abs.ftz. So each operation
+// here is one PTX instruction that names its rounding: .rn forbids the fusing of a product into a sum. Loads, stores
+// and copies of a value flush nothing. On the host (tests without a GPU) plain operators mean the same under
+// -ffp-contract=off.
+
+#define DEVICE __device__ __forceinline__
+
+template <class T>
+struct Real {
+    T x;
+    Real() = default;
+    DEVICE constexpr Real(T x) : x(x) {}
+};
+using f32 = Real<float>;
+using f64 = Real<double>;
+
+#ifdef __CUDACC__
+#define UNARY(real, r, name, ptx) \
+    DEVICE real name(real a) { real y; asm(ptx " %0, %1;" : "=" r(y.x) : r(a.x)); return y; }
+#define BINARY(real, r, name, ptx) \
+    DEVICE real name(real a, real b) { real y; asm(ptx " %0, %1, %2;" : "=" r(y.x) : r(a.x), r(b.x)); return y; }
+#define COMPARISON(real, r, name, ptx) \
+    DEVICE bool name(real a, real b) { \
+        int y; \
+        asm("{ .reg .pred q; " ptx " q, %1, %2; selp.s32 %0, 1, 0, q; }" : "=r"(y) : r(a.x), r(b.x)); \
+        return y != 0; \
+    }
+#define ARITHMETIC(real, r, type) \
+    BINARY(real, r, operator+, "add.rn." type) \
+    BINARY(real, r, operator-, "sub.rn." type) \
+    BINARY(real, r, operator*, "mul.rn." type) \
+    BINARY(real, r, operator/, "div.rn." type) \
+    UNARY(real, r, operator-, "neg." type) \
+    UNARY(real, r, sqrt, "sqrt.rn." type) \
+    UNARY(real, r, abs, "abs." type) \
+    COMPARISON(real, r, operator>, "setp.gt." type) \
+    COMPARISON(real, r, operator!=, "setp.neu." type)
+ARITHMETIC(f32, "f", "f32")
+ARITHMETIC(f64, "d", "f64")
+#undef UNARY
+#undef BINARY
+#undef COMPARISON
+#else
+#define ARITHMETIC(real) \
+    DEVICE real operator+(real a, real b) { return a.x + b.x; } \
+    DEVICE real operator-(real a, real b) { return a.x - b.x; } \
+    DEVICE real operator*(real a, real b) { return a.x * b.x; } \
+    DEVICE real operator/(real a, real b) { return a.x / b.x; } \
+    DEVICE real operator-(real a) { return -a.x; } \
+    DEVICE real sqrt(real a) { return std::sqrt(a.x); } \
+    DEVICE real abs(real a) { return std::fabs(a.x); } \
+    DEVICE bool operator>(real a, real b) { return a.x > b.x; } \
+    DEVICE bool operator!=(real a, real b) { return a.x != b.x; }
+ARITHMETIC(f32)
+ARITHMETIC(f64)
+#endif
+#undef ARITHMETIC
+
+// As kernels/contract.py defines them: NaN if either is NaN, b where they are equal; +0 for either zero.
+#define CHOICES(real) \
+    DEVICE real maximum(real a, real b) { return a > b || a != a ? a : b; } \
+    DEVICE real sign(real x) { return x > 0 ? 1 : real(0) > x ? -1 : x != x ? x : 0; }
+CHOICES(f32)
+CHOICES(f64)
+#undef CHOICES

@@ -1,0 +1,15 @@
+// The lines of __init__.py: `real` is IEEE arithmetic, never fused, never flushed (ieee.cuh).
+
+struct lion {
+    template <class real>
+    struct Coefficients {
+        real grad_scale, beta1, one_minus_beta1, beta2, one_minus_beta2, lr, decay;
+    };
+
+    template <class real>
+    static DEVICE void element(real& p, real g, real& m, const Coefficients<real>& c) {
+        g = c.grad_scale * g;
+        p = c.decay * p - c.lr * sign(c.beta1 * m + c.one_minus_beta1 * g);
+        m = c.beta2 * m + c.one_minus_beta2 * g;
+    }
+};

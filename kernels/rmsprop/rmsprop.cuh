@@ -1,0 +1,25 @@
+// The lines of __init__.py: `real` is IEEE arithmetic, never fused, never flushed (ieee.cuh).
+
+struct rmsprop {
+    template <class real>
+    struct Coefficients {
+        real grad_scale, l2, alpha, one_minus_alpha, momentum, eps, lr;
+    };
+
+    template <class real, class Mean, class M>
+    static DEVICE void element(real& p, real g, real& v, Mean& mean, M& m, const Coefficients<real>& c) {
+        g = c.grad_scale * g + c.l2 * p;
+        v = c.alpha * v + c.one_minus_alpha * (g * g);
+        real variance = v;
+        if constexpr (there<Mean>) {
+            mean = c.alpha * mean + c.one_minus_alpha * g;
+            variance = maximum(v - mean * mean, 0);
+        }
+        real update = g / (sqrt(variance) + c.eps);
+        if constexpr (there<M>) {
+            m = c.momentum * m + update;
+            update = m;
+        }
+        p = p - c.lr * update;
+    }
+};
