@@ -1,4 +1,7 @@
-"""Host arrays: what the library accepts, and how it lies in memory."""
+"""Host arrays: what the library accepts, and how it lies in memory. Arrays on CUDA devices: see device.py.
+
+What only rearranges axes works on both.
+"""
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -14,10 +17,17 @@ LINE, PAGE = 64, 4096  # bytes of a cache line, which is the widest vector, and 
 
 def describe(x: Any) -> str:
     """What errors call an object: float32(3, 4), FlatBuffer of float32(12,), or the name of its type."""
-    if isinstance(getattr(x, "array", None), np.ndarray):
+    if hasattr(x, "array") and hasattr(x, "views"):  # a FlatBuffer
         return f"{type(x).__name__} of {describe(x.array)}"
     plain = isinstance(x, np.ndarray) and not isinstance(x, np.ma.MaskedArray)
+    if type(x).__module__.partition(".")[0] == "cupy" and hasattr(x, "device"):
+        return f"{x.dtype}{x.shape} on cuda:{x.device.id}"
     return f"{x.dtype}{x.shape}" if plain else type(x).__name__
+
+
+def plain(x: Any) -> Any:
+    """x without what a subclass of numpy.ndarray changes, such as matrix; CuPy's arrays are as they are."""
+    return np.asarray(x) if isinstance(x, np.ndarray) else x
 
 
 def memory_order(x: Array) -> tuple[int, ...]:
@@ -27,20 +37,20 @@ def memory_order(x: Array) -> tuple[int, ...]:
 
 def flat(x: Array) -> Array | None:
     """x as one dimension in the order of its memory, without a copy; None if x has gaps or overlaps itself."""
-    straight = np.asarray(x).transpose(memory_order(x))
+    straight = plain(x).transpose(memory_order(x))
     return straight.reshape(-1) if straight.flags.c_contiguous else None
 
 
 def flat_like(g: Array, p: Array) -> Array | None:
     """The values of g as one dimension in the order of p's memory, without a copy; None if that takes one."""
-    straight = np.asarray(g).transpose(memory_order(p))
+    straight = plain(g).transpose(memory_order(p))
     return straight.reshape(-1) if straight.flags.c_contiguous else None
 
 
 def shaped_like(values: Array, p: Array) -> Array:
     """The inverse of flat_like: a view of flat values in the shape and memory order of p."""
     order = memory_order(p)
-    return values.reshape([p.shape[axis] for axis in order]).transpose(np.argsort(order))
+    return values.reshape([p.shape[axis] for axis in order]).transpose(np.argsort(order).tolist())
 
 
 def check_owned(name: str, x: Any) -> None:
@@ -59,8 +69,12 @@ def check_owned(name: str, x: Any) -> None:
 
 def extent(x: Array) -> tuple[int, int]:
     """The addresses of the first byte of x and of the first byte beyond it."""
-    low, high = np.lib.array_utils.byte_bounds(x)
-    return int(low), int(high)
+    if isinstance(x, np.ndarray):
+        low, high = np.lib.array_utils.byte_bounds(x)
+        return int(low), int(high)
+    ends = [(n - 1) * stride if n else 0 for n, stride in zip(x.shape, x.strides, strict=True)]
+    start: int = x.data.ptr
+    return start + sum(e for e in ends if e < 0), start + sum(e for e in ends if e > 0) + x.itemsize
 
 
 class Memory:
@@ -111,3 +125,43 @@ def allocate_beside(params: Sequence[Array], column: int) -> list[Array]:
         end = start + p.nbytes
     memory = allocate(end, np.uint8)
     return [memory[at : at + p.nbytes].view(p.dtype) for at, p in zip(starts, params, strict=True)]
+
+
+class Host:
+    """The processor's own memory: what an optimizer asks of the place where its arrays lie."""
+
+    allocate = staticmethod(allocate)
+    allocate_beside = staticmethod(allocate_beside)
+
+    @staticmethod
+    def own(name: str, x: Any) -> Array:
+        """The array to update in place; raises TypeError, ValueError where it is none."""
+        check_owned(name, x)
+        own: Array = x
+        return own
+
+    @staticmethod
+    def is_array(x: Any) -> bool:
+        """Whether x is an array that lies here."""
+        return isinstance(x, np.ndarray) and not isinstance(x, np.ma.MaskedArray)
+
+    @staticmethod
+    def read(x: Any) -> Array:
+        """What is_array took, as an array to read from."""
+        read: Array = x
+        return read
+
+    @staticmethod
+    def get(x: Array) -> Array:
+        """A copy as a NumPy array in C order."""
+        return x.copy()
+
+    @staticmethod
+    def put(x: Array) -> Array:
+        """A copy of a NumPy array, here, in x's order of axes."""
+        return x.copy(order="K")
+
+    @staticmethod
+    def write(x: Array, values: Array) -> None:
+        """x[...] = values, which is a NumPy array of the same shape and dtype."""
+        x[...] = values

@@ -4,18 +4,28 @@ import importlib
 import logging
 import os
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
+from fastadam.arrays import Host
 from fastadam.compiled import NumbaPlan
+from fastadam.cuda import CudaPlan
+from fastadam.device import DEVICE, HOST, home_of
 from fastadam.plan import NumpyPlan, Plan
+from fastadam.window import Window
 
 log = logging.getLogger("fastadam")
 
 
 class Backend:
-    """One processor: its name, the plan that serves it, and what must be importable for it."""
+    """One processor: its name, the plan that serves it, what must be importable for it, and where its arrays lie."""
 
-    def __init__(self, name: str, plan: type[Plan], needs: str) -> None:
-        self.name, self.plan, self._needs = name, plan, needs
+    def __init__(self, name: str, plan: type[Plan], needs: str, home: Host = HOST) -> None:
+        self.name, self.plan, self._needs, self.home = name, plan, needs, home
+
+    def window(self, opt: Any, plan: Any) -> Any:
+        """The coefficients of steps to come, for capturable=True. Raises ValueError where there is no such thing."""
+        raise ValueError(f"capturable is True, expected False with backend {self.name!r}: it is for CUDA graphs")
 
     def status(self) -> str:
         """ "ready", or what is missing and the command that installs it."""
@@ -30,9 +40,42 @@ class Backend:
         return "ready"
 
 
+class Cuda(Backend):
+    """NVIDIA GPUs, through CuPy."""
+
+    def window(self, opt: Any, plan: Any) -> Any:
+        return Window(opt, plan)
+
+    def status(self) -> str:
+        try:
+            import cupy
+
+            driver, built = cupy.cuda.runtime.driverGetVersion(), cupy.cuda.runtime.runtimeGetVersion()
+        except Exception as error:
+            return f"cupy cannot be imported ({error}); pip install cupy-cuda13x, or cupy-cuda12x for an older driver"
+        if int(cupy.__version__.partition(".")[0]) < 14:
+            return (
+                f"cupy is {cupy.__version__}, expected 14.2 or newer; pip install --upgrade cupy-cuda{built // 1000}x"
+            )
+        if driver == 0:
+            return "no NVIDIA driver is loaded; install one, then nvidia-smi lists its devices"
+        if driver // 1000 < built // 1000:
+            return f"the driver is for CUDA {driver // 1000}, cupy for {built // 1000}; pip install cupy-cuda12x"
+        try:
+            count = cupy.cuda.runtime.getDeviceCount()
+        except Exception as error:
+            return f"no CUDA device can be used ({error}); nvidia-smi lists them, CUDA_VISIBLE_DEVICES hides them"
+        none = "no CUDA device is visible; nvidia-smi lists them, CUDA_VISIBLE_DEVICES hides them"
+        return "ready" if count else none
+
+
 BACKENDS = {
-    backend.name: backend for backend in (Backend("numba", NumbaPlan, "numba"), Backend("numpy", NumpyPlan, "numpy"))
-}
+    backend.name: backend
+    for backend in (
+        Backend("numba", NumbaPlan, "numba"), Backend("numpy", NumpyPlan, "numpy"),
+        Cuda("cuda", CudaPlan, "cupy", DEVICE),
+    )
+}  # fmt: skip
 
 
 def backends() -> dict[str, str]:
@@ -40,16 +83,20 @@ def backends() -> dict[str, str]:
     return {name: backend.status() for name, backend in BACKENDS.items()}
 
 
-def choose(name: str) -> Backend:
-    """The backend for `name`; "auto" is $FASTADAM_BACKEND if set, else the first that is ready.
+def choose(name: str, leaves: Sequence[Any] = ()) -> Backend:
+    """The backend for `name`.
+
+    "auto" is $FASTADAM_BACKEND if set, else "cuda" for arrays on a device, else the first that is ready.
 
     Raises ValueError for an unknown name, RuntimeError for one that cannot run here.
     """
     asked, source = name, "backend"
     if name == "auto" and (wished := os.environ.get("FASTADAM_BACKEND")):
         asked, source = wished, "FASTADAM_BACKEND"
+    if asked == "auto" and home_of(leaves) is DEVICE:
+        asked, source = "cuda", "backend for arrays on a CUDA device"
     if asked == "auto":
-        best, *others = BACKENDS.values()
+        best, *others = (backend for backend in BACKENDS.values() if backend.home is HOST)
         if (status := best.status()) == "ready":
             log.debug("backend %s chosen: the fastest that is ready", best.name)
             return best

@@ -15,6 +15,7 @@ import numpy as np
 from fastadam import methods
 from fastadam.arrays import DTYPES, Array
 from fastadam.backend import BACKENDS
+from fastadam.device import HOST
 from fastadam.optimizer import Optimizer
 
 METHODS: list[type[Optimizer]] = [m for m in vars(methods).values() if isinstance(m, type) and "rule" in vars(m)]
@@ -31,6 +32,8 @@ CHORES: dict[str, Sequence[Any]] = {
     "copy_to": (None, "float16", "bfloat16"), "zero_grads": (False, True), "skip_nonfinite": (False, True),
     "stats": (None, "group", "tensor"),
 }  # fmt: skip
+
+ON_HOST = tuple(name for name, backend in BACKENDS.items() if backend.home is HOST)
 
 Variant = tuple[type[Optimizer], dict[str, Any]]
 
@@ -126,27 +129,27 @@ class Case:
 
     def __str__(self) -> str:
         walk = (
-            self.backend
-            if self.backend == "numpy"
-            else f"{self.backend}, {'parallel' if self.threads > 1 else 'serial'}"
+            f"{self.backend}, {'parallel' if self.threads > 1 else 'serial'}"
+            if self.backend == "numba"
+            else self.backend
         )
         asked = [name for name, value in self.chores.items() if value not in (None, False)]
         return f"{' + '.join([label(self.variant), *asked])}  {np.dtype(self.dtype).name}  {walk}"
 
 
-def cases(everything: bool = False, backends: Sequence[str] = tuple(BACKENDS)) -> list[Case]:
+def cases(everything: bool = False, backends: Sequence[str] = ON_HOST) -> list[Case]:
     """The cases that cover every pair of kernel, dtype and backend, of two chores, and every rule; or the full product.
 
     A kernel is taken with each set of its optional slots; each walk (serial, parallel) counts as a backend. Chores are
     held against NumPy's bits; by default each set of them on one kernel, which changes from set to set.
     """
-    walks = [(name, threads) for name in backends for threads in ((1,) if name == "numpy" else (1, 2))]
+    walks = [(name, threads) for name in backends for threads in ((1, 2) if name == "numba" else (1,))]
     if everything:
         plain = [Case(v, dtype, *walk) for v in variants() for dtype in DTYPES for walk in walks]
         return plain + [
             Case(v, dtype, walk[0], walk[1], asked)
             for v, dtype, walk, asked in product(kernels_in_use(), DTYPES, walks, chores())
-            if walk[0] != "numpy"
+            if walk[0] == "numba"  # chores run on the CPU only
         ]
     kernels = kernels_in_use()
     found = [Case(kernels[k], DTYPES[d], *walks[w]) for k, d, w in pairwise(kernels, DTYPES, walks)]
@@ -156,7 +159,7 @@ def cases(everything: bool = False, backends: Sequence[str] = tuple(BACKENDS)) -
         if label(variant) not in covered:
             home = compiled[_signature(variant)]
             found.append(Case(variant, home.dtype, home.backend, home.threads))
-    compiled_walks = [walk for walk in walks if walk[0] != "numpy"]
+    compiled_walks = [walk for walk in walks if walk[0] == "numba"]
     for k, asked in enumerate(chores() if compiled_walks else ()):
         walk = compiled_walks[-1 - k % len(compiled_walks)]
         found.append(Case(kernels[k % len(kernels)], DTYPES[k % len(DTYPES)], walk[0], walk[1], asked))

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from fastadam.arrays import DTYPES, Array, allocate, describe
+from fastadam.arrays import DTYPES, Array, describe, memory_order
+from fastadam.device import DEVICE, HOST, home_of
 from fastadam.tree import Structure, Tree, rebuild
 
 
@@ -27,18 +28,21 @@ class FlatBuffer:
     def __init__(self, tree: Tree) -> None:
         """Copies the values of `tree`. Raises TypeError unless every leaf is float32, or every leaf is float64."""
         structure = Structure(tree)
-        for name, leaf in zip(structure.names, structure.leaves, strict=True):
-            if not isinstance(leaf, np.ndarray) or isinstance(leaf, np.ma.MaskedArray) or leaf.dtype not in DTYPES:
-                raise TypeError(f"tree{name} is {describe(leaf)}, expected a numpy.ndarray of float32 or float64")
-            if leaf.dtype != structure.leaves[0].dtype:
-                first = f"tree{structure.names[0]} is {describe(structure.leaves[0])}"
+        home = home_of(structure.leaves)
+        leaves = [home.read(leaf) if home.is_array(leaf) else leaf for leaf in structure.leaves]
+        kind = "a numpy.ndarray" if home is HOST else "an array on a CUDA device"
+        for name, leaf in zip(structure.names, leaves, strict=True):
+            if not home.is_array(leaf) or leaf.dtype not in DTYPES:
+                raise TypeError(f"tree{name} is {describe(leaf)}, expected {kind} of float32 or float64")
+            if leaf.dtype != leaves[0].dtype:
+                first = f"tree{structure.names[0]} is {describe(leaves[0])}"
                 raise TypeError(f"tree{name} is {describe(leaf)}, {first}: expected one dtype")
         self.names = structure.names
-        self.shapes = [leaf.shape for leaf in structure.leaves]
-        sizes = [leaf.size for leaf in structure.leaves]
+        self.shapes = [leaf.shape for leaf in leaves]
+        sizes = [leaf.size for leaf in leaves]
         self.offsets = [0, *accumulate(sizes)][:-1]
-        self.array = allocate(sum(sizes), structure.leaves[0].dtype if sizes else np.float32)
-        pieces = iter(zip(structure.leaves, self.offsets, strict=True))
+        self.array = home.allocate(sum(sizes), leaves[0].dtype if sizes else np.float32)
+        pieces = iter(zip(leaves, self.offsets, strict=True))
 
         def view(_: Any) -> Array:
             leaf, offset = next(pieces)
@@ -47,6 +51,10 @@ class FlatBuffer:
             return here
 
         self.views = rebuild(tree, view)
+
+    def to(self, where: str) -> "FlatBuffer":
+        """A copy on "cuda" (the current device) or on the "cpu"; itself where it lies there."""
+        return move(self, where)  # type: ignore[no-any-return]
 
     def zeros_like(self) -> "FlatBuffer":
         """Another buffer of this layout, filled with zeros: a home for gradients."""
@@ -67,3 +75,18 @@ class FlatBuffer:
 
     def __repr__(self) -> str:
         return f"FlatBuffer({len(self.names)} arrays in {describe(self.array)})"
+
+
+def move(leaf: Any, where: str) -> Any:
+    """An array or FlatBuffer, copied to "cuda" or to the "cpu"; itself where it lies there."""
+    if where not in ("cuda", "cpu"):
+        raise ValueError(f"where is {where!r}, expected 'cuda' or 'cpu'")
+    if (home_of([leaf]) is DEVICE) == (where == "cuda"):
+        return leaf
+    if isinstance(leaf, FlatBuffer):
+        return FlatBuffer(rebuild(leaf.views, lambda x: move(x, where)))
+    if where == "cuda":
+        return DEVICE.put(leaf)
+    there = DEVICE.read(leaf)
+    order = memory_order(there)
+    return DEVICE.get(there.transpose(order)).transpose(np.argsort(order).tolist())

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from fastadam import kernels, rules
-from fastadam.arrays import Array, check_owned, describe, flat_like
+from fastadam.arrays import Array, describe, flat_like
 from fastadam.backend import choose
 from fastadam.checks import integer, number
 from fastadam.group import Group
@@ -28,7 +28,8 @@ def _step(
 ) -> list[float]:  # fmt: skip
     """Check everything, then step once. Returns the new values of what the rule carries."""
     t = integer("t", t, low=1, most=2**63 - 1)
-    check_owned("p", p)
+    chosen = choose(backend, [p])
+    p = chosen.home.own("p", p)
     kernel = kernels.ALL[rule.kernel]
     flats: list[Array | None] = []
     for slot in kernel.slots:
@@ -40,7 +41,7 @@ def _step(
         if x is None:
             flats.append(None)
         else:
-            check_owned(slot.name, x)
+            x = chosen.home.own(slot.name, x)
             if describe(x) != describe(p) or flat_like(x, p) is None:
                 both = f"{slot.name} is {describe(x)}, p is {describe(p)}"
                 raise ValueError(f"{both}: expected one shape, dtype and order of axes")
@@ -50,7 +51,7 @@ def _step(
     row, counts, state = np.zeros(2, np.int64), np.zeros(2, np.int64), np.array([carried, carried], np.float64)
     names = ["p", "g", *(slot.name for slot in kernel.slots), "ema", "copy_to"]
     rows = np.array([(*numbers, *Numbers())])
-    plan = choose(backend).plan(kernel, [names], [p], [[*flats, None, None]], row, rows, counts, state)
+    plan = chosen.plan(kernel, [names], [p], [[*flats, None, None]], row, rows, counts, state)
     plan.accept([g])
     plan.launch()
     return [float(x) for x in state[0]]

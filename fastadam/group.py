@@ -38,6 +38,9 @@ class Group:
         self.__dict__.update(_largest=largest)
         self.with_rule(where)
 
+    def _changed(self) -> None:
+        """Whoever works with these numbers ahead of time puts a function of its own here."""
+
     def _check(self, rule: Rule) -> None:
         for dtype in self._dtypes:
             check_representable(rule, dtype)
@@ -61,7 +64,12 @@ class Group:
         if name not in hyperparameters(self._rule):
             fixed = getattr(self, name)
             raise ValueError(f"{self._where}{name} of {type(self._rule).__name__} is always {fixed!r}, not {value!r}")
-        self.__dict__["_rule"] = self.with_rule(self._where, **{name: value})
+        before, self.__dict__["_rule"] = self._rule, self.with_rule(self._where, **{name: value})
+        try:
+            self._changed()
+        except Exception:
+            self.__dict__["_rule"] = before
+            raise
 
     def with_rule(self, where: str, **changed: Any) -> Rule:
         """The group's rule with other hyperparameters, checked; `where` begins the error."""

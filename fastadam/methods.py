@@ -19,7 +19,7 @@ class _Method(Optimizer):
             [base["params"].replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD), *kinds[0], *kinds[1]]
             + [p for p in base.values() if p.kind is p.KEYWORD_ONLY]
         )
-        cls.__doc__ = f"{cls.rule.__doc__}\n\nparams, backend, seed, errors: see Optimizer."
+        cls.__doc__ = f"{cls.rule.__doc__}\n\nparams, backend, seed, capturable, errors: see Optimizer."
 
 
 class Adam(_Method):

@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fastadam import chores, kernels, sparse, state
-from fastadam.arrays import Array, allocate_beside, check_owned, flat, shaped_like
+from fastadam.arrays import Array, flat, shaped_like
 from fastadam.backend import choose
 from fastadam.checks import integer, number
 from fastadam.chores import NOTHING, Chores, StepInfo, check_copies
-from fastadam.flat import FlatBuffer
+from fastadam.flat import FlatBuffer, move
 from fastadam.group import hyperparameters as hyperparameter_names
 from fastadam.group import is_grouped, make_groups
 from fastadam.kernels.chores import Numbers
@@ -31,7 +31,9 @@ class Optimizer:
         depth; or one array; or a FlatBuffer for any array. A list whose items are all dicts with the key "params" is
         a list of param groups: each has a tree of its own under that key, and hyperparameters that it does not share.
 
-    backend: "auto", "numpy" or "numba"; "auto" follows $FASTADAM_BACKEND and takes the fastest that is ready.
+    backend: "auto", "numpy", "numba" or "cuda"; "auto" follows $FASTADAM_BACKEND, and takes "cuda" for arrays on a
+        device, else the fastest that is ready.
+    capturable: whether steps may be captured in a CUDA graph: the device then counts them; see prepare.
     seed: of the stochastic rounding in low-precision formats; part of the state.
 
     Chores, all in the same pass over memory as the step, in this order:
@@ -54,7 +56,8 @@ class Optimizer:
         self, params: Tree, *hyperparameters: Any, backend: str = "auto", seed: int = 0,
         max_norm: float | None = None, max_value: float | None = None,
         ema_decay: float | Callable[[int], float] | None = None, copy_to: Tree | None = None,
-        zero_grads: bool = False, skip_nonfinite: bool | str = False, stats: str | None = None, **named: Any,
+        zero_grads: bool = False, skip_nonfinite: bool | str = False, stats: str | None = None,
+        capturable: bool = False, **named: Any,
     ) -> None:  # fmt: skip
         if not hasattr(self, "rule"):
             raise TypeError("Optimizer is what the methods share: construct one of them, such as fastadam.Adam")
@@ -65,10 +68,13 @@ class Optimizer:
         if unknown := named.keys() - set(names := hyperparameter_names(self.rule)):
             raise TypeError(f"{self.rule.__name__} takes no {min(unknown)!r}, expected any of {', '.join(names)}")
         default = self.rule(*hyperparameters, **named)
-        self._build(params, default, backend, integer("seed", seed), Chores(**asked), copy_to)
+        if capturable is not True and capturable is not False:
+            raise TypeError(f"capturable is {capturable!r}, expected True or False")
+        self._build(params, default, backend, integer("seed", seed), Chores(**asked), copy_to, capturable)
 
     def _build(
-        self, params: Tree, default: Rule, backend: str, seed: int, asked: Chores, copy_to: Tree | None
+        self, params: Tree, default: Rule, backend: str, seed: int, asked: Chores, copy_to: Tree | None,
+        capturable: bool,
     ) -> None:  # fmt: skip
         """What construction and copies have in common."""
         before = set(vars(self))
@@ -76,11 +82,11 @@ class Optimizer:
         trees = rebuild(trees, lambda leaf: leaf)  # the arrays are the user's; the containers may change later
         self._tree = [{"params": tree} for tree in trees] if is_grouped(params) else trees
         self._structure = Structure(trees)
+        self._asked, self._backend = backend, choose(backend, self._structure.leaves)
         arrays = []
         for name, leaf in zip(self._structure.names, self._structure.leaves, strict=True):
             array = leaf.array if isinstance(leaf, FlatBuffer) else leaf
-            check_owned(f"params{name}", array)
-            arrays.append(array)
+            arrays.append(self._backend.home.own(f"params{name}", array))
         self.groups = tuple(make_groups(params, default, arrays))
         self._seed, self._chores, self._copy_to = seed, asked, copy_to
         copies = None
@@ -94,7 +100,8 @@ class Optimizer:
         self._scale, self._averaging = 1.0, False
         self._totals: list[Array] = []  # flat, per leaf: the micro-batches' gradients
         self._kernel = kernels.ALL[self.rule.kernel]
-        self._asked, self._backend = backend, choose(backend)
+        if not self._plain or copies is not None:
+            self._backend.check_chores()
 
         n = len(arrays)
         self._totalled = np.zeros(n + 1, np.int64)  # per leaf, whether `totals` holds anything; then of how many
@@ -121,18 +128,22 @@ class Optimizer:
             with np.errstate(all="ignore"):
                 for p, copy in zip(arrays, copies, strict=True):
                     copy[...] = np.asarray(flat(p)).astype(np.float32)
+        self._window = self._backend.window(self, self._plan) if capturable else None
+        if self._window is not None:
+            for group in self.groups:
+                group.__dict__["_changed"] = self._window.rewrite
         self._built = frozenset(vars(self)) - before | {"_built"}
 
     def _allocate(self, arrays: list[Array], copies: list[Array] | None) -> list[list[Array | None]]:
         """Every slot of every leaf, flat in p's memory order, one piece of memory per slot and dtype; then its average
         and its copy."""
-        count = len(self._kernel.slots)
+        count, home = len(self._kernel.slots), self._backend.home
         slots: list[list[Array | None]] = [[None] * (count + 1) for _ in arrays]
         for column, slot in enumerate((*self._kernel.slots, None)):
             owners = [leaf for group in self.groups for leaf in group._leaves if self._has(group._rule, slot)]
             for dtype in {arrays[leaf].dtype for leaf in owners}:
                 here = [leaf for leaf in owners if arrays[leaf].dtype == dtype]
-                for leaf, own in zip(here, allocate_beside([arrays[leaf] for leaf in here], column), strict=True):
+                for leaf, own in zip(here, home.allocate_beside([arrays[leaf] for leaf in here], column), strict=True):
                     slots[leaf][column] = own
         for group in self.groups:
             initial = group._rule.initial()
@@ -152,8 +163,11 @@ class Optimizer:
 
     @property
     def t(self) -> int:
-        """The steps taken so far; a learning-rate callable gets the count of the step to take, from 1."""
-        return self._counts.item(-1)
+        """The steps taken so far; a learning-rate callable gets the count of the step to take, from 1.
+
+        With capturable=True the device counts, and this waits for it.
+        """
+        return self._counts.item(-1) + (0 if self._window is None else self._window.taken())
 
     @property
     def backend(self) -> str:
@@ -179,7 +193,10 @@ class Optimizer:
         else:
             leaves = self._structure.flatten(grads, "grads")
         missing = self._plan.accept(leaves)
-        t = self.t + 1
+        if self._window is not None:
+            self._window.step(leaves, scale)
+            return NOTHING
+        t = self._counts.item(-1) + 1
         if missing == 0 and self._even:
             self._one_row_per_group(t, scale)
         else:
@@ -194,6 +211,33 @@ class Optimizer:
             return NOTHING
         self._scale = scale
         return chores.launch(self, leaves, self._plan.everything, self._row, self._rows, after)
+
+    def prepare(self, steps: int | None = None) -> None:
+        """With capturable=True: make the coefficients of the next steps ready, 1,024 unless asked for others.
+
+        Call it before a captured graph has been replayed that often; waits for the device. Eager steps need no call.
+        Raises RuntimeError if more steps were replayed than were ready: the rest was not taken.
+        """
+        if self._window is None:
+            raise ValueError("capturable is False, expected an optimizer that was made with capturable=True")
+        self._window.refill(steps)
+
+    def to(self, where: str) -> "Optimizer":
+        """An optimizer of copies on "cuda" (the current device) or on the "cpu", state included; itself if it is there.
+
+        `params` of the result are the copies. Tensors of other libraries become CuPy's or NumPy's arrays.
+        """
+        moved = rebuild(self._tree, lambda leaf: move(leaf, where))
+        if all(a is b for a, b in zip(Structure(moved).leaves, Structure(self._tree).leaves, strict=True)):
+            return self
+        other = type(self).__new__(type(self))
+        other.__setstate__({**self.__getstate__(), "params": moved, "backend": "cuda" if where == "cuda" else "auto"})
+        return other
+
+    @property
+    def params(self) -> Tree:
+        """The parameters that steps change: a tree like the one given, or the list of param groups' trees."""
+        return self._tree
 
     def _check_idle(self) -> None:
         if self._averaging:
@@ -307,6 +351,8 @@ class Optimizer:
         Values are copied. Raises TypeError, ValueError naming what differs; then nothing has changed.
         """
         state.load_state_dict(self, state_dict)
+        if self._window is not None:
+            self._window.restart()
 
     def __getstate__(self) -> dict[str, Any]:
         return state.pickled(self)

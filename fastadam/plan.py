@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastadam.arrays import Array, Memory, describe, flat, flat_like, shaped_like
+from fastadam.arrays import Array, Memory, describe, flat, flat_like, plain, shaped_like
 from fastadam.flat import FlatBuffer
 from fastadam.kernels.chores import BLOCK, NOTES, Flags, Numbers
 from fastadam.kernels.contract import Kernel
@@ -72,7 +72,7 @@ class Plan:
         ]
         self._memory = Memory(owned)
         self._scratch: dict[int, Array] = {}
-        self._anchors = [p.view(np.ndarray) for p in self._params]  # what each was like at construction
+        self._anchors = [plain(p)[...] for p in self._params]  # what each was like at construction
         # Leaves of one dtype with the same slots are one signature: one chunk table, one native call.
         signatures: dict[Any, list[int]] = {}
         for leaf, streams in enumerate(self._streams):
@@ -140,15 +140,21 @@ class Plan:
                 if own != other:
                     raise ValueError(f"{g_name} holds {other} where {p_name} holds {own}")
             g = g.array
-        if not isinstance(g, np.ndarray) or isinstance(g, np.ma.MaskedArray):
-            raise TypeError(f"{both}, expected a numpy.ndarray or None")
+        g = self._as_array(both, g)
         if g.dtype != p.dtype:
             raise TypeError(both)
         if g.shape != p.shape:
             raise ValueError(both)
         if (touched := self._memory.touched_by(g)) is not None:
             raise ValueError(f"{g_name} and {touched} share memory, expected separate arrays")
-        return g
+        return g  # type: ignore[no-any-return]
+
+    def _as_array(self, both: str, g: Any) -> Array:
+        """g where it lies; `both` begins the error if that is nowhere that this plan reaches."""
+        if not isinstance(g, np.ndarray) or isinstance(g, np.ma.MaskedArray):
+            raise TypeError(f"{both}, expected a numpy.ndarray or None")
+        here: Array = g
+        return here
 
     def _place(self, leaf: int, g: Array) -> None:
         self._streams[leaf][1] = g

@@ -18,10 +18,12 @@ VERSION = 1  # of the layout
 
 def state_dict(opt: Optimizer) -> dict[str, Any]:
     """See Optimizer.state_dict."""
+    if opt._window is not None:
+        opt._window.refill()
     leaves = {}
     for leaf, name in enumerate(opt._structure.names):
         carried = dict(zip(opt.rule.carried, opt._carried[leaf].tolist(), strict=True))
-        slots = {slot: view.copy() for slot, view in opt._slot_views(leaf).items()}
+        slots = {slot: opt._backend.home.get(view) for slot, view in opt._slot_views(leaf).items()}
         count, stored = int(opt._counts[leaf]), str(opt._arrays[leaf].dtype)
         leaves[f"params{name}"] = {"count": count, "format": stored, **carried, **slots}
     groups = [{each.name: getattr(group, each.name) for each in fields(opt.rule)} for group in opt.groups]
@@ -81,8 +83,8 @@ def load_state_dict(opt: Optimizer, state: dict[str, Any]) -> None:
         for carried in opt.rule.carried:
             number(f"{where}[{carried!r}]", own[carried], low=0, most=1)
         for slot, view in views.items():
-            if describe(own[slot]) != describe(view):
-                raise ValueError(f"{where}[{slot!r}] is {describe(own[slot])}, expected {describe(view)}")
+            if describe(own[slot]) != (expected := f"{view.dtype}{view.shape}"):
+                raise ValueError(f"{where}[{slot!r}] is {describe(own[slot])}, expected {expected}")
 
     opt.catch_up()
     for group, rule in zip(opt.groups, rules, strict=True):
@@ -92,7 +94,7 @@ def load_state_dict(opt: Optimizer, state: dict[str, Any]) -> None:
         opt._counts[leaf] = own["count"]
         opt._carried[leaf] = [own[carried] for carried in opt.rule.carried]
         for slot, view in opt._slot_views(leaf).items():
-            view[...] = own[slot]
+            opt._backend.home.write(view, own[slot])
     opt._counts[-1], opt._seed, opt.skipped = t, seed, skipped
     opt._notice_counts()
 
@@ -106,7 +108,8 @@ def pickled(opt: Optimizer) -> dict[str, Any]:
     kept = {"state": state_dict(opt), "behind": deepcopy(opt._behind), "chores": opt._chores, "copy_to": opt._copy_to}
     kept |= {"limits": [group.max_norm for group in opt.groups]}
     kept |= {"totals": deepcopy(opt._totals), "totalled": opt._totalled.copy()}
-    return {"params": opt._tree, "rules": rules, **kept, "backend": opt._asked, "own": own}
+    kept |= {"backend": opt._asked, "capturable": opt._window is not None}
+    return {"params": opt._tree, "rules": rules, **kept, "own": own}
 
 
 def unpickle(opt: Optimizer, kept: dict[str, Any]) -> None:
@@ -117,7 +120,7 @@ def unpickle(opt: Optimizer, kept: dict[str, Any]) -> None:
         own = [{name: getattr(rule, name) for name in names} for rule in rules]
         own = [{**each, "max_norm": limit} for each, limit in zip(own, kept["limits"], strict=True)]
         tree = [{"params": item["params"], **group} for item, group in zip(tree, own, strict=True)]
-    opt._build(tree, rules[0], kept["backend"], kept["state"]["seed"], kept["chores"], kept["copy_to"])
+    opt._build(tree, rules[0], kept["backend"], kept["state"]["seed"], kept["chores"], kept["copy_to"], kept["capturable"])
     opt.load_state_dict(kept["state"])
     opt._behind, opt._totals, opt._totalled = kept["behind"], kept["totals"], kept["totalled"]
     vars(opt).update(kept["own"])

@@ -12,6 +12,7 @@ import numpy as np
 
 import fastadam as fa
 from fastadam import bounds, kernels, papers
+from fastadam.backend import BACKENDS
 from fastadam.cover import Case, cases, chores_for, hostile, same_bits, state_arrays
 from fastadam.diagnosis import flushes_subnormals
 from fastadam.kernels.cpu.threads import PARALLEL_FROM
@@ -53,20 +54,23 @@ def worst_error(
     kernel = kernels.ALL[method.rule.kernel]
     rng = np.random.default_rng(11)
     p = (rng.standard_normal(n) * 10.0 ** rng.integers(-3, 3, n)).astype(dtype)
-    opt = method(p, backend=backend, **chosen)
+    home = BACKENDS[backend].home
+    there = home.put(p)
+    opt = method(there, backend=backend, **chosen)
     carried = dict(method.rule.carried)
     units = ulps = 0.0
     for t in range(1, STEPS + 1):
         g = hostile(rng, n, dtype, bad=False)
         before = {key.rpartition(".")[2]: x for key, x in state_arrays(opt).items()}
         state = {slot: x.astype(wide) for slot, x in before.items()} | carried
-        start = before | {"p": p.copy()}
+        p = home.get(there)
+        start = before | {"p": p}
         streams = [start["p"], g, *(before.get(slot.name) for slot in kernel.slots)]
         row = opt.groups[0].coefficients_at(t, chosen["lr"], 1.0, *carried.values())[: len(kernel.Coefficients._fields)]  # type: ignore[attr-defined]
         limits = bounds.one_step(kernel, dtype, streams, row, _host_error(method.rule(**chosen), t))
         exact, new = oracle(t, p.astype(wide), g.astype(wide), state, **taken)
-        opt.step(g)
-        after = {key.rpartition(".")[2]: x for key, x in state_arrays(opt).items()} | {"p": p}
+        opt.step(home.put(g))
+        after = {key.rpartition(".")[2]: x for key, x in state_arrays(opt).items()} | {"p": home.get(there)}
         carried = {key: new[key] for key in carried}
         for slot, limit in zip(("p", *(slot.name for slot in kernel.slots)), limits, strict=True):
             if limit is not None:
@@ -88,16 +92,17 @@ def same_as_numpy(
     outcomes = []
     for name in ("numpy", backend):
         rng = np.random.default_rng(12)
-        p = [hostile(rng, n, dtype, bad=False)]
+        home = BACKENDS[name].home
+        p = [home.put(hostile(rng, n, dtype, bad=False))]
         more = chores_for(asked, p)
         opt = method(p, backend=name, **chosen, **more)
         found = []
         for t in range(STEPS):
-            g = [hostile(rng, n, dtype, bad=t != 1)]
+            g = [home.put(hostile(rng, n, dtype, bad=t != 1))]
             found.append(repr(opt.step(g)))
-            found.append(repr(g[0][:9]))
+            found.append(repr(home.get(g[0])[:9]))
         copies = {f"copy {k}": x.view(np.int16) for k, x in enumerate(more.get("copy_to", ()))}
-        outcomes.append(({"p": p[0], **state_arrays(opt), **copies}, found))
+        outcomes.append(({"p": home.get(p[0]), **state_arrays(opt), **copies}, found))
     (ours, found), (theirs, others) = outcomes
     return found == others and all(same_bits(x, theirs[key]) for key, x in ours.items())
 

@@ -29,7 +29,7 @@ def test_info_says_the_same_as_json_as_text_and_in_python(tmp_path):
     found = json.loads(done.stdout)
     assert found["versions"]["fastadam"] == fa.__version__ or found["versions"]["fastadam"] == "not installed"
     assert found["versions"]["numpy"] == np.__version__
-    assert found["backends"] == {"numba": "ready", "numpy": "ready"}
+    assert found["backends"] == {"numba": "ready", "numpy": "ready", "cuda": fa.backends()["cuda"]}
     assert found["threads"]["count"] == 1
     assert found["threads"]["from"] in ("NUMBA_NUM_THREADS", "affinity")
     assert found["threads"]["limits"]["NUMBA_NUM_THREADS"] == 1

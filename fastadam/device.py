@@ -1,0 +1,166 @@
+"""Arrays on CUDA devices: what the library accepts without a copy, where it lies, and on whose stream work on it runs.
+
+Importing this module loads no cupy; whoever has an array on a device has what its functions need.
+"""
+
+import sys
+from collections.abc import Iterable, Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from fastadam.arrays import DTYPES, Array, Host, describe, extent, flat, memory_order
+
+ALIGNED = 256  # bytes: what CUDA's own allocations are aligned to
+
+
+def on_device(x: Any) -> bool:
+    """Whether x is an array, or a FlatBuffer, in the memory of a CUDA device. Loads nothing."""
+    x = getattr(x, "array", x) if hasattr(x, "views") else x
+    if isinstance(x, (np.ndarray, np.generic)):
+        return False
+    if hasattr(x, "is_cuda"):  # torch's tensors have __cuda_array_interface__ wherever they lie
+        return bool(x.is_cuda)
+    if hasattr(type(x), "__cuda_array_interface__"):
+        return True
+    return hasattr(x, "__dlpack_device__") and x.__dlpack_device__()[0] in (2, 13)  # kDLCUDA, kDLCUDAManaged
+
+
+def _view(name: str, x: Any, written: bool) -> Any:
+    """The same memory as a cupy.ndarray; x may be any object with __cuda_array_interface__ or DLPack."""
+    import cupy
+
+    if isinstance(x, cupy.ndarray):
+        return x
+    if not on_device(x):
+        raise TypeError(f"{name} is {describe(x)}, expected an array on a CUDA device: cupy.asarray({name}) makes one")
+    family = type(x).__module__.partition(".")[0]
+    if written and family in ("jax", "jaxlib"):
+        raise TypeError(f"{name} is {describe(x)}, which JAX forbids to change: expected an array of another library")
+    if hasattr(x, "detach"):
+        x = x.detach()
+    if not hasattr(x, "__cuda_array_interface__"):
+        return cupy.from_dlpack(x)
+    # Not cupy.asarray, which waits on the host for the owner's stream.
+    interface = x.__cuda_array_interface__
+    (address, read_only), shape = interface["data"], tuple(interface["shape"])
+    if written and read_only:
+        raise ValueError(f"{name} is read-only, expected an array that can be updated in place")
+    if interface.get("mask") is not None:
+        raise TypeError(f"{name} has a mask, expected a plain array")
+    dtype = np.dtype(interface["typestr"])
+    if not address or 0 in shape:
+        return cupy.empty(shape, dtype)
+    strides = interface.get("strides") or tuple(dtype.itemsize * prod(shape[k + 1 :]) for k in range(len(shape)))
+    ends = [(n - 1) * stride for n, stride in zip(shape, strides, strict=True)]
+    low, high = sum(e for e in ends if e < 0), sum(e for e in ends if e > 0) + dtype.itemsize
+    memory = cupy.cuda.UnownedMemory(address + low, high - low, x)
+    return cupy.ndarray(shape, dtype, cupy.cuda.MemoryPointer(memory, -low), strides)
+
+
+class _Handle:
+    """A stream that another library owns, as CuPy takes it."""
+
+    def __init__(self, handle: int) -> None:
+        self._handle = handle
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self._handle
+
+
+def stream_of(x: Any) -> Any:
+    """The stream on which the owner of x works with it; None for CuPy's arrays and for owners that name none."""
+    import cupy
+
+    if x is None or isinstance(x, cupy.ndarray):
+        return None
+    if hasattr(x, "is_cuda"):
+        handle = sys.modules["torch"].cuda.current_stream(x.device).cuda_stream
+    else:
+        handle = getattr(x, "__cuda_array_interface__", {}).get("stream")
+    return None if handle is None else cupy.cuda.Stream.from_external(_Handle(int(handle)))
+
+
+class Device(Host):
+    """The memory of CUDA devices, through CuPy."""
+
+    @staticmethod
+    def own(name: str, x: Any) -> Array:
+        view = _view(name, x, written=True)
+        if view.dtype not in DTYPES or not view.dtype.isnative:
+            raise TypeError(
+                f"{name} is {view.dtype.str} ({describe(view)}), expected float32 or float64 in native byte order"
+            )
+        if flat(view) is None:
+            raise ValueError(
+                f"{name} has strides {view.strides} for shape {view.shape}, expected dense memory in any axis order, "
+                "without gaps"
+            )
+        own: Array = view
+        return own
+
+    @staticmethod
+    def is_array(x: Any) -> bool:
+        return on_device(x)
+
+    @staticmethod
+    def read(x: Any) -> Array:
+        view: Array = _view("the array", x, written=False)
+        return view
+
+    @staticmethod
+    def allocate(n: int, dtype: Any) -> Array:
+        import cupy
+
+        zeros: Array = cupy.zeros(n, dtype)
+        return zeros
+
+    @staticmethod
+    def allocate_beside(params: Sequence[Array], column: int) -> list[Array]:
+        """Flat zeros for each of these parameters of one dtype, in one piece of memory.
+
+        Each lies as its parameter does within the bytes of one access, so that both can be accessed whole.
+        """
+        import cupy
+
+        starts, end = [], 0
+        for p in params:
+            starts.append(-(-end // ALIGNED) * ALIGNED + extent(p)[0] % ALIGNED if p.size else end)
+            end = starts[-1] + p.nbytes
+        with one_device(params):
+            memory = cupy.zeros(end, np.uint8)
+        return [memory[at : at + p.nbytes].view(p.dtype) for at, p in zip(starts, params, strict=True)]
+
+    @staticmethod
+    def get(x: Array) -> Array:
+        copied: Array = x.get()  # type: ignore[attr-defined]
+        return copied
+
+    @staticmethod
+    def put(x: Array) -> Array:
+        import cupy
+
+        order = memory_order(x)
+        straight: Array = cupy.asarray(np.ascontiguousarray(x.transpose(order)))
+        return straight.transpose(np.argsort(order).tolist())
+
+    @staticmethod
+    def write(x: Array, values: Array) -> None:
+        order = memory_order(x)
+        x.transpose(order).set(np.ascontiguousarray(values.transpose(order)))  # type: ignore[attr-defined]
+
+
+def one_device(arrays: Iterable[Any]) -> Any:
+    """The device of these CuPy arrays, to work on with `with`; the current one where there are none."""
+    import cupy
+
+    return next((x.device for x in arrays), None) or cupy.cuda.Device()
+
+
+def home_of(leaves: Iterable[Any]) -> Host:
+    """Where a tree of arrays lies: on a device if any does."""
+    return DEVICE if any(map(on_device, leaves)) else HOST
+
+
+HOST, DEVICE = Host(), Device()

@@ -1,0 +1,308 @@
+"""A stand-in for as much of CuPy as fastadam uses, over the memory of the host.
+
+Work on a stream is put off until somebody waits for it, so that whatever is overwritten or freed too early shows.
+Launches run the host's compilation of the same text, and are recorded.
+"""
+
+import ctypes
+from types import ModuleType, SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cuda_host import run
+from fastadam.kernels.cuda import source
+
+
+class Launch(NamedTuple):
+    name: str
+    grid: tuple
+    block: tuple
+    arguments: list  # bytes of those by value, arrays
+    stream: Any
+    device: int
+    captured: bool
+
+
+class Event:
+    def __init__(self, block=False, disable_timing=False):
+        self.done, self.stream, self.disable_timing = True, None, disable_timing
+
+    def record(self, stream=None):
+        stream = stream or state.stream
+        assert not stream.graph, "a captured event cannot be asked"
+        self.done, self.stream = False, stream
+        stream.do(lambda: setattr(self, "done", True))
+
+
+class Graph:
+    def __init__(self, work):
+        self.work = work
+
+    def launch(self, stream=None):
+        for one in self.work:
+            (stream or state.stream).do(one)
+
+
+class Stream:
+    def __init__(self, null=False, non_blocking=False, ptr=None):
+        self.queue, self.graph, self.ptr = [], None, ptr if ptr is not None else id(self)
+        streams.append(self)
+
+    @staticmethod
+    def from_external(x):
+        kind, handle = x.__cuda_stream__()
+        assert kind == 0
+        return next((s for s in streams if s.ptr == handle), None) or Stream(ptr=handle)
+
+    def do(self, one):
+        (self.queue if self.graph is None else self.graph).append(one)
+
+    def synchronize(self):
+        assert self.graph is None, "a stream that is captured cannot be waited for"
+        state.waits += 1
+        self.drain()
+
+    def drain(self, until=lambda: False):
+        while self.queue and not until():
+            self.queue.pop(0)()
+
+    def record(self, event=None):
+        event = event or Event()
+        event.record(self)
+        return event
+
+    def wait_event(self, event):
+        self.do(lambda: event.stream and event.stream.drain(lambda: event.done))
+
+    def begin_capture(self):
+        self.graph = []
+
+    def end_capture(self):
+        work, self.graph = self.graph, None
+        return Graph(work)
+
+    def is_capturing(self):
+        return self.graph is not None
+
+    def __enter__(self):
+        state.entered.append(state.stream)
+        state.stream = self
+        return self
+
+    def __exit__(self, *error):
+        state.stream = state.entered.pop()
+
+
+class Device:
+    def __init__(self, number=None):
+        self.id = state.device if number is None else number
+
+    def __enter__(self):
+        state.devices.append(state.device)
+        state.device = self.id
+        return self
+
+    def __exit__(self, *error):
+        state.device = state.devices.pop()
+
+
+class MemoryPointer:
+    def __init__(self, memory, offset):
+        self.mem, self.ptr, self.device_id = memory, memory.ptr + offset, memory.device_id
+
+    def memset_async(self, value, nbytes, stream=None):
+        (stream or state.stream).do(lambda: ctypes.memset(self.ptr, value, nbytes))
+
+
+class UnownedMemory:
+    def __init__(self, ptr, size, owner, device_id=-1):
+        self.ptr, self.size, self._owner = ptr, size, owner
+        self.device_id = state.device if device_id == -1 else device_id
+
+
+def alloc_pinned_memory(nbytes):
+    memory = bytearray(nbytes)
+    pinned.append(np.frombuffer(memory, np.uint8))
+    return memory
+
+
+def is_pinned(x):
+    return any(home.ctypes.data <= x.ctypes.data < home.ctypes.data + max(1, home.nbytes) for home in pinned)
+
+
+class ndarray:
+    def __init__(self, shape, dtype=float, memptr=None, strides=None):
+        dtype = np.dtype(dtype)
+        if memptr is None:
+            raw = np.full(int(np.prod(shape)) * dtype.itemsize + 256, 0xA5, np.uint8)
+            allocated.append(raw)  # freed memory is handed out again to work on the same stream only, which comes later
+            start = -raw.ctypes.data % 256
+            self.host = raw[start : start + raw.size - 256].view(dtype).reshape(shape)
+            self.number = state.device
+        else:
+            ends = [(n - 1) * stride for n, stride in zip(shape, strides or (), strict=False)]
+            span = int(np.prod(shape)) * dtype.itemsize if strides is None else sum(ends) + dtype.itemsize
+            self.host = np.ndarray(shape, dtype, (ctypes.c_char * span).from_address(memptr.ptr), strides=strides)
+            self.number, self.keep = memptr.device_id, memptr.mem
+
+    @classmethod
+    def around(cls, host, number):
+        made = object.__new__(cls)
+        made.host, made.number = host, number
+        return made
+
+    dtype = property(lambda self: self.host.dtype)
+    shape = property(lambda self: self.host.shape)
+    strides = property(lambda self: self.host.strides)
+    size = property(lambda self: self.host.size)
+    nbytes = property(lambda self: self.host.nbytes)
+    ndim = property(lambda self: self.host.ndim)
+    itemsize = property(lambda self: self.host.itemsize)
+    device = property(lambda self: Device(self.number))
+    flags = property(lambda self: SimpleNamespace(c_contiguous=self.host.flags.c_contiguous))
+
+    @property
+    def data(self):
+        return MemoryPointer(SimpleNamespace(ptr=self.host.ctypes.data, device_id=self.number), 0)
+
+    @property
+    def __cuda_array_interface__(self):
+        return {**self.host.__array_interface__, "version": 3, "stream": 1}
+
+    def __dlpack_device__(self):
+        return 2, self.number
+
+    def __array__(self, *args, **named):
+        raise TypeError("Implicit conversion to a NumPy array is not allowed")
+
+    def __len__(self):
+        return len(self.host)
+
+    def transpose(self, *axes):
+        return ndarray.around(self.host.transpose(*axes), self.number)
+
+    def reshape(self, *shape):
+        return ndarray.around(self.host.reshape(*shape), self.number)
+
+    def view(self, dtype=None):
+        return ndarray.around(self.host.view() if dtype is None else self.host.view(dtype), self.number)
+
+    def __getitem__(self, key):
+        return ndarray.around(self.host[key], self.number)
+
+    def __setitem__(self, key, value):
+        into, value = self.host[key], value.host if isinstance(value, ndarray) else value
+        state.stream.do(lambda: np.copyto(into, value))
+
+    def copy(self):
+        return asarray(self.get())
+
+    def get(self):
+        for stream in streams:
+            stream.synchronize()
+        return self.host.copy()
+
+    def set(self, values, stream=None):
+        assert (values.dtype, values.shape, values.flags.c_contiguous) == (self.dtype, self.shape, True)
+        source = values if is_pinned(values) else values.copy()
+        (stream or state.stream).do(lambda: np.copyto(self.host, source))
+
+    def __reduce__(self):
+        return asarray, (self.get(),)
+
+
+ndarray.__module__ = "cupy"
+
+
+def empty(shape, dtype=float):
+    return ndarray(shape, dtype)
+
+
+def zeros(shape, dtype=float):
+    made = ndarray(shape, dtype)
+    state.stream.do(lambda: made.host.fill(0))
+    return made
+
+
+def asarray(x):
+    if isinstance(x, ndarray):
+        return x
+    made = ndarray(np.shape(x), np.asarray(x).dtype)
+    made.set(np.ascontiguousarray(x).reshape(np.shape(x)))
+    return made
+
+
+def from_dlpack(x):
+    return x.as_cupy()
+
+
+class RawModule:
+    def __init__(self, code, options=()):
+        self.code, self.options, self.device = code, options, state.device
+        state.compiled.append((self.device, code.splitlines()[-1]))
+
+    def get_function(self, name):
+        return Function(self, name)
+
+
+class Function:
+    def __init__(self, module, name):
+        from cuda_host import steps
+
+        self.module, self.name, self.native = module, name, getattr(state.library, name)
+        known = [step for step in steps() if step.name == name]
+        assert module.code == source(known), "not the text that was compiled for the host"
+
+    def __call__(self, grid, block, arguments):
+        assert self.module.device == state.device, "loaded on another device"
+        stream, passed = state.stream, []
+        for x in arguments:
+            if isinstance(x, ndarray):
+                assert x.number == state.device
+                passed.append(np.array(x.host.ctypes.data, np.uint64))
+            else:  # what CuPy passes by value: NumPy arrays of size 1, read now
+                assert isinstance(x, np.ndarray)
+                assert x.size == 1
+                passed.append(x.copy())
+        assert sum(-(-x.nbytes // 8) * 8 for x in passed) <= 4096, "more than a kernel's parameters may hold"
+        state.launches.append(
+            Launch(
+                self.name,
+                grid,
+                block,
+                list(zip(passed, arguments, strict=True)),
+                stream,
+                state.device,
+                stream.is_capturing(),
+            )
+        )
+        stream.do(lambda: run(self.native, grid[0], block[0], passed))
+
+
+streams: list = []
+pinned: list = []
+allocated: list = []
+state = SimpleNamespace()
+
+
+def module(native):
+    """A fresh stand-in over that library."""
+    streams.clear()
+    pinned.clear()
+    allocated.clear()
+    state.__dict__.update(device=0, devices=[], entered=[], launches=[], compiled=[], library=native, waits=0)
+    state.stream = Stream(ptr=0)
+    made = ModuleType("cupy")
+    made.__dict__.update(
+        __version__="14.2.0", ndarray=ndarray, empty=empty, zeros=zeros, asarray=asarray, from_dlpack=from_dlpack,
+        RawModule=RawModule, state=state, Stream=Stream,
+        cuda=SimpleNamespace(
+            Device=Device, Stream=Stream, Event=Event, MemoryPointer=MemoryPointer, UnownedMemory=UnownedMemory,
+            alloc_pinned_memory=alloc_pinned_memory, get_current_stream=lambda device=-1: state.stream,
+            runtime=SimpleNamespace(
+                driverGetVersion=lambda: 13000, runtimeGetVersion=lambda: 13000, getDeviceCount=lambda: 2
+            ),
+        ),
+    )  # fmt: skip
+    return made
