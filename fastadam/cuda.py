@@ -188,7 +188,7 @@ class CudaPlan(Plan):
         name = self._names[leaf][0]
         if leaf in self._foreign:
             p = DEVICE.own(name, self._foreign[leaf])
-        now, then = [(extent(x), x.dtype, x.shape, x.strides) for x in (p, anchor)]
+        now, then = [(extent(x) if x.size else 0, x.dtype, x.shape, x.strides) for x in (p, anchor)]
         if now != then:
             raise ValueError(f"{name} is {describe(p)} and was {describe(anchor)}: expected the memory of construction")
 

@@ -142,13 +142,13 @@ class Device(Host):
         import cupy
 
         order = memory_order(x)
-        straight: Array = cupy.asarray(np.ascontiguousarray(x.transpose(order)))
+        straight: Array = cupy.asarray(np.asarray(x.transpose(order), order="C"))
         return straight.transpose(np.argsort(order).tolist())
 
     @staticmethod
     def write(x: Array, values: Array) -> None:
         order = memory_order(x)
-        x.transpose(order).set(np.ascontiguousarray(values.transpose(order)))  # type: ignore[attr-defined]
+        x.transpose(order).set(np.asarray(values.transpose(order), order="C"))  # type: ignore[attr-defined]
 
 
 def one_device(arrays: Iterable[Any]) -> Any:

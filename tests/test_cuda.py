@@ -3,15 +3,24 @@
 The .cu text is compiled by g++, and a stand-in for CuPy (tests/cuda_host) runs it and records what it was asked.
 """
 
+import copy
+import pickle
 import sys
+from types import SimpleNamespace
 
 import cuda_host
 import numpy as np
 import pytest
-from cases import kernels_in_use, label, same_bits, state_arrays
-from test_bits import gradients_like, tree_of_offsets
+from cases import METHODS, hostile, kernels_in_use, label, same_bits, state_arrays, variants
+from test_bits import LAYOUTS, gradients_like, tree_of_offsets
+
+import fastadam as fa
+from fastadam import cover, cuda, functional, kernels, verify, window
+from fastadam.kernels.cuda import THREADS, WORDS
 
 pytestmark = pytest.mark.skipif(cuda_host.COMPILER is None, reason="no g++: the .cu text cannot run on the host")
+
+STEPS = 3
 
 
 @pytest.fixture(scope="session")
@@ -23,8 +32,6 @@ def native(tmp_path_factory):
 def cupy(native, monkeypatch):
     from cuda_host import fake_cupy
 
-    from fastadam import cuda
-
     module = fake_cupy.module(native)
     monkeypatch.setitem(sys.modules, "cupy", module)
     cuda.function.cache_clear()
@@ -33,14 +40,42 @@ def cupy(native, monkeypatch):
 
 
 def moved(cupy, x):
-    """x on the device, at the same offset within 64 bytes."""
+    """x on the device, at the same offset within 64 bytes, in the same order of axes."""
+    order = np.argsort([-s for s in x.strides], kind="stable")
     lead = x.ctypes.data % 64 // x.itemsize
-    home = cupy.empty(lead + x.size, x.dtype)[lead:].reshape(x.shape)
-    home.set(x)
-    return home
+    home = cupy.empty(lead + x.size, x.dtype)[lead:].reshape([x.shape[k] for k in order])
+    home.set(np.asarray(x.transpose(order), order="C"))
+    return home.transpose(np.argsort(order).tolist())
 
 
-STEPS = 3
+def differing(here, there, one=None, other=None):
+    """What is not equal to the bit: indices of arrays, names of state."""
+    wrong = [k for k, (a, b) in enumerate(zip(here, there, strict=True)) if not same_bits(a, b.get())]
+    ours, theirs = (state_arrays(opt) if opt else {} for opt in (one, other))
+    assert ours.keys() == theirs.keys()
+    return wrong + [key for key in ours if not same_bits(ours[key], theirs[key])]
+
+
+class Pair:
+    """The same optimizer twice over copies of the same arrays: the reference, and ours on the device."""
+
+    def __init__(self, cupy, method, tree, backend="numpy", **chosen):
+        self.cupy, self.here, self.there = cupy, [p.copy() for p in tree], [moved(cupy, p) for p in tree]
+        device = {name: chosen.pop(name) for name in ["capturable"] if name in chosen}
+        self.reference = method(self.here, backend=backend, **chosen)
+        self.opt = method(self.there, **chosen, **device)
+
+    def step(self, grads, **named):
+        self.reference.step(grads, **named)
+        self.opt.step([None if g is None else moved(self.cupy, g) for g in grads], **named)
+
+    def differing(self):
+        assert self.opt.t == self.reference.t
+        return differing(self.here, self.there, self.opt, self.reference)
+
+
+def some(rng, sizes, dtype=np.float32):
+    return [hostile(rng, n, dtype, bad=False) for n in sizes]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=label)
@@ -49,16 +84,627 @@ def test_cuda_equals_numpy_at_every_size_and_offset(case, dtype, cupy):
     method, chosen = case
     rng = np.random.default_rng(7)
     tree = [p for p in tree_of_offsets(rng, dtype) if p.size < 2**20]
-    rounds = [gradients_like(rng, tree) for _ in range(STEPS)]
-    there = [moved(cupy, p) for p in tree]
-    here = [p.copy() for p in tree]
-    reference, opt = method(here, backend="numpy", **chosen), method(there, **chosen)
-    assert opt.backend == "cuda"
-    for grads in rounds:
-        reference.step(grads)
-        opt.step([moved(cupy, g) for g in grads])
-    wrong = [k for k, (a, b) in enumerate(zip(here, there, strict=True)) if not same_bits(a, b.get())]
-    ours, theirs = state_arrays(opt), state_arrays(reference)
-    wrong += [key for key in ours if not same_bits(ours[key], theirs[key])]
-    assert wrong == []
+    pair = Pair(cupy, method, tree, **chosen)
+    assert pair.opt.backend == "cuda"
+    for _ in range(STEPS):
+        pair.step(gradients_like(rng, tree))
+    assert pair.differing() == []
     assert len(cupy.state.launches) == STEPS
+
+
+@pytest.mark.parametrize("variant", variants(), ids=label)
+def test_every_method_with_every_option(variant, cupy):
+    method, chosen = variant
+    rng = np.random.default_rng(8)
+    tree = [np.ones(9, np.float32), np.ones((3, 5), np.float64), np.ones((), np.float32)]
+    pair = Pair(cupy, method, tree, **chosen)
+    for _ in range(STEPS):
+        pair.step([rng.standard_normal(p.shape).astype(p.dtype) for p in tree], grad_scale=0.5)
+    assert pair.differing() == []
+
+
+@pytest.mark.parametrize("of_g", LAYOUTS)
+@pytest.mark.parametrize("of_p", LAYOUTS)
+def test_axis_orders_change_nothing(of_p, of_g, cupy):
+    rng = np.random.default_rng(9)
+    p = rng.standard_normal((3, 5, 2, 7)).astype(np.float32)
+    plain, laid = p.copy(), moved(cupy, LAYOUTS[of_p](p))
+    assert laid.strides == LAYOUTS[of_p](p).strides
+    a, b = fa.Adam(plain, backend="numpy"), fa.Adam(laid)
+    for _ in range(STEPS):
+        g = rng.standard_normal(p.shape).astype(np.float32)
+        a.step(g)
+        b.step(moved(cupy, LAYOUTS[of_g](g)))
+    assert differing([plain], [laid], a, b) == []
+
+
+def test_a_gradient_with_gaps_is_copied_into_the_same_memory_each_time(cupy):
+    rng = np.random.default_rng(10)
+    pair = Pair(cupy, fa.Adam, [np.ones((4, 6), np.float32)])
+    for k in range(4):
+        wide = rng.standard_normal((4, 12)).astype(np.float32)
+        there = moved(cupy, wide)
+        before = len(cupy.state.allocated)
+        pair.reference.step([wide[:, ::2]])
+        pair.opt.step([there[:, ::2]])
+        assert (len(cupy.state.allocated) > before) == (k == 0)
+    assert pair.differing() == []
+
+
+def test_missing_gradients_groups_and_counts(cupy):
+    rng = np.random.default_rng(11)
+    arrays = some(rng, [5, 600, 0, 17])
+    there = [moved(cupy, p) for p in arrays]
+
+    def groups(a):
+        return [{"params": a[:2], "lr": 0.1}, {"params": a[2:], "weight_decay": 0.3}]
+
+    a, b = fa.NAdam(groups(arrays), backend="numpy"), fa.NAdam(groups(there))
+    for k in range(6):
+        grads = [g if (k + j) % 3 else None for j, g in enumerate(some(rng, [5, 600, 0, 17]))]
+        a.step([grads[:2], grads[2:]])
+        on = [None if g is None else moved(cupy, g) for g in grads]
+        b.step([on[:2], on[2:]])
+    assert differing(arrays, there, a, b) == []
+    assert a.state_dict()["leaves"].keys() == b.state_dict()["leaves"].keys()
+    for name, own in a.state_dict()["leaves"].items():
+        assert b.state_dict()["leaves"][name]["count"] == own["count"]
+        assert b.state_dict()["leaves"][name]["mu_product"] == own["mu_product"]
+
+
+# What is launched.
+
+
+def table_of(passed):
+    """(leaves, words) of what went by value."""
+    raw = passed.tobytes()
+    return int(np.frombuffer(raw, np.int64, 1)[0]), np.frombuffer(raw, np.uint64)[1:]
+
+
+def test_one_launch_a_signature_argument_by_argument(cupy):
+    rng = np.random.default_rng(12)
+    tree = [*some(rng, [5, 1030, 0]), *some(rng, [300], np.float64), *some(rng, [7])]
+    there = [moved(cupy, p) for p in tree]
+    opt = fa.AdamW([{"params": there[:2], "lr": 0.1}, {"params": there[2:], "lr": 0.2}], weight_decay=0.0)
+    grads = [moved(cupy, g) for g in tree]
+    opt.step([grads[:2], grads[2:]])
+    opt.step([[grads[0], None], grads[2:]])
+    names = [launch.name for launch in cupy.state.launches]
+    assert names == ["adam_ByValue_f32_f32_f32_f32_f32_None", "adam_ByValue_f64_f64_f64_f64_f64_None"] * 2
+    for k, launch in enumerate(cupy.state.launches):
+        leaves, dtype = ([0, 1, 2, 4], np.float32) if k % 2 == 0 else ([3], np.float64)
+        (_, chunks), (_, own), (table, _), (window, _) = launch.arguments
+        assert launch.block == (THREADS,)
+        assert window.tobytes() == bytes(24)
+        chunks = chunks.get().view(cuda.CHUNK)
+        assert launch.grid == (len(chunks),)
+        seen = np.zeros(sum(there[leaf].size for leaf in leaves), int)
+        starts = np.cumsum([0, *(there[leaf].size for leaf in leaves)])
+        for first, leaf, n in chunks.tolist():
+            seen[starts[leaf] + first : starts[leaf] + first + n] += 1
+            place = (there[leaves[leaf]].data.ptr // dtype().itemsize + first) % (16 // dtype().itemsize)
+            assert place + n <= THREADS * 16 // dtype().itemsize
+            assert first == 0 or place == 0
+        assert (seen == 1).all()
+        addresses = own.get()
+        assert addresses[:, 0].tolist() == [there[leaf].data.ptr for leaf in leaves]
+        assert (addresses[:, 3] == 0).all()
+        for column in (1, 2):  # slots lie as their parameters do, within 16 bytes
+            assert (addresses[:, column] % 16 == addresses[:, 0] % 16)[addresses[:, 0] > 0].all()
+        count, words = table_of(table)
+        assert count == len(leaves)
+        assert words[:count].tolist() == [grads[leaf].data.ptr for leaf in leaves]
+        row = words[count : count + (count + 1) // 2].view(np.int32)[:count]
+        # In the first step a row per group; in the second leaf 1 is left alone.
+        assert row.tolist() == ([[0, 0, 1, 1], [1], [0, -1, 1, 1], [1]][k])
+        numbers = words[count + (count + 1) // 2 :].view(dtype)[:20].reshape(2, 10)
+        expected = [group._rule.coefficients(k // 2 + 1, group.lr) for group in opt.groups]
+        assert np.array_equal(numbers, np.array(expected, np.float64).astype(dtype))
+
+
+def test_chunks_cover_each_leaf_once_and_begin_where_access_is_whole():
+    rng = np.random.default_rng(13)
+    for most, width in ((512, 4), (256, 2), (8, 4)):
+        sizes = [0, 1, most - 1, most, most + 1, 3 * most, *rng.integers(0, 10 * most, 20)]
+        heads = rng.integers(0, width, len(sizes))
+        table = cuda.chunk_table(sizes, heads, most)
+        for leaf, (size, head) in enumerate(zip(sizes, heads, strict=True)):
+            own = table[table["leaf"] == leaf]
+            assert np.array_equal(own["first"], np.cumsum([0, *own["n"]])[:-1] if len(own) else own["first"])
+            assert own["n"].sum() == size
+            assert (own["n"] > 0).all()
+            assert ((own["first"][1:] + head) % width == 0).all()
+            assert (own["n"] <= most - np.where(own["first"] == 0, head, 0)).all()
+    large = cuda.chunk_table([2**33 + 5], [3], 2**21)
+    assert large["first"][-1] > 2**32
+    assert large["n"].sum(dtype=np.int64) == 2**33 + 5
+
+
+def test_what_does_not_fit_into_a_launch_is_uploaded_without_waiting(cupy):
+    rng = np.random.default_rng(14)
+    sizes = [3] * 700
+    tree = some(rng, sizes)
+    pair = Pair(cupy, fa.AdamW, tree, weight_decay=0.1)
+    waits, rounds = cupy.state.waits, [some(rng, sizes) for _ in range(4)]
+    for k, grads in enumerate(rounds):
+        pair.step([g if (j + k) % 5 else None for j, g in enumerate(grads)])
+    assert cupy.state.waits == waits  # and nothing has run yet: each step had a buffer of its own
+    (upload,) = [one._upload for one in pair.opt._plan._signatures]
+    assert len(upload._buffers) == 4
+    assert pair.differing() == []
+    assert {launch.name.split("_")[1] for launch in cupy.state.launches} == {"Uploaded"}
+    for grads in rounds:
+        pair.step(grads)
+        cupy.state.stream.synchronize()
+    assert len(upload._buffers) == 4  # the same ones again
+    assert pair.differing() == []
+
+
+def test_many_rows_now_and_few_later(cupy):
+    """A table that sometimes fits into a launch and sometimes does not."""
+    rng = np.random.default_rng(15)
+    sizes = [2] * 200
+    assert 200 + 100 + 50 * 10 // 2 > WORDS > 200 + 100 + 10 // 2
+    pair = Pair(cupy, fa.Adam, some(rng, sizes))
+    for k in range(55):
+        grads = some(rng, sizes)
+        pair.step([None if k < 50 and j % 50 <= k else g for j, g in enumerate(grads)])
+    assert pair.differing() == []
+    assert {launch.name.split("_")[1] for launch in cupy.state.launches} == {"ByValue", "Uploaded"}
+
+
+def test_steps_neither_wait_nor_allocate(cupy):
+    pair = Pair(cupy, fa.AdamW, some(np.random.default_rng(16), [100, 1000]))
+    grads = [moved(cupy, p) for p in some(np.random.default_rng(17), [100, 1000])]
+    pair.opt.step(grads)
+    waits, held = cupy.state.waits, len(cupy.state.allocated)
+    for _ in range(50):
+        pair.opt.step(grads)
+    assert (cupy.state.waits, len(cupy.state.allocated)) == (waits, held)
+    assert len(cupy.state.compiled) == 1
+
+
+def test_empty_arrays_and_empty_trees(cupy):
+    pair = Pair(cupy, fa.Adam, [np.ones(0, np.float32), np.ones((3, 0), np.float64)])
+    pair.step([np.ones(0, np.float32), np.ones((3, 0), np.float64)])
+    assert pair.differing() == []
+    assert cupy.state.launches == []
+    nothing = fa.Adam({}, backend="cuda")
+    nothing.step({})
+    assert nothing.t == 1
+
+
+# Streams, devices, other libraries.
+
+
+class Tensor:
+    """As torch's: knows whether it needs a gradient, is detached first, and lies on a device."""
+
+    requires_grad, is_cuda = True, True
+
+    def __init__(self, x):
+        self.x, self.device = x, x.device.id
+
+    @property
+    def __cuda_array_interface__(self):
+        assert not self.requires_grad, "can't get the interface of a tensor that requires grad"
+        interface = dict(self.x.__cuda_array_interface__, version=2)
+        del interface["stream"]
+        return interface
+
+    def detach(self):
+        plain = Tensor(self.x)
+        plain.requires_grad = False
+        return plain
+
+
+class Interface:
+    """Another library's array: Numba's, say."""
+
+    def __init__(self, x, **changed):
+        self.__cuda_array_interface__ = {**x.__cuda_array_interface__, **changed}
+        self.x = x
+
+
+Interface.__cuda_array_interface__ = None  # a class attribute too, as where it is a property
+
+
+class Capsule:
+    """An array that has DLPack alone."""
+
+    def __init__(self, x):
+        self.x = x
+
+    def __dlpack_device__(self):
+        return 2, self.x.device.id
+
+    def as_cupy(self):
+        return self.x
+
+
+def test_a_step_runs_on_the_current_stream(cupy):
+    p, g = cupy.asarray(np.ones(3, np.float32)), cupy.asarray(np.ones(3, np.float32))
+    opt, own = fa.Adam(p), cupy.Stream()
+    with own:
+        opt.step(g)
+    opt.step(g)
+    assert [launch.stream for launch in cupy.state.launches] == [own, cupy.state.stream]
+
+
+@pytest.mark.parametrize("kind", [Tensor, Interface, Capsule])
+def test_arrays_of_other_libraries_are_stepped_where_they_lie(kind, cupy, monkeypatch):
+    rng = np.random.default_rng(18)
+    theirs = cupy.Stream(ptr=1 if kind is Interface else 77)
+    torch = SimpleNamespace(cuda=SimpleNamespace(current_stream=lambda device: SimpleNamespace(cuda_stream=77)))
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    tree = [rng.standard_normal((3, 4)).astype(np.float32), np.ones(0, np.float32)]
+    here, homes = [p.copy() for p in tree], [moved(cupy, p) for p in tree]
+    a, b = fa.Adam(here, backend="numpy"), fa.Adam([kind(p) for p in homes])
+    assert b.backend == "cuda"
+    for _ in range(STEPS):
+        grads = [rng.standard_normal(p.shape).astype(p.dtype) for p in tree]
+        a.step(grads)
+        b.step([kind(moved(cupy, g)) for g in grads])
+    assert {launch.stream for launch in cupy.state.launches} == {cupy.state.stream if kind is Capsule else theirs}
+    assert differing(here, homes, a, b) == []
+
+
+def test_a_gradient_from_another_stream_is_waited_for_and_waits(cupy):
+    theirs, p = cupy.Stream(ptr=1), cupy.asarray(np.ones(4, np.float32))
+    opt = fa.SGD(p, lr=1.0)
+    late = cupy.asarray(np.zeros(4, np.float32))
+    cupy.state.stream.synchronize()
+    theirs.do(lambda: late.host.fill(2))  # the owner still computes it
+    opt.step(Interface(late))
+    theirs.do(lambda: late.host.fill(np.nan))  # and overwrites it right after
+    assert cupy.state.launches[0].stream is cupy.state.stream
+    theirs.synchronize()
+    assert (p.get() == -1).all()
+
+
+def test_a_strided_interface_is_taken_as_it_lies(cupy):
+    home = cupy.asarray(np.arange(12, dtype=np.float32).reshape(3, 4))
+    p = Interface(home.transpose(1, 0))
+    assert p.__cuda_array_interface__["strides"] is not None
+    opt = fa.SGD(p, lr=1.0)
+    opt.step(cupy.asarray(np.arange(12, dtype=np.float32).reshape(3, 4)).transpose(1, 0))
+    assert (home.get() == 0).all()
+
+
+def test_each_optimizer_runs_on_its_own_device(cupy):
+    with cupy.cuda.Device(1):
+        p, g = cupy.asarray(np.ones(3, np.float32)), cupy.asarray(np.ones(3, np.float32))
+    opt = fa.SGD(p, lr=0.5)
+    opt.step(g)
+    assert [launch.device for launch in cupy.state.launches] == [1]
+    assert cupy.state.device == 0
+    assert (p.get() == 0.5).all()
+    with pytest.raises(ValueError, match=r"grads is float32\(3,\) on cuda:0, params is float32\(3,\) on cuda:1"):
+        opt.step(cupy.asarray(np.ones(3, np.float32)))
+    with pytest.raises(ValueError, match=r"params\[1\] is .* on cuda:0, params\[0\] is .* on cuda:1: expected one"):
+        fa.SGD([p, cupy.asarray(np.ones(3, np.float32))])
+
+
+# Bad input.
+
+
+def device_refusals(cupy):
+    f4 = lambda *shape: cupy.asarray(np.ones(shape, np.float32))  # noqa: E731
+    p = f4(4)
+    return {
+        "numpy beside arrays on a device": (lambda: fa.Adam([p, np.ones(3)]), TypeError, r"params\[1\] is float64"),
+        "numpy for cuda": (lambda: fa.Adam(np.ones(3), backend="cuda"), TypeError, r"cupy\.asarray\(params\)"),
+        "cuda for numba": (lambda: fa.Adam(p, backend="numba"), TypeError, "on cuda:0, expected a numpy.ndarray"),
+        "integers": (lambda: fa.Adam(cupy.asarray(np.ones(3, np.int32))), TypeError, "expected float32 or float64"),
+        "gaps": (lambda: fa.Adam(f4(4, 4)[:, ::2]), ValueError, "expected dense memory"),
+        "read-only": (lambda: fa.Adam(Interface(p, data=(p.data.ptr, True))), ValueError, "params is read-only"),
+        "a mask": (lambda: fa.Adam(Interface(p, mask=p)), TypeError, "has a mask"),
+        "twice the same": (lambda: fa.Adam([p, p]), ValueError, r"params\[0\] and params\[1\] share memory"),
+        "overlap": (lambda: fa.Adam([p[:3], p[2:]]), ValueError, "share memory"),
+        "a list as gradient": (lambda: fa.Adam(p).step([1, 2, 3, 4]), TypeError, "grads is list"),
+        "a host gradient": (lambda: fa.Adam(p).step(np.ones(4, np.float32)), TypeError, "expected an array on a CUDA"),
+        "another shape": (lambda: fa.Adam(p).step(f4(5)), ValueError, r"grads is float32\(5,\) on cuda:0, params is"),
+        "another dtype": (lambda: fa.Adam(p).step(cupy.asarray(np.ones(4))), TypeError, r"grads is float64\(4,\)"),
+        "p as gradient": (lambda: fa.Adam(p).step(p), ValueError, "grads and params share memory"),
+        "overlapping gradient": (lambda: fa.Adam(p[:2]).step(p[1:3]), ValueError, "grads and params share memory"),
+        "rows": (lambda: fa.Adam(f4(4, 2)).step_rows((np.arange(2), f4(2, 2))), NotImplementedError, "step_rows"),
+        "capturable on the host": (lambda: fa.Adam(np.ones(3), capturable=True), ValueError, "capturable is True"),
+        "capturable what": (lambda: fa.Adam(p, capturable=1), TypeError, "capturable is 1, expected True or False"),
+        "prepare for what": (lambda: fa.Adam(p).prepare(), ValueError, "capturable is False"),
+        "a missing gradient in a graph": (
+            lambda: fa.Adam([p], capturable=True).step([None]), ValueError, r"grads\[0\] is None",
+        ),
+        "a scale in a graph": (
+            lambda: fa.Adam(p, capturable=True).step(f4(4), grad_scale=0.5), ValueError, "grad_scale is 0.5",
+        ),
+        "no steps": (lambda: fa.Adam(p, capturable=True).prepare(0), ValueError, "steps is 0"),
+        "where": (lambda: fa.Adam(p).to("gpu"), ValueError, "where is 'gpu'"),
+        "mixed buffer": (lambda: fa.FlatBuffer([p, np.ones(3, np.float32)]), TypeError, r"tree\[1\] is float32\(3,\)"),
+    }  # fmt: skip
+
+
+def test_bad_input_is_refused_by_name_and_nothing_is_launched(cupy):
+    for name, (call, error, message) in device_refusals(cupy).items():
+        try:
+            with pytest.raises(error, match=message):
+                call()
+        except BaseException as wrong:
+            wrong.add_note(name)
+            raise
+    assert cupy.state.launches == []
+
+
+def test_a_tensor_whose_memory_moved_is_refused(cupy, monkeypatch):
+    torch = SimpleNamespace(cuda=SimpleNamespace(current_stream=lambda device: SimpleNamespace(cuda_stream=0)))
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    p = Tensor(cupy.asarray(np.ones(4, np.float32)))
+    opt = fa.Adam({"w": p})
+    p.x = cupy.asarray(np.ones(4, np.float32))
+    with pytest.raises(ValueError, match=r"params\['w'\] is .* expected the memory of construction"):
+        opt.step({"w": cupy.asarray(np.ones(4, np.float32))})
+    assert opt.t == 0
+
+
+def test_jax_arrays_are_read_and_never_written(cupy):
+    Frozen = type("ArrayImpl", (Interface,), {"__module__": "jaxlib._jax"})
+    x = cupy.asarray(np.ones(4, np.float32))
+    with pytest.raises(TypeError, match="JAX forbids"):
+        fa.Adam(Frozen(x))
+    p = cupy.asarray(np.zeros(4, np.float32))
+    fa.SGD(p, lr=1.0).step(Frozen(x))
+    assert (p.get() == -1).all()
+
+
+# Graphs.
+
+
+def captured(cupy, opt, grads):
+    stream = cupy.Stream()
+    with stream:
+        stream.begin_capture()
+        opt.step(grads)
+        return stream.end_capture()
+
+
+def wavy(t):
+    return 0.01 * (1 + np.sin(t))
+
+
+@pytest.mark.parametrize("method", METHODS, ids=label)
+def test_replays_equal_eager_steps_schedules_included(method, cupy):
+    rng = np.random.default_rng(20)
+    tree = [*some(rng, [5, 700]), *some(rng, [6], np.float64)]
+    pair = Pair(cupy, method, tree, lr=wavy, capturable=True)
+    grads = [moved(cupy, g) for g in some(rng, [5, 700])] + [moved(cupy, g) for g in some(rng, [6], np.float64)]
+    graph = captured(cupy, pair.opt, grads)
+    assert pair.opt.t == 0
+    for _ in range(20):
+        for g, x in zip(grads, [rng.standard_normal(p.shape).astype(p.dtype) for p in tree], strict=True):
+            g.set(x)
+        graph.launch()
+        pair.reference.step([g.get() for g in grads])
+    assert pair.differing() == []
+    pair.step([rng.standard_normal(p.shape).astype(p.dtype) for p in tree])  # and an eager one
+    assert pair.differing() == []
+    graph.launch()  # after a refill, which reading the state was
+    pair.reference.step([g.get() for g in grads])
+    assert pair.differing() == []
+
+
+def test_eager_steps_refill_the_window_without_waiting(cupy, monkeypatch):
+    monkeypatch.setattr(window, "STEPS", 8)
+    rng = np.random.default_rng(21)
+    for method in (fa.AdamW, fa.NAdam):
+        pair = Pair(cupy, method, some(rng, [5, 700]), lr=wavy, capturable=True)
+        waits = cupy.state.waits
+        rounds = [some(rng, [5, 700]) for _ in range(30)]
+        for grads in rounds:
+            pair.step(grads)
+        assert cupy.state.waits == waits
+        assert pair.differing() == []
+
+
+def test_a_change_of_lr_reaches_the_graph(cupy):
+    for method in (fa.AdamW, fa.NAdam):
+        pair = Pair(cupy, method, [np.ones(4, np.float32)], capturable=True)
+        g = cupy.asarray(np.ones(4, np.float32))
+        graph = captured(cupy, pair.opt, [g])
+        for k in range(5):
+            for opt in (pair.reference, pair.opt):
+                opt.groups[0].lr = 0.1 / (k + 1)
+                if k == 3:
+                    opt.groups[0].betas = (0.5, 0.6)
+            pair.reference.step([np.ones(4, np.float32)])
+            graph.launch()
+        assert pair.differing() == []
+        with pytest.raises(ValueError, match="expected values"):
+            pair.opt.groups[0].lr = 1e300
+        assert pair.opt.groups[0].lr == 0.1 / 5
+
+
+def test_replays_beyond_the_window_leave_everything_alone_and_are_an_error(cupy):
+    pair = Pair(cupy, fa.NAdam, [np.ones(4, np.float32)], lr=wavy, capturable=True)
+    ones = np.ones(4, np.float32)
+    graph = captured(cupy, pair.opt, [cupy.asarray(ones)])
+    pair.opt.prepare(3)
+    for k in range(5):
+        graph.launch()
+        if k < 3:
+            pair.reference.step([ones])
+    assert pair.opt.t == 3
+    with pytest.raises(RuntimeError, match=r"2 steps were replayed beyond the 3 that were prepared"):
+        pair.opt.prepare()
+    assert pair.differing() == []
+    graph.launch()
+    pair.reference.step([ones])
+    assert pair.differing() == []
+    pair.opt.prepare(2)
+    for _ in range(2):
+        pair.step([ones])
+    with pytest.raises(RuntimeError, match=r"call prepare\(\) first"):
+        pair.opt.step([cupy.asarray(ones)])
+    with pytest.raises(ValueError, match="steps is 5000, expected at most 1024"):
+        pair.opt.prepare(5000)
+    assert pair.differing() == []
+
+
+def test_nothing_is_changed_while_a_graph_is_captured(cupy):
+    opt = fa.Adam(cupy.asarray(np.ones(4, np.float32)), capturable=True)
+    stream = cupy.Stream()
+    with stream:
+        stream.begin_capture()
+        with pytest.raises(RuntimeError, match="while a graph is captured"):
+            opt.groups[0].lr = 0.5
+        with pytest.raises(RuntimeError, match="while a graph is captured"):
+            opt.prepare()
+        stream.end_capture()
+    assert opt.groups[0].lr == 1e-3
+
+
+def test_a_captured_upload_keeps_its_buffer(cupy):
+    rng = np.random.default_rng(22)
+    sizes = [3] * 700
+    pair = Pair(cupy, fa.AdamW, some(rng, sizes), capturable=True)
+    grads = some(rng, sizes)
+    on = [moved(cupy, g) for g in grads]
+    graph = captured(cupy, pair.opt, on)
+    for _ in range(3):
+        graph.launch()
+        pair.step(grads)
+        pair.reference.step(grads)
+    assert pair.differing() == []
+
+
+# Moving, keeping.
+
+
+def test_flat_buffers_lie_on_the_device_and_move(cupy):
+    rng = np.random.default_rng(23)
+    tree = {"a": rng.standard_normal((3, 5)).astype(np.float32), "b": [rng.standard_normal(7).astype(np.float32)]}
+    here = fa.FlatBuffer(tree)
+    there = here.to("cuda")
+    assert here.to("cpu") is here
+    assert there.to("cuda") is there
+    assert "on cuda:0" in repr(there)
+    assert (there.names, there.shapes, there.offsets) == (here.names, here.shapes, here.offsets)
+    a, b = fa.AdamW(here, backend="numpy"), fa.AdamW(there)
+    for _ in range(STEPS):
+        g = rng.standard_normal(here.array.size).astype(np.float32)
+        a.step(g)
+        b.step(cupy.asarray(g))
+        a.step(fa.FlatBuffer(tree))
+        b.step(fa.FlatBuffer(tree).to("cuda"))
+    assert differing([here.array], [there.array], a, b) == []
+    back = there.to("cpu")
+    assert same_bits(back.array, here.array)
+    assert same_bits(back.views["b"][0], here.views["b"][0])
+    zeros = there.zeros_like()
+    assert zeros.same_layout(there)
+    assert (zeros.array.get() == 0).all()
+    with pytest.raises(ValueError, match="holds"):
+        b.step(fa.FlatBuffer({"a": tree["a"]}).to("cuda"))
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+def test_an_optimizer_moves_with_its_state(capturable, cupy):
+    rng = np.random.default_rng(24)
+    laid = np.asfortranarray(rng.standard_normal((3, 4)).astype(np.float32))
+    plain, device = laid.copy(), {"w": moved(cupy, laid)}
+    a, b = fa.NAdam({"w": plain}, lr=wavy, backend="numpy"), fa.NAdam(device, lr=wavy, capturable=capturable)
+    for k in range(6):
+        g = rng.standard_normal((3, 4)).astype(np.float32)
+        a.step({"w": g})
+        b.step({"w": moved(cupy, g)})
+        if k == 0 and not capturable:
+            host = b.to("cpu")
+            assert host.backend == "numba"
+            assert host.params["w"].strides == laid.strides
+            assert host.to("cpu") is host
+            b = host.to("cuda")
+            assert b.backend == "cuda"
+        elif k % 2:  # which forget the order of axes, as CuPy's own copies do
+            b = pickle.loads(pickle.dumps(b)) if k == 3 else copy.deepcopy(b)
+    assert differing([plain], [b.params["w"]], b, a) == []
+    assert b.groups[0].lr is wavy
+
+
+def test_state_is_kept_as_numpy_arrays_and_crosses_backends(cupy):
+    rng = np.random.default_rng(25)
+    tree = some(rng, [5, 33])
+    pair = Pair(cupy, fa.AdamW, tree, amsgrad=True)
+    for _ in range(STEPS):
+        pair.step(some(rng, [5, 33]))
+    kept = pair.opt.state_dict()
+    assert {type(x) for own in kept["leaves"].values() for x in own.values()} == {int, str, np.ndarray}
+    fresh = Pair(cupy, fa.AdamW, [p.copy() for p in pair.here], amsgrad=True)
+    fresh.opt.load_state_dict(pair.reference.state_dict())
+    fresh.reference.load_state_dict(kept)
+    for _ in range(STEPS):
+        fresh.step(some(rng, [5, 33]))
+    assert fresh.differing() == []
+    kept["leaves"]["params[0]"]["m"] = np.zeros(6, np.float32)
+    with pytest.raises(ValueError, match=r"\['m'\] is float32\(6,\), expected float32\(5,\)"):
+        fresh.opt.load_state_dict(kept)
+
+
+FUNCTIONS = {name: f for name, f in vars(functional).items() if name.endswith("_step") and not name.startswith("_")}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functional_calls_work_on_the_device(name, cupy):
+    rng = np.random.default_rng(26)
+    slots = kernels.ALL[name.removesuffix("_step")].slots
+    here = {"p": rng.standard_normal(700).astype(np.float32)}
+    here |= {slot.name: np.zeros(700, np.float32) for slot in slots if not slot.optional}
+    there = {key: moved(cupy, x) for key, x in here.items()}
+    for t in range(1, 4):
+        g = rng.standard_normal(700).astype(np.float32)
+        FUNCTIONS[name](**here, g=g, t=t, lr=0.1, backend="numpy")
+        FUNCTIONS[name](**there, g=moved(cupy, g), t=t, lr=0.1)
+    assert differing(here.values(), there.values()) == []
+    assert len(cupy.state.launches) == 3
+
+
+# What is here.
+
+
+def test_verify_holds_the_device_against_the_papers(cupy):
+    found = cover.cases(backends=("cuda",))
+    assert {np.dtype(case.dtype) for case in found} == {np.dtype(np.float32), np.dtype(np.float64)}
+    case = next(case for case in found if str(case).startswith("AdamW "))
+    units, _, same = verify.check(case)
+    assert same
+    assert units <= verify.SLACK
+
+
+def runtime(**changed):
+    return {name: (lambda value=value: value) for name, value in changed.items()}
+
+
+@pytest.mark.parametrize(
+    ("changed", "version", "expected"),
+    [
+        ({}, "14.2.0", "ready"),
+        ({}, "13.6.0", "cupy is 13.6.0, expected 14.2 or newer; pip install --upgrade cupy-cuda13x"),
+        (runtime(driverGetVersion=0), "14.2.0", "no NVIDIA driver is loaded; install one"),
+        (runtime(driverGetVersion=12080), "14.2.0", "the driver is for CUDA 12, cupy for 13; pip install cupy-cuda12x"),
+        (runtime(getDeviceCount=0), "14.2.0", "no CUDA device is visible; nvidia-smi"),
+    ],
+)
+def test_backends_say_why_cuda_is_not_ready(changed, version, expected, cupy, monkeypatch):
+    for name, value in changed.items():
+        monkeypatch.setattr(cupy.cuda.runtime, name, value)
+    cupy.__version__ = version
+    assert fa.backends()["cuda"].startswith(expected)
+    p = cupy.asarray(np.ones(3, np.float32))
+    if expected != "ready":
+        with pytest.raises(RuntimeError, match=r"backend for arrays on a CUDA device is 'cuda', which cannot run here"):
+            fa.Adam(p)
+
+
+def test_without_cupy_the_error_names_the_command(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    assert "pip install cupy-cuda13x" in fa.backends()["cuda"]
+    with pytest.raises(RuntimeError, match="pip install cupy-cuda13x"):
+        fa.Adam(np.ones(3), backend="cuda")
+    fa.Adam(np.ones(3), backend="numba")  # and nothing else minds

@@ -58,5 +58,5 @@ def source(steps: Sequence[Step]) -> str:
         here / "ieee.cuh", here / "formats.cuh", *(here.parent / name / f"{name}.cuh" for name in kernels),
         here / "traversal.cu",
     ]  # fmt: skip
-    head = f"constexpr int THREADS = {THREADS}, WORDS = {WORDS};\n"
+    head = f"constexpr int WORDS = {WORDS};\n"
     return head + "".join(file.read_text() for file in files) + "ADVANCE\n" + "".join(step.text for step in steps)

@@ -229,7 +229,7 @@ def asarray(x):
     if isinstance(x, ndarray):
         return x
     made = ndarray(np.shape(x), np.asarray(x).dtype)
-    made.set(np.ascontiguousarray(x).reshape(np.shape(x)))
+    made.set(np.asarray(x, order="C"))
     return made
 
 
@@ -291,7 +291,9 @@ def module(native):
     streams.clear()
     pinned.clear()
     allocated.clear()
-    state.__dict__.update(device=0, devices=[], entered=[], launches=[], compiled=[], library=native, waits=0)
+    state.__dict__.update(
+        device=0, devices=[], entered=[], launches=[], compiled=[], library=native, waits=0, allocated=allocated
+    )
     state.stream = Stream(ptr=0)
     made = ModuleType("cupy")
     made.__dict__.update(

@@ -1,0 +1,94 @@
+"""The CUDA backend's text as NVRTC compiles it, without a GPU: every instantiation, for every generation of GPUs."""
+
+import re
+from itertools import pairwise
+
+import pytest
+from cuda_host import steps
+
+from fastadam.kernels.cuda import OPTIONS, source
+
+nvrtc = pytest.importorskip("cuda.bindings.nvrtc", reason="no cuda-bindings: pip install '.[cuda-ci]'")
+
+ARCHITECTURES = [80, 90, 100, 120]
+AS_CUPY_ADDS = ("-ftz=true",)
+ASSEMBLER = "ptxas info", "ptxas         ."  # how the lines begin that -Xptxas=-v asks for
+VECTOR = {4: r"v4\.[fb]32", 8: r"v2\.[fb]64"}
+
+
+def checked(result):
+    status, *values = result
+    assert status == nvrtc.nvrtcResult.NVRTC_SUCCESS, status
+    return values[0] if values else None
+
+
+def compiled(text, architecture):
+    """(PTX, messages) of a program."""
+    program = checked(nvrtc.nvrtcCreateProgram(text.encode(), b"traversal.cu", 0, [], []))
+    options = [*OPTIONS, *AS_CUPY_ADDS, f"-arch=sm_{architecture}", "-Xptxas=-v"]
+    (status,) = nvrtc.nvrtcCompileProgram(program, len(options), [o.encode() for o in options])
+    log = b" " * checked(nvrtc.nvrtcGetProgramLogSize(program))
+    checked(nvrtc.nvrtcGetProgramLog(program, log))
+    assert status == nvrtc.nvrtcResult.NVRTC_SUCCESS, log.decode()
+    ptx = b" " * checked(nvrtc.nvrtcGetPTXSize(program))
+    checked(nvrtc.nvrtcGetPTX(program, ptx))
+    checked(nvrtc.nvrtcDestroyProgram(program))
+    return ptx.decode().rstrip("\0"), log.decode().rstrip("\0 \n")
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES, ids="sm_{}".format)
+def program(request):
+    return compiled(source(steps()), request.param)
+
+
+def bodies(ptx):
+    """The text of each kernel by name."""
+    return dict(re.findall(r"\.entry (\w+)\((.*?)^\}", ptx, re.DOTALL | re.MULTILINE))
+
+
+def test_it_compiles_without_warnings_and_spills_nothing(program):
+    _, log = program
+    assert [line for line in log.splitlines() if line and not line.startswith(ASSEMBLER)] == []
+    memory = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", log)
+    assert len(memory) == len(steps()) + 1  # and `advance`
+    assert set(memory) == {("0", "0", "0")}
+    registers = [int(n) for n in re.findall(r"Used (\d+) registers", log)]
+    assert max(registers) <= 128  # four blocks of 128 threads stay on a multiprocessor
+
+
+def test_arithmetic_is_never_fused_never_flushed_and_of_one_type(program):
+    found = bodies(program[0])
+    assert found.keys() == {*(step.name for step in steps()), "advance"}
+    for name, text in found.items():
+        assert ".ftz" not in text, name
+        assert ".approx" not in text, name
+        assert not re.search(r"\b(fma|mad)(\.\w+)*\.f(32|64)\b", text), name
+        other = "f32" if "_f64_" in name else "f64"
+        assert not re.search(rf"\b(add|sub|mul|div|sqrt|neg|abs|cvt|setp|mov|ld|st)(\.\w+)*\.{other}\b", text), name
+        operations = set(re.findall(r"\b(?:add|sub|mul|div|sqrt)\.\w+\.f\d\d", text))
+        assert all(".rn." in operation for operation in operations), name
+
+
+def test_whole_accesses_are_of_16_bytes_and_all_loads_come_before_arithmetic(program):
+    found = bodies(program[0])
+    for step in steps():
+        text = found[step.name]
+        vector = VECTOR[step.real.itemsize]
+        streams = sum(dtype is not None for dtype in step.streams)
+        loads = [m.start() for m in re.finditer(rf"ld\.global\.{vector}", text)]
+        stores = [m.start() for m in re.finditer(rf"st\.global\.{vector}", text)]
+        assert not re.search(r"\b(ld|st)\.(v\d|f\d|u\d|b\d|local)", text), step.name  # generic, or the stack
+        # Twice: where every stream can be accessed whole, and where each is looked at by itself.
+        assert (len(loads), len(stores)) == (2 * streams, 2 * (streams - 1)), step.name
+        apart = [a for a, b in pairwise(loads) if re.search(r"(mul|add)\.rn", text[a:b])]
+        assert len(apart) <= 1, step.name  # between the two walks only
+        runs = [text[a:b] for a, b in zip(loads, loads[streams - 1 :], strict=False)]
+        assert any(not re.search(r"\bbra\b|\.rn\.", run) for run in runs), step.name  # one walk loads in one go
+
+
+def test_what_these_tests_look_for_is_there_in_plain_cuda():
+    """The same options on plain arithmetic give what the others must not hold."""
+    text = 'extern "C" __global__ void f(float* x) { x[0] = x[1] * x[2] + x[3] > 0 ? x[4] : x[5]; }'
+    ptx, _ = compiled(text, 90)
+    assert "fma.rn.ftz.f32" in ptx
+    assert re.search(r"setp\.\w+\.ftz\.f32", ptx)
