@@ -9,7 +9,7 @@ from typing import Any
 
 from fastadam.arrays import Host
 from fastadam.compiled import NumbaPlan
-from fastadam.cuda import CudaPlan
+from fastadam.cuda import CudaPlan, only_on_host
 from fastadam.device import DEVICE, HOST, home_of
 from fastadam.plan import NumpyPlan, Plan
 from fastadam.window import Window
@@ -22,6 +22,9 @@ class Backend:
 
     def __init__(self, name: str, plan: type[Plan], needs: str, home: Host = HOST) -> None:
         self.name, self.plan, self._needs, self.home = name, plan, needs, home
+
+    def check_chores(self) -> None:
+        """Raises NotImplementedError where a step does nothing beside the method's arithmetic."""
 
     def window(self, opt: Any, plan: Any) -> Any:
         """The coefficients of steps to come, for capturable=True. Raises ValueError where there is no such thing."""
@@ -42,6 +45,9 @@ class Backend:
 
 class Cuda(Backend):
     """NVIDIA GPUs, through CuPy."""
+
+    def check_chores(self) -> None:
+        raise only_on_host("max_norm, max_value, ema_decay, copy_to, zero_grads, skip_nonfinite and stats")
 
     def window(self, opt: Any, plan: Any) -> Any:
         return Window(opt, plan)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from functools import cache
 from itertools import starmap
 from operator import call, setitem
@@ -133,13 +133,15 @@ class CudaPlan(Plan):
                         f"{label} is {describe(x)}, {names[0][0]} is {describe(self._params[0])}: expected one device"
                     )
         self._index = self._device.id
-        width = len(kernel.Coefficients._fields)
+        self._width = len(kernel.Coefficients._fields)
+        slots = 2 + len(kernel.slots)
         groups: dict[int, list[int]] = {}
         for leaf, k in self._signature_of.items():
             groups.setdefault(k, []).append(leaf)
+        own = [streams[:slots] for streams in self._streams]
         with self._device:
             self._signatures = [
-                Signature(kernel.name, leaves, self._streams, len(self._rows), width) for leaves in groups.values()
+                Signature(kernel.name, leaves, own, len(self._rows), self._width) for leaves in groups.values()
             ]
             cupy.cuda.get_current_stream().synchronize()  # zeros and tables are there, whichever stream steps first
         self._signatures = [one for one in self._signatures if one.blocks]
@@ -201,13 +203,18 @@ class CudaPlan(Plan):
         return here  # type: ignore[no-any-return]
 
     def accept_rows(self, leaf: int, indices: Any, values: Any) -> Any:
-        raise NotImplementedError("step_rows runs on the CPU backends only, and these parameters lie on a CUDA device")
+        raise only_on_host("step_rows")
 
     def launch_some(self, *_: Any) -> None:
-        self.accept_rows(0, None, None)
+        raise only_on_host("step_rows")
 
-    def on_stream(self) -> ExitStack:
+    def accumulate(self, *_: Any) -> None:
+        raise only_on_host("accumulate")
+
+    def on_stream(self) -> AbstractContextManager[Any]:
         """Within it CuPy works on the parameters' device and their owner's stream, which waits for the gradients'."""
+        if not (self._foreign or self._others):
+            return self._cupy.cuda.Device(self._index)  # type: ignore[no-any-return]
         stack = ExitStack()
         stack.enter_context(self._device)
         if (stream := stream_of(next(iter(self._foreign.values()), None))) is not None:
@@ -244,9 +251,14 @@ class CudaPlan(Plan):
         live: Any = slice(None) if self._row.min(initial=0) >= 0 else np.flatnonzero(self._row >= 0)
         done = [(self._counts, live, self._counts[live] + 1)]
         if self._carried.size:
-            width = self._rows.shape[1] - self._carried.shape[1]
-            done.append((self._carried, live, self._rows[self._row[live], width:]))
+            carried = slice(self._width, self._width + self._carried.shape[1])
+            done.append((self._carried, live, self._rows[self._row[live], carried]))
         return done
+
+
+def only_on_host(what: str) -> NotImplementedError:
+    """The error for what arrays on a device cannot have yet."""
+    return NotImplementedError(f"{what}: on the CPU backends only, and these parameters lie on a CUDA device")
 
 
 def _wait(first: Any, second: Any) -> None:

@@ -28,6 +28,7 @@ class Adam(Optimizer):
         zero_grads: bool = False,
         skip_nonfinite: bool | str = False,
         stats: str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class AdamW(Optimizer):
@@ -51,6 +52,7 @@ class AdamW(Optimizer):
         zero_grads: bool = False,
         skip_nonfinite: bool | str = False,
         stats: str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class NAdam(Optimizer):
@@ -74,6 +76,7 @@ class NAdam(Optimizer):
         zero_grads: bool = False,
         skip_nonfinite: bool | str = False,
         stats: str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class RAdam(Optimizer):
@@ -96,6 +99,7 @@ class RAdam(Optimizer):
         zero_grads: bool = False,
         skip_nonfinite: bool | str = False,
         stats: str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class Adamax(Optimizer):
@@ -117,6 +121,7 @@ class Adamax(Optimizer):
         zero_grads: bool = False,
         skip_nonfinite: bool | str = False,
         stats: str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class AdaBelief(Optimizer):
@@ -139,6 +144,7 @@ class AdaBelief(Optimizer):
         zero_grads: bool = False,
         skip_nonfinite: bool | str = False,
         stats: str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class Lion(Optimizer):
@@ -159,6 +165,7 @@ class Lion(Optimizer):
         zero_grads: bool = False,
         skip_nonfinite: bool | str = False,
         stats: str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class SGD(Optimizer):
@@ -181,6 +188,7 @@ class SGD(Optimizer):
         zero_grads: bool = False,
         skip_nonfinite: bool | str = False,
         stats: str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class RMSprop(Optimizer):
@@ -204,6 +212,7 @@ class RMSprop(Optimizer):
         zero_grads: bool = False,
         skip_nonfinite: bool | str = False,
         stats: str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class Adagrad(Optimizer):
@@ -226,4 +235,5 @@ class Adagrad(Optimizer):
         zero_grads: bool = False,
         skip_nonfinite: bool | str = False,
         stats: str | None = None,
+        capturable: bool = False,
     ) -> None: ...

@@ -120,7 +120,9 @@ def unpickle(opt: Optimizer, kept: dict[str, Any]) -> None:
         own = [{name: getattr(rule, name) for name in names} for rule in rules]
         own = [{**each, "max_norm": limit} for each, limit in zip(own, kept["limits"], strict=True)]
         tree = [{"params": item["params"], **group} for item, group in zip(tree, own, strict=True)]
-    opt._build(tree, rules[0], kept["backend"], kept["state"]["seed"], kept["chores"], kept["copy_to"], kept["capturable"])
+    opt._build(
+        tree, rules[0], kept["backend"], kept["state"]["seed"], kept["chores"], kept["copy_to"], kept["capturable"]
+    )
     opt.load_state_dict(kept["state"])
     opt._behind, opt._totals, opt._totalled = kept["behind"], kept["totals"], kept["totalled"]
     vars(opt).update(kept["own"])

@@ -129,7 +129,7 @@ class Window:
                 table[k] = opt._rows[: len(opt.groups), : self._width]
                 opt._counts += 1
                 if opt.rule.carried:
-                    opt._carried[:] = opt._rows[opt._row, self._width :]
+                    opt._carried[:] = opt._rows[opt._row, self._width : self._width + opt._carried.shape[1]]
                     carried.append(opt._carried.copy())
         finally:
             opt._counts[:], opt._carried[:] = before
