@@ -87,7 +87,7 @@ class Signature:
         self._row = self.words[n : self._rows_at].view(np.int32)[:n]
         rest = self.words[self._rows_at :].view(self.real)
         self._coefficients = rest[: len(rest) // width * width].reshape(-1, width)
-        self._upload: Uploaded | None = None
+        self._upload: Any = None
         self._seen, self._used, self._device = b"", 0, self._chunks.device.id
 
     def _words(self, rows: int) -> int:
@@ -101,17 +101,25 @@ class Signature:
             self._used = int(self._row.max(initial=-1)) + 1
         used = self._used if window is NO_WINDOW else 0
         self._coefficients[:used] = rows[:used, : self.width]
-        if (words := self._words(used)) <= WORDS:
+        step, words = self.load(used)
+        if step is self.by_value:
             if self._most > WORDS:
                 self._here["words"][:words] = self.words[:words]
-            step, table = self.by_value, self._here
+            table = self._here
         else:
-            if self._upload is None:
-                self._upload = Uploaded(8 * self._most)
-                self._there["words"] = self._upload.address
             self._upload(self.words[:words])
-            step, table = self.uploaded, self._there
+            table = self._there
         return function(self._device, step), (self.blocks,), (THREADS,), (self._chunks, self._own, table, window)
+
+    def load(self, rows: int) -> tuple[Step, int]:
+        """Which step takes a table with so many rows, compiled or loaded and with memory for it; the table's words."""
+        words = self._words(rows)
+        step = self.by_value if words <= WORDS else self.uploaded
+        if step is self.uploaded and self._upload is None:
+            self._upload = Uploaded(8 * self._most)
+            self._there["words"] = self._upload.address
+        function(self._device, step)
+        return step, words
 
 
 class CudaPlan(Plan):
@@ -225,6 +233,13 @@ class CudaPlan(Plan):
                 here.wait_event(other.record())
                 stack.callback(_wait, other, here)
         return stack
+
+    def load(self) -> None:
+        """Compile or load what a step with a window launches: impossible while a graph is captured."""
+        with self.on_stream():
+            function(self._index, None)
+            for one in self._signatures:
+                one.load(0)
 
     def stream(self) -> Any:
         """The current stream, within on_stream the parameters' owner's."""

@@ -33,7 +33,8 @@ class Optimizer:
 
     backend: "auto", "numpy", "numba" or "cuda"; "auto" follows $FASTADAM_BACKEND, and takes "cuda" for arrays on a
         device, else the fastest that is ready.
-    capturable: whether steps may be captured in a CUDA graph: the device then counts them; see prepare.
+    capturable: whether steps may be captured in a CUDA graph: the device then counts them; see prepare. Step once
+        before the capture, as every library asks that loads its kernels when they are first launched.
     seed: of the stochastic rounding in low-precision formats; part of the state.
 
     Chores, all in the same pass over memory as the step, in this order:

@@ -19,28 +19,31 @@ class Uploaded:
 
         self._cupy, self._nbytes = cupy, nbytes
         self.memory = cupy.empty(nbytes, np.uint8)
-        self._buffers: list[tuple[Any, Array, Any]] = []  # page-locked memory, a view of it, the event
+        self._buffers: list[tuple[Array, Any]] = []  # page-locked memory, the event after its last copy
+        self._spare = [self._buffer()]  # during a capture memory must not be allocated, nor events asked
         self._captured: list[Any] = []  # a CUDA graph copies from these whenever it is replayed
 
     @property
     def address(self) -> int:
         return int(self.memory.data.ptr)
 
+    def _buffer(self) -> tuple[Array, Any]:
+        pinned = self._cupy.cuda.alloc_pinned_memory(self._nbytes)
+        return np.frombuffer(pinned, np.uint8, self._nbytes), self._cupy.cuda.Event(disable_timing=True)
+
     def __call__(self, values: Array) -> None:
         """Let the first bytes on the device be those of `values`, after what the current stream has to do before."""
         stream = self._cupy.cuda.get_current_stream()
-        buffer = next((one for one in self._buffers if one[2].done), None)
-        if buffer is None:
-            pinned = self._cupy.cuda.alloc_pinned_memory(self._nbytes)
-            event = self._cupy.cuda.Event(disable_timing=True)
-            buffer = pinned, np.frombuffer(pinned, np.uint8, self._nbytes), event
-        else:
-            self._buffers.remove(buffer)
-        source = buffer[1][: values.nbytes]
-        source[:] = values.reshape(-1).view(np.uint8)
-        self.memory[: values.nbytes].set(source, stream=stream)
-        if stream.is_capturing():
+        if capturing := stream.is_capturing():
+            buffer = self._spare.pop() if self._spare else self._buffer()
             self._captured.append(buffer)
         else:
-            buffer[2].record(stream)
+            self._spare = self._spare or [self._buffer()]
+            k = next((k for k, (_, event) in enumerate(self._buffers) if event.done), None)
+            buffer = self._buffer() if k is None else self._buffers.pop(k)
+        source = buffer[0][: values.nbytes]
+        source[:] = values.reshape(-1).view(np.uint8)
+        self.memory[: values.nbytes].set(source, stream=stream)
+        if not capturing:
+            buffer[1].record(stream)
             self._buffers.append(buffer)

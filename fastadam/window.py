@@ -41,6 +41,7 @@ class Window:
         with plan.on_stream():
             self._place = Uploaded(16)
         self.at = self._place.memory.view(np.int64)
+        plan.load()
         self._start(STEPS)
         plan.window = self
 

@@ -489,7 +489,8 @@ def test_names_order_and_defaults_are_torchs(name):
     assert first == {"params": inspect.Parameter.empty, **positional}
     extra = OURS if name in ("Adam", "AdamW") else {}
     chores = {each.name: each.default for each in fields(Chores)} | {"copy_to": None}
-    assert second == {**keywords, **extra, "backend": "auto", "seed": 0, **chores}
+    ours = {"backend": "auto", "seed": 0, "capturable": False}
+    assert second == {**keywords, **extra, **ours, **chores}
     assert len(shown) == len(first) + len(second)  # no *args, no **kwargs
     (group,) = method(np.ones(2, np.float32)).groups
     assert {k: getattr(group, k) for k in positional | keywords | extra} == positional | keywords | extra

@@ -24,15 +24,23 @@ class Launch(NamedTuple):
     captured: bool
 
 
+def not_in_a_capture():
+    assert state.stream.graph is None, "not while a graph is captured"
+
+
 class Event:
     def __init__(self, block=False, disable_timing=False):
-        self.done, self.stream, self.disable_timing = True, None, disable_timing
+        self.past, self.stream, self.disable_timing = True, None, disable_timing
+
+    @property
+    def done(self):
+        not_in_a_capture()
+        return self.past
 
     def record(self, stream=None):
         stream = stream or state.stream
-        assert not stream.graph, "a captured event cannot be asked"
-        self.done, self.stream = False, stream
-        stream.do(lambda: setattr(self, "done", True))
+        self.past, self.stream = False, stream
+        stream.do(lambda: setattr(self, "past", True))
 
 
 class Graph:
@@ -73,7 +81,7 @@ class Stream:
         return event
 
     def wait_event(self, event):
-        self.do(lambda: event.stream and event.stream.drain(lambda: event.done))
+        self.do(lambda: event.stream and event.stream.drain(lambda: event.past))
 
     def begin_capture(self):
         self.graph = []
@@ -122,6 +130,7 @@ class UnownedMemory:
 
 
 def alloc_pinned_memory(nbytes):
+    not_in_a_capture()
     memory = bytearray(nbytes)
     pinned.append(np.frombuffer(memory, np.uint8))
     return memory
@@ -135,6 +144,7 @@ class ndarray:
     def __init__(self, shape, dtype=float, memptr=None, strides=None):
         dtype = np.dtype(dtype)
         if memptr is None:
+            not_in_a_capture()
             raw = np.full(int(np.prod(shape)) * dtype.itemsize + 256, 0xA5, np.uint8)
             allocated.append(raw)  # freed memory is handed out again to work on the same stream only, which comes later
             start = -raw.ctypes.data % 256
@@ -239,6 +249,7 @@ def from_dlpack(x):
 
 class RawModule:
     def __init__(self, code, options=()):
+        not_in_a_capture()
         self.code, self.options, self.device = code, options, state.device
         state.compiled.append((self.device, code.splitlines()[-1]))
 
