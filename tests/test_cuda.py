@@ -164,7 +164,7 @@ def table_of(passed):
 def test_one_launch_a_signature_argument_by_argument(cupy):
     rng = np.random.default_rng(12)
     tree = [*some(rng, [5, 1030, 0]), *some(rng, [300], np.float64), *some(rng, [7])]
-    there = [moved(cupy, p) for p in tree]
+    there = [cupy.empty(p.size + k, p.dtype)[k:] for k, p in enumerate(tree)]
     opt = fa.AdamW([{"params": there[:2], "lr": 0.1}, {"params": there[2:], "lr": 0.2}], weight_decay=0.0)
     grads = [moved(cupy, g) for g in tree]
     opt.step([grads[:2], grads[2:]])
@@ -262,6 +262,19 @@ def test_steps_neither_wait_nor_allocate(cupy):
         pair.opt.step(grads)
     assert (cupy.state.waits, len(cupy.state.allocated)) == (waits, held)
     assert len(cupy.state.compiled) == 1
+
+
+def test_memory_seen_before_is_looked_at_again_as_another_array(cupy):
+    p, g = (cupy.asarray(np.ones((4, 4), np.float32)) for _ in range(2))
+    opt = fa.SGD(p, lr=1.0)
+    opt.step(g)
+    for other, error in ((g.reshape(16), ValueError), (g.view(np.int32), TypeError)):
+        assert other.data.ptr == g.data.ptr
+        with pytest.raises(error, match="grads is"):
+            opt.step(other)
+    g.set(np.arange(16, dtype=np.float32).reshape(4, 4))
+    opt.step(g.transpose(1, 0))
+    assert np.array_equal(p.get(), -np.arange(16).reshape(4, 4).T)
 
 
 def test_empty_arrays_and_empty_trees(cupy):
