@@ -79,7 +79,11 @@ def stream_of(x: Any) -> Any:
         handle = sys.modules["torch"].cuda.current_stream(x.device).cuda_stream
     else:
         handle = getattr(x, "__cuda_array_interface__", {}).get("stream")
-    return None if handle is None else cupy.cuda.Stream.from_external(_Handle(int(handle)))
+    if handle is None:
+        return None
+    if handle in (0, 1):  # the default stream, as a pointer and as __cuda_array_interface__ calls it
+        return cupy.cuda.Stream.null
+    return cupy.cuda.Stream.ptds if handle == 2 else cupy.cuda.Stream.from_external(_Handle(int(handle)))
 
 
 class Device(Host):

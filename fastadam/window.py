@@ -13,7 +13,7 @@ import numpy as np
 
 from fastadam.arrays import Array
 from fastadam.checks import integer
-from fastadam.cuda import WINDOW
+from fastadam.signature import WINDOW
 from fastadam.upload import Uploaded
 
 if TYPE_CHECKING:

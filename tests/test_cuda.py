@@ -15,7 +15,7 @@ from cases import METHODS, hostile, kernels_in_use, label, same_bits, state_arra
 from test_bits import LAYOUTS, gradients_like, tree_of_offsets
 
 import fastadam as fa
-from fastadam import cover, cuda, functional, kernels, verify, window
+from fastadam import cover, functional, kernels, signature, verify, window
 from fastadam.kernels.cuda import THREADS, WORDS
 
 pytestmark = pytest.mark.skipif(cuda_host.COMPILER is None, reason="no g++: the .cu text cannot run on the host")
@@ -34,9 +34,9 @@ def cupy(native, monkeypatch):
 
     module = fake_cupy.module(native)
     monkeypatch.setitem(sys.modules, "cupy", module)
-    cuda.function.cache_clear()
+    signature.function.cache_clear()
     yield module
-    cuda.function.cache_clear()
+    signature.function.cache_clear()
 
 
 def moved(cupy, x):
@@ -176,7 +176,7 @@ def test_one_launch_a_signature_argument_by_argument(cupy):
         (_, chunks), (_, own), (table, _), (window, _) = launch.arguments
         assert launch.block == (THREADS,)
         assert window.tobytes() == bytes(24)
-        chunks = chunks.get().view(cuda.CHUNK)
+        chunks = chunks.get().view(signature.CHUNK)
         assert launch.grid == (len(chunks),)
         seen = np.zeros(sum(there[leaf].size for leaf in leaves), int)
         starts = np.cumsum([0, *(there[leaf].size for leaf in leaves)])
@@ -207,7 +207,7 @@ def test_chunks_cover_each_leaf_once_and_begin_where_access_is_whole():
     for most, width in ((512, 4), (256, 2), (8, 4)):
         sizes = [0, 1, most - 1, most, most + 1, 3 * most, *rng.integers(0, 10 * most, 20)]
         heads = rng.integers(0, width, len(sizes))
-        table = cuda.chunk_table(sizes, heads, most)
+        table = signature.chunk_table(sizes, heads, most)
         for leaf, (size, head) in enumerate(zip(sizes, heads, strict=True)):
             own = table[table["leaf"] == leaf]
             assert np.array_equal(own["first"], np.cumsum([0, *own["n"]])[:-1] if len(own) else own["first"])
@@ -215,7 +215,7 @@ def test_chunks_cover_each_leaf_once_and_begin_where_access_is_whole():
             assert (own["n"] > 0).all()
             assert ((own["first"][1:] + head) % width == 0).all()
             assert (own["n"] <= most - np.where(own["first"] == 0, head, 0)).all()
-    large = cuda.chunk_table([2**33 + 5], [3], 2**21)
+    large = signature.chunk_table([2**33 + 5], [3], 2**21)
     assert large["first"][-1] > 2**32
     assert large["n"].sum(dtype=np.int64) == 2**33 + 5
 
@@ -315,7 +315,7 @@ class Interface:
     """Another library's array: Numba's, say."""
 
     def __init__(self, x, **changed):
-        self.__cuda_array_interface__ = {**x.__cuda_array_interface__, **changed}
+        self.__cuda_array_interface__ = {**x.__cuda_array_interface__, "stream": 77, **changed}
         self.x = x
 
 
@@ -347,7 +347,7 @@ def test_a_step_runs_on_the_current_stream(cupy):
 @pytest.mark.parametrize("kind", [Tensor, Interface, Capsule])
 def test_arrays_of_other_libraries_are_stepped_where_they_lie(kind, cupy, monkeypatch):
     rng = np.random.default_rng(18)
-    theirs = cupy.Stream(ptr=1 if kind is Interface else 77)
+    theirs = cupy.Stream(ptr=77)
     torch = SimpleNamespace(cuda=SimpleNamespace(current_stream=lambda device: SimpleNamespace(cuda_stream=77)))
     monkeypatch.setitem(sys.modules, "torch", torch)
     tree = [rng.standard_normal((3, 4)).astype(np.float32), np.ones(0, np.float32)]
@@ -363,7 +363,7 @@ def test_arrays_of_other_libraries_are_stepped_where_they_lie(kind, cupy, monkey
 
 
 def test_a_gradient_from_another_stream_is_waited_for_and_waits(cupy):
-    theirs, p = cupy.Stream(ptr=1), cupy.asarray(np.ones(4, np.float32))
+    theirs, p = cupy.Stream(ptr=77), cupy.asarray(np.ones(4, np.float32))
     opt = fa.SGD(p, lr=1.0)
     late = cupy.asarray(np.zeros(4, np.float32))
     cupy.state.stream.synchronize()

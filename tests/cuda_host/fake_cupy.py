@@ -305,7 +305,8 @@ def module(native):
     state.__dict__.update(
         device=0, devices=[], entered=[], launches=[], compiled=[], library=native, waits=0, allocated=allocated
     )
-    state.stream = Stream(ptr=0)
+    state.stream = Stream.null = Stream(ptr=0)
+    Stream.ptds = Stream(ptr=2)
     made = ModuleType("cupy")
     made.__dict__.update(
         __version__="14.2.0", ndarray=ndarray, empty=empty, zeros=zeros, asarray=asarray, from_dlpack=from_dlpack,
