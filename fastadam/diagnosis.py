@@ -11,7 +11,7 @@ import numpy as np
 from fastadam.backend import backends
 from fastadam.kernels.cpu import threads
 
-PACKAGES = ("fastadam", "numpy", "numba", "llvmlite", "cupy", "torch", "scikit-learn", "rich")
+PACKAGES = ("fastadam", "numpy", "numba", "llvmlite", "cupy-cuda12x", "cupy-cuda13x", "torch", "scikit-learn", "rich")
 
 
 def _versions() -> dict[str, str]:

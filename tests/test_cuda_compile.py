@@ -65,8 +65,9 @@ def test_arithmetic_is_never_fused_never_flushed_and_of_one_type(program):
         assert not re.search(r"\b(fma|mad)(\.\w+)*\.f(32|64)\b", text), name
         other = "f32" if "_f64_" in name else "f64"
         assert not re.search(rf"\b(add|sub|mul|div|sqrt|neg|abs|cvt|setp|mov|ld|st)(\.\w+)*\.{other}\b", text), name
-        operations = set(re.findall(r"\b(?:add|sub|mul|div|sqrt)\.\w+\.f\d\d", text))
-        assert all(".rn." in operation for operation in operations), name
+        operations = set(re.findall(r"\b(?:add|sub|mul|div|sqrt)(?:\.\w+)*\.f\d\d\b", text))
+        assert all(".rn.f" in operation for operation in operations), name  # without .rn they may be fused later
+        assert len(operations) >= 3 or name == "advance", name
 
 
 def test_whole_accesses_are_of_16_bytes_and_all_loads_come_before_arithmetic(program):
