@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastadam.arrays import Array, describe, extent, flat_like, shaped_like
-from fastadam.device import DEVICE, on_device, one_device, stream_of
+from fastadam.device import DEVICE, on_device, stream_of
 from fastadam.plan import Plan
 from fastadam.signature import NO_WINDOW, Signature, function
 
@@ -31,12 +31,13 @@ class CudaPlan(Plan):
         self._foreign = {k: p for k, p in enumerate(params) if not hasattr(p, "views") and type(p) is not cupy.ndarray}
         viewed = [DEVICE.own(names[k][0], p) if k in self._foreign else p for k, p in enumerate(params)]
         super().__init__(kernel, names, viewed, *rest)
-        self._device = one_device(self._params)
+        first: Any = self._params[0] if self._params else None
+        self._device = cupy.cuda.Device() if first is None else first.device
         for labels, streams in zip(names, self._streams, strict=True):
             for label, x in zip(labels, streams, strict=True):
                 if x is not None and x.device.id != self._device.id:
                     raise ValueError(
-                        f"{label} is {describe(x)}, {names[0][0]} is {describe(self._params[0])}: expected one device"
+                        f"{label} is {describe(x)}, {names[0][0]} is {describe(first)}: expected one device"
                     )
         self._index = self._device.id
         self._width = len(kernel.Coefficients._fields)

@@ -5,6 +5,7 @@ Importing this module loads no cupy; whoever has an array on a device has what i
 
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from math import prod
 from typing import Any
 
@@ -90,6 +91,14 @@ class Device(Host):
     """The memory of CUDA devices, through CuPy."""
 
     @staticmethod
+    def near(arrays: Iterable[Any]) -> AbstractContextManager[Any]:
+        """Their device; the current one where there are none."""
+        import cupy
+
+        device: AbstractContextManager[Any] = next((x.device for x in arrays), None) or cupy.cuda.Device()
+        return device
+
+    @staticmethod
     def own(name: str, x: Any) -> Array:
         view = _view(name, x, written=True)
         if view.dtype not in DTYPES or not view.dtype.isnative:
@@ -132,7 +141,7 @@ class Device(Host):
         for p in params:
             starts.append(-(-end // ALIGNED) * ALIGNED + extent(p)[0] % ALIGNED if p.size else end)
             end = starts[-1] + p.nbytes
-        with one_device(params):
+        with Device.near(params):
             memory = cupy.zeros(end, np.uint8)
         return [memory[at : at + p.nbytes].view(p.dtype) for at, p in zip(starts, params, strict=True)]
 
@@ -152,14 +161,8 @@ class Device(Host):
     @staticmethod
     def write(x: Array, values: Array) -> None:
         order = memory_order(x)
-        x.transpose(order).set(np.asarray(values.transpose(order), order="C"))  # type: ignore[attr-defined]
-
-
-def one_device(arrays: Iterable[Any]) -> Any:
-    """The device of these CuPy arrays, to work on with `with`; the current one where there are none."""
-    import cupy
-
-    return next((x.device for x in arrays), None) or cupy.cuda.Device()
+        with Device.near([x]):
+            x.transpose(order).set(np.asarray(values.transpose(order), order="C"))  # type: ignore[attr-defined]
 
 
 def home_of(leaves: Iterable[Any]) -> Host:

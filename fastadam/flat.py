@@ -41,7 +41,8 @@ class FlatBuffer:
         self.shapes = [leaf.shape for leaf in leaves]
         sizes = [leaf.size for leaf in leaves]
         self.offsets = [0, *accumulate(sizes)][:-1]
-        self.array = home.allocate(sum(sizes), leaves[0].dtype if sizes else np.float32)
+        with home.near(leaves):
+            self.array = home.allocate(sum(sizes), leaves[0].dtype if sizes else np.float32)
         pieces = iter(zip(leaves, self.offsets, strict=True))
 
         def view(_: Any) -> Array:
@@ -50,7 +51,8 @@ class FlatBuffer:
             here[...] = leaf
             return here
 
-        self.views = rebuild(tree, view)
+        with home.near(leaves):
+            self.views = rebuild(tree, view)
 
     def to(self, where: str) -> "FlatBuffer":
         """A copy on "cuda" (the current device) or on the "cpu"; itself where it lies there."""
@@ -59,7 +61,8 @@ class FlatBuffer:
     def zeros_like(self) -> "FlatBuffer":
         """Another buffer of this layout, filled with zeros: a home for gradients."""
         other = FlatBuffer(self.views)
-        other.array[:] = 0
+        with home_of([other]).near([other.array]):
+            other.array[:] = 0
         return other
 
     def same_layout(self, other: "FlatBuffer") -> bool:

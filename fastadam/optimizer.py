@@ -119,7 +119,8 @@ class Optimizer:
         self._even = True  # whether all leaves of each group have taken the same steps
         self._behind = sparse.Behind(len(self._rows), width)
         self._arrays = arrays
-        self._slots = self._allocate(arrays, copies)
+        with self._backend.home.near(arrays):
+            self._slots = self._allocate(arrays, copies)
         columns = "params", "grads", *(slot.name for slot in self._kernel.slots), "ema", "copy_to"
         self._plan = self._backend.plan(
             self._kernel, [[column + name for column in columns] for name in self._structure.names],

@@ -392,6 +392,12 @@ def test_each_optimizer_runs_on_its_own_device(cupy):
     assert [launch.device for launch in cupy.state.launches] == [1]
     assert cupy.state.device == 0
     assert (p.get() == 0.5).all()
+    buffer = fa.FlatBuffer([p, g])
+    for there in (buffer, buffer.zeros_like()):
+        assert there.array.device.id == there.views[0].device.id == 1
+    start = fa.Adagrad(buffer, initial_accumulator_value=0.5)
+    start.load_state_dict(start.state_dict())
+    assert (start.state_dict()["leaves"]["params"]["sum"] == 0.5).all()
     with pytest.raises(ValueError, match=r"grads is float32\(3,\) on cuda:0, params is float32\(3,\) on cuda:1"):
         opt.step(cupy.asarray(np.ones(3, np.float32)))
     with pytest.raises(ValueError, match=r"params\[1\] is .* on cuda:0, params\[0\] is .* on cuda:1: expected one"):

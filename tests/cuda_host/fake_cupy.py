@@ -202,6 +202,8 @@ class ndarray:
         return ndarray.around(self.host[key], self.number)
 
     def __setitem__(self, key, value):
+        assert self.number == state.device, "work on another device's array"
+        assert not isinstance(value, ndarray) or value.number == state.device, "work on another device's array"
         into, value = self.host[key], value.host if isinstance(value, ndarray) else value
         state.stream.do(lambda: np.copyto(into, value))
 
