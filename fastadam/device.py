@@ -95,8 +95,8 @@ class Device(Host):
         """Their device; the current one where there are none."""
         import cupy
 
-        device: AbstractContextManager[Any] = next((x.device for x in arrays), None) or cupy.cuda.Device()
-        return device
+        devices: list[AbstractContextManager[Any]] = [x.device for x in arrays]
+        return devices[0] if devices else cupy.cuda.Device()  # type: ignore[no-any-return]
 
     @staticmethod
     def own(name: str, x: Any) -> Array:
