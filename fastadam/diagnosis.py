@@ -54,6 +54,8 @@ def _layer() -> dict[str, str]:
     import numba
 
     asked = os.environ.get("NUMBA_THREADING_LAYER", "default")
+    if threads.serial():  # asking would start it
+        return {"name": "none", "why": "this process is a fork of one that may have used OpenMP: its walks are serial"}
     try:
         numba.get_num_threads()
         name = numba.threading_layer()  # type: ignore[attr-defined]

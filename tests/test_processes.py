@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from llvmlite.binding import ffi
 
 import fastadam as fa
 from fastadam.kernels.cpu import threads
@@ -136,6 +137,58 @@ print("done")
 
 def test_a_child_steps_after_its_parent(layer, fresh):
     assert "done\n" in fresh(COMMON + FORK, layer, NUMBA_THREADING_LAYER=layer, timeout=TIMEOUT)
+
+
+OPENMP = """
+import ctypes, os, re, sys
+os.sched_getaffinity = lambda process: {0, 1, 2, 3}
+from numba.np.ufunc import omppool  # loads OpenMP's library, and is not yet Numba's threading layer
+library = ctypes.CDLL(re.search(r"/\\S*/lib\\w*omp\\S*", open("/proc/self/maps").read())[0])
+seen = []
+body = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(seen.append)
+library.GOMP_parallel(body, None, 4, 0)  # as the code of any other library does
+assert len(seen) == 4
+if sys.argv[1] == "before":
+    import fastadam
+process = os.fork()
+if process == 0:
+    status = 1
+    try:
+        import logging
+        import numpy as np
+        import fastadam as fa
+        logging.basicConfig(stream=sys.stdout, format="%(message)s")
+        logging.getLogger("fastadam").setLevel("DEBUG")
+        p = np.ones(200_003, np.float32)
+        fa.SGD(p, lr=0.5, backend="numba").step(np.ones_like(p))
+        assert set(p) == {0.5}
+        print("threads", fa.get_num_threads(), fa.info()["threads"]["from"])
+        sys.stdout.flush()
+        status = 0
+    finally:
+        os._exit(status)
+assert os.waitpid(process, 0)[1] == 0
+print("done")
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="finds OpenMP's library as Linux shows it")
+@pytest.mark.parametrize("imported", ["before", "after"])
+@pytest.mark.parametrize("asked", [None, "omp", "workqueue"])
+def test_a_child_of_a_parent_that_used_openmp_elsewhere(imported, asked, fresh):
+    """Such as torch's operations before a DataLoader's workers step: Numba had no threading layer yet."""
+    try:
+        importlib.import_module("numba.np.ufunc.omppool")
+    except ImportError as error:
+        pytest.skip(f"Numba's threading layer omp does not load here: {error}")
+    output = fresh(OPENMP, imported, NUMBA_THREADING_LAYER=asked, NUMBA_NUM_THREADS=4, timeout=TIMEOUT)
+    assert "done\n" in output
+    if asked == "workqueue":
+        assert "walk_parallel" in output
+        assert "threads 4 " in output
+    else:
+        assert "walk_parallel" not in output
+        assert "threads 1 fork under OpenMP\n" in output
 
 
 THREADS = """
@@ -287,6 +340,38 @@ def test_a_child_compiles_though_another_thread_was_compiling_at_the_fork(fresh)
     assert "done\n" in fresh(COMMON + COMPILING, timeout=TIMEOUT)
 
 
+FREEING = """
+from llvmlite.binding import ffi
+lock, held = ffi.lib._lock, threading.Event()
+opt, p, g = start(1)
+opt.step(g)
+
+def frees():  # as whoever drops the last reference to compiled code does, without Numba's own lock
+    with lock:
+        held.set()
+        time.sleep(0.2)
+
+def steps():
+    fresh, q, h = start(2)
+    fresh.step(h)
+    assert numba.njit(lambda x: x + 2)(1) == 3
+
+running, failed = together(frees)
+held.wait()
+ended(child(steps))
+running[0].join()
+assert not failed, failed
+steps()
+print("done")
+"""
+
+
+def test_a_child_compiles_though_another_thread_was_freeing_code_at_the_fork(fresh):
+    if not hasattr(ffi.lib, "_lock"):
+        pytest.skip("this llvmlite has no lock of its own")
+    assert "done\n" in fresh(COMMON + FREEING, timeout=TIMEOUT)
+
+
 POOL = (
     """
 import os, sys
@@ -323,6 +408,9 @@ class Steps(Dataset):
             opt.step(g)
         return torch.tensor(p.tobytes() == after(3, k))
 
+x = torch.ones(500, 500)
+x @ x  # on torch's own threads, before Numba has a threading layer
+assert next(iter(DataLoader(Steps(), num_workers=2, batch_size=8, timeout=50, multiprocessing_context="fork"))).all()
 for _ in range(2):
     opt, p, g = start(1)
     opt.step(g)

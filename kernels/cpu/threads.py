@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -21,8 +22,7 @@ _chosen: int | None = None
 _here: ContextVar[int | None] = ContextVar(
     "_here", default=None
 )  # num_threads' choice, for this thread of Python alone
-_after_fork_under_openmp = False
-_held: list[Any] = []  # Numba's compiler lock, during a fork
+_held: list[Any] = []  # the locks of Numba's compiler, during a fork
 _walking: dict[str, int] = {}  # "parallel": the thread of Python that may be in a parallel walk
 
 
@@ -32,30 +32,57 @@ def _numba(name: str) -> object | None:
 
 
 def _before_fork() -> None:
-    """Let no other thread hold Numba's compiler lock across a fork: the child could never compile."""
-    if (module := _numba("numba.core.compiler_lock")) is not None:
-        lock: Any = module.global_compiler_lock  # type: ignore[attr-defined]
-        lock.acquire()
-        _held.append(lock)
+    """Let no other thread hold a lock of Numba's compiler across a fork: the child could never compile.
+
+    First Numba's, then LLVM's, in the order in which a thread that compiles takes them; one that frees code takes LLVM's.
+    What nobody can hold is Python's own: a thread that imports Numba, for the first optimizer, may not be forked under.
+    """
+    compiler = getattr(_numba("numba.core.compiler_lock"), "global_compiler_lock", None)
+    llvm = getattr(getattr(_numba("llvmlite.binding.ffi"), "lib", None), "_lock", None)
+    for lock in (compiler, llvm):
+        if lock is not None:
+            lock.__enter__()
+            _held.append(lock)
 
 
 def _after_fork() -> None:
     while _held:
-        _held.pop().release()
+        _held.pop().__exit__(None, None, None)
 
 
 def _after_fork_in_child() -> None:
-    """libgomp ends a process that uses the pool its parent started; other threads and their walks are gone."""
-    global _after_fork_under_openmp
+    """Other threads and their walks are gone, and what OpenMP had in the parent is of no use here."""
+    global _serial
     _walking.clear()
-    if _layer() == "omp":
-        _after_fork_under_openmp = True
+    _serial = _serial or not _bears_forks()
     _after_fork()
 
 
 def _layer() -> str | None:
     """Numba's threading layer, if it has been chosen."""
     return getattr(_numba("numba.np.ufunc.parallel"), "_threading_layer", None)
+
+
+def _bears_forks() -> bool:
+    """Whether Numba's threading layer, chosen or yet to be chosen, is one that a forked child may use.
+
+    In a child, OpenMP waits for ever for the threads of its parent, which anyone's code may have started: torch's too.
+    """
+    asked = os.environ.get("NUMBA_THREADING_LAYER", "")
+    return (_layer() or asked.lower()) in ("tbb", "workqueue", "safe", "forksafe")
+
+
+def _forked_under_openmp() -> bool:
+    """Whether this process, which imports this file only now, is a forked child in which OpenMP is loaded already."""
+    try:
+        flags = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[6])
+        forked = flags & 0x40  # PF_FORKNOEXEC
+        return bool(forked) and re.search(r"/lib[gi]?omp", Path("/proc/self/maps").read_text()) is not None
+    except (OSError, ValueError, IndexError):  # not Linux
+        return False
+
+
+_serial = _forked_under_openmp() and not _bears_forks()  # every walk of this process is serial
 
 
 if hasattr(os, "register_at_fork"):
@@ -117,9 +144,16 @@ def refresh() -> None:
     _limits = _fixed()
 
 
+def serial() -> bool:
+    """Whether every walk of this process is serial: it is a forked child, in which OpenMP may not be used."""
+    return _serial
+
+
 def limits() -> dict[str, int]:
     """Every limit on the number of threads, by what sets it."""
     found = {"affinity": _affinity(), **_limits}
+    if _serial:
+        found["fork under OpenMP"] = 1
     if (here := _here.get()) is not None:
         found["num_threads"] = here
     elif _chosen is not None:
@@ -158,7 +192,7 @@ def num_threads(n: int) -> Iterator[None]:
 
 def threads_for(n: int) -> int:
     """The threads for a walk over n elements here and now."""
-    return 1 if n < PARALLEL_FROM or _after_fork_under_openmp else get_num_threads()
+    return 1 if n < PARALLEL_FROM or _serial else get_num_threads()
 
 
 def exclusively(run: Callable[[int], None], workers: int) -> None:
