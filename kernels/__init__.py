@@ -8,12 +8,13 @@ from uuid import uuid4
 def sources() -> str:
     """A hash of every source file under kernels/, as they are on disk now; never the same where they cannot be read."""
     digest, root = hashlib.sha256(), Path(__file__).parent
-    files = sorted(root.rglob("*.py"))
-    if not files:  # in a zip file: nothing compiled may be kept
-        return uuid4().hex
-    for path in files:
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
+    try:
+        files = sorted(path for path in root.rglob("*.py") if path.is_file())  # an editor's lock is a link to nowhere
+        for path in files:
+            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    except OSError:
+        files = []
+    return digest.hexdigest() if files else uuid4().hex  # from a zip file too, nothing compiled may be kept
 
 
 LOADED = sources()  # before the first of them is imported: what is compiled later is compiled from these

@@ -356,6 +356,56 @@ def test_code_compiled_from_before_a_change_is_not_kept_as_the_changed(directory
     assert uses(fresh(LOG + CALL, package=package)) == COMPILED
 
 
+def test_bytecode_that_is_older_than_its_source_is_not_kept_as_the_source(directory, fresh, copied):
+    """Python takes bytecode for current by its source's size and second: an edit can keep both."""
+    package = copied("package")
+    file = package / "fastadam" / "kernels" / "momentum" / "__init__.py"
+
+    def step(**variables):
+        output = fresh(LOG + STEP, package=package, **variables)
+        return bool(uses(output)["compiled"]), output.splitlines()[-1]
+
+    change(package, "momentum/__init__.py", "return p, m", "return  p, m")
+    assert step() == (True, MOVED)
+    when = file.stat().st_mtime_ns
+    change(package, "momentum/__init__.py", "return  p, m", "return -p, m")
+    os.utime(file, ns=(when, when))
+    assert step() == (True, MOVED)  # what Python itself runs
+    shutil.rmtree(file.parent / "__pycache__")
+    assert step() == (True, MIRRORED)
+    assert step() == (False, MIRRORED)
+
+
+ODD = {
+    "a link to nowhere": lambda path: path.symlink_to("user@host.1:2"),  # Emacs' lock on a file that is being edited
+    "a directory": lambda path: path.mkdir(),
+    "a link to itself": lambda path: path.symlink_to(path.name),
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_what_only_looks_like_a_source_changes_nothing(odd, directory, start, copied):
+    assert uses(start(LOG + CALL).output()) == COMPILED
+    package = copied("package")
+    ODD[odd](package / "fastadam" / "kernels" / "adam" / ".#__init__.py")
+    assert uses(start(LOG + CALL, package=package).output()) == LOADED
+
+
+def test_a_source_that_cannot_be_read_costs_the_cache_alone(directory, fresh):
+    """Tests may run as root, for whom no mode forbids reading."""
+    refused = """
+import pathlib
+read = pathlib.Path.read_bytes
+def read_bytes(path):
+    if path.name == "contract.py":
+        raise PermissionError(13, "Permission denied", str(path))
+    return read(path)
+pathlib.Path.read_bytes = read_bytes
+"""
+    assert uses(fresh(refused + LOG + CALL)) == COMPILED
+    assert uses(fresh(refused + LOG + CALL)) == COMPILED
+
+
 def test_a_package_whose_sources_cannot_be_read_keeps_nothing(directory, fresh, copied, tmp_path):
     """In a zip file a change would go unnoticed."""
     archive = shutil.make_archive(str(tmp_path / "archive"), "zip", copied("package"))

@@ -13,7 +13,7 @@ import pytest
 from cases import kernels_in_use, variants
 
 import fastadam as fa
-from fastadam import cli, cover, kernels, verify
+from fastadam import cover, kernels, verify
 
 
 def command(*words, **environment):
@@ -151,18 +151,47 @@ def test_pairwise_leaves_no_pair_out():
     assert len(rows) < 4 * 3 * 2 * 2 / 2
 
 
-def test_warmup_leaves_nothing_to_compile(tmp_path, monkeypatch, capsys):
-    """With one kernel for all, which is what the command does for each."""
-    from fastadam import warmup
+WARMUP = """
+import sys
+from fastadam import cli, cover, warmup
+warmup.kernels_in_use = lambda: cover.kernels_in_use()[-1:]  # what the command does for each
+warmup.DTYPES = warmup.DTYPES[:1]
+sys.exit(cli.main(["warmup"]))
+"""
+LIMIT = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0}))\n"  # as on a disk that fills up
 
-    monkeypatch.setenv("FASTADAM_CACHE_DIR", str(tmp_path / "cache"))
-    (tmp_path / "cache").mkdir(mode=0o700)
-    monkeypatch.setattr(warmup, "kernels_in_use", lambda: kernels_in_use()[-1:])
-    assert cli.main(["warmup"]) == 0
-    assert "4 walks are compiled" in capsys.readouterr().out
+
+def test_warmup_leaves_nothing_to_compile(start, tmp_path):
+    for _ in range(2):
+        status, output = start(WARMUP, FASTADAM_CACHE_DIR=tmp_path / "cache").result()
+        assert status == 0, output
+        assert "2 walks are compiled" in output
+        kept = sorted((tmp_path / "cache").iterdir())
+        assert len(kept) >= 2
+        for path in kept:
+            path.chmod(0o400)
+    log = "import logging\nlogging.basicConfig(level='DEBUG')\n"
+    output = start(log + WARMUP, FASTADAM_CACHE_DIR=tmp_path / "cache").output()
+    assert "compiled for" not in output
+    assert "walk_parallel loaded for" in output
+
+
+def test_warmup_on_a_full_disk_fails(start, tmp_path):
+    status, output = start(LIMIT.format(100_000) + WARMUP, FASTADAM_CACHE_DIR=tmp_path / "cache").result()
+    assert status == 1, output
+    assert "but 1 were not kept, and a new process compiles them again: walk_parallel: " in output
+    assert list((tmp_path / "cache").glob("walk_serial*.bin"))
     (tmp_path / "file").write_text("in the way")
-    monkeypatch.setenv("FASTADAM_CACHE_DIR", str(tmp_path / "file"))
-    assert cli.main(["warmup"]) == 1
+    status, output = start(WARMUP, FASTADAM_CACHE_DIR=tmp_path / "file").result()
+    assert status == 1, output
+    assert "were not kept" in output
+
+
+def test_info_says_that_a_full_disk_is_no_place_for_entries(fresh, tmp_path):
+    program = f"from pathlib import Path\nprint(cache.state(Path({str(tmp_path)!r})))"
+    for limit in (0, 100_000):
+        output = fresh("from fastadam.kernels.cpu import cache\n" + LIMIT.format(limit) + program)
+        assert output.startswith("not writable (")
 
 
 def test_the_log_names_backend_and_traversal(caplog, monkeypatch):

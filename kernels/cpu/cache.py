@@ -31,6 +31,8 @@ from fastadam.kernels import LOADED, sources
 log = logging.getLogger("fastadam")
 
 
+ENTRY = 2**18  # bytes: as large as entries are
+failures: list[str] = []  # what this process compiled and could not keep, and why
 HARMLESS = ("NUMBA_NUM_THREADS", "NUMBA_THREADING_LAYER", "NUMBA_CACHE_DIR")  # decide nothing about the code
 
 
@@ -39,6 +41,20 @@ def stamp() -> str:
     """A hash of every source file under kernels/ and of what compiles them."""
     options = sorted((k, v) for k, v in os.environ.items() if k.startswith("NUMBA_") and k not in HARMLESS)
     return repr((LOADED, sys.version, numba.__version__, llvmlite.__version__, options))
+
+
+def as_written() -> bool:
+    """Whether the kernels' modules came from the texts on disk.
+
+    Python takes their bytecode for current by date and size, which a change within the second may keep.
+    """
+    for name, module in list(sys.modules.items()):
+        if name.startswith("fastadam.kernels"):
+            loader: Any = module.__spec__.loader  # type: ignore[union-attr]
+            path = str(module.__file__)
+            if loader.get_code(name) != loader.source_to_code(loader.get_data(path), path):
+                return False
+    return True
 
 
 def directory() -> Path | None:
@@ -76,7 +92,8 @@ def state(root: Path) -> str:
     """ "writable", or why entries cannot be kept there."""
     try:
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        tempfile.TemporaryFile(dir=root).close()
+        with tempfile.TemporaryFile(dir=root) as file:  # an empty file fits on a full disk
+            file.write(bytes(ENTRY))
         return "writable" if _private(root) else "not used: others may write there"
     except OSError as error:
         return f"not writable ({error.strerror})"
@@ -131,7 +148,7 @@ class DiskCache(_Cache):
             path = self._path(sig, data.target_context)
             if path is None or data.library.has_dynamic_globals:
                 return
-            if sources() != LOADED:
+            if sources() != LOADED or not as_written():
                 raise RuntimeError("a source file has changed since it was imported")
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             if not _private(path.parent):
@@ -144,6 +161,7 @@ class DiskCache(_Cache):
             temporary = None
         except Exception as error:
             log.debug("%s: compiled code of %s not kept: %r", self._name, sig, error)
+            failures.append(f"{self._name}: {str(error) or repr(error)}")
         finally:  # Ctrl-C included
             if temporary is not None:
                 with suppress(OSError):

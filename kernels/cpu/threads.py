@@ -34,7 +34,7 @@ def _numba(name: str) -> object | None:
 def _before_fork() -> None:
     """Let no other thread hold a lock of Numba's compiler across a fork: the child could never compile.
 
-    First Numba's, then LLVM's, in the order in which a thread that compiles takes them; one that frees code takes LLVM's.
+    First Numba's, then LLVM's, as a thread that compiles takes them; one that frees code takes only LLVM's.
     What nobody can hold is Python's own: a thread that imports Numba, for the first optimizer, may not be forked under.
     """
     compiler = getattr(_numba("numba.core.compiler_lock"), "global_compiler_lock", None)
