@@ -17,7 +17,7 @@ def track(items: Sequence[T], what: str) -> Iterable[T]:
     if _watched():
         from rich.progress import track as bar
 
-        return bar(items, description=what)
+        return bar(items, description=what, auto_refresh=False)  # no thread: beside one, workqueue walks serially
     return _lines(items, what)
 
 
@@ -42,9 +42,10 @@ class Table:
         head, *rows = self._rows
         if _watched():
             from rich.console import Console
+            from rich.table import Column
             from rich.table import Table as Rich
 
-            table = Rich(*head)
+            table = Rich(*(Column(title, overflow="fold") for title in head))
             for row in rows:
                 table.add_row(*row)
             Console().print(table)

@@ -4,8 +4,10 @@ import json
 import logging
 import os
 import platform
+import re
 import subprocess
 import sys
+from contextlib import suppress
 from itertools import combinations, product
 
 import numpy as np
@@ -84,6 +86,106 @@ def test_verify_fails_when_a_kernel_is_wrong(monkeypatch, capsys):
     monkeypatch.setattr(verify, "same_as_numpy", lambda *_: False)
     assert verify.run() == 1
     assert " NO " in capsys.readouterr().out
+
+
+PARALLEL = """
+import os, sys, threading
+import fastadam as fa
+from fastadam import cover, verify
+from fastadam.compiled import NumbaPlan
+if "one processor" in sys.argv:
+    os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+if "a child" in sys.argv and (child := os.fork()):
+    sys.exit(os.waitpid(child, 0)[1])
+if "another thread" in sys.argv:
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
+used, run = set(), NumbaPlan._run
+def watched(plan, workers):
+    used.add(workers)
+    run(plan, workers)
+NumbaPlan._run = watched
+kernel = cover.kernels_in_use()[-1]
+verify.cases = lambda *_: [cover.Case(kernel, verify.np.float32, "numba", threads) for threads in (1, 2)]
+assert verify.run() == 0
+print("used", used)
+"""
+
+
+@pytest.mark.parametrize("limit", ["NUMBA_NUM_THREADS=1", "one processor", "another thread", "a child"])
+def test_verify_walks_in_parallel_or_says_that_it_did_not(limit, start):
+    """Each row that names the parallel walk has taken it, on a machine with one processor too."""
+    if limit == "one processor" and not hasattr(os, "sched_setaffinity"):
+        pytest.skip("this system has no sched_setaffinity")
+    variables = {"NUMBA_NUM_THREADS": 1} if "=" in limit else {}
+    if limit == "another thread":
+        variables["NUMBA_THREADING_LAYER"] = "workqueue"
+    status, output = start(PARALLEL, limit, **variables).result()
+    assert status == 0, output
+    if limit in ("another thread", "a child"):
+        assert "numba, parallel  " not in output
+        assert "not verified: numba, parallel: " in output
+        assert "used {1}\n" in output
+    else:
+        assert "numba, parallel  " in output
+        assert "not verified: numba" not in output
+        assert "used {1, 2}\n" in output
+
+
+def test_verify_tells_of_a_kernel_that_nothing_uses(monkeypatch, capsys):
+    monkeypatch.setattr(verify, "cases", lambda *_: [])
+    monkeypatch.setitem(kernels.ALL, "idle", kernels.ALL["adagrad"])
+    assert verify.run() == 1
+    assert "FAILED: kernel idle: no method uses it" in capsys.readouterr().out
+
+
+def test_verify_shows_no_error_where_none_is_measured(monkeypatch, capsys):
+    monkeypatch.setattr(
+        verify, "cases", lambda *_: [cover.Case(variants()[-1], np.float32, "numba", 1, {"zero_grads": True})]
+    )
+    assert verify.run() == 0
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if line.endswith(" ok")]
+    assert row.split()[-4:] == ["-", "-", "yes", "ok"]
+
+
+def on_a_terminal(program, columns=80):
+    """What a program shows on a terminal of so many columns."""
+    import pty
+
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "COLUMNS": str(columns), "TERM": "xterm"}
+    with subprocess.Popen([sys.executable, "-c", program], stdout=theirs, env=environment) as process:
+        os.close(theirs)
+        seen = b""
+        with suppress(OSError):  # how Linux ends a terminal that nobody holds
+            while some := os.read(ours, 65_536):
+                seen += some
+    os.close(ours)
+    assert process.returncode == 0, seen
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode())
+
+
+def test_progress_is_a_bar_on_a_terminal_and_a_few_lines_elsewhere(fresh):
+    pytest.importorskip("rich")
+    program = "import threading\nfrom fastadam.console import track\n"
+    program += "print(sum(track(range(20), 'compiling')), max(threading.active_count() for _ in track([1, 2], 'on')))"
+    seen = on_a_terminal(program)
+    assert "compiling" in seen
+    assert "100%" in seen
+    assert "190 1" in seen  # no thread of its own: beside one, walks under workqueue are serial
+    assert fresh(program).splitlines() == [
+        *(f"compiling: {k} of 20" for k in (4, 8, 12, 16)),
+        "on: 1 of 2",
+        "190 1",
+    ]
+
+
+def test_a_table_on_a_narrow_terminal_drops_no_letter():
+    pytest.importorskip("rich")
+    program = "from fastadam.console import Table\nt = Table(*'abcdefg')\n"
+    program += "t.add('Adam-' + 'x' * 30 + '-1', *['y' * 20] * 6)\nt.show()"
+    seen = on_a_terminal(program)
+    assert "…" not in seen
+    assert (seen.count("x"), seen.count("y")) == (30, 120)
 
 
 FLUSH = """

@@ -22,6 +22,7 @@ _chosen: int | None = None
 _here: ContextVar[int | None] = ContextVar(
     "_here", default=None
 )  # num_threads' choice, for this thread of Python alone
+_exactly: ContextVar[int | None] = ContextVar("_exactly", default=None)
 _held: list[Any] = []  # the locks of Numba's compiler, during a fork
 _walking: dict[str, int] = {}  # "parallel": the thread of Python that may be in a parallel walk
 
@@ -151,6 +152,8 @@ def serial() -> bool:
 
 def limits() -> dict[str, int]:
     """Every limit on the number of threads, by what sets it."""
+    if (exact := _exactly.get()) is not None:
+        return {"exactly": exact}
     found = {"affinity": _affinity(), **_limits}
     if _serial:
         found["fork under OpenMP"] = 1
@@ -190,20 +193,35 @@ def num_threads(n: int) -> Iterator[None]:
         _here.reset(token)
 
 
+@contextmanager
+def exactly(n: int) -> Iterator[None]:
+    """Large walks on n threads here, whatever the limits, of no more than Numba has started: for verify."""
+    token = _exactly.set(n)
+    try:
+        yield
+    finally:
+        _exactly.reset(token)
+
+
 def threads_for(n: int) -> int:
     """The threads for a walk over n elements here and now."""
     return 1 if n < PARALLEL_FROM or _serial else get_num_threads()
 
 
-def exclusively(run: Callable[[int], None], workers: int) -> None:
-    """run(workers), or run(1) while another thread of this process is, or may be, in a parallel region.
+def crowded() -> bool:
+    """Whether another thread of Python may be in a parallel region that this layer does not bear.
 
     The workqueue layer aborts the process on two concurrent parallel regions, whoever's they are: there, only a process
     with one thread of Python walks in parallel.
     """
+    return _layer() == "workqueue" and threading.active_count() > 1
+
+
+def exclusively(run: Callable[[int], None], workers: int) -> None:
+    """run(workers), or run(1) while another thread of this process is, or may be, in a parallel region."""
     me = threading.get_ident()
     # setdefault is one step that no signal can divide, and an entry that Ctrl-C left behind is its own thread's again.
-    if (_layer() == "workqueue" and threading.active_count() > 1) or _walking.setdefault("parallel", me) != me:
+    if crowded() or _walking.setdefault("parallel", me) != me:
         run(1)
         return
     try:
