@@ -49,9 +49,12 @@ def _host_error(rule: Any, t: int) -> float:
 
 @np.errstate(all="ignore")
 def worst_error(
-    method: type[Optimizer], chosen: dict[str, Any], dtype: Any, backend: str, n: int = N
+    method: type[Optimizer], chosen: dict[str, Any], dtype: Any, backend: str, n: int = N, taken_before: int = 0
 ) -> tuple[float, float]:
-    """Step one array; returns the largest error of any stream at any step: in units of its bound, and in ulp."""
+    """Step one array; returns the largest error of any stream at any step: in units of its bound, and in ulp.
+
+    taken_before: the count that the array starts with, as if its state had been loaded.
+    """
     wide = np.longdouble if dtype == np.float64 else np.float64
     oracle, taken = _oracle(method, chosen)
     kernel = kernels.ALL[method.rule.kernel]
@@ -60,9 +63,13 @@ def worst_error(
     home = BACKENDS[backend].home
     there = home.put(p)
     opt = method(there, backend=backend, **chosen)
+    if taken_before:
+        state = opt.state_dict()
+        state["t"] = state["leaves"]["params"]["count"] = taken_before
+        opt.load_state_dict(state)
     carried = dict(method.rule.carried)
     units = ulps = 0.0
-    for t in range(1, STEPS + 1):
+    for t in range(taken_before + 1, taken_before + STEPS + 1):
         g = hostile(rng, n, dtype, bad=False)
         before = {key.rpartition(".")[2]: x for key, x in state_arrays(opt).items()}
         state = {slot: x.astype(wide) for slot, x in before.items()} | carried

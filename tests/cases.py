@@ -1,14 +1,33 @@
 """What many tests share."""
 
+from dataclasses import fields
 from typing import Any
 
 from fastadam.cover import METHODS, hostile, kernels_in_use, same_bits, state_arrays, variants
 from fastadam.cover import label as name_of
 
-__all__ = ["LARGE", "METHODS", "SIZES", "hostile", "kernels_in_use", "label", "same_bits", "state_arrays", "variants"]
+__all__ = [
+    "LARGE",
+    "LATE",
+    "METHODS",
+    "SIZES",
+    "defaults",
+    "hostile",
+    "kernels_in_use",
+    "label",
+    "same_bits",
+    "state_arrays",
+    "variants",
+]
 
 SIZES = [0, 1, 3, 15, 16, 17, 63, 64, 65, 127, 128, 129, 1023, 1025, 4097, 8191, 8192, 8193]
 LARGE = [100_003, 2**20 + 3]
+LATE = 10_000  # steps: what goes wrong only after a while has gone wrong by then
+
+
+def defaults() -> list[Any]:
+    """(method, hyperparameters) for every method as its users get it: BITING's values hide what small ones show."""
+    return [(m, {each.name: each.default for each in fields(m.rule) if each.init}) for m in METHODS]
 
 
 def label(case: Any) -> str:
