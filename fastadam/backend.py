@@ -37,7 +37,9 @@ class Backend:
         except ImportError as error:
             return f"{self._needs} cannot be imported ({error}); pip install {self._needs}"
         except Exception as error:  # such as a NUMBA_... variable that Numba refuses
-            return f"{self._needs} cannot be imported ({error}); mend what it names"
+            names = [name for name in sorted(os.environ) if name.startswith(f"{self._needs.upper()}_")]
+            mend = f"unset {' '.join(names)}" if names else f"pip install --force-reinstall {self._needs}"
+            return f"{self._needs} cannot be imported ({error}); {mend}"
         if getattr(getattr(module, "config", None), "DISABLE_JIT", False):
             return "NUMBA_DISABLE_JIT is set; unset it"
         return "ready"

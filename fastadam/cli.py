@@ -7,8 +7,10 @@ standard library it imports when it runs, so that no command pays for another's 
 import argparse
 import inspect
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import NoReturn
 
 import fastadam
@@ -112,7 +114,23 @@ COMMANDS = (demo, info, verify, warmup)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status: 0 done, 1 not possible here, 2 not understood."""
+    """Run one command and return its exit status: 0 done, 1 not possible here, 2 not understood, 141 nobody reads."""
+    try:
+        try:
+            return _main(argv)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:
+        _discard_output()
+        return 128 + 13  # as a shell shows one that SIGPIPE ended
+    except OSError as error:  # such as a full device
+        _discard_output()
+        print(f"python -m fastadam: {error}", file=sys.stderr)
+        return 1
+
+
+def _main(argv: Sequence[str] | None) -> int:
     parser = _Parser(prog="python -m fastadam", description="The Adam family, at the speed of memory.")
     commands = parser.add_subparsers(title="commands", metavar="command")
     for command in COMMANDS:
@@ -125,6 +143,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     run: Run = args.run
     return run(args)
+
+
+def _discard_output() -> None:
+    """What waits to be written would fail once more when Python ends."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _Parser(argparse.ArgumentParser):

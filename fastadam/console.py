@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 def _watched() -> bool:
-    return sys.stdout.isatty() and importlib.util.find_spec("rich") is not None
+    return sys.stdout is not None and sys.stdout.isatty() and importlib.util.find_spec("rich") is not None
 
 
 def track(items: Sequence[T], what: str) -> Iterable[T]:

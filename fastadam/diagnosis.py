@@ -23,15 +23,20 @@ def _versions() -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = "not installed"
+    import fastadam
+
+    if found["fastadam"] == "not installed":
+        found["fastadam"] = f"{fastadam.__version__}, not installed: from {Path(fastadam.__file__).parents[1]}"
     return found
 
 
-def _cpu() -> dict[str, Any]:
-    """The processor as LLVM sees it, and the vectors that it uses: read from the assembly of a loop compiled now."""
-    import llvmlite.binding as llvm
+def _cpu(ready: bool) -> dict[str, Any]:
+    """The processor that code is compiled for, and its vectors: read from the assembly of a loop compiled now."""
+    if not ready:
+        return {"name": platform.processor() or platform.machine(), "features": [], "vector_bits": None}
     from numba import njit, types
+    from numba.core.registry import cpu_target
 
-    features = llvm.get_host_cpu_features()
     vectors = types.Array(types.float32, 1, "C")
 
     @njit([(vectors, vectors)], error_model="numpy")  # type: ignore[misc]
@@ -41,16 +46,19 @@ def _cpu() -> dict[str, Any]:
 
     text = next(iter(probe.inspect_asm().values()))
     widths = [bits for name, bits in (("z", 512), ("y", 256), ("x", 128)) if re.search(rf"addps.*%{name}mm", text)]
+    _, name, features = cpu_target.target_context.codegen().magic_tuple()  # of NUMBA_CPU_NAME, if that is set
     known = ("avx512f", "avx2", "avx", "sse4.2", "neon", "sve", "fma")
     return {
-        "name": llvm.get_host_cpu_name(),
-        "features": [name for name in known if features.get(name)],
+        "name": name,
+        "features": [name for name in known if f"+{name}" in features.split(",")],
         "vector_bits": widths[0] if widths else None,
     }
 
 
-def _layer() -> dict[str, str]:
+def _layer(status: str) -> dict[str, str]:
     """Numba's threading layer, which is chosen when it is first needed: here, if not before."""
+    if status != "ready":
+        return {"name": "none", "why": status}
     import numba
 
     asked = os.environ.get("NUMBA_THREADING_LAYER", "default")
@@ -60,17 +68,20 @@ def _layer() -> dict[str, str]:
         numba.get_num_threads()
         name = numba.threading_layer()  # type: ignore[attr-defined]
     except ValueError as error:
-        return {"name": "none", "why": str(error)}
+        mend = "unset NUMBA_THREADING_LAYER, or set it to omp, tbb or workqueue; until then, walks are serial"
+        return {"name": "none", "why": f"{' '.join(str(error).split()).rstrip('.')}; {mend}"}
     if asked != "default":
         return {"name": name, "why": f"NUMBA_THREADING_LAYER={asked}"}
     order = numba.config.THREADING_LAYER_PRIORITY  # type: ignore[attr-defined]
     return {"name": name, "why": f"the first of {', '.join(order)} that loads"}
 
 
-def _threads() -> dict[str, Any]:
+def _threads(layer: str) -> dict[str, Any]:
     limits = threads.limits()
-    count = threads.get_num_threads()
-    return {"count": count, "from": min(limits, key=lambda name: limits[name]), "limits": limits}
+    if layer == "none" and not threads.serial():
+        limits["no threading layer"] = 1
+    least = min(limits, key=lambda name: limits[name])
+    return {"count": limits[least], "from": least, "limits": limits}
 
 
 def _huge_pages() -> str:
@@ -82,7 +93,9 @@ def _huge_pages() -> str:
     return mode + ("; switched off" if mode == "never" else "; used for arrays of 4 MiB and more")
 
 
-def _cache() -> dict[str, Any]:
+def _cache(ready: bool) -> dict[str, Any]:
+    if not ready:
+        return {"directory": None, "state": "not used: numba is not ready", "entries": 0, "bytes": 0}
     from fastadam.kernels.cpu import cache
 
     root = cache.directory()
@@ -105,9 +118,10 @@ def flushes_subnormals() -> bool:
 def info() -> dict[str, Any]:
     """Everything that decides what fastadam does on this machine, as plain data. Loads Numba."""
     found: dict[str, Any] = {"versions": _versions(), "backends": backends()}
-    if found["backends"]["numba"] == "ready":
-        found |= {"cpu": _cpu(), "threading_layer": _layer(), "cache": _cache()}
-    found |= {"threads": _threads(), "huge_pages": _huge_pages()}
+    status = found["backends"]["numba"]
+    ready = status == "ready"
+    found |= {"cpu": _cpu(ready), "threading_layer": _layer(status), "cache": _cache(ready)}
+    found |= {"threads": _threads(found["threading_layer"]["name"]), "huge_pages": _huge_pages()}
     found["subnormals"] = "flushed to zero, so results differ" if flushes_subnormals() else "kept"
     return found
 

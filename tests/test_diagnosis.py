@@ -29,7 +29,7 @@ def test_info_says_the_same_as_json_as_text_and_in_python(tmp_path):
     done = command("info", "--json", FASTADAM_CACHE_DIR=str(tmp_path / "new"), NUMBA_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert found["versions"]["fastadam"] == fa.__version__ or found["versions"]["fastadam"] == "not installed"
+    assert re.fullmatch(re.escape(fa.__version__) + "(, not installed: from .+)?", found["versions"]["fastadam"])
     assert found["versions"]["numpy"] == np.__version__
     assert found["backends"] == {"numba": "ready", "numpy": "ready", "cuda": fa.backends()["cuda"]}
     assert found["threads"]["count"] == 1
@@ -40,6 +40,8 @@ def test_info_says_the_same_as_json_as_text_and_in_python(tmp_path):
     assert found["subnormals"] == "kept"
     if platform.machine() == "x86_64":
         assert found["cpu"]["vector_bits"] in (128, 256, 512)
+        generic = json.loads(command("info", "--json", NUMBA_CPU_NAME="generic").stdout)["cpu"]
+        assert generic == {"name": "generic", "features": [], "vector_bits": 128}
     assert set(fa.info()) == set(found)
     text = command("info").stdout
     assert "backends:" in text
@@ -56,6 +58,51 @@ def test_info_names_a_cache_that_cannot_be_written(tmp_path):
 def test_info_names_the_layer_that_was_asked_for():
     found = json.loads(command("info", "--json", NUMBA_THREADING_LAYER="workqueue").stdout)
     assert found["threading_layer"] == {"name": "workqueue", "why": "NUMBA_THREADING_LAYER=workqueue"}
+
+
+def test_info_says_what_mends_a_layer_that_there_is_not():
+    found = json.loads(command("info", "--json", NUMBA_THREADING_LAYER="bogus").stdout)
+    assert found["threading_layer"]["name"] == "none"
+    assert "'bogus'" in found["threading_layer"]["why"]
+    assert "; unset NUMBA_THREADING_LAYER, or set it to " in found["threading_layer"]["why"]
+    assert (found["threads"]["count"], found["threads"]["limits"]["no threading layer"]) == (1, 1)
+
+
+def test_info_without_numba_has_the_same_lines():
+    found = json.loads(command("info", "--json", NUMBA_NUM_THREADS="0").stdout)
+    assert found["backends"]["numba"].endswith("; unset NUMBA_NUM_THREADS")
+    whole = fa.info()
+    assert set(found) == set(whole)
+    for part in ("cpu", "threading_layer", "cache", "threads"):
+        assert set(found[part]) == set(whole[part])
+
+
+@pytest.mark.parametrize(("sink", "status", "said"), [("/dev/full", 1, "No space left on device"), ("pipe", 141, "")])
+@pytest.mark.parametrize("words", [["info"], ["info", "--json"], ["verify"], ["warmup"]], ids=" ".join)
+def test_output_that_nobody_takes_ends_a_command_in_peace(words, sink, status, said):
+    if sink == "/dev/full" and not os.path.exists(sink):
+        pytest.skip("this system has no /dev/full")
+    reads, writes = os.pipe()
+    os.close(reads)
+    with open(sink if sink != "pipe" else writes, "w") as stdout:
+        done = subprocess.run([sys.executable, "-c", QUICK, *words], stdout=stdout, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == status, done.stderr
+    assert len(done.stderr.splitlines()) == bool(said)
+    assert said in done.stderr
+
+
+QUICK = """
+import sys
+from fastadam import cli, cover, verify, warmup
+verify.cases = lambda *_: [cover.Case(cover.kernels_in_use()[-1], verify.np.float32, "numpy", 1)] * 5
+warmup.kernels_in_use = lambda: []
+sys.exit(cli.main())
+"""
+
+
+def test_a_command_without_any_output_runs():
+    done = subprocess.run(f"{sys.executable} -c '{QUICK}' warmup >&-", shell=True, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_verify_passes_here():
