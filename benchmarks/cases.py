@@ -1,5 +1,7 @@
-"""The workloads: lists of shapes. Flat sizes show the kernel, the models show what many small tensors cost."""
+"""What is stepped: workloads, which are lists of shapes, and settings, which are methods with their options."""
 
+from dataclasses import dataclass, fields
+from functools import cache
 from math import prod
 
 
@@ -24,10 +26,45 @@ def resnet50():
     return [*shapes, (1000, into), (1000,)]
 
 
+def block(h):
+    """A transformer's block: attention in and out, the MLP up and down, two norms."""
+    return [(3 * h, h), (3 * h,), (h, h), (h,), (4 * h, h), (4 * h,), (h, 4 * h), (h,), (h,), (h,), (h,), (h,)]
+
+
 def vit_b():
-    """The 12 blocks of ViT-B: attention in and out, the MLP up and down, two norms."""
-    h = 768
-    return 12 * [(3 * h, h), (3 * h,), (h, h), (h,), (4 * h, h), (4 * h,), (h, 4 * h), (h,), (h,), (h,), (h,), (h,)]
+    """The 12 blocks of ViT-B."""
+    return 12 * block(768)
+
+
+def gpt2(h, layers):
+    """Tokens, positions, blocks, the last norm; the head is the tokens' matrix."""
+    return [(50257, h), (1024, h), *(layers * block(h)), (h,), (h,)]
+
+
+def bert_large():
+    """Embeddings with their norm, 24 layers with query, key and value apart, the pooler."""
+    h = 1024
+    layer = 4 * [(h, h), (h,)] + [(h,), (h,), (4 * h, h), (4 * h,), (h, 4 * h), (h,), (h,), (h,)]
+    return [(30522, h), (512, h), (2, h), (h,), (h,), *(24 * layer), (h, h), (h,)]
+
+
+def llama2_7b():
+    """Embedding, 32 layers without biases, the last norm, the head."""
+    h, wide = 4096, 11008
+    layer = 4 * [(h, h)] + [(wide, h), (wide, h), (h, wide), (h,), (h,)]
+    return [(32000, h), *(32 * layer), (h,), (32000, h)]
+
+
+MODELS = {
+    "mlp": mlp(),
+    "resnet50": resnet50(),
+    "vit-b": vit_b(),
+    "gpt2": gpt2(768, 12),
+    "bert-large": bert_large(),
+    "gpt2-xl": gpt2(1600, 48),
+    "llama2-7b": llama2_7b(),
+}
+SIZES = (2**10, 2**14, 2**17, 2**20, 2**24, 2**26)  # from a call's own cost to memory alone
 
 
 def size(shapes):
@@ -35,9 +72,60 @@ def size(shapes):
     return sum(map(prod, shapes))
 
 
-FLAT = {f"2^{k}": [(2**k,)] for k in (10, 14, 17, 20, 24, 26)}
-MODELS = {"mlp": mlp(), "resnet50": resnet50(), "vit-b": vit_b()}
-CORE = FLAT | MODELS
+def flat(n):
+    """The name of one array of n elements: 2^20, or the number."""
+    return f"2^{n.bit_length() - 1}" if n & (n - 1) == 0 else str(n)
 
-for _name, _tensors, _n in (("mlp", 6, 8_970), ("resnet50", 161, 25_557_032), ("vit-b", 144, 85_054_464)):
-    assert (len(MODELS[_name]), size(MODELS[_name])) == (_tensors, _n), _name
+
+def shapes(name):
+    """The workload of that name, a model's or a flat size's."""
+    if name in MODELS:
+        return MODELS[name]
+    base, _, power = name.partition("^")
+    return [(int(base) ** int(power or 1),)]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A method with its options and otherwise its defaults, which are torch's."""
+
+    name: str  # Adam, AdamW-amsgrad, SGD-momentum, ...
+    method: type
+    options: dict
+
+    @property
+    def rule(self):
+        return self.method.rule(**self.options)
+
+    @property
+    def hyperparameters(self):
+        """All of them by name."""
+        return {each.name: getattr(self.rule, each.name) for each in fields(self.rule) if each.init}
+
+    @property
+    def slots(self):
+        """How many arrays of state each parameter has."""
+        from fastadam import kernels
+
+        rule = self.rule
+        return sum(not slot.optional or slot.name in rule.options for slot in kernels.ALL[rule.kernel].slots)
+
+    def bytes(self, dtype):
+        """Per parameter and step: p and the slots read and written, g read."""
+        return dtype.itemsize * (2 * (1 + self.slots) + 1)
+
+
+@cache
+def settings():
+    """Every method with every choice of its options, by name."""
+    from fastadam.cover import label, variants
+
+    found = {}
+    for variant in variants(maximize=False):
+        method, chosen = variant
+        usual = {each.name: each.default for each in fields(method.rule)}
+        options = {key: on for key, on in chosen.items() if isinstance(on, bool) and on is not usual[key]}
+        if chosen.get("momentum"):
+            options["momentum"] = 0.9
+        found[label(variant)] = Setting(label(variant), method, options)
+    return found

@@ -1,218 +1,264 @@
-"""The contestants: one short adapter each, all doing float32 Adam with torch's defaults on the same start.
+"""The peers: one short adapter each, for the methods that a peer has. What is wrong is found by truth.py."""
 
-Each steps the arrays that its users have: NumPy's for fastadam and the limit, torch's own tensors for the others.
-`give(k)` hands over gradient set k % 2, so that each step meets gradients it did not just read: `.grad` is assigned for
-torch, a list is chosen for fastadam. It is not timed, because in training the backward pass does that. `step()` is the
-user's whole call and is timed. Neither copies anything.
-"""
-
+import inspect
 import shutil
-from functools import cache, cached_property
-from importlib.util import find_spec
+from functools import cache
 
 import numpy as np
 
-LR, BETA1, BETA2, EPS = 1e-3, 0.9, 0.999, 1e-8
+from fastadam.benchmarks import cases
+from fastadam.benchmarks.contestants import Contestant, named
+from fastadam.benchmarks.truth import Method
 
 
-class Start:
-    """Where everyone begins: parameters, which each copies, and two sets of gradients, which nobody writes."""
-
-    def __init__(self, shapes, seed):
-        rng = np.random.default_rng(seed)
-        self.params, *self.grads = [[rng.standard_normal(s, np.float32) for s in shapes] for _ in range(3)]
-
-    @cached_property
-    def tensors(self):
-        """The gradients in memory of torch's."""
-        return [[tensor(g) for g in some] for some in self.grads]
+def only(setting, method, options=()):
+    """Raise unless it is this method, or one of these, with none but these options."""
+    if setting.method.__name__ not in method or not set(setting.options) <= set(options):
+        raise NotImplementedError(f"has no {setting.name}")
 
 
-def adam(p, grads):
-    """Kingma & Ba 2015, Algorithm 1, in float64."""
-    p = p.astype(np.float64)
-    m = v = 0.0
-    for t, g in enumerate((g.astype(np.float64) for g in grads), start=1):
-        m = BETA1 * m + (1 - BETA1) * g
-        v = BETA2 * v + (1 - BETA2) * g**2
-        p = p - LR * (m / (1 - BETA1**t)) / (np.sqrt(v / (1 - BETA2**t)) + EPS)
-    return p
+class PlainNumpy(Contestant):
+    """What one writes by hand: in place, whole arrays, no library."""
 
+    name, install = "plain NumPy", ""
 
-def trivial(p, grads):
-    """What the limit computes, in float64."""
-    return p.astype(np.float64) + LR * sum(g.astype(np.float64) for g in grads)
-
-
-def tolerance(p, steps):
-    """Largest |error| of p that float32 explains: each step rounds p once or twice, and 1 - β2^t, as everyone but
-    fastadam computes it, is off by an ulp of 1 relative to 1 - β2, which moves the update by half of that."""
-    u = np.finfo(np.float32).eps / 2
-    return steps * (2 * u * (abs(p) + LR) + u / (1 - BETA2) * LR)
-
-
-class Limit:
-    """Not Adam: the time that moving Adam's bytes takes. See roofline.py."""
-
-    name, install, oracle = "limit", "pip install numba", staticmethod(trivial)
-
-    @staticmethod
-    def available():
-        return None if find_spec("numba") else "numba is not installed"
-
-    def __init__(self, start, threads):
-        import roofline
-
-        self.p = [p.copy() for p in start.params]
-        m, v = slots(self.p, 1024), slots(self.p, 2048)
-        self.plans = [roofline.plan(list(zip(self.p, some, m, v, strict=True)), threads) for some in start.grads]
-        self.keep = start, m, v
-        self.walk = roofline.serial if sum(p.size for p in self.p) <= roofline.SERIAL else roofline.parallel
-        self.c = np.float32(LR)
-
-    def give(self, k):
-        self.plan = self.plans[k % 2]
+    def __init__(self, start, setting, threads):
+        only(setting, ("Adam", "AdamW"))
+        self.setting, self.p, self.sets, self.t = setting, [p.copy() for p in start.params], start.grads, 0
+        self.m, self.v = ([np.zeros_like(p) for p in self.p] for _ in range(2))
 
     def step(self):
-        self.walk(*self.plan, self.c)
-
-    def params(self):
-        return self.p
-
-
-def slots(params, shift):
-    """Zeros like params in one buffer, `shift` bytes behind p in a page; NumPy puts large buffers on huge pages.
-
-    A load that meets an older store at the same place of another page waits for it (4K aliasing): with m and v 48 bytes
-    behind p, the limit took 1.9 times as long at 2^17 (2 Zen 4 cores).
-    """
-    raw = np.empty(sum(4 * p.size + 4096 for p in params) + 4096, np.uint8)
-    raw.fill(0)
-    base, at, out = raw.ctypes.data, 0, []
-    for p in params:
-        at += (p.ctypes.data + shift - base - at) % 4096
-        out.append(raw[at : at + 4 * p.size].view(np.float32).reshape(p.shape))
-        at += 4 * p.size
-    return out
-
-
-class Fastadam:
-    """fastadam on the user's NumPy arrays."""
-
-    install, oracle, backend = "pip install .", staticmethod(adam), None
-
-    @classmethod
-    def available(cls):
-        try:
-            import fastadam
-
-            fastadam.Adam([np.zeros(1, np.float32)], backend=cls.backend)
-        except Exception as error:
-            return f"{type(error).__name__}: {error}"
-        return None
-
-    def __init__(self, start, threads):
-        import fastadam
-
-        fastadam.set_num_threads(threads)
-        self.p = [p.copy() for p in start.params]
-        self.sets = start.grads
-        self.opt = fastadam.Adam(self.p, lr=LR, backend=self.backend)
-
-    def give(self, k):
-        self.grads = self.sets[k % 2]
-
-    def step(self):
-        self.opt.step(self.grads)
-
-    def params(self):
-        return self.p
-
-
-class FastadamNumba(Fastadam):
-    name, backend = "fastadam numba", "numba"
-
-
-class FastadamNumpy(Fastadam):
-    name, backend = "fastadam numpy", "numpy"
-
-
-class Torch:
-    """torch.optim.Adam on torch's own tensors."""
-
-    install, oracle = "pip install torch", staticmethod(adam)
-
-    @staticmethod
-    def available():
-        return None if find_spec("torch") else "torch is not installed"
-
-    def __init__(self, start, threads):
-        import torch
-
-        torch.set_num_threads(threads)
-        self.p = [torch.nn.Parameter(tensor(p)) for p in start.params]
-        self.sets = start.tensors
-        self.opt = self.optimizer(self.p)
-
-    def give(self, k):
-        for p, g in zip(self.p, self.sets[k % 2], strict=True):
-            p.grad = g
-
-    def step(self):
-        self.opt.step()
-
-    def params(self):
-        return [p.detach().numpy() for p in self.p]
+        self.t += 1
+        rule = self.setting.rule
+        (beta1, beta2), decay = rule.betas, rule.lr * rule.weight_decay
+        correct1, correct2 = 1 - beta1**self.t, 1 - beta2**self.t
+        for p, g, m, v in zip(self.p, self.grads, self.m, self.v, strict=True):
+            if decay:
+                p *= 1 - decay
+            m *= beta1
+            m += (1 - beta1) * g
+            v *= beta2
+            v += (1 - beta2) * g * g
+            p -= rule.lr / correct1 * m / (np.sqrt(v / correct2) + rule.eps)
 
 
 def tensor(array):
     """A copy in memory from torch's allocator."""
     import torch
 
-    return torch.empty(array.shape).copy_(torch.from_numpy(array))
+    return torch.empty(array.shape, dtype=torch.from_numpy(array[:0]).dtype).copy_(torch.from_numpy(array))
 
 
-class TorchFused(Torch):
-    name = "torch fused"
+def cuda_tensor(array):
+    import torch
 
-    def optimizer(self, params):
+    return torch.from_numpy(array).to("cuda")
+
+
+class Torch(Contestant):
+    """torch.optim on torch's own tensors; `how` is the loop over them."""
+
+    install, how = "pip install torch", ()
+    needs: tuple[str, ...] = ("torch",)
+
+    def __init__(self, start, setting, threads):
         import torch
 
-        return torch.optim.Adam(params, lr=LR, fused=True)
+        torch.set_num_threads(threads)
+        convert = cuda_tensor if self.device == "cuda" else tensor
+        self.setting, self.sets = setting, start.grads_as(convert)
+        self.p = [torch.nn.Parameter(convert(p)) for p in start.params]
+        self.opt = self.optimizer(setting, self.p)
 
-
-class TorchForeach(Torch):
-    name = "torch foreach"
-
-    def optimizer(self, params):
+    def optimizer(self, setting, params):
         import torch
 
-        return torch.optim.Adam(params, lr=LR, foreach=True)
+        method = getattr(torch.optim, setting.method.__name__, None)
+        known = inspect.signature(method).parameters if method else {}
+        for lacking in [key for key in ("params", *setting.options, *dict(self.how)) if key not in known]:
+            raise NotImplementedError(f"has no {setting.method.__name__}" + f" with {lacking}" * bool(known))
+        return method(params, **{k: v for k, v in setting.hyperparameters.items() if k in known}, **dict(self.how))
+
+    def give(self, k):
+        for p, g in zip(self.p, self.sets[k % len(self.sets)], strict=True):
+            p.grad = g
+
+    def step(self):
+        self.opt.step()
+
+    def params(self):
+        return [p.detach().cpu().numpy() for p in self.p]
 
 
 class DeepSpeed(Torch):
-    """DeepSpeedCPUAdam, which compiles C++ at first use, for a minute; adamw_mode: only where weight decay goes."""
+    """DeepSpeed's CPU optimizers, which compile C++ at first use, for a minute."""
 
-    name, install = "DeepSpeedCPUAdam", "pip install deepspeed ninja"
+    name, install, needs = "DeepSpeedCPUAdam", "pip install deepspeed ninja", ("torch", "deepspeed")
 
     @classmethod
-    def available(cls):
-        if missing := [name for name in ("torch", "deepspeed") if not find_spec(name)]:
-            return f"{missing[0]} is not installed"
+    def missing(cls, setting, dtype):
         if not shutil.which("ninja"):
-            return "ninja, which builds it, is not installed"
-        try:
-            cls(Start([(1,)], 0), 1)
-        except Exception as error:
-            return f"{type(error).__name__}: {error}".splitlines()[0]
-        return None
+            return "ninja is not installed"
+        return super().missing(setting, dtype)
 
-    def optimizer(self, params):
+    def optimizer(self, setting, params):
+        only(setting, ("Adam", "AdamW"))
+        if params[0].dtype.itemsize > 4:
+            raise NotImplementedError("has no float64")
         import cpuinfo
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
         cpuinfo.get_cpu_info = cache(cpuinfo.get_cpu_info)  # asked by each construction, for 1.3 s
-        return DeepSpeedCPUAdam(params, lr=LR, adamw_mode=False)
+        rule = setting.rule
+        return DeepSpeedCPUAdam(
+            params, lr=rule.lr, betas=rule.betas, eps=rule.eps, weight_decay=rule.weight_decay,
+            adamw_mode=setting.method.__name__ == "AdamW",  # only where weight decay goes
+        )  # fmt: skip
 
 
-CORE = (Limit, FastadamNumba, FastadamNumpy, TorchFused, TorchForeach, DeepSpeed)
+class BitsAndBytes(Torch):
+    """bitsandbytes with 32-bit moments."""
+
+    name, install, needs, bits = "bitsandbytes", "pip install bitsandbytes", ("torch", "bitsandbytes"), 32
+
+    def optimizer(self, setting, params):
+        only(setting, ("Adam", "AdamW", "Lion"))
+        from bitsandbytes import optim
+
+        known = {k: v for k, v in setting.hyperparameters.items() if k in ("lr", "betas", "eps", "weight_decay")}
+        return getattr(optim, setting.method.__name__)(params, **known, optim_bits=self.bits)
+
+
+class EightBit:
+    """Moments of 8 bits where a tensor has 4096 elements or more: fewer bytes, other results."""
+
+    judged = 1
+
+    @classmethod
+    def bytes(cls, setting, dtype):
+        return 3 * dtype.itemsize + 2 * setting.slots
+
+
+class BitsAndBytes8(EightBit, BitsAndBytes):
+    name, bits = "bitsandbytes 8-bit", 8
+
+
+class TorchAO(EightBit, Torch):
+    name, install, needs = "torchao 8-bit", "pip install torchao", ("torch", "torchao")
+    on_request = "compiles for 20 s for each shape"
+
+    def optimizer(self, setting, params):
+        only(setting, ("Adam", "AdamW"))
+        from torchao import optim
+
+        rule, cls = setting.rule, getattr(optim, setting.method.__name__ + "8bit")
+        return cls(params, lr=rule.lr, betas=rule.betas, eps=rule.eps, weight_decay=rule.weight_decay)
+
+
+def jax_array(platform):
+    """A copier to JAX's arrays on that platform; one function for each, so that Start keeps one copy."""
+    if platform not in _COPIERS:
+        import jax
+
+        device = jax.devices(platform)[0]
+        _COPIERS[platform] = lambda array: jax.device_put(array, device)
+    return _COPIERS[platform]
+
+
+_COPIERS: dict = {}
+
+
+class Optax(Contestant):
+    """optax under jit, parameters and state donated."""
+
+    name, install, needs, needs_wall = "optax", "pip install optax jax", ("optax", "jax"), True
+
+    def __init__(self, start, setting, threads):
+        import jax
+
+        if start.dtype == np.float64:
+            jax.config.update("jax_enable_x64", True)
+        convert = jax_array(self.device if self.device == "cpu" else "gpu")
+        self.setting, self.sets = setting, start.grads_as(convert)
+        transform = self.transform(setting)
+        self.p = [convert(p.copy()) for p in start.params]  # a copy: JAX may take NumPy's memory as it is
+        self.state = jax.jit(transform.init)(self.p)
+
+        def update(params, state, grads):
+            import optax
+
+            updates, state = transform.update(grads, state, params)
+            return optax.apply_updates(params, updates), state
+
+        self.update = jax.jit(update, donate_argnums=(0, 1))
+
+    @staticmethod
+    def transform(setting):
+        import optax
+
+        rule, method = setting.rule, setting.method.__name__
+        only(setting, ("Adam", "AdamW", "Adamax", "Lion", "SGD"), ("momentum", "nesterov"))
+        if method == "SGD":
+            return optax.sgd(rule.lr, momentum=rule.momentum or None, nesterov=rule.nesterov)
+        more = {} if method == "Lion" else {"eps": rule.eps}
+        if method in ("AdamW", "Lion"):
+            more["weight_decay"] = rule.weight_decay
+        return getattr(optax, method.lower())(rule.lr, *rule.betas, **more)
+
+    def step(self):
+        self.p, self.state = self.update(self.p, self.state, self.grads)
+        if self.device == "cpu":
+            self.finish()
+
+    def finish(self):
+        import jax
+
+        jax.block_until_ready((self.p, self.state))
+
+    def params(self):
+        return [np.asarray(p) for p in self.p]
+
+
+class Thinc(Contestant):
+    """Thinc's Adam, whose eps joins √v before the bias correction, and which zeroes the gradients it was given."""
+
+    name, install, needs = "Thinc", "pip install thinc", ("thinc",)
+
+    def __init__(self, start, setting, threads):
+        from thinc.api import Adam
+
+        only(setting, ("Adam",))
+        if start.dtype != np.float32:
+            raise NotImplementedError("has float32 only")
+        self.setting, self.p, self.sets = setting, [p.copy() for p in start.params], start.grads
+        self.own = [np.empty_like(p) for p in self.p]
+        rule = setting.rule
+        self.opt = Adam(rule.lr, beta1=rule.betas[0], beta2=rule.betas[1], eps=rule.eps, L2=0.0, grad_clip=0.0,
+                        use_averages=False)  # fmt: skip
+
+    def oracle(self):
+        return Method(cases.settings()["Adam-eps_hat"], self.peer)
+
+    oracle_key = "Adam-eps_hat"
+
+    def give(self, k):
+        for own, g in zip(self.own, self.sets[k % len(self.sets)], strict=True):
+            np.copyto(own, g)
+
+    def step(self):
+        for k, (p, g) in enumerate(zip(self.p, self.own, strict=True)):
+            self.p[k], _ = self.opt((k, "p"), p, g)
+
+
+TORCH: tuple = (
+    named(Torch, "torch fused", how=(("fused", True),)),
+    named(Torch, "torch foreach", how=(("foreach", True),), spare=5),
+    named(Torch, "torch for-loop", how=(("foreach", False),), spare=4),
+)
+CPU = (*TORCH[:1], DeepSpeed, Optax, *TORCH[1:], Thinc, BitsAndBytes, BitsAndBytes8, PlainNumpy, TorchAO)
+
+
+CUDA = tuple(
+    named(one, f"{one.name} cuda", device="cuda")
+    for one in (*TORCH[:1], Optax, *TORCH[1:], BitsAndBytes, BitsAndBytes8)
+)

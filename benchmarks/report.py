@@ -10,6 +10,11 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+if not __package__:  # a script of a clone, installed or not
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from fastadam.benchmarks.summary import duration, number
+
 HERE = Path(__file__).resolve().parent
 README = HERE.parent / "README.md"
 OURS = "fastadam numba"
@@ -50,16 +55,6 @@ def table(head, rows):
     yield "|" + "|".join(["---"] + ["---:"] * (len(head) - 1)) + "|"
     for row in rows:
         yield "| " + " | ".join(row) + " |"
-
-
-def duration(seconds):
-    """Three digits and a unit."""
-    unit, scale = ("s", 1) if seconds >= 1 else ("ms", 1e3) if seconds >= 1e-3 else ("µs", 1e6)
-    return f"{seconds * scale:.{max(0, 3 - len(str(int(seconds * scale))))}f} {unit}"
-
-
-def number(x):
-    return f"{x:.2f}" if x < 10 else f"{x:.1f}"
 
 
 def cell(case, name, result):
@@ -124,7 +119,7 @@ def core_speed(result):
         f"Medians of {result['processes']} processes of {result['rounds']} interleaved rounds; ranges over processes."
     )
     for name, why in result["absent"].items():
-        yield f"Absent: {name} ({why['reason']}): `{why['install']}`."
+        yield f"Absent: {name} ({why['reason']})" + (f": `{why['install']}`." if why["install"] else ".")
 
 
 TABLES = {"core-speed": ("core", core_speed)}

@@ -68,12 +68,14 @@ def _sign(x):
 def one_step(kernel, dtype, streams, row, host):
     """Bounds for (p, *slots) after one step by `kernel` in `dtype` from exact streams (None: absent).
 
-    row: the coefficients; host: their relative error before they are rounded to dtype.
+    row: the coefficients; host: their relative error before they are rounded to dtype, one number or one for each.
+    A stream that is no longer exact may be a Running.
     """
     unit = Running.arithmetic(dtype)
     wide = np.longdouble if dtype == np.float64 else np.float64
-    exact = [None if x is None else Running(x.astype(wide), 0.0, unit) for x in streams]
-    c = kernel.Coefficients(*(Running(wide(x), abs(x) * (host + unit[0]), unit) for x in row))
+    exact = [Running(x.astype(wide), 0.0, unit) if isinstance(x, np.ndarray) else x for x in streams]
+    hosts = np.broadcast_to(host, len(row))
+    c = kernel.Coefficients(*(Running(wide(x), abs(x) * (h + unit[0]), unit) for x, h in zip(row, hosts, strict=True)))
     there = {**kernel.element.__globals__, "maximum": _maximum, "sign": _sign}
     element = FunctionType(kernel.element.__code__, there, closure=kernel.element.__closure__)
     return [None if x is None else x.error for x in element(*exact, c)]

@@ -110,7 +110,19 @@ def warmup(parser: argparse.ArgumentParser) -> Run:
     return run
 
 
-COMMANDS = (demo, info, verify, warmup)
+def bench(parser: argparse.ArgumentParser) -> Run:
+    """measure steps against the limit of the memory and against other libraries"""
+    from fastadam.benchmarks import options
+
+    options.add(parser)
+
+    def run(args: argparse.Namespace) -> int:
+        return options.run(parser, args)
+
+    return run
+
+
+COMMANDS = (demo, info, verify, warmup, bench)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

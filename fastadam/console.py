@@ -3,7 +3,7 @@
 import importlib.util
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -32,24 +32,62 @@ def _lines(items: Sequence[T], what: str) -> Iterator[T]:
 class Table:
     """Rows of text under a head."""
 
-    def __init__(self, *head: str) -> None:
-        self._rows: list[tuple[str, ...]] = [head]
+    def __init__(self, *head: str, title: str = "") -> None:
+        self._title, self._rows = title, [head]
 
     def add(self, *row: str) -> None:
         self._rows.append(row)
 
     def show(self) -> None:
-        head, *rows = self._rows
         if _watched():
             from rich.console import Console
-            from rich.table import Column
-            from rich.table import Table as Rich
 
-            table = Rich(*(Column(title, overflow="fold") for title in head))
-            for row in rows:
-                table.add_row(*row)
-            Console().print(table)
+            Console().print(self.rich())
             return
+        if self._title:
+            print(self._title)
         widths = [max(map(len, column)) for column in zip(*self._rows, strict=True)]
         for row in self._rows:
-            print("  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip())
+            print("  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip(), flush=True)
+
+    def rich(self) -> Any:
+        from rich.table import Column
+        from rich.table import Table as Rich
+
+        head, *rows = self._rows
+        columns = (Column(name, overflow="fold") for name in head)  # cut names cannot be told apart
+        table = Rich(*columns, title=self._title or None, title_justify="left")
+        for row in rows:
+            table.add_row(*row)
+        return table
+
+
+class Live:
+    """A place at the bottom of the terminal that is drawn anew; without a terminal only what is printed is seen."""
+
+    def __enter__(self) -> "Live":
+        self._live: Any = None
+        if _watched():
+            from rich.live import Live as Rich
+
+            self._live = Rich(transient=True, refresh_per_second=8)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def show(self, what: "str | Table") -> None:
+        """Draw this in place of what was there."""
+        if self._live is not None:
+            self._live.update(what.rich() if isinstance(what, Table) else what)
+
+    def print(self, what: "str | Table") -> None:
+        """Leave this above, for good."""
+        if self._live is not None:
+            self._live.console.print(what.rich() if isinstance(what, Table) else what)
+        elif isinstance(what, Table):
+            what.show()
+        else:
+            print(what, flush=True)

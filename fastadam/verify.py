@@ -26,7 +26,7 @@ STEPS = 6
 SLACK = 1.001  # the bound is first order in each rounding, and the oracle rounds too, at 2^-29 or 2^-11 of a unit
 
 
-def _oracle(method: type[Optimizer], chosen: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def oracle_of(method: type[Optimizer], chosen: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The paper's function for a method with these options, and the options that it takes."""
     taken, name = dict(chosen), method.__name__.lower()
     if name == "adam" and taken.pop("decoupled_weight_decay"):
@@ -34,7 +34,7 @@ def _oracle(method: type[Optimizer], chosen: dict[str, Any]) -> tuple[Any, dict[
     return papers.ORACLES[name], taken
 
 
-def _host_error(rule: Any, t: int) -> float:
+def host_error(rule: Any, t: int) -> float:
     """How far a rule's float64 numbers can be off, relatively.
 
     β^t is good to 2 u, then 1 - β^t cancels, then come up to six operations of a rounding each; RAdam's ratio of
@@ -56,7 +56,7 @@ def worst_error(
     taken_before: the count that the array starts with, as if its state had been loaded.
     """
     wide = np.longdouble if dtype == np.float64 else np.float64
-    oracle, taken = _oracle(method, chosen)
+    oracle, taken = oracle_of(method, chosen)
     kernel = kernels.ALL[method.rule.kernel]
     rng = np.random.default_rng(11)
     p = (rng.standard_normal(n) * 10.0 ** rng.integers(-3, 3, n)).astype(dtype)
@@ -77,7 +77,7 @@ def worst_error(
         start = before | {"p": p}
         streams = [start["p"], g, *(before.get(slot.name) for slot in kernel.slots)]
         row = opt.groups[0].coefficients_at(t, chosen["lr"], 1.0, *carried.values())[: len(kernel.Coefficients._fields)]  # type: ignore[attr-defined]
-        limits = bounds.one_step(kernel, dtype, streams, row, _host_error(method.rule(**chosen), t))
+        limits = bounds.one_step(kernel, dtype, streams, row, host_error(method.rule(**chosen), t))
         exact, new = oracle(t, p.astype(wide), g.astype(wide), state, **taken)
         opt.step(home.put(g))
         after = {key.rpartition(".")[2]: x for key, x in state_arrays(opt).items()} | {"p": home.get(there)}

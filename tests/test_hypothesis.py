@@ -16,7 +16,7 @@ import fastadam as fa
 import papers
 from fastadam import bounds, kernels
 from fastadam.kernels.cpu import threads
-from fastadam.verify import SLACK, _host_error
+from fastadam.verify import SLACK, host_error
 
 BACKENDS = ("numpy", "numba")
 
@@ -205,7 +205,7 @@ class World:
         width = len(kernel.Coefficients._fields)
         streams = [p, g, *(own.get(slot.name) for slot in kernel.slots)]
         with np.errstate(all="ignore"):
-            host = _host_error(rule, t)
+            host = host_error(rule, t)
             limits = bounds.one_step(kernel, p.dtype.type, streams, row[:width], host)
             name = self.method.__name__.lower()
             if name == "adam" and taken.pop("decoupled_weight_decay"):

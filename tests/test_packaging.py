@@ -43,8 +43,9 @@ def test_both_archives_hold_the_same_package(built):
     inside = set(zipfile.ZipFile(wheel).namelist())
     sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "fastadam").glob("*.py")}
     sources |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "fastadam/demo").glob("*.py")}
-    sources |= {f"fastadam/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "kernels").rglob("*.py")}
-    sources |= {f"fastadam/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "kernels").rglob("*.cu*")}
+    for linked in ("kernels", "benchmarks"):
+        for kind in ("*.py", "*.cu*"):
+            sources |= {f"fastadam/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / linked).rglob(kind)}
     sources.add("fastadam/py.typed")
     assert sources <= inside
     assert {name.split("/")[0] for name in inside if ".dist-info" not in name} == {"fastadam"}
@@ -65,3 +66,5 @@ def test_an_archive_installs_and_steps(built, kind, tmp_path):
     beside = run(python, "-c", STEP % True, cwd=ROOT)  # ./fastadam shadows the installed one there, and must work
     assert Path(beside.strip()).is_relative_to(ROOT)
     assert "demo" in run(python, "-m", "fastadam", "--help", cwd=ROOT)
+    bench = "-m", "fastadam", "bench", "--sizes", "100", "--rounds", "1", "--peers", "plain NumPy"
+    assert "plain NumPy" in run(python, *bench, cwd=tmp_path)

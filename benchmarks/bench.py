@@ -1,0 +1,203 @@
+"""`python -m fastadam bench`: processes that measure, a table that grows, a file and a picture."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import fastadam
+from fastadam.benchmarks import machine, summary
+from fastadam.console import Live, Table
+
+PACKAGE = Path(fastadam.__file__).parent.parent
+ROUNDS = 15
+
+
+def environment(threads):
+    """Thread counts set before anything is imported, and this fastadam."""
+    n = str(threads)
+    env = os.environ | {"OMP_NUM_THREADS": n, "MKL_NUM_THREADS": n, "OPENBLAS_NUM_THREADS": n, "NUMBA_NUM_THREADS": n}
+    env.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch's tensors on huge pages too, as NumPy's arrays are
+    env.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # JAX would take three quarters of a GPU
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PACKAGE), os.environ.get("PYTHONPATH")]))
+    env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # DeepSpeed looks for ninja
+    return env
+
+
+def events(task, env=None):
+    """What one process says; last, how it ended: {"ended": its exit status, "words": its last line of errors}."""
+    command = [sys.executable, "-m", "fastadam.benchmarks.worker"]
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=env, text=True
+        )
+        try:
+            with process.stdin as pipe:
+                pipe.write(json.dumps(task))
+            yield from map(json.loads, process.stdout)
+            process.wait()
+        finally:
+            process.kill()
+            process.wait()
+            process.stdout.close()
+        errors.seek(0)
+        words = errors.read().decode(errors="replace").strip().splitlines()
+        yield {"ended": process.returncode, "words": words[-1] if words else ""}
+
+
+def collect(task, env, show):
+    """One whole run: a process, and another for the rest of the cases when one dies, without who killed it."""
+    run = {"absent": {}, "cases": {}}
+    while True:
+        case = trying = None
+        for event in events(task, env):
+            trying = event.get("trying", trying)
+            if "absent" in event:
+                run["absent"][event["absent"]] = {"reason": event["reason"], "install": event["install"]}
+            elif "gpu" in event:
+                run["gpu"] = event["gpu"]
+            elif "case" in event:
+                case = event["case"]
+                run["cases"][case] = {"samples": {}, "wrong": {}}
+            elif "skipped" in event:
+                run["cases"][case]["skipped"] = event["skipped"]
+            elif "ulps" in event:
+                run["cases"][case].update(event)
+            elif "sample" in event:
+                run["cases"][case]["samples"].setdefault(event["sample"], []).append(event["seconds"])
+            elif "ended" in event:
+                break
+            show(case, trying, run)
+        if event["ended"] == 0:
+            return run
+        how = f"the process ended with {ending(event['ended'])}: {event['words']}"
+        left = task["cases"][task["cases"].index(case) if case else 0 :]
+        if trying:
+            run["absent"][trying] = {"reason": how, "install": ""}
+            task = task | {"without": [*task["without"], trying], "cases": left}
+        elif case:
+            run["cases"][case]["skipped"] = how
+            task = task | {"cases": left[1:]}
+        else:
+            raise RuntimeError(how)
+
+
+def ending(status):
+    return signal.Signals(-status).name if status < 0 else f"exit status {status}"
+
+
+def run(args):
+    """Measure, print, write. Returns the exit status: 1 where fastadam computed something wrong, or nothing ran."""
+    begin = time.time()
+    of = machine.machine()
+    result = {
+        "bench": "core",
+        "date": machine.date(),
+        "commit": machine.commit(),
+        "machine": of,
+        "versions": machine.versions(),
+        "rule": args.rule,
+        "dtype": args.dtype,
+        "threads": args.threads,
+        "rounds": args.rounds,
+        "processes": args.processes,
+        "absent": {},
+        "cases": {},
+    }
+    print(f"{args.rule} {args.dtype}, {args.threads} threads; {of['cpu']}, {of['cores']} cores, {of['memory_gib']} GiB")
+    runs = []
+    try:
+        for seed in range(args.processes):
+            task = {
+                "rule": args.rule, "dtype": args.dtype, "threads": args.threads, "rounds": args.rounds, "seed": seed,
+                "cases": args.cases, "backends": args.backends, "peers": args.peers, "without": [],
+                "until": begin + args.seconds,
+            }  # fmt: skip
+            with Live() as live:
+                screen = Screen(live, result, list(runs), last=seed == args.processes - 1)
+                runs.append(collect(task, environment(args.threads), screen.show))
+                screen.done(runs[-1])
+    except KeyboardInterrupt:
+        print("interrupted")
+        return 130
+    result["seconds"] = time.time() - begin
+    finish(result, args)
+    failed = [one for case in result["cases"].values() for one in case.get("wrong", {}) if one.startswith("fastadam")]
+    return int(bool(failed) or not any(case.get("contestants") for case in result["cases"].values()))
+
+
+def finish(result, args):
+    """What stands below the tables, and the files."""
+    names, body = summary.closing(result)
+    if body:
+        print("\nfastadam's speed, and how many times as fast as each other (×):")
+        table = Table(*names)
+        for row in body:
+            table.add(*row)
+        table.show()
+    for line in summary.crossover(result):
+        print(line)
+    for name, why in result["absent"].items():
+        print(f"absent: {name}: {why['reason']}" + (f"; {why['install']}" if why["install"] else ""))
+    print(f"{result['seconds']:.0f} s")
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        print(f"written: {args.json}")
+    if args.plot:
+        from fastadam.benchmarks import plot
+
+        plot.draw(result, args.plot)
+        print(f"written: {args.plot}")
+
+
+class Screen:
+    """The case under way, redrawn while somebody watches; and each finished case, printed once."""
+
+    def __init__(self, live, result, earlier, last):
+        self._live, self._result, self._earlier, self._last = live, result, earlier, last
+        self._case = None
+
+    def show(self, case, trying, run):
+        if case != self._case and self._case is not None:
+            self._print(run, self._case)
+        self._case = case
+        if case is None:
+            self._live.show(f"looking for {trying} ..." if trying else "")
+        elif trying:
+            self._live.show(f"{case}: checking {trying} ...")
+        elif run["cases"][case]["samples"]:
+            self._live.show(self._table(case, [run]))
+
+    def done(self, run):
+        if self._case is not None:
+            self._print(run, self._case)
+        self._result["absent"] |= run["absent"]
+        if "gpu" in run:
+            self._result["machine"]["gpu"] = run["gpu"]
+
+    def _entry(self, case, runs):
+        of = self._result["machine"]
+        l2 = next((run["gpu"]["l2"] for run in runs if "gpu" in run), 0)
+        return summary.case(case, [run["cases"][case] for run in runs], machine.last_cache(of["caches"]), l2)
+
+    def _table(self, case, runs):
+        entry = self._entry(case, runs)
+        what = f"{case}: {entry['n']:,} parameters in {entry['tensors']} arrays"
+        if "skipped" in entry:
+            return f"{what}: skipped: {entry['skipped']}"
+        place = "hot in the caches" if entry["in"] == "cache" else "in DRAM"
+        table = Table(*summary.head(entry), title=f"{what}, {place}")
+        for row in summary.rows(entry):
+            table.add(*row, *[""] * (len(summary.HEAD) - len(row)))
+        return table
+
+    def _print(self, run, case):
+        runs = [*self._earlier, run]
+        self._live.show("")
+        if self._last:
+            self._result["cases"][case] = self._entry(case, runs)
+            self._live.print(self._table(case, runs))

@@ -1,0 +1,133 @@
+"""What the numbers are taken on: processor, caches, memory, versions, commit. Names no host and no user."""
+
+import os
+import platform
+import re
+import subprocess
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import fastadam
+from fastadam.kernels.cpu.threads import get_num_threads
+
+PACKAGES = (
+    "numpy", "numba", "llvmlite", "torch", "deepspeed", "jax", "optax", "thinc", "bitsandbytes", "torchao",
+    "cupy-cuda12x", "cupy-cuda13x",
+)  # fmt: skip
+ROOT = Path(fastadam.__file__).resolve().parent.parent
+RESERVE = 0.1  # of the memory that is free, left alone
+
+
+def read(path, default="unknown"):
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return default
+
+
+def machine():
+    cpu = Path("/sys/devices/system/cpu/cpu0/cache")
+    caches = {f"L{read(c / 'level')} {read(c / 'type').lower()}": read(c / "size") for c in sorted(cpu.glob("index*"))}
+    model = re.search(r"model name\s*: (.*)", read("/proc/cpuinfo"))
+    ids = re.search(r"cpu family\s*: (\d+)\nmodel\s*: (\d+)", read("/proc/cpuinfo"))
+    return {
+        "cpu": model[1] if model else platform.processor() or platform.machine(),
+        "family, model": list(map(int, ids.groups())) if ids else None,
+        "cores": get_num_threads(),
+        "caches": caches,
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "system": f"{platform.system()} {platform.release()}",
+        "huge_pages": read("/sys/kernel/mm/transparent_hugepage/enabled"),
+        "load_before": round(os.getloadavg()[0], 2),
+    }
+
+
+def gpu():
+    """The first GPU: name, memory, cache. Asked in the process that uses it."""
+    import cupy
+
+    of = cupy.cuda.runtime.getDeviceProperties(0)
+    return {
+        "name": of["name"].decode(),
+        "memory_gib": round(of["totalGlobalMem"] / 2**30, 1),
+        "l2": of["l2CacheSize"],
+        "driver": cupy.cuda.runtime.driverGetVersion(),
+        "runtime": cupy.cuda.runtime.runtimeGetVersion(),
+    }
+
+
+def versions():
+    found = {"python": platform.python_version(), "fastadam": fastadam.__version__}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def commit():
+    """The clone's commit, with a + if files differ from it; the version of an installed package."""
+
+    def git(*words):
+        return subprocess.run(["git", "-C", ROOT, *words], capture_output=True, text=True, check=True).stdout.strip()
+
+    if (ROOT / ".git").exists():
+        try:
+            return git("rev-parse", "--short=10", "HEAD") + ("+" if git("status", "--porcelain") else "")
+        except (OSError, subprocess.CalledProcessError):
+            pass
+    return f"fastadam {fastadam.__version__}"
+
+
+def date():
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def in_bytes(text):
+    """32768K -> 33554432."""
+    units = {"K": 2**10, "M": 2**20, "G": 2**30}
+    return int(text[:-1]) * units[text[-1]] if text[-1:] in units else 0
+
+
+def last_cache(caches):
+    """Bytes of the largest cache; 32 MiB where the system does not say."""
+    return max(map(in_bytes, caches.values()), default=0) or 2**25
+
+
+def _cgroup():
+    """Bytes that the innermost cgroup still allows; infinity without a limit."""
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        root = Path("/sys/fs/cgroup")
+        own = [line.split(":", 2)[2] for line in read("/proc/self/cgroup", "").splitlines() if line.startswith("0:")]
+        for place in (root / (own[0].lstrip("/") if own else ""), root):
+            most, now = read(place / limit), read(place / used)
+            if most.isdecimal() and now.isdecimal():
+                return int(most) - int(now)
+    return float("inf")
+
+
+def available_memory():
+    """Bytes that this process may still take: of the machine's, its container's and its own limit's."""
+    found = re.search(r"MemAvailable:\s*(\d+) kB", read("/proc/meminfo"))
+    room = [int(found[1]) * 1024 if found else float("inf"), _cgroup()]
+    try:
+        import resource
+
+        most, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if most != resource.RLIM_INFINITY:
+            room.append(most - int(read("/proc/self/statm", "0").split()[0]) * os.sysconf("SC_PAGE_SIZE"))
+    except ImportError:  # not on Windows
+        pass
+    return min(room) * (1 - RESERVE)
+
+
+def available_gpu_memory():
+    import cupy
+
+    cupy.get_default_memory_pool().free_all_blocks()
+    return cupy.cuda.runtime.memGetInfo()[0] * (1 - RESERVE)

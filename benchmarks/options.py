@@ -1,0 +1,105 @@
+"""The options of `bench`: parsed here, cheaply, so that no other command pays for them."""
+
+import argparse
+from pathlib import Path
+
+from fastadam.benchmarks import cases
+
+MOST = 2**34  # elements: 64 GiB in float32
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Give `bench` its options."""
+    models = ", ".join(cases.MODELS)
+    say = parser.add_argument
+    say("--rule", default="Adam", metavar="NAME", help="a method, or one with options such as Adam-amsgrad (Adam)")
+    say("--dtype", default="float32", metavar="NAME", help="of the parameters (float32)")
+    say("--sizes", type=sizes, metavar="N,N", help="flat arrays: 2^10,2^16,100000 (2^10 to 2^26)")
+    say("--workload", type=words, default=[], metavar="NAME,NAME", help=f"{models} (none)")
+    say("--backend", type=words, metavar="NAME,NAME", help="(every one that is ready)")
+    say("--peers", type=words, default=[], metavar="NAME,NAME", help="only these, such as 'torch fused,optax' (all)")
+    say("--threads", type=count, metavar="N", help="for everyone (all that this process may use)")
+    say("--rounds", type=count, default=15, metavar="N", help="turns of each contestant in each process (15)")
+    say("--processes", type=count, default=1, metavar="N", help="runs of the table, each in a fresh process (1)")
+    say("--seconds", type=count, default=10**9, metavar="N", help="begin no further case after so long (no end)")
+    say("--json", type=target, metavar="FILE", help="write the result")
+    say("--plot", type=target, metavar="FILE.png", help="draw it (needs matplotlib)")
+    say("--first-use", action="store_true", help="time the first step instead, with empty and with warm caches")
+
+
+def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
+    """Check what needs more than a glance, then measure."""
+    from fastadam.arrays import DTYPES
+    from fastadam.backend import backends
+    from fastadam.kernels.cpu.threads import get_num_threads
+
+    most, status = get_num_threads(), backends()
+    args.threads = args.threads or most
+    if args.threads > most:
+        parser.error(f"argument --threads: {args.threads}, but this process may use {most}")
+    one_of(parser, "--rule", [args.rule], cases.settings())
+    one_of(parser, "--dtype", [args.dtype], [dtype.name for dtype in DTYPES])
+    one_of(parser, "--workload", args.workload, cases.MODELS)
+    ready = [name for name, text in status.items() if text == "ready"]
+    args.backends = args.backend or ready
+    one_of(parser, "--backend", args.backends, status)
+    for name in args.backends:
+        if name not in ready:
+            parser.error(f"argument --backend: {name}: {status[name]}")
+    if args.peers:
+        from fastadam.benchmarks.contestants import everyone
+
+        one_of(parser, "--peers", args.peers, [one.name for one in everyone(args.backends) if one.peer])
+    args.cases = (args.sizes or ([] if args.workload else [cases.flat(n) for n in cases.SIZES])) + args.workload
+    if args.plot:
+        from importlib.util import find_spec
+
+        if find_spec("matplotlib") is None:
+            parser.error("argument --plot: matplotlib is not installed; pip install matplotlib")
+    if args.first_use:
+        from fastadam.benchmarks import first_use
+
+        return int(first_use.run(args))
+    from fastadam.benchmarks import bench
+
+    return int(bench.run(args))
+
+
+def one_of(parser, option, asked, known):
+    """Refuse what is not known, with all that is."""
+    for name in asked:
+        if name not in known:
+            parser.error(f"argument {option}: {name!r}, expected one of {', '.join(known)}")
+
+
+def words(text):
+    found = [word.strip() for word in text.split(",")]
+    if not all(found):
+        raise argparse.ArgumentTypeError(f"expected names with commas between, got {text!r}")
+    return list(dict.fromkeys(found))
+
+
+def sizes(text):
+    """2^10,2^16,100000 -> their names, in this order."""
+    found = []
+    for word in words(text):
+        base, power, exponent = word.partition("^")
+        digits = base.isdecimal() and (exponent.isdecimal() or not power)
+        n = int(base) ** int(exponent or 1) if digits and len(base) <= 12 and len(exponent) <= 2 else 0
+        if not 1 <= n <= MOST:
+            raise argparse.ArgumentTypeError(f"expected numbers from 1 to 2^34 such as 2^20,100000, got {word!r}")
+        found.append(cases.flat(n))
+    return list(dict.fromkeys(found))
+
+
+def count(text):
+    if not text.isdecimal() or not 1 <= int(text) <= 10**9:
+        raise argparse.ArgumentTypeError(f"expected an integer of at least 1, got {text!r}")
+    return int(text)
+
+
+def target(text):
+    path = Path(text)
+    if not path.parent.is_dir() or path.is_dir():
+        raise argparse.ArgumentTypeError(f"expected a file in a folder that is there, got {text!r}")
+    return path

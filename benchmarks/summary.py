@@ -1,0 +1,146 @@
+"""What samples say: one entry per case and contestant, the same in JSON, tables and plots."""
+
+import statistics
+
+from fastadam.benchmarks import cases, clock
+
+OURS = ("fastadam numba", "fastadam cuda", "fastadam numpy")  # the first that is there is compared with the others
+UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
+
+
+def middle(values, low=None, high=None):
+    """[median, smallest, largest] over processes; of one process, what its spread allows."""
+    return [statistics.median(values), *((min(values), max(values)) if len(values) > 1 else (low, high))]
+
+
+def case(name, runs, cache, l2=0):
+    """One case's events in all processes -> its entry. cache, l2: bytes of the last cache, of the GPU's."""
+    n, tensors = cases.size(cases.shapes(name)), len(cases.shapes(name))
+    out = {"n": n, "tensors": tensors}
+    if skipped := [run["skipped"] for run in runs if "skipped" in run]:
+        return out | {"skipped": skipped[0]}
+    for key in ("wrong", "left_out"):
+        out[key] = {one: why for run in runs for one, why in run.get(key, {}).items()}
+    moved = runs[0].get("bytes", {})
+    names = [one for one in moved if all(run.get("samples", {}).get(one) for run in runs)]
+    pooled = {one: clock.spread([t for run in runs for t in run["samples"][one]]) for one in names}
+    medians = {one: [statistics.median(run["samples"][one]) for run in runs] for one in names}
+    out["in"] = _where(n, moved.get(names[0] if names else "", 28), cache)
+    out["contestants"] = {}
+    for one in names:
+        seconds, on_gpu = statistics.median(medians[one]), "cuda" in one
+        p10, _, p90 = pooled[one]
+        over = {
+            other: middle(
+                [b / a for a, b in zip(medians[one], medians[other], strict=True)],
+                pooled[other][0] / p90,
+                pooled[other][2] / p10,
+            )
+            for other in names
+            if other != one
+        }
+        out["contestants"][one] = {
+            "seconds": seconds,
+            "best": min(t for run in runs for t in run["samples"][one]),
+            "p10": p10,
+            "p90": p90,
+            "samples": sum(len(run["samples"][one]) for run in runs),
+            "in": _where(n, moved[one], l2 if on_gpu else cache),
+            "bytes": moved[one],
+            "ns_per_param": seconds / n * 1e9,
+            "gb_per_s": moved[one] * n / seconds * 1e-9,
+            "ulps": max(run["ulps"][one] for run in runs),
+            "of_limit": over.pop("limit cuda" if on_gpu else "limit", None),
+            "times_faster_than": over,
+        }
+    return out
+
+
+def _where(n, moved, cache):
+    """Whether p, slots and both sets of gradients stay in the last cache from one call to the next."""
+    return "cache" if n * (moved + 12) / 2 <= cache else "memory"
+
+
+def ours(entry):
+    """The contestant of fastadam's that the others are compared with."""
+    return next((name for name in OURS if name in entry.get("contestants", {})), None)
+
+
+def duration(seconds):
+    """Three digits and a unit."""
+    scale, unit = next((pair for pair in UNITS if seconds >= pair[0]), UNITS[-1])
+    return f"{digits(seconds / scale)} {unit}"
+
+
+def digits(x):
+    """Three digits, or all before the point."""
+    return f"{x:.{max(0, 3 - len(str(int(x))))}f}"
+
+
+def number(x):
+    """A ratio."""
+    return digits(x) if x >= 100 else f"{x:.2f}" if x < 10 else f"{x:.1f}"
+
+
+HEAD = ("", "time", "p10–p90", "ns/param", "GB/s", "of limit", "error in ulp", "{} is × as fast")
+
+
+def head(entry):
+    return [text.format(ours(entry) or "fastadam") for text in HEAD]
+
+
+def rows(entry):
+    """A line of text per contestant, for a table under `head`."""
+    main = ours(entry)
+    for name, of in entry.get("contestants", {}).items():
+        over = entry["contestants"][main]["times_faster_than"].get(name) if main else None
+        if name.startswith("limit") and main:
+            share = entry["contestants"][main]["of_limit"]
+            over = share if ("cuda" in name) == ("cuda" in main) else None
+        yield [
+            name,
+            duration(of["seconds"]),
+            f"{duration(of['p10'])}–{duration(of['p90'])}",
+            digits(of["ns_per_param"]),
+            digits(of["gb_per_s"]),
+            number(of["of_limit"][0]) if of["of_limit"] else "",
+            f"{of['ulps']:.3g}",
+            f"{number(over[0])} ({number(over[1])}–{number(over[2])})" if over else "",
+        ]
+    for name, why in entry.get("wrong", {}).items():
+        yield [name, "wrong: not timed", why]
+    for name, why in entry.get("left_out", {}).items():
+        yield [name, "not run", why]
+
+
+def crossover(result):
+    """From which size on the GPU is faster than the CPU, without and with moving the data: lines of text."""
+    flats = sorted((c for k, c in result["cases"].items() if k not in cases.MODELS), key=lambda c: c["n"])
+    for name, what in (("fastadam cuda", "data on the GPU"), ("fastadam cuda, moved", "gradients in, parameters out")):
+        pairs = [
+            (c["n"], c["contestants"][name]["seconds"] < c["contestants"]["fastadam numba"]["seconds"])
+            for c in flats
+            if {name, "fastadam numba"} <= c.get("contestants", {}).keys()
+        ]
+        wins = [n for k, (n, _) in enumerate(pairs) if all(won for _, won in pairs[k:])]
+        if pairs:
+            first = f"from {cases.flat(wins[0])} parameters on" if wins else f"nowhere up to {cases.flat(pairs[-1][0])}"
+            yield f"the GPU wins, {what}: {first}"
+
+
+def closing(result):
+    """The whole run in few lines: fastadam's speed and its ratio to each other contestant, by case."""
+    columns = [(k, c) for k, c in result["cases"].items() if ours(c)]
+    if not columns:
+        return [], []
+    names = dict.fromkeys(name for _, c in columns for name in c["contestants"])
+    body = []
+    mine = [c["contestants"][ours(c)] for _, c in columns]
+    body.append(["ns/param", *(digits(of["ns_per_param"]) for of in mine)])
+    body.append(["GB/s", *(digits(of["gb_per_s"]) for of in mine)])
+    body.append(["of limit", *(number(of["of_limit"][0]) if of["of_limit"] else "" for of in mine)])
+    for name in names:
+        over = [of["times_faster_than"].get(name) for of in mine]
+        if any(over):
+            body.append([f"× {name}", *(number(x[0]) if x else "" for x in over)])
+    return [ours(columns[0][1]), *(k for k, _ in columns)], body
