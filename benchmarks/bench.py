@@ -132,15 +132,8 @@ def run(args):
 
 def finish(result, args):
     """What stands below the tables, and the files."""
-    names, body = summary.closing(result)
-    if body:
-        print("\nfastadam's speed, and how many times as fast as each other (×):")
-        table = Table(*names)
-        for row in body:
-            table.add(*row)
-        table.show()
-    for line in summary.crossover(result):
-        print(line)
+    print()
+    summary.show(result)
     for name, why in result["absent"].items():
         print(f"absent: {name}: {why['reason']}" + (f"; {why['install']}" if why["install"] else ""))
     print(f"{result['seconds']:.0f} s")

@@ -65,7 +65,8 @@ class Contestant:
             one.step()
             one.params()
         except Exception as error:  # whatever another's library raises
-            return " ".join(f"{type(error).__name__}: {error}".split())[:160]
+            kind = "" if isinstance(error, NotImplementedError) else f"{type(error).__name__}: "
+            return " ".join(f"{kind}{error}".split())[:160]
         return None
 
     @classmethod

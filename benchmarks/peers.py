@@ -69,6 +69,10 @@ class Torch(Contestant):
         self.setting, self.sets = setting, start.grads_as(convert)
         self.p = [torch.nn.Parameter(convert(p)) for p in start.params]
         self.opt = self.optimizer(setting, self.p)
+        # The foreach loop adds Nesterov's momentum to the gradients where they are.
+        self.own = (
+            [torch.empty_like(p) for p in self.p] if "foreach" in self.name and "nesterov" in setting.options else ()
+        )
 
     def optimizer(self, setting, params):
         import torch
@@ -82,6 +86,8 @@ class Torch(Contestant):
     def give(self, k):
         for p, g in zip(self.p, self.sets[k % len(self.sets)], strict=True):
             p.grad = g
+        for p, own in zip(self.p, self.own, strict=bool(self.own)):
+            p.grad = own.copy_(p.grad)
 
     def step(self):
         self.opt.step()

@@ -13,7 +13,7 @@ from typing import NamedTuple
 if not __package__:  # a script of a clone, installed or not
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fastadam.benchmarks.summary import duration, number
+from fastadam.benchmarks.summary import duration, number, show
 
 HERE = Path(__file__).resolve().parent
 README = HERE.parent / "README.md"
@@ -137,10 +137,15 @@ def filled(text):
     return text
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing; fail if README differs from the results")
-    args = parser.parse_args()
+    parser.add_argument("--summary", nargs="+", metavar="FILE.json", help="print these results instead, in few lines")
+    args = parser.parse_args(argv)
+    if args.summary:
+        for path in args.summary:
+            show(json.loads(Path(path).read_text(encoding="utf-8")))
+        return
     before = README.read_text(encoding="utf-8")
     after = filled(before)
     if args.check:

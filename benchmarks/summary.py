@@ -3,6 +3,7 @@
 import statistics
 
 from fastadam.benchmarks import cases, clock
+from fastadam.console import Table
 
 OURS = ("fastadam numba", "fastadam cuda", "fastadam numpy")  # the first that is there is compared with the others
 UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
@@ -128,19 +129,23 @@ def crossover(result):
             yield f"the GPU wins, {what}: {first}"
 
 
-def closing(result):
-    """The whole run in few lines: fastadam's speed and its ratio to each other contestant, by case."""
+def show(result):
+    """Print the whole run in few lines: fastadam's speed and how many times as fast it is as each other, by case."""
     columns = [(k, c) for k, c in result["cases"].items() if ours(c)]
     if not columns:
-        return [], []
+        print("fastadam was not timed")
+        return
     names = dict.fromkeys(name for _, c in columns for name in c["contestants"])
-    body = []
+    title = f"{result['rule']} {result['dtype']}: speed, and how many times as fast as each other (×)"
+    table = Table(ours(columns[0][1]), *(k for k, _ in columns), title=title)
     mine = [c["contestants"][ours(c)] for _, c in columns]
-    body.append(["ns/param", *(digits(of["ns_per_param"]) for of in mine)])
-    body.append(["GB/s", *(digits(of["gb_per_s"]) for of in mine)])
-    body.append(["of limit", *(number(of["of_limit"][0]) if of["of_limit"] else "" for of in mine)])
+    table.add("ns/param", *(digits(of["ns_per_param"]) for of in mine))
+    table.add("GB/s", *(digits(of["gb_per_s"]) for of in mine))
+    table.add("of limit", *(number(of["of_limit"][0]) if of["of_limit"] else "" for of in mine))
     for name in names:
         over = [of["times_faster_than"].get(name) for of in mine]
         if any(over):
-            body.append([f"× {name}", *(number(x[0]) if x else "" for x in over)])
-    return [ours(columns[0][1]), *(k for k, _ in columns)], body
+            table.add(f"× {name}", *(number(x[0]) if x else "" for x in over))
+    table.show()
+    for line in crossover(result):
+        print(line)
