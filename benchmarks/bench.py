@@ -11,10 +11,9 @@ from pathlib import Path
 
 import fastadam
 from fastadam.benchmarks import machine, summary
-from fastadam.console import Live, Table
+from fastadam.console import Live
 
 PACKAGE = Path(fastadam.__file__).parent.parent
-ROUNDS = 15
 
 
 def environment(threads):
@@ -51,9 +50,9 @@ def events(task, env=None):
 
 def collect(task, env, show):
     """One whole run: a process, and another for the rest of the cases when one dies, without who killed it."""
-    run = {"absent": {}, "cases": {}}
+    run, died = {"absent": {}, "cases": {}}, {}
     while True:
-        case = trying = None
+        run["absent"], case, trying = dict(died), None, None
         for event in events(task, env):
             trying = event.get("trying", trying)
             if "absent" in event:
@@ -77,7 +76,7 @@ def collect(task, env, show):
         how = f"the process ended with {ending(event['ended'])}: {event['words']}"
         left = task["cases"][task["cases"].index(case) if case else 0 :]
         if trying:
-            run["absent"][trying] = {"reason": how, "install": ""}
+            died[trying] = {"reason": how, "install": ""}
             task = task | {"without": [*task["without"], trying], "cases": left}
         elif case:
             run["cases"][case]["skipped"] = how
@@ -163,7 +162,7 @@ class Screen:
         elif trying:
             self._live.show(f"{case}: checking {trying} ...")
         elif run["cases"][case]["samples"]:
-            self._live.show(self._table(case, [run]))
+            self._live.show(summary.table(case, self._entry(case, [run])))
 
     def done(self, run):
         if self._case is not None:
@@ -177,20 +176,11 @@ class Screen:
         l2 = next((run["gpu"]["l2"] for run in runs if "gpu" in run), 0)
         return summary.case(case, [run["cases"][case] for run in runs], machine.last_cache(of["caches"]), l2)
 
-    def _table(self, case, runs):
-        entry = self._entry(case, runs)
-        what = f"{case}: {entry['n']:,} parameters in {entry['tensors']} arrays"
-        if "skipped" in entry:
-            return f"{what}: skipped: {entry['skipped']}"
-        place = "hot in the caches" if entry["in"] == "cache" else "in DRAM"
-        table = Table(*summary.head(entry), title=f"{what}, {place}")
-        for row in summary.rows(entry):
-            table.add(*row, *[""] * (len(summary.HEAD) - len(row)))
-        return table
-
     def _print(self, run, case):
         runs = [*self._earlier, run]
         self._live.show("")
         if self._last:
-            self._result["cases"][case] = self._entry(case, runs)
-            self._live.print(self._table(case, runs))
+            entry = self._result["cases"][case] = self._entry(case, runs)
+            self._live.print(summary.table(case, entry))
+            for line in summary.notes(entry):
+                self._live.print(line)

@@ -18,7 +18,7 @@ CACHES = (
 
 def run(args):
     """Time everyone on the first case. Returns the exit status: 1 where fastadam could not step."""
-    from fastadam.benchmarks.contestants import everyone
+    from fastadam.benchmarks.ours import everyone
 
     case = args.cases[0]
     chosen = [one for one in everyone(args.backends) if not args.peers or not one.peer or one.name in args.peers]

@@ -19,7 +19,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     say("--backend", type=words, metavar="NAME,NAME", help="(every one that is ready)")
     say("--peers", type=words, default=[], metavar="NAME,NAME", help="only these, such as 'torch fused,optax' (all)")
     say("--threads", type=count, metavar="N", help="for everyone (all that this process may use)")
-    say("--rounds", type=count, default=15, metavar="N", help="turns of each contestant in each process (15)")
+    say("--rounds", type=count, default=11, metavar="N", help="turns of each contestant in each process (11)")
     say("--processes", type=count, default=1, metavar="N", help="runs of the table, each in a fresh process (1)")
     say("--seconds", type=count, default=10**9, metavar="N", help="begin no further case after so long (no end)")
     say("--json", type=target, metavar="FILE", help="write the result")
@@ -47,7 +47,7 @@ def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         if name not in ready:
             parser.error(f"argument --backend: {name}: {status[name]}")
     if args.peers:
-        from fastadam.benchmarks.contestants import everyone
+        from fastadam.benchmarks.ours import everyone
 
         one_of(parser, "--peers", args.peers, [one.name for one in everyone(args.backends) if one.peer])
     args.cases = (args.sizes or ([] if args.workload else [cases.flat(n) for n in cases.SIZES])) + args.workload

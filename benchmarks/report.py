@@ -63,6 +63,8 @@ def cell(case, name, result):
         return "absent"
     if name in case.get("wrong", {}):
         return "wrong"
+    if name in case.get("left_out", {}):
+        return "not run"
     if name not in case.get("contestants", {}):
         return case.get("skipped", "")
     of = case["contestants"][name]

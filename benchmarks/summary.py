@@ -51,7 +51,7 @@ def case(name, runs, cache, l2=0):
             "ns_per_param": seconds / n * 1e9,
             "gb_per_s": moved[one] * n / seconds * 1e-9,
             "ulps": max(run["ulps"][one] for run in runs),
-            "of_limit": over.pop("limit cuda" if on_gpu else "limit", None),
+            "of_limit": over.pop(limit_of(one), None),
             "times_faster_than": over,
         }
     return out
@@ -67,10 +67,20 @@ def ours(entry):
     return next((name for name in OURS if name in entry.get("contestants", {})), None)
 
 
+def limit_of(name):
+    """The limit of a contestant's processor."""
+    return "limit cuda" if "cuda" in name else "limit"
+
+
+def unit(seconds):
+    """(its size, its name)."""
+    return next((pair for pair in UNITS if seconds >= pair[0]), UNITS[-1])
+
+
 def duration(seconds):
     """Three digits and a unit."""
-    scale, unit = next((pair for pair in UNITS if seconds >= pair[0]), UNITS[-1])
-    return f"{digits(seconds / scale)} {unit}"
+    scale, name = unit(seconds)
+    return f"{digits(seconds / scale)} {name}"
 
 
 def digits(x):
@@ -83,35 +93,42 @@ def number(x):
     return digits(x) if x >= 100 else f"{x:.2f}" if x < 10 else f"{x:.1f}"
 
 
-HEAD = ("", "time", "p10–p90", "ns/param", "GB/s", "of limit", "error in ulp", "{} is × as fast")
+HEAD = ("", "time", "p10–p90", "ns/param", "GB/s", "of limit", "ulp", "×")
 
 
-def head(entry):
-    return [text.format(ours(entry) or "fastadam") for text in HEAD]
-
-
-def rows(entry):
-    """A line of text per contestant, for a table under `head`."""
-    main = ours(entry)
-    for name, of in entry.get("contestants", {}).items():
-        over = entry["contestants"][main]["times_faster_than"].get(name) if main else None
-        if name.startswith("limit") and main:
-            share = entry["contestants"][main]["of_limit"]
-            over = share if ("cuda" in name) == ("cuda" in main) else None
-        yield [
-            name,
+def table(name, entry):
+    """One case as a table, or as a line where it was skipped."""
+    what = f"{name}: {entry['n']:,} parameters in {entry['tensors']} array{'s' * (entry['tensors'] > 1)}"
+    if "skipped" in entry:
+        return f"{what}: skipped: {entry['skipped']}"
+    main, place = ours(entry), "hot in the caches" if entry["in"] == "cache" else "in DRAM"
+    out = Table(*HEAD, title=f"{what}, {place}; {main or 'fastadam'} is × times as fast")
+    for one, of in entry["contestants"].items():
+        over = entry["contestants"][main]["times_faster_than"].get(one) if main else None
+        if main and one == limit_of(main):
+            over = entry["contestants"][main]["of_limit"]
+        scale, _ = unit(of["seconds"])
+        out.add(
+            one,
             duration(of["seconds"]),
-            f"{duration(of['p10'])}–{duration(of['p90'])}",
+            f"{digits(of['p10'] / scale)}–{digits(of['p90'] / scale)}",
             digits(of["ns_per_param"]),
             digits(of["gb_per_s"]),
             number(of["of_limit"][0]) if of["of_limit"] else "",
             f"{of['ulps']:.3g}",
-            f"{number(over[0])} ({number(over[1])}–{number(over[2])})" if over else "",
-        ]
+            number(over[0]) if over else "",
+        )
+    for one in entry["wrong"]:
+        out.add(one, "wrong", *[""] * (len(HEAD) - 2))
+    return out
+
+
+def notes(entry):
+    """Why somebody is not in a case's table: a line each."""
     for name, why in entry.get("wrong", {}).items():
-        yield [name, "wrong: not timed", why]
+        yield f"  {name} is wrong, so not timed: {why}"
     for name, why in entry.get("left_out", {}).items():
-        yield [name, "not run", why]
+        yield f"  {name} is not run: {why}"
 
 
 def crossover(result):
@@ -137,15 +154,15 @@ def show(result):
         return
     names = dict.fromkeys(name for _, c in columns for name in c["contestants"])
     title = f"{result['rule']} {result['dtype']}: speed, and how many times as fast as each other (×)"
-    table = Table(ours(columns[0][1]), *(k for k, _ in columns), title=title)
+    out = Table(ours(columns[0][1]), *(k for k, _ in columns), title=title)
     mine = [c["contestants"][ours(c)] for _, c in columns]
-    table.add("ns/param", *(digits(of["ns_per_param"]) for of in mine))
-    table.add("GB/s", *(digits(of["gb_per_s"]) for of in mine))
-    table.add("of limit", *(number(of["of_limit"][0]) if of["of_limit"] else "" for of in mine))
+    out.add("ns/param", *(digits(of["ns_per_param"]) for of in mine))
+    out.add("GB/s", *(digits(of["gb_per_s"]) for of in mine))
+    out.add("of limit", *(number(of["of_limit"][0]) if of["of_limit"] else "" for of in mine))
     for name in names:
         over = [of["times_faster_than"].get(name) for of in mine]
         if any(over):
-            table.add(f"× {name}", *(number(x[0]) if x else "" for x in over))
-    table.show()
+            out.add(f"× {name}", *(number(x[0]) if x else "" for x in over))
+    out.show()
     for line in crossover(result):
         print(line)

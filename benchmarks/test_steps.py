@@ -12,7 +12,8 @@ import pytest
 import fastadam
 from fastadam.arrays import DTYPES
 from fastadam.benchmarks import cases, clock, truth
-from fastadam.benchmarks.contestants import Limit, LimitCuda, Start, ours
+from fastadam.benchmarks.contestants import Start
+from fastadam.benchmarks.ours import Limit, LimitCuda, ours
 
 CASES = ("2^14", "2^22")  # in the caches; in DRAM
 BACKENDS = [name for name, status in fastadam.backends().items() if status == "ready"]

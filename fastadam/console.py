@@ -51,12 +51,14 @@ class Table:
             print("  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip(), flush=True)
 
     def rich(self) -> Any:
+        from rich import box
         from rich.table import Column
         from rich.table import Table as Rich
 
         head, *rows = self._rows
         columns = (Column(name, overflow="fold") for name in head)  # cut names cannot be told apart
-        table = Rich(*columns, title=self._title or None, title_justify="left")
+        plain = {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0)}
+        table = Rich(*columns, title=self._title or None, title_justify="left", **plain)
         for row in rows:
             table.add_row(*row)
         return table

@@ -15,6 +15,7 @@ __all__ = [
     "hostile",
     "kernels_in_use",
     "label",
+    "made_up",
     "same_bits",
     "state_arrays",
     "variants",
@@ -33,3 +34,16 @@ def defaults() -> list[Any]:
 def label(case: Any) -> str:
     """A test's name for a variant or a dtype."""
     return name_of(case) if isinstance(case, tuple) else getattr(case, "__name__", str(case))
+
+
+def made_up(**seconds):
+    """The events of one process of `bench` for 2^20, from seconds a step."""
+    names = {"numba": "fastadam numba", "fused": "torch fused"}
+    named = {names.get(key, key): value for key, value in seconds.items()}
+    return {
+        "samples": {name: [s * x for x in (0.9, 1.0, 1.1)] for name, s in named.items()},
+        "bytes": dict.fromkeys(named, 28),
+        "ulps": dict.fromkeys(named, 1.5),
+        "wrong": {"optax": "off"},
+        "left_out": {"Thinc": "needs 9 GiB"},
+    }

@@ -1,0 +1,225 @@
+"""The measurement: its cases, oracle, limit and clock, and what samples say. No test asserts a time that was taken."""
+
+import copy
+
+import numpy as np
+import pytest
+from cases import METHODS, made_up
+
+from fastadam.benchmarks import cases, clock, limit, summary, truth
+from fastadam.benchmarks.contestants import Start
+from fastadam.benchmarks.ours import Limit, ours
+from fastadam.benchmarks.peers import PlainNumpy
+
+RNG = np.random.default_rng
+
+WORKLOADS = {
+    "mlp": (8_970, 6),
+    "resnet50": (25_557_032, 161),
+    "vit-b": (85_054_464, 144),
+    "gpt2": (124_439_808, 148),
+    "bert-large": (335_141_888, 391),
+    "gpt2-xl": (1_557_611_200, 580),
+    "llama2-7b": (6_738_415_616, 291),
+}
+
+
+def test_workloads_have_the_published_counts():
+    assert {name: (cases.size(shapes), len(shapes)) for name, shapes in cases.MODELS.items()} == WORKLOADS
+
+
+@pytest.mark.parametrize("n", [1, 1000, 2**10, 2**26])
+def test_a_flat_size_and_its_name(n):
+    assert cases.shapes(cases.flat(n)) == [(n,)]
+
+
+def test_every_method_is_a_setting_with_its_bytes():
+    settings = cases.settings()
+    assert {method.__name__ for method in METHODS} <= settings.keys()
+    moved = {name: settings[name].bytes(np.dtype(np.float32)) for name in ("SGD", "Lion", "Adam", "AdamW-amsgrad")}
+    assert moved == {"SGD": 12, "Lion": 20, "Adam": 28, "AdamW-amsgrad": 36}
+    assert settings["AdamW-amsgrad"].hyperparameters["weight_decay"] == 0.01
+
+
+# The oracle.
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=lambda dtype: dtype.__name__)
+@pytest.mark.parametrize("rule", cases.settings())
+def test_the_oracle_accepts_every_method(rule, dtype):
+    setting, start = cases.settings()[rule], Start([(30, 40), (7,)], dtype)
+    ulps, wrong = truth.check([ours()["numpy"][0](start, setting, 1)], start, RNG(0))
+    assert not wrong
+    assert 0 < ulps["fastadam numpy"] < np.inf
+
+
+class Mutant(PlainNumpy):
+    """Adam by hand with one mistake."""
+
+    name = "mutant"
+
+    def step(self):
+        before = [p.copy() for p in self.p]
+        super().step()
+        self.spoil(before)
+
+
+def late(self, before):
+    self.t += 1
+
+
+def decayed(self, before):
+    for p, old in zip(self.p, before, strict=True):
+        p -= 1e-5 * old
+
+
+def tail_left(self, before):
+    self.p[-1][-1] = before[-1][-1]
+
+
+def moments_mixed_up(self, before):
+    self.m, self.v = self.v, [np.abs(m) for m in self.m]
+
+
+def no_number(self, before):
+    self.p[0][3, 3] = np.nan
+
+
+def constant(self, before):
+    for p, old in zip(self.p, before, strict=True):
+        p[...] = old
+
+
+@pytest.mark.parametrize("spoil", [late, decayed, tail_left, moments_mixed_up, no_number, constant])
+@pytest.mark.parametrize("shapes", [[(30, 40), (7,)], [(1500, 1000), (9,)]], ids=["whole", "sampled"])
+def test_the_oracle_refuses_a_mistake(spoil, shapes):
+    if spoil is no_number and shapes[0][0] == 1500:
+        shapes = [(7, 7), *shapes]  # a leaf that is not sampled but taken whole
+    setting, start = cases.settings()["Adam"], Start(shapes)
+    mutant = type("Mutant", (Mutant,), {"spoil": spoil})
+    ulps, wrong = truth.check([PlainNumpy(start, setting, 1), mutant(start, setting, 1)], start, RNG(0))
+    assert list(wrong) == ["mutant"]
+    assert "where the oracle has" in wrong["mutant"]
+    assert ulps["plain NumPy"] < 10
+
+
+def test_a_sample_holds_the_ends_of_every_leaf():
+    shapes = [(truth.MOST,), (5,), (3 * truth.MOST,), (0,)]
+    pieces = truth.sample(shapes, RNG(0))
+    for leaf, (n,) in enumerate(shapes):
+        mine = [part for at, part in pieces if at == leaf]
+        assert (mine[0].start, mine[-1].stop) == (0, n)
+    assert sum(part.stop - part.start for _, part in pieces) < 1.1 * truth.MOST
+
+
+# The limit.
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=lambda dtype: dtype.__name__)
+@pytest.mark.parametrize("slots", range(8))
+def test_the_limit_touches_every_stream_once(slots, dtype, threads):
+    n = limit.SERIAL + limit.CHUNK + 3
+    leaves = [[RNG(k).standard_normal(size).astype(dtype) for k in range(2 + slots)] for size in (n, 5)]
+    before = copy.deepcopy(leaves)
+    limit.walk_for(n + 5, threads)(*limit.plan(leaves, threads), dtype(0.5))
+    for (p, g, *others), (p0, g0, *others0) in zip(leaves, before, strict=True):
+        assert np.array_equal(g, g0)
+        for x, x0 in zip([p, *others], [p0, *others0], strict=True):
+            np.testing.assert_allclose(x, x0 + dtype(0.5) * g0, rtol=4 * np.finfo(dtype).eps, atol=np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("rule", ["SGD", "Adam", "AdamW-amsgrad", "RMSprop-centered-momentum"])
+def test_the_limit_is_held_against_its_oracle(rule):
+    setting, start = cases.settings()[rule], Start([(300, 200), (7,)])
+    _, wrong = truth.check([Limit(start, setting, 2)], start, RNG(0))
+    assert not wrong
+
+
+# The clock.
+
+
+class Paced:
+    """A contestant whose steps take a made-up time on a made-up clock."""
+
+    device = "cpu"
+
+    def __init__(self, name, seconds, hand, rng, noise=0.1):
+        self.name, self._seconds, self._hand, self._rng, self._noise = name, seconds, hand, rng, noise
+
+    def give(self, k):
+        self._hand[0] += 1.0  # not to be counted
+
+    def step(self):
+        self._hand[0] += self._seconds * (1 + self._noise * self._rng.random())
+
+
+@pytest.fixture
+def hand(monkeypatch):
+    """The time on the made-up clock, in a list of one."""
+    hand = [0.0]
+    monkeypatch.setattr(clock, "now", lambda: hand[0])
+    monkeypatch.setattr(clock.time, "sleep", lambda seconds: None)
+    return hand
+
+
+@pytest.mark.parametrize("seconds", [2e-6, 1e-3, 0.3])
+def test_the_same_contestant_twice_comes_out_within_the_spread(hand, seconds):
+    rng = RNG(1)
+    one, twin, slow = (Paced(name, s * seconds, hand, rng) for name, s in (("one", 1), ("twin", 1), ("slow", 1.5)))
+    samples = clock.race([one, twin, slow], 15, rng)
+    spreads = {name: clock.spread(times) for name, times in samples.items()}
+    assert max(spreads["one"][0], spreads["twin"][0]) <= min(spreads["one"][2], spreads["twin"][2])
+    assert spreads["slow"][0] > max(spreads["one"][2], spreads["twin"][2])
+    assert all(seconds * 0.999 <= t <= 1.1001 * seconds for t in samples["one"])
+
+
+def test_slow_contestants_sit_rounds_out(hand):
+    quick, slow = Paced("quick", 1e-4, hand, RNG(0)), Paced("slow", 1.0, hand, RNG(0))
+    samples = clock.race([quick, slow], 15, RNG(0))
+    assert len(samples["quick"]) == 15
+    assert len(samples["slow"]) == clock.FEWEST
+
+
+def test_the_real_clock_runs():
+    start, setting = Start([(64,)]), cases.settings()["Adam"]
+    twins = [PlainNumpy(start, setting, 1) for _ in range(2)]
+    twins[1].name = "twin"
+    seen = []
+    samples = clock.race(twins, 3, RNG(0), report=lambda name, seconds: seen.append(name))
+    assert {name: len(times) for name, times in samples.items()} == {"plain NumPy": 3, "twin": 3}
+    assert sorted(seen) == sorted(["plain NumPy", "twin"] * 3)
+    assert all(t > 0 for times in samples.values() for t in times)
+
+
+# What samples say.
+
+
+def test_a_summary_of_made_up_samples():
+    runs = [made_up(numba=2e-3, limit=1e-3, fused=3e-3), made_up(numba=2e-3, limit=1e-3, fused=5e-3)]
+    entry = summary.case("2^20", runs, cache=2**25)
+    of = entry["contestants"]["fastadam numba"]
+    assert of["ns_per_param"] == pytest.approx(2e-3 / 2**20 * 1e9)
+    assert of["gb_per_s"] == pytest.approx(28 * 2**20 / 2e-3 * 1e-9)
+    assert of["of_limit"] == pytest.approx([0.5, 0.5, 0.5])
+    assert of["times_faster_than"]["torch fused"] == pytest.approx([2.0, 1.5, 2.5])
+    assert (of["p10"], of["p90"], of["samples"]) == (pytest.approx(1.8e-3), pytest.approx(2.2e-3), 6)
+    assert entry["in"] == "cache"
+    assert summary.case("2^26", runs, cache=2**25)["in"] == "memory"
+    text = "\n".join(summary.notes(entry))
+    assert "optax is wrong" in text
+    assert "Thinc is not run" in text
+    one = summary.case("2^20", runs[:1], cache=2**25)["contestants"]["fastadam numba"]
+    assert one["times_faster_than"]["torch fused"] == pytest.approx([1.5, 2.7 / 2.2, 3.3 / 1.8])
+
+
+def test_the_crossover():
+    def entry(n, cpu, gpu, moved):
+        times = {"fastadam numba": cpu, "fastadam cuda": gpu, "fastadam cuda, moved": moved}
+        return {"n": n, "tensors": 1, "contestants": {name: {"seconds": s} for name, s in times.items()}}
+
+    rows = {"2^10": (1, 5, 9), "2^14": (10, 5, 20), "2^18": (100, 6, 300)}
+    result = {"cases": {name: entry(2 ** int(name[2:]), *row) for name, row in rows.items()}}
+    first, second = summary.crossover(result)
+    assert "from 2^14 parameters" in first
+    assert "nowhere up to 2^18" in second
