@@ -57,8 +57,8 @@ class Table:
 
         head, *rows = self._rows
         columns = (Column(name, overflow="fold") for name in head)  # cut names cannot be told apart
-        plain = {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0)}
-        table = Rich(*columns, title=self._title or None, title_justify="left", **plain)
+        look = box.SIMPLE_HEAD
+        table = Rich(*columns, title=self._title or None, title_justify="left", box=look, padding=(0, 1, 0, 0))
         for row in rows:
             table.add_row(*row)
         return table
