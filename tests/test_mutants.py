@@ -156,7 +156,7 @@ def test_a_changed_walk_is_caught(old, new, monkeypatch):
         moved = p.copy()
         opt = rules_sgd(moved, backend)
         if backend == "numba":
-            opt._plan._traversal, opt._plan._calls = mutant, {}
+            opt._plan._traversal, opt._plan._calls, opt._plan._natives = mutant, {}, {}
         opt.step(g)
         for row in (5, 7, 5):
             opt.step_rows((np.array([row]), g[:1]), semantics="exact")
