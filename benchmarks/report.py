@@ -143,7 +143,13 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing; fail if README differs from the results")
     parser.add_argument("--summary", nargs="+", metavar="FILE.json", help="print these results instead, in few lines")
+    parser.add_argument("--plot", metavar="FILE.png", help="draw the newest core result instead (needs matplotlib)")
     args = parser.parse_args(argv)
+    if args.plot:
+        from fastadam.benchmarks import plot
+
+        plot.draw(newest("core"), args.plot)
+        return
     if args.summary:
         for path in args.summary:
             show(json.loads(Path(path).read_text(encoding="utf-8")))

@@ -1,14 +1,18 @@
 """The measurement: its cases, oracle, limit and clock, and what samples say. No test asserts a time that was taken."""
 
 import copy
+import sys
+from itertools import count
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from cases import METHODS, made_up
 
+import fastadam
 from fastadam.benchmarks import cases, clock, limit, summary, truth
 from fastadam.benchmarks.contestants import Start
-from fastadam.benchmarks.ours import Limit, ours
+from fastadam.benchmarks.ours import Limit, everyone, ours
 from fastadam.benchmarks.peers import PlainNumpy
 
 RNG = np.random.default_rng
@@ -179,6 +183,44 @@ def test_slow_contestants_sit_rounds_out(hand):
     samples = clock.race([quick, slow], 15, RNG(0))
     assert len(samples["quick"]) == 15
     assert len(samples["slow"]) == clock.FEWEST
+
+
+class Event:
+    """A CUDA event on the made-up clock."""
+
+    def __init__(self, hand):
+        self._hand = hand
+
+    def record(self):
+        self.at = self._hand[0]
+
+    def synchronize(self):
+        pass
+
+
+@pytest.mark.parametrize("needs_wall", [False, True])
+def test_events_time_a_gpu(hand, monkeypatch, needs_wall):
+    def between(first, last):
+        return (last.at - first.at) * 1e3  # CUDA counts milliseconds
+
+    cuda = SimpleNamespace(Event=lambda: Event(hand), get_elapsed_time=between)
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=cuda))
+    one = Paced("one", 0.25, hand, RNG(0), noise=0.0)
+    one.device, one.needs_wall, one.finish = "cuda", needs_wall, lambda: None
+    given = 1.0 if needs_wall else 0.0  # by the wall, what gives the gradients counts too
+    assert clock.turn(one, 3, count()) == pytest.approx(0.25 + given)
+
+
+def test_a_gpu_brings_its_own_contestants(monkeypatch):
+    monkeypatch.setattr(fastadam, "backends", lambda: dict.fromkeys(("cuda", "numba", "numpy"), "ready"))
+    ours.cache_clear()
+    try:
+        names = [one.name for one in everyone(["cuda", "numba", "numpy"])]
+    finally:
+        ours.cache_clear()
+    assert names[:5] == ["fastadam cuda", "limit", "limit cuda", "fastadam cuda, moved", "fastadam numba"]
+    assert {"fastadam numpy", "torch fused", "torch fused cuda", "optax cuda"} <= set(names)
+    assert len(set(names)) == len(names)
 
 
 def test_the_real_clock_runs():
