@@ -45,7 +45,7 @@ def table(task, say):
     say(trying="")
     if any(one.device == "cuda" for one in present):
         say(gpu=machine.gpu())
-    pace = {}  # seconds per parameter in the case before
+    pace = {}  # seconds per parameter in the last telling case
     for case in task["cases"]:
         say(case=case)
         if time.time() > task["until"]:
@@ -76,10 +76,11 @@ def _case(shapes, present, setting, dtype, task, pace, rng, say):
     say(trying="", ulps=ulps, wrong=wrong, left_out=why, bytes=moved)
     fair = [one for one in racers if one.name not in wrong]
     samples = clock.race(fair, task["rounds"], rng, report=lambda name, seconds: say(sample=name, seconds=seconds))
-    for name, times in samples.items():
-        pace[name] = min(times) / n
+    if n >= TELLING:
+        pace |= {name: min(times) / n for name, times in samples.items()}
 
 
+TELLING = 1 << 17  # parameters below which a step's time is the call's, and says nothing of larger cases
 SLOWEST = 0.5  # seconds for one step, by what one took in the case before, from which a contestant stays out
 
 
