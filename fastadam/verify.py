@@ -6,7 +6,10 @@ whole run is held against the NumPy backend's, bit for bit.
 """
 
 import os
+import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
@@ -152,6 +155,31 @@ def _why_not_parallel() -> str:
     return "other threads of Python run beside the workqueue layer" if threads.crowded() else ""
 
 
+def compile_backwards(everything: bool) -> None:
+    """Compile what cases need into the cache, from the last to the first."""
+    for case in reversed(cases(everything, ["numba"])):
+        (method, chosen), p = case.variant, [np.zeros(N, case.dtype)]
+        with threads.exactly(case.threads):
+            method(p, backend=case.backend, **chosen, **chores_for(case.chores, p)).step([np.zeros_like(p[0])])
+
+
+@contextmanager
+def _compiling_ahead(todo: list[Case], everything: bool) -> Iterator[None]:
+    """Meanwhile let another process compile from the other end: from an empty cache, compiling is most of the work."""
+    from fastadam.kernels.cpu import cache
+
+    if len(todo) < 20 or threads.get_num_threads() < 2 or cache.directory() is None:
+        yield
+        return
+    program = f"from fastadam.verify import compile_backwards; compile_backwards({everything})"
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([sys.executable, "-c", program], **quiet) as process:  # type: ignore[call-overload]
+        try:
+            yield
+        finally:
+            process.kill()
+
+
 def _number(x: float, form: str) -> str:
     return "-" if np.isnan(x) else format(x, form)
 
@@ -168,22 +196,23 @@ def run(everything: bool = False) -> int:
         todo = [replace(case, threads=1) for case in todo]
     table = Table("method", "dtype", "backend", "error / bound", "error in ulp", "NumPy's bits", "")
     failed, most = 0, 0.0
-    for case in track(todo, "verifying"):
-        note = ""
-        try:
-            units, ulps, same = check(case)
-        except Exception as error:  # a kernel that does not compile, or has no oracle: the others are checked too
-            units, ulps, same, note = float("inf"), float("inf"), False, f": {type(error).__name__}: {error}"[:200]
-        good = not units > SLACK and same
-        failed += not good
-        most = np.fmax(most, ulps)
-        table.add(
-            *str(case).split("  "),
-            _number(units, ".3f"),
-            _number(ulps, ".3g"),
-            "yes" if same else "NO",
-            "ok" if good else "FAILED" + " ".join(note.split()),
-        )
+    with _compiling_ahead(todo, everything) if found["numba"] == "ready" else nullcontext():
+        for case in track(todo, "verifying"):
+            note = ""
+            try:
+                units, ulps, same = check(case)
+            except Exception as error:  # a kernel that does not compile, or has no oracle: the others are checked too
+                units, ulps, same, note = float("inf"), float("inf"), False, f": {type(error).__name__}: {error}"[:200]
+            good = not units > SLACK and same
+            failed += not good
+            most = np.fmax(most, ulps)
+            table.add(
+                *str(case).split("  "),
+                _number(units, ".3f"),
+                _number(ulps, ".3g"),
+                "yes" if same else "NO",
+                "ok" if good else "FAILED" + " ".join(note.split()),
+            )
     table.show()
     if most > 1000 and not failed:
         print("many ulp within the bound: where rounding decides the sign of Lion's sum, p moves by lr the other way")
