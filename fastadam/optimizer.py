@@ -270,9 +270,12 @@ class Optimizer:
         rows: like params, where a leaf is (indices, values), or a dense gradient, or None; a dict may lack keys, which
             counts as None. indices: (k,) integers; values: (k, *shape of a row) in the parameter's dtype. Values of the
             same row are summed first, in the order given. The count of every leaf that is not None advances.
-        semantics: "lazy": all other rows of such a leaf stay as they are, as in torch's SparseAdam.
+        semantics: "lazy": all other rows of such a leaf stay as they are, as in torch's SparseAdam,
+            whose eps stands where eps_hat=True puts it.
             "exact": other rows fall behind, and take the steps they missed, with zeros as the gradient, when they are
-            next touched: to the bit what `step` gives with zeros there. Read them after `catch_up`, not before.
+            next touched: to the bit what `step` gives with zeros there, but for the last bits of max_norm's factor,
+            whose norm is summed over the rows alone. Read other rows after `catch_up`, not before.
+        The norm and the statistics are those of the rows given.
         Raises IndexError that names the first bad index, TypeError, ValueError before anything has changed.
         """
         return sparse.step_rows(self, rows, grad_scale, semantics)

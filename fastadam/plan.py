@@ -103,7 +103,7 @@ class Plan:
         usable = [None if g is None else self._usable(leaf, g) for leaf, g in enumerate(grads)]
         self.unread = []
         if self._flags.clear:
-            self._check_clearable(usable)
+            self.check_clearable(usable)
         for leaf, g in enumerate(usable):
             if g is not None:
                 p = self._params[leaf]
@@ -159,7 +159,7 @@ class Plan:
     def _place(self, leaf: int, g: Array) -> None:
         self._streams[leaf][1] = g
 
-    def _check_clearable(self, grads: Sequence[Array | None]) -> None:
+    def check_clearable(self, grads: Sequence[Array | None]) -> None:
         """Gradients that are to be zeroed can be written, and are separate."""
         named = [(self._names[leaf][1], g) for leaf, g in enumerate(grads) if g is not None]
         for name, g in named:

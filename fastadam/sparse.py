@@ -39,7 +39,8 @@ def check_rows(p_name: str, g_name: str, owner: Any, indices: Any, values: Any) 
         raise ValueError(
             f"{g_name} has rows, {p_name} is {describe(owner)}: expected an array with the first axis slowest in memory"
         )
-    if not isinstance(indices, np.ndarray) or indices.dtype.kind not in "iu" or indices.ndim != 1:
+    plain = isinstance(indices, np.ndarray) and not isinstance(indices, np.ma.MaskedArray)
+    if not plain or indices.dtype.kind not in "iu" or indices.ndim != 1:
         raise TypeError(f"{g_name}'s indices are {describe(indices)}, expected a one-dimensional array of integers")
     expected = (indices.size, *owner.shape[1:])
     both = f"{g_name}'s values are {describe(values)}, expected {owner.dtype}{expected}: {p_name} is {describe(owner)}"
@@ -60,12 +61,9 @@ def distinct(indices: Array, values: Array, p: Array) -> RowGradient:
     k = indices.size
     if k == 0:
         return RowGradient(np.empty(0, np.int64), np.empty(0, p.dtype), np.empty(0, np.int64))
-    if len(p) < 1 << 62 - k.bit_length():  # index and position in one integer: NumPy sorts those by vectors
-        key = np.sort(indices.astype(np.int64) << k.bit_length() | np.arange(k))
-        order, ordered = key & ((1 << k.bit_length()) - 1), key >> k.bit_length()
-    else:
-        order = np.argsort(indices, kind="stable")
-        ordered = indices[order].astype(np.int64)
+    # Index and position in one integer, which NumPy sorts by vectors; together they would fill memory before 63 bits.
+    key = np.sort(indices.astype(np.int64) << k.bit_length() | np.arange(k))
+    order, ordered = key & ((1 << k.bit_length()) - 1), key >> k.bit_length()
     new = np.empty(k, bool)
     new[0], new[1:] = True, ordered[1:] != ordered[:-1]
     rows, place = ordered[new], order[new]
@@ -86,20 +84,28 @@ def distinct(indices: Array, values: Array, p: Array) -> RowGradient:
 def row_chunks(
     leaf: int, rows: Array, g_leaf: int, place: Array | None, missed: Array | int, width: int
 ) -> Array:  # fmt: skip
-    """The chunks (see fastadam.plan.Plan) of rows of `width` elements.
+    """The chunks (see fastadam.plan.Plan) of rows of `width` elements. Neighbours that go alike share them.
 
     g_leaf, place: whose gradient they take, and where each row's begins in it, in rows; None: always at 0.
     missed: (rows,) how many steps each takes before.
     """
-    cuts = np.arange(0, width, PIECE)
-    chunks = np.empty((len(rows), len(cuts), 6), np.int64)
-    chunks[..., 0] = leaf
-    chunks[..., 1] = rows[:, None] * width + cuts
-    chunks[..., 2] = np.minimum(PIECE, width - cuts)
-    chunks[..., 3] = g_leaf
-    chunks[..., 4] = 0 if place is None else place[:, None] * width + cuts
-    chunks[..., 5] = np.broadcast_to(missed, len(rows))[:, None]
-    return chunks.reshape(-1, 6)
+    missed = np.broadcast_to(missed, rows.shape)
+    alike = (np.diff(rows) == 1) & (np.diff(missed) == 0)
+    if place is not None:
+        alike &= np.diff(place) == 1
+    first = np.flatnonzero(np.concatenate([[True], ~alike])) if len(rows) else rows  # of each run of neighbours
+    lengths = np.diff(first, append=len(rows)) * width
+    pieces = -(-lengths // PIECE)
+    run = np.repeat(np.arange(len(first)), pieces)
+    start = PIECE * (np.arange(len(run)) - np.repeat(np.cumsum(pieces) - pieces, pieces))
+    chunks = np.empty((len(run), 6), np.int64)
+    chunks[:, 0] = leaf
+    chunks[:, 1] = rows[first][run] * width + start
+    chunks[:, 2] = np.minimum(PIECE, lengths[run] - start)
+    chunks[:, 3] = g_leaf
+    chunks[:, 4] = 0 if place is None else place[first][run] * width + start
+    chunks[:, 5] = missed[first][run]
+    return chunks
 
 
 class Behind:
@@ -160,6 +166,8 @@ def step_rows(opt: Optimizer, tree: Tree, grad_scale: float, semantics: str) -> 
             if len(g) != 2:
                 raise ValueError(f"{name} is a tuple of {len(g)}, expected (indices, values)")
             given[leaf] = plan.accept_rows(leaf, *g)
+    if opt._chores.zero_grads:
+        plan.check_clearable([g[1] if leaf in given else g for leaf, g in enumerate(leaves)])
     plan.accept([None if leaf in given else g for leaf, g in enumerate(leaves)])
     opt._one_row_per_count([g is not None for g in leaves], opt.t + 1, opt._scale)
     if not leaves:
@@ -208,7 +216,8 @@ def catch_up(opt: Optimizer, tree: Tree = None) -> None:
         named = {leaf: rows for leaf, rows in enumerate(_of_this_step(opt, tree)) if rows is not None}
         for leaf, rows in named.items():
             name, p = opt._structure.names[leaf], opt._arrays[leaf]
-            empty = np.empty((np.size(rows), *p.shape[1:]), p.dtype)
+            size = rows.size if isinstance(rows, np.ndarray) else 0
+            empty = np.broadcast_to(np.zeros((), p.dtype), (size, *p.shape[1:]))
             check_rows(f"params{name}", f"rows{name}", opt._structure.leaves[leaf], rows, empty)
         wanted = {leaf: np.unique(rows).astype(np.int64) for leaf, rows in named.items() if leaf in behind.at}
     row = np.full(len(opt._row), -1)

@@ -204,6 +204,7 @@ BAD = {
     "floats": ({"table": (np.array([0.0, 1.0]), V)}, TypeError, "indices are float64"),
     "booleans": ({"table": (np.array([True, False]), V)}, TypeError, "indices are bool"),
     "a list": ({"table": ([0, 1], V)}, TypeError, "indices are list"),
+    "masked": ({"table": (np.ma.masked_array(AT), V)}, TypeError, "indices are MaskedArray"),
     "two axes": ({"table": (AT[None], V)}, TypeError, "one-dimensional"),
     "too few": ({"table": (AT, V[:1])}, ValueError, r"values are float32\(1, 70\), expected float32\(2, 70\)"),
     "dtype": ({"table": (AT, V.astype(np.float64))}, TypeError, "values are float64"),
@@ -260,3 +261,71 @@ def test_nothing_given_still_counts():
     empty = fa.Adam({})
     empty.step_rows({})
     assert empty.t == 1
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+@pytest.mark.parametrize("semantics", ["lazy", "exact"])
+def test_zeroed_values_must_be_writable_and_separate(semantics, backend):
+    tree, draw = problem()
+    opt = fa.Adam(tree, backend=backend, zero_grads=True)
+    indices, values, w = draw(3)
+    opt.step_rows({"table": (indices, values), "w": w}, semantics=semantics)
+    assert (values == 0).all()
+    assert (w == 0).all()
+    before = copy.deepcopy(all_bits(tree, opt))
+    frozen = values.copy()
+    frozen.flags.writeable = False
+    for bad, text in ((frozen, "read-only"), (np.broadcast_to(values[:1], values.shape), "read-only")):
+        with pytest.raises(ValueError, match=text):
+            opt.step_rows({"table": (indices, bad)}, semantics=semantics)
+    shared = np.zeros(7 + 3 * WIDTH, np.float32)
+    with pytest.raises(ValueError, match="share memory"):
+        opt.step_rows({"table": (indices, shared[: 3 * WIDTH].reshape(3, WIDTH)), "w": shared[:7]}, semantics=semantics)
+    assert_same(before, all_bits(tree, opt))
+    assert opt.t == 1
+
+
+def test_averages_and_repeated_rows_are_brought_to_date():
+    tree, draw = problem()
+    other = copy.deepcopy(tree)
+    a, b = fa.Adam(tree, ema_decay=0.5), fa.Adam(other, ema_decay=0.5)
+    for _ in range(9):
+        indices, values, _ = draw(2)
+        a.step_rows({"table": (indices, values)}, semantics="exact")
+        b.step({"table": summed(indices, values, (ROWS, WIDTH)), "w": None})
+    a.catch_up({"table": np.array([3, 3, 3, 5])})
+    assert same_bits(tree["table"][[3, 5]], other["table"][[3, 5]])
+    with a.averaged(), b.averaged():
+        assert same_bits(tree["table"], other["table"])
+    assert same_bits(tree["table"], other["table"])
+    with pytest.raises(TypeError, match=r"rows\['table'\]'s indices are tuple"):
+        a.catch_up({"table": (np.array([1]), np.ones(3))})
+
+
+def test_a_dense_gradient_among_exact_rows_finds_its_leaf_to_date():
+    rng = np.random.default_rng(2)
+    ours = [rng.standard_normal((9, 4)).astype(np.float32) for _ in range(2)]
+    theirs = copy.deepcopy(ours)
+    a, b = fa.Adam(ours), fa.Adam(theirs)
+    for t in range(12):
+        g = rng.standard_normal((9, 4)).astype(np.float32)
+        at = np.array([t % 9])
+        rows = [(at, g[:1]), g if t % 5 == 4 else (at, g[1:2])]
+        a.step_rows(rows, semantics="exact")
+        b.step([x if isinstance(x, np.ndarray) else summed(*x, (9, 4)) for x in rows])
+    a.catch_up()
+    assert all(same_bits(p, q) for p, q in zip(ours, theirs, strict=True))
+
+
+def test_neighbours_that_go_alike_share_chunks():
+    place, rows = np.array([4, 5, 6, 0, 1]), np.array([2, 3, 4, 7, 8])
+    missed = np.array([1, 1, 2, 0, 0])
+    found = sparse.row_chunks(3, rows, 3, place, missed, 400).tolist()
+    assert found == [
+        [3, 800, 800, 3, 1600, 1], [3, 1600, 400, 3, 2400, 2], [3, 2800, 800, 3, 0, 0],
+    ]  # fmt: skip
+    whole = sparse.row_chunks(0, np.arange(10), 5, None, 7, 300)
+    assert whole[:, 2].tolist() == [1024, 1024, 952]
+    assert whole[:, 1].tolist() == [0, 1024, 2048]
+    assert (whole[:, 3:] == [5, 0, 7]).all()
+    assert sparse.row_chunks(0, np.arange(0), 0, None, 0, 4).shape == (0, 6)
