@@ -105,3 +105,11 @@ def fresh(start):
         return start(*arguments, **named).output(timeout)
 
     return run
+
+
+@pytest.fixture(autouse=True)
+def same_count_of_threads(monkeypatch):
+    """What one test says of set_num_threads, as the benchmarks do, holds for that test alone."""
+    from fastadam.kernels.cpu import threads
+
+    monkeypatch.setattr(threads, "_chosen", threads._chosen)
