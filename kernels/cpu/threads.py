@@ -54,8 +54,10 @@ def _after_fork() -> None:
 def _after_fork_in_child() -> None:
     """Other threads and their walks are gone, and what OpenMP had in the parent is of no use here."""
     global _serial
+    # A layer that bears a fork may still not bear one while another thread is in its parallel region: TBB hung 1 in 8.
+    amid = any(thread != threading.get_ident() for thread in _walking.values())
     _walking.clear()
-    _serial = _serial or not _bears_forks()
+    _serial = _serial or amid or not _bears_forks()
     _after_fork()
 
 
