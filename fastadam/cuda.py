@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from itertools import starmap
 from operator import call, setitem
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastadam.arrays import Array, describe, extent, flat_like, shaped_like
+from fastadam.arrays import Array, describe, extent, flat_like, memory_order, shaped_like
 from fastadam.device import DEVICE, on_device, stream_of
 from fastadam.plan import Plan
-from fastadam.signature import NO_WINDOW, Signature, function
+from fastadam.signature import NO_WINDOW, Signature, Touched, function
+from fastadam.sparse import ByRow, RowGradient, by_row
+from fastadam.upload import AnySize
 
 if TYPE_CHECKING:
     from fastadam.window import Window
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 class CudaPlan(Plan):
     """Arrays on one device; steps run on the current stream of whoever owns the parameters."""
+
+    home = DEVICE
 
     def __init__(self, kernel: Any, names: Any, params: Sequence[Any], *rest: Any) -> None:
         import cupy
@@ -52,8 +56,10 @@ class CudaPlan(Plan):
             ]
             cupy.cuda.get_current_stream().synchronize()  # zeros and tables are there, whichever stream steps first
         self._signatures = [one for one in self._signatures if one.blocks]
-        # Where the address of a leaf's gradient goes.
-        self._home = {int(leaf): (one.words, k) for one in self._signatures for k, leaf in enumerate(one.leaves)}
+        # Who steps a leaf, and as the how-manieth of its leaves.
+        self._home = {int(leaf): (one, k) for one in self._signatures for k, leaf in enumerate(one.leaves)}
+        self._values: dict[int, Any] = {}  # the gradients of rows
+        self._upload = AnySize()
         # What a gradient was like that was accepted before: (shape, strides, dtype, address).
         self._known: list[Any] = [None] * len(self._params)
         self._others: list[Any] = []  # the streams of gradients whose owners name one
@@ -89,8 +95,8 @@ class CudaPlan(Plan):
 
     def _place(self, leaf: int, g: Array) -> None:
         if leaf in self._home:
-            words, k = self._home[leaf]
-            words[k] = extent(g)[0]
+            one, k = self._home[leaf]
+            one.words[k] = extent(g)[0]
 
     def _check_unmoved(self, leaf: int) -> None:
         p, anchor = self._params[leaf], self._anchors[leaf]
@@ -109,11 +115,63 @@ class CudaPlan(Plan):
             raise ValueError(f"{both}, expected one device")
         return here  # type: ignore[no-any-return]
 
-    def accept_rows(self, leaf: int, indices: Any, values: Any) -> Any:
-        raise only_on_host("step_rows")
+    def accept_indices(self, leaf: int, indices: Any) -> Array:
+        """On the host: from a device they are fetched, on their owner's stream, which is waited for."""
+        if on_device(indices):
+            with stream_of(indices) or nullcontext():
+                indices = DEVICE.get(DEVICE.read(indices))
+        return super().accept_indices(leaf, indices)
 
-    def launch_some(self, *_: Any) -> None:
-        raise only_on_host("step_rows")
+    def _by_row(self, leaf: int, indices: Array, values: Any) -> RowGradient:
+        here: Any = DEVICE.read(values)
+        if here.device.id != self._index:
+            name, p = self._names[leaf][0], self._params[leaf]
+            raise ValueError(
+                f"rows{name.removeprefix('params')}'s values are {describe(here)}, {name} is {describe(p)}: "
+                "expected one device"
+            )
+        groups = by_row(indices)
+        return RowGradient(groups.rows, values, groups)
+
+    def place_rows(self, leaf: int, values: Any) -> None:
+        if (stream := stream_of(values)) is not None:
+            self._others.append(stream)
+        here, p = DEVICE.read(values), self._params[leaf]
+        self._values[leaf] = flat_like(here, p)
+        if self._values[leaf] is None:  # another order of axes than p's, or gaps
+            order = memory_order(p)
+            with self.on_stream():
+                home = self._cupy.empty([here.shape[axis] for axis in order], p.dtype)
+                home[...] = here.transpose(order)
+            self._values[leaf] = home.reshape(-1)
+
+    def row_chunks(self, leaf: int, rows: Array, place: ByRow | None, missed: Array | int) -> Touched:
+        p = self._params[leaf]
+        width, values = p.size // max(1, len(p)), self._values.pop(leaf, None)
+        _, order, start = place or ByRow(rows, rows[:0], np.zeros(len(rows), np.int64))
+        missed = np.broadcast_to(missed, len(rows))
+        return Touched(leaf, width, values, rows * width, missed, np.append(start, len(order)), order * width)
+
+    def dense_chunks(self, leaf: int) -> Any:
+        """Nothing: whole leaves are launched by their rows of coefficients."""
+
+    def work(self, chunks: Sequence[Any]) -> list[Touched]:
+        return [one for one in chunks if one is not None]
+
+    def launch_some(self, work: Sequence[Any], row: Array, rows: Array, counts: Array, after: Sequence[Any]) -> None:
+        touched = [one for one in work if isinstance(one, Touched)]
+        whole = row.copy()
+        whole[[one.leaf for one in touched]] = -1
+        stepped = [(*self._home[one.leaf], one) for one in touched if len(one.first) and one.leaf in self._home]
+        tables = [one.table(some, int(row[some.leaf]), rows) for one, _, some in stepped]
+        with self.on_stream():
+            calls = [each for one in self._signatures for each in one.launch_some(whole, rows)]
+            at = self._upload(np.concatenate(tables)) if tables else 0
+            for (one, k, some), table in zip(stepped, tables, strict=True):
+                calls.append(one.launch_rows(k, some, at))
+                at += table.nbytes
+            calls += [(setitem, *one) for one in [*self._counted(row, rows, counts), *after]]
+            deque(starmap(call, calls), maxlen=0)  # as in launch
 
     def accumulate(self, *_: Any) -> None:
         raise only_on_host("accumulate")
@@ -156,17 +214,19 @@ class CudaPlan(Plan):
                 calls.append((function(self._index, None), (1,), (1,), (self.window.at,)))
             else:
                 calls = [one.launch(self._row, self._rows, NO_WINDOW) for one in self._signatures]
-                calls += [(setitem, *one) for one in self._counted()]
+                calls += [(setitem, *one) for one in self._counted(self._row, self._rows, self._counts)]
             # In C from the first launch to the last count: no signal handler runs between.
             deque(starmap(call, calls), maxlen=0)
 
-    def _counted(self) -> list[tuple[Any, ...]]:
-        """The counts after this step: (array, where, values)."""
-        live: Any = slice(None) if self._row.min(initial=0) >= 0 else np.flatnonzero(self._row >= 0)
-        done = [(self._counts, live, self._counts[live] + 1)]
+    def _counted(self, row: Array, rows: Array, counts: Array) -> list[tuple[Any, ...]]:
+        """The counts after this step: (array, where, values); nothing where there are no counts."""
+        if not counts.size:
+            return []
+        live: Any = slice(None) if row.min(initial=0) >= 0 else np.flatnonzero(row >= 0)
+        done = [(counts, live, counts[live] + 1)]
         if self._carried.size:
             carried = slice(self._width, self._width + self._carried.shape[1])
-            done.append((self._carried, live, self._rows[self._row[live], carried]))
+            done.append((self._carried, live, rows[row[live], carried]))
         return done
 
 

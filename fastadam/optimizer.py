@@ -276,6 +276,8 @@ class Optimizer:
             next touched: to the bit what `step` gives with zeros there, but for the last bits of max_norm's factor,
             whose norm is summed over the rows alone. Read other rows after `catch_up`, not before.
         The norm and the statistics are those of the rows given.
+        On a device the values stay there. Indices may lie on the host; from a device they are fetched, which waits for
+        it once per leaf. Not with capturable=True.
         Raises IndexError that names the first bad index, TypeError, ValueError before anything has changed.
         """
         return sparse.step_rows(self, rows, grad_scale, semantics)

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastadam.arrays import Array, Memory, describe, flat, flat_like, plain, shaped_like
+from fastadam.arrays import Array, Host, Memory, describe, flat, flat_like, plain, shaped_like
 from fastadam.flat import FlatBuffer
 from fastadam.kernels.chores import BLOCK, NOTES, Flags, Numbers
 from fastadam.kernels.contract import Kernel
-from fastadam.sparse import RowGradient, check_rows, distinct, row_chunks
+from fastadam.sparse import RowGradient, check_indices, check_values, distinct, row_chunks
 
 CHUNK = 8_192  # elements: four float32 streams of 32 KiB stay in L2; 4,096 and 16,384 measured the same (2 Zen 4 cores)
 
@@ -45,6 +45,8 @@ class Plan:
     g_first on of leaf g_leaf's, where the leaf after the last has zeros; and how many steps with zeros as the gradient
     it takes before, whose coefficients lie in the rows before the leaf's own.
     """
+
+    home = Host()  # where the arrays lie
 
     def __init__(
         self,
@@ -175,12 +177,23 @@ class Plan:
         p_name = self._names[leaf][0]
         g_name = "rows" + p_name.removeprefix("params")
         self._check_unmoved(leaf)
-        check_rows(p_name, g_name, self._owners[leaf], indices, values)
-        if (touched := self._memory.touched_by(values)) is not None:
+        rows = self.accept_indices(leaf, indices)
+        here = check_values(p_name, g_name, self._owners[leaf], rows, values, self.home)
+        if (touched := self._memory.touched_by(here)) is not None:
             raise ValueError(f"{g_name}'s values and {touched} share memory, expected separate arrays")
+        return self._by_row(leaf, rows, values)
+
+    def accept_indices(self, leaf: int, indices: Any) -> Array:
+        """Some rows of a leaf, checked, on the host."""
+        p_name = self._names[leaf][0]
+        check_indices(p_name, "rows" + p_name.removeprefix("params"), self._owners[leaf], indices)
+        rows: Array = indices
+        return rows
+
+    def _by_row(self, leaf: int, indices: Array, values: Any) -> RowGradient:
         return distinct(indices, values, self._params[leaf])
 
-    def row_chunks(self, leaf: int, rows: Array, place: Array | None, missed: Array | int) -> Array:
+    def row_chunks(self, leaf: int, rows: Array, place: Any, missed: Array | int) -> Any:
         """The chunks of some rows of a leaf; see fastadam.sparse.row_chunks."""
         p = self._params[leaf]
         g_leaf = len(self._params) if place is None else leaf
@@ -192,11 +205,11 @@ class Plan:
         own: Array = chunks[chunks[:, 0] == leaf]
         return own
 
-    def place_rows(self, leaf: int, values: Array) -> None:
+    def place_rows(self, leaf: int, values: Any) -> None:
         """Let a leaf's gradient be these values, of some rows only."""
         self._place(leaf, values)
 
-    def work(self, chunks: Sequence[Array]) -> list[Work]:
+    def work(self, chunks: Sequence[Any]) -> Any:
         """What a walk over these chunks, each array of one leaf, has to do: at least one signature, of no chunk."""
         found: dict[int, list[Array]] = {}
         for some in chunks:

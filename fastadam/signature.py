@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,10 @@ BY_VALUE = np.dtype([("leaves", "i8"), ("words", "u8", WORDS)])
 UPLOADED = np.dtype([("leaves", "i8"), ("words", "u8")])
 WINDOW = np.dtype([("rows", "u8"), ("at", "u8"), ("width", "i8")])
 NO_WINDOW = np.zeros((), WINDOW)
+ROWS = np.dtype(
+    [(name, "i8") for name in ["count", "width", "threads"]]
+    + [(name, "u8") for name in ["own", "values", "first", "missed", "start", "place", "last"]]
+)
 
 
 @cache
@@ -48,6 +52,21 @@ def chunk_table(sizes: Sequence[int], heads: Sequence[int], most: int) -> Array:
     return table
 
 
+class Touched(NamedTuple):
+    """Rows of one leaf, as Rows of traversal.cu holds them.
+
+    values: flat, on the device; None where every gradient is 0. The arrays: int64, on the host.
+    """
+
+    leaf: int
+    width: int
+    values: Any
+    first: Array
+    missed: Array
+    start: Array
+    place: Array
+
+
 class Signature:
     """The leaves of one dtype with the same slots: what one launch steps.
 
@@ -62,13 +81,15 @@ class Signature:
 
         first = streams[leaves[0]]
         dtypes = tuple(None if x is None else x.dtype for x in (first[0], first[0], *first[2:]))
-        self._steps = Step(kernel, "ByValue", dtypes), Step(kernel, "Uploaded", dtypes)
-        self._functions: list[Any] = [None, None]
+        self._steps = [Step(kernel, table, dtypes) for table in ("ByValue", "Uploaded", "Rows")]
+        self._functions: list[Any] = [None, None, None]
         self.leaves, self.width, self.real = np.array(leaves), width, self._steps[0].real
         own = [[0 if x is None else x.data.ptr for x in (p, *slots)] for p, _, *slots in (streams[k] for k in leaves)]
         heads = [p // first[0].itemsize % (self._steps[0].chunk // THREADS) for p, *_ in own]
         chunks = chunk_table([streams[leaf][0].size for leaf in leaves], heads, self._steps[0].chunk)
         self.blocks = len(chunks)
+        self._blocks_before = np.searchsorted(chunks["leaf"], np.arange(len(leaves) + 1))  # each leaf's
+        self._heads, self._per_thread = heads, self._steps[0].chunk // THREADS
         self._chunks, self._own = cupy.asarray(chunks.view(np.uint8)), cupy.asarray(np.array(own, np.uint64))
         n = len(leaves)
         self._rows_at = n + (n + 1) // 2
@@ -107,7 +128,39 @@ class Signature:
         if table is self._there and self._upload is None:
             self._upload = Uploaded(8 * self._most)
             table["words"] = self._upload.address
-        place = int(table is self._there)
-        if self._functions[place] is None:
-            self._functions[place] = function(self._device, self._steps[place])
-        return self._functions[place], table, words
+        return self._function(int(table is self._there)), table, words
+
+    def _function(self, which: int) -> Any:
+        if self._functions[which] is None:
+            self._functions[which] = function(self._device, self._steps[which])
+        return self._functions[which]
+
+    def launch_some(self, row: Array, rows: Array) -> Iterator[tuple[Any, ...]]:
+        """The calls that step these leaves, one for each run of leaves whose row is not -1."""
+        edges = np.flatnonzero(np.diff(row[self.leaves] >= 0, prepend=False, append=False))
+        runs = [(a, b) for a, b in self._blocks_before[edges].reshape(-1, 2).tolist() if a < b]
+        if runs:
+            step, _, block, (chunks, *rest) = self.launch(row, rows, NO_WINDOW)
+            for a, b in runs:
+                yield step, (b - a,), block, (chunks[a * CHUNK.itemsize : b * CHUNK.itemsize], *rest)
+
+    def launch_rows(self, k: int, touched: Touched, at: int) -> tuple[Any, ...]:
+        """The call that steps rows of the k-th of these leaves; touched.table(...) lies at that address."""
+        phases = (self._heads[k] + touched.first) % self._per_thread
+        told = np.zeros((), ROWS)
+        told["count"], told["width"] = len(touched.first), touched.width
+        told["threads"] = threads = int((-(-(touched.width + phases) // self._per_thread)).max())
+        told["own"] = self._own[k : k + 1].data.ptr
+        told["values"] = 0 if touched.values is None else touched.values.data.ptr
+        tables = touched.first, touched.missed, touched.start, touched.place
+        for name, table in zip(("first", "missed", "start", "place"), tables, strict=True):
+            told[name], at = at, at + table.nbytes
+        told["last"] = at + int(touched.missed.max()) * self.width * self.real.itemsize
+        return self._function(2), (-(-len(touched.first) * threads // THREADS),), (THREADS,), (told,)
+
+    def table(self, touched: Touched, row: int, rows: Array) -> Array:
+        """What launch_rows finds on the device, in whole words: the rows, then the coefficients of all their steps."""
+        numbers = rows[row - int(touched.missed.max()) : row + 1, : self.width].astype(self.real)
+        words = np.zeros(-(-numbers.nbytes // 8), np.int64)
+        words.view(self.real)[: numbers.size] = numbers.reshape(-1)
+        return np.concatenate([touched.first, touched.missed, touched.start, touched.place, words])

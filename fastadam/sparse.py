@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fastadam import chores
-from fastadam.arrays import Array, describe, flat_like, memory_order
+from fastadam.arrays import Array, Host, describe, flat_like, memory_order
 from fastadam.checks import number
 from fastadam.flat import FlatBuffer
 
@@ -26,15 +26,26 @@ FIRST = 64  # steps that a leaf's history has room for at first
 
 
 class RowGradient(NamedTuple):
-    """rows: (k,) ascending, each once. values: flat, in p's order of axes. place: (k,) each row's index in values."""
+    """rows: (k,) ascending, each once. values: flat, in p's order of axes. place: (k,) each row's index in values.
+
+    On a device, where the step sums what belongs to one row, values are as they were given, and place is ByRow.
+    """
 
     rows: Array
-    values: Array
-    place: Array
+    values: Any
+    place: Any
 
 
-def check_rows(p_name: str, g_name: str, owner: Any, indices: Any, values: Any) -> None:
-    """Refuse, naming it, what is no gradient of some rows of `owner`."""
+class ByRow(NamedTuple):
+    """order: (k,) positions by row, those of one row as they were given. start: where in it each of `rows` begins."""
+
+    rows: Array
+    order: Array
+    start: Array
+
+
+def check_indices(p_name: str, g_name: str, owner: Any, indices: Any) -> None:
+    """Refuse, naming it, what are no rows of `owner`."""
     if isinstance(owner, FlatBuffer) or owner.ndim == 0 or memory_order(owner)[0] != 0:
         raise ValueError(
             f"{g_name} has rows, {p_name} is {describe(owner)}: expected an array with the first axis slowest in memory"
@@ -42,12 +53,6 @@ def check_rows(p_name: str, g_name: str, owner: Any, indices: Any, values: Any) 
     plain = isinstance(indices, np.ndarray) and not isinstance(indices, np.ma.MaskedArray)
     if not plain or indices.dtype.kind not in "iu" or indices.ndim != 1:
         raise TypeError(f"{g_name}'s indices are {describe(indices)}, expected a one-dimensional array of integers")
-    expected = (indices.size, *owner.shape[1:])
-    both = f"{g_name}'s values are {describe(values)}, expected {owner.dtype}{expected}: {p_name} is {describe(owner)}"
-    if not isinstance(values, np.ndarray) or isinstance(values, np.ma.MaskedArray) or values.dtype != owner.dtype:
-        raise TypeError(both)
-    if values.shape != expected:
-        raise ValueError(both)
     if (bad := np.flatnonzero((indices < 0) | (indices >= len(owner)))).size:
         first = int(bad[0])
         raise IndexError(
@@ -56,22 +61,44 @@ def check_rows(p_name: str, g_name: str, owner: Any, indices: Any, values: Any) 
         )
 
 
-def distinct(indices: Array, values: Array, p: Array) -> RowGradient:
-    """Sum what belongs to the same row, in the order given, in p's dtype."""
+def check_values(p_name: str, g_name: str, owner: Any, indices: Array, values: Any, home: Host) -> Array:
+    """The gradient of these rows, or an error that names it."""
+    expected = (indices.size, *owner.shape[1:])
+    where = "" if isinstance(owner, np.ndarray) else " on its device"
+    both = (
+        f"{g_name}'s values are {describe(values)}, expected {owner.dtype}{expected}{where}: "
+        f"{p_name} is {describe(owner)}"
+    )
+    if not home.is_array(values) or (here := home.read(values)).dtype != owner.dtype:
+        raise TypeError(both)
+    if here.shape != expected:
+        raise ValueError(both)
+    return here
+
+
+def by_row(indices: Array) -> ByRow:
+    """Which of the indices name the same row."""
     k = indices.size
     if k == 0:
-        return RowGradient(np.empty(0, np.int64), np.empty(0, p.dtype), np.empty(0, np.int64))
+        return ByRow(*[np.empty(0, np.int64)] * 3)
     # Index and position in one integer, which NumPy sorts by vectors; together they would fill memory before 63 bits.
     key = np.sort(indices.astype(np.int64) << k.bit_length() | np.arange(k))
     order, ordered = key & ((1 << k.bit_length()) - 1), key >> k.bit_length()
     new = np.empty(k, bool)
     new[0], new[1:] = True, ordered[1:] != ordered[:-1]
-    rows, place = ordered[new], order[new]
-    if len(rows) < k:
-        inverse = np.cumsum(new) - 1
-        sums = values[place]
+    return ByRow(ordered[new], order, np.flatnonzero(new))
+
+
+def distinct(indices: Array, values: Array, p: Array) -> RowGradient:
+    """Sum what belongs to the same row, in the order given, in p's dtype."""
+    rows, order, start = by_row(indices)
+    place = order[start]
+    if len(rows) < len(order):
+        counts = np.diff(start, append=len(order))
+        sums, more = values[place], np.ones(len(order), bool)
+        more[start] = False
         with np.errstate(all="ignore"):
-            np.add.at(sums, inverse[~new], values[order[~new]])
+            np.add.at(sums, np.repeat(np.arange(len(rows)), counts)[more], values[order[more]])
         values, place = sums, np.arange(len(rows))
     straight = flat_like(values, p)
     if straight is None:  # another order of axes than p's, or gaps
@@ -156,6 +183,8 @@ def step_rows(opt: Optimizer, tree: Tree, grad_scale: float, semantics: str) -> 
     """See Optimizer.step_rows. Checks first, work last."""
     if semantics not in ("lazy", "exact"):
         raise ValueError(f"semantics is {semantics!r}, expected 'lazy' or 'exact'")
+    if opt._window is not None:
+        raise ValueError("capturable is True, expected False for step_rows: the host must know the rows of each step")
     opt._check_idle()
     opt._scale, plan = number("grad_scale", grad_scale), opt._plan
     leaves = _of_this_step(opt, tree)
@@ -214,12 +243,8 @@ def catch_up(opt: Optimizer, tree: Tree = None) -> None:
     wanted: dict[int, Any] = dict.fromkeys(behind.at)
     if tree is not None:
         named = {leaf: rows for leaf, rows in enumerate(_of_this_step(opt, tree)) if rows is not None}
-        for leaf, rows in named.items():
-            name, p = opt._structure.names[leaf], opt._arrays[leaf]
-            size = rows.size if isinstance(rows, np.ndarray) else 0
-            empty = np.broadcast_to(np.zeros((), p.dtype), (size, *p.shape[1:]))
-            check_rows(f"params{name}", f"rows{name}", opt._structure.leaves[leaf], rows, empty)
-        wanted = {leaf: np.unique(rows).astype(np.int64) for leaf, rows in named.items() if leaf in behind.at}
+        given = {leaf: plan.accept_indices(leaf, rows) for leaf, rows in named.items()}
+        wanted = {leaf: np.unique(rows).astype(np.int64) for leaf, rows in given.items() if leaf in behind.at}
     row = np.full(len(opt._row), -1)
     for leaf, some in wanted.items():
         plan._check_unmoved(leaf)

@@ -47,3 +47,18 @@ class Uploaded:
         if not capturing:
             buffer[1].record(stream)
             self._buffers.append(buffer)
+
+
+class AnySize:
+    """Uploads of any size: one Uploaded for each power of two, so that none is outgrown while the device reads it."""
+
+    def __init__(self) -> None:
+        self._by_size: dict[int, Uploaded] = {}
+
+    def __call__(self, values: Array) -> int:
+        """The address on the device, until the next call, of what are there the bytes of `values`."""
+        size = values.nbytes.bit_length()
+        if size not in self._by_size:
+            self._by_size[size] = Uploaded(1 << size)
+        self._by_size[size](values)
+        return self._by_size[size].address

@@ -426,7 +426,28 @@ def device_refusals(cupy):
         "another dtype": (lambda: fa.Adam(p).step(cupy.asarray(np.ones(4))), TypeError, r"grads is float64\(4,\)"),
         "p as gradient": (lambda: fa.Adam(p).step(p), ValueError, "grads and params share memory"),
         "overlapping gradient": (lambda: fa.Adam(p[:2]).step(p[1:3]), ValueError, "grads and params share memory"),
-        "rows": (lambda: fa.Adam(f4(4, 2)).step_rows((np.arange(2), f4(2, 2))), NotImplementedError, "step_rows"),
+        "rows in a graph": (
+            lambda: fa.Adam(f4(4, 2), capturable=True).step_rows((np.arange(2), f4(2, 2))),
+            ValueError, "capturable is True, expected False for step_rows",
+        ),
+        "rows on the host": (
+            lambda: fa.Adam(f4(4, 2)).step_rows((np.arange(2), np.ones((2, 2), np.float32))),
+            TypeError, r"values are float32\(2, 2\), expected float32\(2, 2\) on its device: params is .* on cuda:0",
+        ),
+        "rows beyond": (
+            lambda: fa.Adam({"w": f4(4, 2)}).step_rows({"w": (cupy.asarray(np.array([1, 4, 5])), f4(3, 2))}),
+            IndexError, r"rows\['w'\]'s indices\[1\] is 4, expected 0 to 3: params\['w'\] is .* on cuda:0",
+        ),
+        "rows by fractions": (
+            lambda: fa.Adam(f4(4, 2)).step_rows((f4(2), f4(2, 2))), TypeError, r"indices are float32\(2,\), expected",
+        ),
+        "rows of another dtype": (
+            lambda: fa.Adam(f4(4, 2)).step_rows((np.arange(2), cupy.asarray(np.ones((2, 2))))),
+            TypeError, r"values are float64\(2, 2\) on cuda:0",
+        ),
+        "too few rows": (lambda: fa.Adam(f4(4, 2)).step_rows((np.arange(2), f4(1, 2))), ValueError, "values are"),
+        "rows of p": (lambda: fa.Adam(p).step_rows((np.arange(2), p[:2])), ValueError, "values and params share"),
+        "no such row": (lambda: fa.Adam(p).catch_up(cupy.asarray(np.array([4]))), IndexError, r"is 4, expected 0"),
         "chores": (lambda: fa.Adam(p, max_norm=1.0), NotImplementedError, "max_norm, .* on the CPU backends only"),
         "a copy": (lambda: fa.Adam(p, copy_to=np.ones(4, np.float16)), NotImplementedError, "copy_to"),
         "accumulating": (lambda: fa.Adam(p).accumulate(f4(4)), NotImplementedError, "accumulate: on the CPU"),
@@ -594,6 +615,209 @@ def test_a_captured_upload_keeps_its_buffer(cupy):
         graph.launch()
         pair.step(grads)
         pair.reference.step(grads)
+    assert pair.differing() == []
+
+
+# Sparse rows.
+
+
+def sparse_problem(dtype, seed=30):
+    """A tree with rows that are narrow, wide, single elements and not aligned; and gradients for some of its rows."""
+    rng = np.random.default_rng(seed)
+    shapes = [(40, 7), (9,), (30,), (6, 8, 9), (5, 1031), (0, 4), (4, 0), (1200,)]
+    offsets = [0, 1, 3, 0, 1, 0, 0, 2]
+    tree = []
+    for shape, lead in zip(shapes, offsets, strict=True):
+        n = int(np.prod(shape))
+        tree.append(hostile(rng, lead + n, dtype, bad=False)[lead:].reshape(shape))
+
+    def draw(t):
+        """Per leaf None, a dense gradient, or (indices, values), an index more than once and in any order."""
+        found = []
+        for leaf, p in enumerate(tree):
+            kind = (t + leaf) % 5
+            if leaf in (1, 7):
+                found.append(None if kind == 0 else hostile(rng, p.size, dtype).reshape(p.shape))
+            elif kind == 0:
+                found.append(None)
+            else:
+                k = 0 if kind == 1 or not len(p) else int(rng.integers(1, 9))
+                values = hostile(rng, k * p[:1].size, dtype).reshape(k, *p.shape[1:])
+                found.append((rng.integers(0, max(1, len(p)), k), values))
+        return found
+
+    return tree, draw
+
+
+def rows_on(cupy, x, t=0):
+    """The same gradient on the device; the indices every other time."""
+    if not isinstance(x, tuple):
+        return None if x is None else moved(cupy, x)
+    return (cupy.asarray(x[0]) if t % 2 else x[0]), moved(cupy, x[1])
+
+
+@pytest.mark.parametrize("semantics", ["lazy", "exact"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=label)
+@pytest.mark.parametrize("case", kernels_in_use(), ids=label)
+def test_rows_have_numpys_bits(case, dtype, semantics, cupy):
+    method, chosen = case
+    tree, draw = sparse_problem(dtype)
+    pair = Pair(cupy, method, tree, **chosen | {"lr": lambda t: 0.02 / t**0.5})
+    for t in range(1, 22):
+        rows = draw(t)
+        named = {"grad_scale": 0.5 if t % 4 == 0 else 1.0, "semantics": semantics}
+        pair.reference.step_rows(rows, **named)
+        pair.opt.step_rows([rows_on(cupy, x, t) for x in rows], **named)
+        assert differing(pair.here, pair.there) == []
+        if t == 9:
+            some_rows = [np.arange(0, len(p), 3) if p.ndim > 1 else None for p in tree]
+            pair.reference.catch_up(some_rows)
+            pair.opt.catch_up([x if x is None else cupy.asarray(x) for x in some_rows])
+            assert differing(pair.here, pair.there) == []
+        if t == 14:  # a dense step between
+            pair.step([hostile(np.random.default_rng(t), p.size, dtype).reshape(p.shape) for p in tree])
+    assert bool(pair.opt._behind.at) == (semantics == "exact")
+    assert any((at < pair.opt._counts[leaf]).any() for leaf, at in pair.opt._behind.at.items()) or semantics == "lazy"
+    for opt in (pair.reference, pair.opt):
+        opt.catch_up()
+    assert pair.differing() == []
+
+
+def test_values_of_one_row_are_added_in_the_order_given(cupy):
+    """In float32 (1 + 2^-24) + 2^-24 is 1, and (2^-24 + 2^-24) + 1 is more."""
+    small = 2.0**-24
+    for given, expected in (([1, small, small], 1), ([small, small, 1], 1 + 2 * small)):
+        p = cupy.asarray(np.zeros((3, 1), np.float32))
+        values = cupy.asarray(np.array(given, np.float32)[:, None])
+        fa.SGD(p, lr=1.0).step_rows((np.array([2, 2, 2]), values))
+        assert p.get().ravel().tolist() == [0, 0, -expected]
+    p = cupy.asarray(np.full(2, 5, np.float32))  # what is stored first keeps the sign of its zero
+    opt = fa.SGD(p, lr=1.0, momentum=0.9)
+    opt.step_rows((np.array([1]), cupy.asarray(np.array([-0.0], np.float32))))
+    assert np.signbit(opt._slots[0][0].get()).tolist() == [False, False]  # 0.9·0 + -0 is 0, as in test_bits
+
+
+def test_only_the_rows_are_launched_and_numpy_indices_wait_for_nothing(cupy):
+    tree = [np.ones((50_000, 64), np.float32), np.ones(3000, np.float32), np.ones(70, np.float32)]
+    pair = Pair(cupy, fa.AdamW, tree)
+    rng = np.random.default_rng(31)
+    for k in range(6):
+        indices, values = rng.integers(0, 50_000, 40), rng.standard_normal((40, 64)).astype(np.float32)
+        there, dense = moved(cupy, values), np.ones(3000, np.float32) if k % 2 else None
+        g = None if dense is None else moved(cupy, dense)
+        at = cupy.asarray(indices) if k == 5 else indices
+        waits, launches, held = cupy.state.waits, len(cupy.state.launches), sum(x.nbytes for x in cupy.state.allocated)
+        pair.opt.step_rows([(at, there), g, None], semantics="exact")
+        assert (cupy.state.waits > waits) == (k == 5)
+        made = cupy.state.launches[launches:]
+        assert [launch.name.split("_")[1] for launch in made] == ["ByValue"] * (k % 2) + ["Rows"]
+        assert made[-1].grid[0] == -(-len(np.unique(indices)) * 16 // THREADS)
+        assert k % 2 == 0 or made[0].grid == (-(-3000 // 512),)
+        assert sum(x.nbytes for x in cupy.state.allocated) - held < 20_000
+        pair.reference.step_rows([(indices, values), dense, None], semantics="exact")
+    assert pair.differing() == []
+
+
+def test_rows_upload_while_the_device_is_behind(cupy):
+    """Steps of all sizes, and a table of coefficients that does not travel by value; nothing runs until the end."""
+    rng = np.random.default_rng(32)
+    tree = [rng.standard_normal((300, 3)).astype(np.float32), *some(rng, [3] * 700)]
+    pair = Pair(cupy, fa.Adam, tree)
+    waits, kept = cupy.state.waits, []
+    for k in range(8):
+        indices = rng.integers(0, 300, int(rng.integers(1, 300)))
+        values = rng.standard_normal((len(indices), 3)).astype(np.float32)
+        dense = [g if (j + k) % 5 else None for j, g in enumerate(some(rng, [3] * 700))]
+        kept.append([rows_on(cupy, x) for x in [(indices, values), *dense]])
+        pair.reference.step_rows([(indices, values), *dense], semantics="exact")
+        pair.opt.step_rows(kept[-1], semantics="exact")
+    assert cupy.state.waits == waits
+    assert pair.differing() == []
+    assert {launch.name.split("_")[1] for launch in cupy.state.launches} == {"Uploaded", "Rows"}
+    pair.opt.step_rows(kept[0])
+    held = len(cupy.state.allocated)
+    for _ in range(3):
+        pair.opt.step_rows(kept[0])
+    assert len(cupy.state.allocated) == held
+
+
+@pytest.mark.parametrize("laid", LAYOUTS)
+def test_rows_in_another_order_of_axes(laid, cupy):
+    rng = np.random.default_rng(33)
+    for p in (rng.standard_normal((6, 5, 4, 3)).astype(np.float32),
+              rng.standard_normal((6, 3, 4, 5)).astype(np.float32).transpose(0, 3, 1, 2)):  # fmt: skip
+        here, there = p.copy(order="K"), moved(cupy, p)
+        a, b = fa.Adam(here, backend="numpy"), fa.Adam(there)
+        for k in range(STEPS):
+            indices, values = rng.integers(0, 6, 4), rng.standard_normal((4, *p.shape[1:])).astype(np.float32)
+            a.step_rows((indices, values))
+            wide = moved(cupy, np.repeat(values, 2, axis=-1))  # with gaps
+            b.step_rows((indices.astype(np.uint16), wide[..., ::2] if k == 0 else moved(cupy, LAYOUTS[laid](values))))
+        assert differing([here], [there], a, b) == []
+
+
+def test_rows_from_another_stream_are_waited_for(cupy, monkeypatch):
+    theirs, p = cupy.Stream(ptr=77), cupy.asarray(np.ones((4, 2), np.float32))
+    opt = fa.SGD(p, lr=1.0)
+    late = cupy.asarray(np.zeros((1, 2), np.float32))
+    cupy.state.stream.synchronize()
+    theirs.do(lambda: late.host.fill(2))  # the owner still computes them
+    opt.step_rows((np.array([3]), Interface(late)))
+    theirs.do(lambda: late.host.fill(np.nan))  # and overwrites them right after
+    theirs.synchronize()
+    assert p.get().tolist() == [[1, 1]] * 3 + [[-1, -1]]
+    torch = SimpleNamespace(cuda=SimpleNamespace(current_stream=lambda device: SimpleNamespace(cuda_stream=77)))
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    tensors = fa.SGD({"w": Tensor(p)}, lr=1.0)
+    at, values = (Tensor(cupy.asarray(x)) for x in (np.array([0, 0]), np.ones((2, 2), np.float32)))
+    tensors.step_rows({"w": (at, values)}, semantics="exact")
+    tensors.catch_up({"w": at})
+    tensors.catch_up()
+    assert cupy.state.launches[-1].stream is theirs
+    assert p.get().tolist() == [[-1, -1], [1, 1], [1, 1], [-1, -1]]
+
+
+def test_bad_rows_change_nothing(cupy):
+    ones = cupy.asarray(np.ones((4, 2), np.float32))
+    opt = fa.Adam({"a": ones, "b": cupy.asarray(np.ones(3, np.float32))})
+    good = np.array([1]), cupy.asarray(np.ones((1, 2), np.float32))
+    opt.step_rows({"a": good}, semantics="exact")
+    with cupy.cuda.Device(1):
+        elsewhere = cupy.asarray(np.ones((1, 2), np.float32))
+    before, launches = ones.get(), len(cupy.state.launches)
+    for rows, error, text in (
+        (
+            {"a": good, "b": (cupy.asarray(np.array([0, -1])), cupy.asarray(np.ones(2, np.float32)))},
+            IndexError,
+            "is -1",
+        ),
+        ({"a": (good[0], elsewhere)}, ValueError, r"rows\['a'\]'s values are .* on cuda:1, .* expected one device"),
+        ({"a": good, "b": np.ones(3, np.float32)}, TypeError, "expected an array on a CUDA device"),
+    ):
+        with pytest.raises(error, match=text):
+            opt.step_rows(rows, semantics="exact")
+    assert len(cupy.state.launches) == launches
+    assert same_bits(before, ones.get())
+    assert (opt.t, opt._counts.tolist(), opt._behind.at[0].tolist()) == (1, [1, 0, 1], [0, 1, 0, 0])
+
+
+def test_rows_that_are_behind_move_and_are_copied(cupy):
+    rng = np.random.default_rng(34)
+    tree = [rng.standard_normal((20, 6)).astype(np.float32)]
+    pair = Pair(cupy, fa.NAdam, tree)
+    for k in range(12):
+        indices, values = rng.integers(0, 20, 3), rng.standard_normal((3, 6)).astype(np.float32)
+        pair.reference.step_rows([(indices, values)], semantics="exact")
+        on = (indices, values) if pair.opt.backend == "numba" else rows_on(cupy, (indices, values), k)
+        pair.opt.step_rows([on], semantics="exact")
+        if k == 2:
+            pair.opt = pickle.loads(pickle.dumps(pair.opt))
+        elif k in (4, 6):
+            pair.opt = pair.opt.to("cpu" if k == 4 else "cuda")
+    pair.there = list(pair.opt.params)
+    assert differing(pair.here, pair.there) == []  # behind by the same steps
+    pair.reference.catch_up()
+    pair.opt.catch_up()
     assert pair.differing() == []
 
 

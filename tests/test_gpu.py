@@ -102,6 +102,34 @@ def test_tables_that_are_uploaded_reach_the_right_step(cupy):
     assert differing(here, there, b, a) == []
 
 
+@pytest.mark.parametrize("semantics", ["lazy", "exact"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=label)
+@pytest.mark.parametrize("case", kernels_in_use(), ids=label)
+def test_rows_have_numpys_bits(case, dtype, semantics, cupy):
+    """Steps ahead of the device, of sizes from nothing to thousands of rows, each row several times."""
+    method, chosen = case
+    rng = np.random.default_rng(14)
+    shapes = [(5000, 64), (5000,), (7, 3, 1031), (33, 6), (9,)]
+    here = [hostile(rng, 1 + int(np.prod(shape)), dtype, bad=False)[1:].reshape(shape) for shape in shapes]
+    there = [moved(cupy, p) for p in here]
+    chosen = chosen | {"lr": lambda t: 0.02 / t**0.5}
+    a, b = method(here, backend="numba", **chosen), method(there, **chosen)
+    for t in range(12):
+        rows, on = [], []
+        for leaf, p in enumerate(here):
+            k = int(rng.integers(0, 10)) if (leaf + t) % 4 else 3 * len(p)
+            indices, values = rng.integers(0, len(p), k), hostile(rng, k * p[0].size, dtype)
+            rows.append((indices, values.reshape(k, *p.shape[1:])))
+            on.append((cupy.asarray(indices) if t == 7 else indices, moved(cupy, rows[-1][1])))
+        dense = None if t % 3 == 0 else hostile(rng, 9, dtype)
+        rows[-1], on[-1] = dense, None if dense is None else moved(cupy, dense)
+        a.step_rows(rows, semantics=semantics)
+        b.step_rows(on, semantics=semantics)
+    a.catch_up()
+    b.catch_up()
+    assert differing(here, there, b, a) == []
+
+
 def test_beyond_2_to_the_31_elements(cupy):
     """A repeated block of 2^20 + 1 elements: everywhere the bits of the first, compared on the device."""
     n, block = 2**31 + 5, 2**20 + 1
@@ -270,6 +298,10 @@ for dtype in (np.float32, np.float64):
         opt = method(leaves, capturable=method is fa.Lion)
         for _ in range(3):
             opt.step([cupy.ones(p.size, dtype) for p in leaves])
+    table = fa.AdamW(memory[1:2962].reshape(63, 47))
+    for k in range(3):
+        table.step_rows((np.array([62, k, 0, 62]), cupy.ones((4, 47), dtype)), semantics="exact")
+    table.catch_up()
 cupy.cuda.Device().synchronize()
 print("done")
 """

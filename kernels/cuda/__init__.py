@@ -19,10 +19,10 @@ FORMATS = {np.dtype(np.float32): "f32", np.dtype(np.float64): "f64", None: "None
 
 
 class Step(NamedTuple):
-    """One instantiation: a kernel's name, where the step's table lies, each stream's dtype (None: it is absent)."""
+    """One instantiation: a kernel's name, what it is told, each stream's dtype (None: it is absent)."""
 
     kernel: str
-    table: str  # ByValue or Uploaded
+    table: str  # ByValue or Uploaded: where a step's table lies; Rows: rows of one leaf are stepped, nothing else
     streams: tuple[Any, ...]
 
     @property
@@ -47,6 +47,8 @@ class Step(NamedTuple):
     def text(self) -> str:
         """The line that instantiates it."""
         real, *streams = self._types
+        if self.table == "Rows":
+            return f"STEP_ROWS({self.name}, {self.kernel}, {real}, {', '.join(streams)})\n"
         return f"STEP({self.name}, {self.kernel}, {real}, {self.table}, {', '.join(streams)})\n"
 
 

@@ -19,7 +19,7 @@ FLAGS = "-x c++ -std=c++17 -O2 -ffp-contract=off -fno-strict-aliasing -shared -f
 WARNINGS = "-Wall -Wextra -Wno-unknown-pragmas -Werror"
 
 
-def steps(tables=("ByValue", "Uploaded")):
+def steps(tables=("ByValue", "Uploaded", "Rows")):
     """Every instantiation that the methods need."""
     found = []
     for method, chosen in kernels_in_use():

@@ -20,5 +20,9 @@ const T& argument(void** arguments, int k) {
                                                        argument<Table>(arguments, 2), argument<Window>(arguments, 3), \
                                                        block, thread);                                                \
     }
+#define STEP_ROWS(name, ...)                                                                                          \
+    extern "C" void name(i64 blocks, int threads, void** arguments) {                                                 \
+        for (i64 k = 0; k < blocks * threads; ++k) step_rows<__VA_ARGS__>(argument<Rows>(arguments, 0), k);           \
+    }
 #define ADVANCE \
     extern "C" void advance(i64, int, void** arguments) { *argument<i64*>(arguments, 0) += 1; }
