@@ -30,6 +30,8 @@ def _milestones(name: str, value: Any) -> tuple[int, ...]:
 
 
 def _schedule(name: str, value: Any) -> Callable[[int], float]:
+    if isinstance(value, type):
+        raise TypeError(f"{name} is {value!r}, expected a schedule or a number, not a class")
     return value if callable(value) else Constant(number(name, value, low=0))
 
 
@@ -40,9 +42,10 @@ def _bool(name: str, value: Any) -> bool:
 
 
 def _curve(name: str, value: Any) -> str:
-    if value not in ("cos", "linear"):
-        raise ValueError(f"{name} is {value!r}, expected 'cos' or 'linear'")
-    return str(value)
+    if not isinstance(value, str) or value not in ("cos", "linear"):
+        error = ValueError if isinstance(value, str) else TypeError
+        raise error(f"{name} is {value!r}, expected 'cos' or 'linear'")
+    return value
 
 
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
@@ -67,8 +70,13 @@ class Schedule:
 
     def __call__(self, t: int) -> float:
         """The learning rate of step t = 1, 2, ..."""
-        if not t >= 1:
-            raise ValueError(f"t is {t!r}, expected the count of a step, from 1")
+        error: type[Exception] = ValueError
+        try:
+            counts = bool(1 <= t < math.inf)
+        except (TypeError, ValueError):  # no number; several
+            counts, error = False, TypeError
+        if not counts:
+            raise error(f"t is {t!r}, expected the count of a step, from 1")
         return self._after(t - 1)
 
     def _after(self, k: int) -> float:

@@ -213,12 +213,21 @@ def test_what_is_printed():
             ValueError,
             "anneal_strategy is 'cosine', expected 'cos' or",
         ),
+        (
+            lambda: OneCycle(1, 5, anneal_strategy=np.array(["cos", "linear"])),
+            TypeError,
+            r"anneal_strategy is array\(.*\), expected 'cos' or 'linear'",
+        ),
         (lambda: OneCycle(1, 5, div_factor=0.5), ValueError, "div_factor is 0.5, expected a finite number of at leas"),
         (lambda: OneCycle(1, 5, three_phase=1), TypeError, "three_phase is 1, expected True or False"),
         (lambda: Warmup(5, None), TypeError, "then is None, expected a finite number of at least 0"),
+        (lambda: Warmup(5, Cosine), TypeError, "then is <class .*Cosine'>, expected a schedule or a number"),
         (lambda: Warmup(5, 1, start_lr=-1), ValueError, "start_lr is -1, expected a finite number of at least 0"),
         (lambda: Cosine(1, 5)(0), ValueError, "t is 0, expected the count of a step, from 1"),
         (lambda: Cosine(1, 5)(math.nan), ValueError, "t is nan, expected the count of a step, from 1"),
+        (lambda: CosineRestarts(1, 5, factor=2)(math.inf), ValueError, "t is inf, expected the count of a step"),
+        (lambda: Constant(1)("a"), TypeError, "t is 'a', expected the count of a step, from 1"),
+        (lambda: Constant(1)(np.arange(2)), TypeError, r"t is array\(.*\), expected the count of a step, from 1"),
     ],
 )
 def test_bad_arguments_are_named(make, error, message):
