@@ -270,7 +270,8 @@ def test_text_is_told_apart(capsys):
     """Clearly better than naming the commonest class, in modules that were held out."""
     assert cli.main(["demo", "--model", "text", "--epochs", "1"]) == 0
     *_, head, lazy, exact, dense, commonest, last = capsys.readouterr().out.splitlines()
-    assert head.split() == ["update", "ms", "a", "step", "test", "accuracy"]
+    assert re.split("  +", head) == ["update", "ms a step", "of it to spread the gradient out", "test accuracy"]
+    assert 0 < float(dense.split()[3]) < float(dense.split()[2])
     ends = [line.split()[-2] for line in (lazy, exact, dense, commonest, last)]
     assert ends[1] == ends[2] == ends[4]
     assert float(ends[0]) >= float(ends[3]) + 20
@@ -305,24 +306,96 @@ def test_methods_are_compared(tmp_path, monkeypatch, capsys):
     assert picture.read_bytes()[:4] == b"\x89PNG"
 
 
-def test_a_picture_that_could_not_be_saved_is_refused_at_once(tmp_path, capsys):
+@pytest.mark.parametrize("place", [".", "nowhere/a.png", "file/a.png"])
+def test_a_picture_that_could_not_be_saved_is_refused_at_once(place, tmp_path, monkeypatch, capsys):
     pytest.importorskip("sklearn.datasets")
     pytest.importorskip("matplotlib")
-    assert cli.main(["demo", "--compare", "--out", str(tmp_path / "nowhere" / "a.png")]) == 1
+    from fastadam.demo import compare
+
+    monkeypatch.setattr(compare, "measure", None)
+    (tmp_path / "file").touch()
+    assert cli.main(["demo", "--compare", "--out", str(tmp_path / place)]) == 1
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.endswith("expected a file in a folder that exists\n")
+    (line,) = err.splitlines()
+    assert "--out is " in line
+    assert "expected a file that can be written: " in line
+
+
+def test_a_look_whether_a_picture_can_be_saved_changes_nothing(tmp_path):
+    from fastadam.demo.compare import unwritable
+
+    old = tmp_path / "old.png"
+    old.write_bytes(b"picture")
+    assert unwritable(str(old)) is unwritable(str(tmp_path / "new.png")) is None
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("old.png", b"picture")]
+
+
+def test_every_point_of_a_curve_is_of_two_batches_or_more():
+    """43 batches an epoch, the last of 3 images."""
+    pytest.importorskip("sklearn.datasets")
+    from fastadam.demo.compare import TRIALS, Job, work
+
+    for epochs in 1, 3:
+        run = work(Job("logistic", "SGD", 0.1, 0, epochs, 32))
+        assert run.step[-1] == 43 * epochs
+        assert run.examples.sum() == epochs * 1347
+        assert run.examples.min() >= 32 + 3
+        assert len(run.step) <= TRIALS["logistic"].points
+
+
+def made_up(steps, points, seeds, lr=0.1):
+    from fastadam.demo import compare
+
+    at = compare.ends(steps, points)
+    one = compare.Run(at, 2 / np.sqrt(at), np.linspace(0, 1, points), np.full(points, 99), 1e-5)
+    return {name: (compare.Row(1e-3, [one] * seeds), compare.Row(lr, [one] * seeds)) for name in compare.METHODS}
+
+
+@pytest.mark.parametrize(("steps", "points"), [(516, 60), (129, 20), (500, 12), (60000, 60), (6, 3)])
+def test_no_words_of_the_picture_lie_on_others_or_outside(steps, points):
+    pytest.importorskip("matplotlib")
+    from fastadam.demo import compare
+
+    longest = max((trial.about for trial in compare.TRIALS.values()), key=len)
+    figure = compare.draw(made_up(steps, points, 25), f"{longest}, batches of 1024")
+    figure.canvas.draw()
+    for text in figure.texts:
+        extent = text.get_window_extent()
+        assert figure.bbox.x0 < extent.x0 < extent.x1 < figure.bbox.x1, text
+    for ax in figure.axes[-4:]:
+        low, high = ax.get_xlim()
+        words = [
+            label.label1.get_window_extent()
+            for minor in (False, True)
+            for label in (ax.xaxis.get_minor_ticks() if minor else ax.xaxis.get_major_ticks())
+            if label.label1.get_text() and low <= label.get_loc() <= high
+        ]
+        assert words
+        assert all(not a.overlaps(b) for i, a in enumerate(words) for b in words[:i])
+
+
+def test_a_best_learning_rate_at_the_edge_of_the_sweep_is_marked(capsys):
+    from fastadam.demo import compare
+
+    compare.show(made_up(500, 12, 2), 0.9)
+    assert "*" not in capsys.readouterr().out
+    compare.show(made_up(500, 12, 2, lr=1.0), 0.9)
+    *_, row, last = capsys.readouterr().out.splitlines()
+    assert " 1* " in row
+    assert last == "* the edge of the sweep, 0.0001 to 1: a better one may lie beyond"
 
 
 def test_a_training_that_fails_is_no_ones_best():
     from fastadam.demo.compare import Run
 
     at, never = np.arange(1, 21), np.zeros(20)
-    failed = Run(at, np.full(20, np.nan), never, 1e-5)
+    counts = np.append(np.full(19, 96), 32)
+    failed = Run(at, np.full(20, np.nan), never, counts, 1e-5)
     assert failed.end == math.inf
     assert failed.steps_to(0.9) == math.inf
-    worked = Run(at * 8, np.append(np.ones(18), [0.5, 0.25]), np.linspace(0, 1, 20), 1e-5)
-    assert worked.end == 0.375
+    worked = Run(at * 8, np.append(np.ones(18), [0.5, 0.25]), np.linspace(0, 1, 20), counts, 1e-5)
+    assert worked.end == 0.4375  # three parts of 0.5, one of 0.25
     assert worked.steps_to(0.9) == 19 * 8
 
 

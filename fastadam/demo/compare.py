@@ -8,7 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ import fastadam as fa
 from fastadam.console import Table, track
 from fastadam.demo import MODELS
 from fastadam.demo.training import one_thread, train
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 METHODS: dict[str, tuple[type[fa.Optimizer], dict[str, Any]]] = {
     "Adam": (fa.Adam, {}),
@@ -59,12 +62,14 @@ class Run(NamedTuple):
     step: NDArray[np.int64]
     loss: NDArray[np.float64]
     accuracy: NDArray[np.float64]
+    examples: NDArray[np.int64]  # how many each loss is the mean of
     update: float  # seconds per step, in the update alone
 
     @property
     def end(self) -> float:
         """The loss at the end: of the last tenth, because batches differ; inf where training failed."""
-        loss = float(self.loss[-max(1, len(self.loss) // 10) :].mean())
+        last = slice(-max(1, len(self.loss) // 10), None)
+        loss = float(np.average(self.loss[last], weights=self.examples[last]))
         return loss if math.isfinite(loss) else math.inf
 
     def steps_to(self, goal: float) -> float:
@@ -82,6 +87,12 @@ class Job(NamedTuple):
     batch_size: int
 
 
+def ends(steps: int, most: int) -> NDArray[np.int64]:
+    """The last step of each point of a curve: at most `most` points, of the same number of steps or one more."""
+    points = max(1, min(steps, most))
+    return np.arange(1, points + 1) * steps // points
+
+
 def work(job: Job) -> Run:
     """One training, in whatever process."""
     method, named = METHODS[job.method]
@@ -89,19 +100,22 @@ def work(job: Job) -> Run:
     task = MODELS[job.model].task(rng)
     params = task.init(rng)
     steps = job.epochs * -(-len(task.learn) // job.batch_size)
-    every = max(1, steps // TRIALS[job.model].points)
-    points: list[tuple[int, float, float]] = []
+    # At least two batches a point, because an epoch's last may be of few examples; for every seed as many points,
+    # though modules that are held out differ in size.
+    most = min(TRIALS[job.model].points, job.epochs * len(task.y) // job.batch_size // 4)
+    at = ends(steps, most)
+    points: list[tuple[float, float, int]] = []
     with one_thread():
         opt = method(params, lr=job.lr, **named)
         loss, examples, seconds = 0.0, 0, []
         for number, step in enumerate(train(task, params, opt, job.epochs, job.batch_size, rng), start=1):
             loss, examples = loss + step.loss * step.examples, examples + step.examples
             seconds.append(step.seconds)
-            if number % every == 0 or number == steps:
-                points.append((number, loss / examples, task.accuracy(params, opt)))
+            if number == at[len(points)]:
+                points.append((loss / examples, task.accuracy(params, opt), examples))
                 loss, examples = 0.0, 0
-    at, losses, accuracies = map(np.array, zip(*points, strict=True))
-    return Run(at, losses, accuracies, float(np.median(seconds)))
+    losses, accuracies, counts = map(np.array, zip(*points, strict=True))
+    return Run(at, losses, accuracies, counts, float(np.median(seconds)))
 
 
 class Row(NamedTuple):
@@ -162,16 +176,21 @@ def show(compared: dict[str, tuple[Row, Row]], goal: float) -> None:
     """The table."""
     to = f"to {100 * goal:.0f} %"
     table = Table("method", "usual lr", "test accuracy", to, "best lr", "test accuracy", to, "update")
+    edges = min(SWEEP), max(SWEEP)
     for name, (default, best) in compared.items():
         cells = [(f"{row.lr:g}", row.accuracy(), row.steps_to(goal)) for row in (default, best)]
-        table.add(name, *cells[0], *cells[1], best.update())
+        lr = cells[1][0] + "*" * (best.lr in edges)
+        table.add(name, *cells[0], lr, *cells[1][1:], best.update())
     table.show()
+    if any(best.lr in edges for _, best in compared.values()):
+        print(f"* the edge of the sweep, {edges[0]:g} to {edges[1]:g}: a better one may lie beyond")
 
 
-def draw(compared: dict[str, tuple[Row, Row]], about: str, out: str) -> None:
+def draw(compared: dict[str, tuple[Row, Row]], about: str) -> "Figure":
     """A panel for each method: the loss at both learning rates, and Adam's for comparison."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     high, wide = -(-len(compared) // 4), min(len(compared), 4)
     figure = Figure(figsize=(3 * wide, 2.6 * high), layout="constrained")
@@ -193,11 +212,30 @@ def draw(compared: dict[str, tuple[Row, Row]], about: str, out: str) -> None:
         )  # no loss gets down to there
         ax.grid(alpha=0.3)
         ax.set_xscale("log")
+        # Over little more than a decade its powers alone are too few, and Matplotlib then labels every minor tick.
+        few = reference.runs[0].step[-1] < 25 * reference.runs[0].step[0]
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1, 3)))
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.xaxis.set_minor_formatter(NullFormatter())
         ax.set_ylim(0, 1.35 * start)
     figure.supxlabel("steps (logarithmic)")
     figure.supylabel("training loss: mean cross-entropy, nats")
-    figure.suptitle(f"{about}: median and range of {len(reference.runs)} seeds; dashed: Adam at its best learning rate")
-    figure.savefig(out, format="png", dpi=90, pil_kwargs={"optimize": True})
+    seeds = f"median and range of {len(reference.runs)} seeds"
+    figure.suptitle(f"{about}\n{seeds}; dashed: Adam at its best learning rate")
+    return figure
+
+
+def unwritable(out: str) -> str | None:
+    """Why no file can be written there, or None; leaves what is there."""
+    path = Path(out)
+    new = not path.exists()
+    try:
+        path.open("ab").close()
+    except OSError as error:
+        return error.strerror
+    if new:
+        path.unlink()
+    return None
 
 
 def run(model: str, epochs: int | None, batch_size: int, seeds: int = 5, out: str | None = None) -> int:
@@ -207,13 +245,14 @@ def run(model: str, epochs: int | None, batch_size: int, seeds: int = 5, out: st
     if missing := [name for name in needed if find_spec(name) is None]:
         print(f'fastadam demo: {missing[0]} is missing: pip install "fastadam[demo]"', file=sys.stderr)
         return 1
-    if not Path(out).absolute().parent.is_dir():
-        print(f"fastadam demo: --out is {out!r}, expected a file in a folder that exists", file=sys.stderr)
+    if why := unwritable(out):
+        print(f"fastadam demo: --out is {out!r}, expected a file that can be written: {why}", file=sys.stderr)
         return 1
     epochs = trial.epochs if epochs is None else epochs
     compared = measure(model, epochs, batch_size, seeds)
     show(compared, trial.goal)
-    draw(compared, f"{trial.about}, batches of {batch_size}", out)
+    figure = draw(compared, f"{trial.about}, batches of {batch_size}")
+    figure.savefig(out, format="png", dpi=90, pil_kwargs={"optimize": True})
     print(f"picture: {out}")
     print(f"test accuracy {100 * np.mean([run.accuracy[-1] for run in compared['Adam'][1].runs]):.1f} %")
     return 0

@@ -50,9 +50,14 @@ def words_by_kind(source: str) -> tuple[list[str], list[str], list[str]]:
 
 @functools.cache
 def passages() -> list[Passage]:
-    """Every run of PASSAGE words of one kind in the modules at the top of the standard library."""
+    """Every run of PASSAGE words of one kind in the modules of the standard library and of its packages.
+
+    Left out: the tests, some of which are no Python, and the encodings, whose comments are tables of characters.
+    """
+    root = Path(sysconfig.get_path("stdlib"))
+    packages = [path.parent for path in root.glob("*/__init__.py") if path.parent.name not in ("test", "encodings")]
     found = []
-    for file, path in enumerate(sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))):
+    for file, path in enumerate(sorted(path for folder in (root, *packages) for path in folder.glob("*.py"))):
         with tokenize.open(path) as opened:
             kinds = words_by_kind(opened.read())
         for kind, words in enumerate(kinds):

@@ -20,8 +20,8 @@ Array = NDArray[Any]
 class Task:
     """A model, its data, and which of them are to be learned from.
 
-    loss_and_grads(params, x, y) -> loss, grads, hits: grads as update(opt, grads) takes them; hits: how many are right.
-    prepare(opt, x): what comes before parameters are read for examples x.
+    loss_and_grads(params, x, y) -> loss, grads, hits: grads as spread takes them; hits: how many are right.
+    prepare(opt, x): what comes before parameters are read for examples x. spread(grads): grads as update takes them.
     """
 
     about: str
@@ -34,6 +34,7 @@ class Task:
     rows: int = 0  # of params["embedding"], where there is one
     update: Callable[[Any, Any], None] = lambda opt, grads: opt.step(grads)
     prepare: Callable[[Any, Any], None] = lambda opt, x: None
+    spread: Callable[[Any], Any] = lambda grads: grads
 
     def accuracy(self, params: Any, opt: Any) -> float:
         """The share of the held-out examples that the parameters get right."""
@@ -92,16 +93,14 @@ def text(rng: np.random.Generator, way: str = "lazy") -> Task:
         if way == "exact":
             opt.catch_up({"embedding": np.concatenate(bags)})
 
-    def loss_and_grads(params: Any, x: Any, y: Array) -> tuple[float, Any, int]:
-        loss, grads, hits = texts.loss_and_grads(params, x, y)
-        return loss, texts.densely(grads, rows) if way == "dense" else grads, hits
+    def spread(grads: Any) -> Any:
+        return texts.densely(grads, rows) if way == "dense" else grads
 
     about = (
         f"{modules} modules of the standard library: {len(learn)} passages to train on, {len(test)} of other modules"
     )
-    return Task(
-        about + f" to test on; {rows} rows", init, loss_and_grads, bags, kinds, learn, test, rows, update, prepare
-    )
+    about += f" to test on; {rows} rows"
+    return Task(about, init, texts.loss_and_grads, bags, kinds, learn, test, rows, update, prepare, spread)
 
 
 WAYS = "lazy", "exact", "dense"  # Optimizer.step_rows with either semantics, and Optimizer.step
@@ -112,7 +111,8 @@ class Step(NamedTuple):
     examples: int
     loss: float
     hits: int
-    seconds: float  # of the update alone, loss and gradient left out
+    seconds: float  # of the update, loss and gradient left out
+    spreading: float  # of these, what spreading the gradient out took: it comes as rows, and the dense step wants all
 
 
 def train(task: Task, params: Any, opt: Any, epochs: int, batch_size: int, rng: np.random.Generator) -> Iterator[Step]:
@@ -126,8 +126,10 @@ def train(task: Task, params: Any, opt: Any, epochs: int, batch_size: int, rng: 
             seconds = time.perf_counter() - start
             loss, grads, hits = task.loss_and_grads(params, x, task.y[batch])
             start = time.perf_counter()
+            grads = task.spread(grads)
+            spreading = time.perf_counter() - start
             task.update(opt, grads)
-            yield Step(epoch, len(batch), loss, hits, seconds + time.perf_counter() - start)
+            yield Step(epoch, len(batch), loss, hits, seconds + time.perf_counter() - start, spreading)
 
 
 @contextmanager
