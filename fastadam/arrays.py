@@ -158,6 +158,14 @@ class Host:
         return read
 
     @staticmethod
+    def to_write(name: str, x: Any) -> Array:
+        """What is_array took, as an array to write to; raises ValueError where it is read-only."""
+        if not x.flags.writeable:
+            raise ValueError(f"{name} is read-only, expected an array that can be written")
+        own: Array = x
+        return own
+
+    @staticmethod
     def get(x: Array) -> Array:
         """A copy as a NumPy array in C order."""
         return x.copy()

@@ -9,7 +9,7 @@ from typing import Any
 
 from fastadam.arrays import Host
 from fastadam.compiled import NumbaPlan
-from fastadam.cuda import CudaPlan, only_on_host
+from fastadam.cuda import CudaPlan
 from fastadam.device import DEVICE, HOST, home_of
 from fastadam.plan import NumpyPlan, Plan
 from fastadam.window import Window
@@ -23,11 +23,14 @@ class Backend:
     def __init__(self, name: str, plan: type[Plan], needs: str, home: Host = HOST) -> None:
         self.name, self.plan, self._needs, self.home = name, plan, needs, home
 
-    def check_chores(self) -> None:
-        """Raises NotImplementedError where a step does nothing beside the method's arithmetic."""
+    def plan_for(self, opt: Any, *args: Any) -> Plan:
+        """The plan of an optimizer."""
+        return self.plan(*args)
 
-    def window(self, opt: Any, plan: Any) -> Any:
-        """The coefficients of steps to come, for capturable=True. Raises ValueError where there is no such thing."""
+    def window(self, opt: Any, plan: Any, capturable: bool) -> Any:
+        """The coefficients of steps to come, if the device is to count: raises ValueError where none can."""
+        if not capturable:
+            return None
         raise ValueError(f"capturable is True, expected False with backend {self.name!r}: it is for CUDA graphs")
 
     def status(self) -> str:
@@ -48,11 +51,18 @@ class Backend:
 class Cuda(Backend):
     """NVIDIA GPUs, through CuPy."""
 
-    def check_chores(self) -> None:
-        raise only_on_host("max_norm, max_value, ema_decay, copy_to, zero_grads, skip_nonfinite and stats")
+    def plan_for(self, opt: Any, *args: Any) -> Plan:
+        chores, groups = opt._chores, opt.groups
+        measured = chores.max_norm or chores.skip_nonfinite or chores.stats or any(group.max_norm for group in groups)
+        return CudaPlan(*args, asked=(chores, groups) if measured else None)
 
-    def window(self, opt: Any, plan: Any) -> Any:
-        return Window(opt, plan)
+    def window(self, opt: Any, plan: Any, capturable: bool) -> Any:
+        if capturable and opt._chores.skip_nonfinite == "raise":
+            raise ValueError(
+                "skip_nonfinite is 'raise', expected True or False with capturable=True: graphs raise nothing"
+            )
+        # Whether a step is skipped only the device knows, so it counts.
+        return Window(opt, plan) if capturable or opt._chores.skip_nonfinite is True else None
 
     def status(self) -> str:
         try:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from fastadam.arrays import Array, describe, flat, flat_like, shaped_like
+from fastadam.arrays import Array, Host, describe, flat, flat_like, shaped_like
 from fastadam.checks import number, positive
 from fastadam.flat import FlatBuffer
 from fastadam.kernels.chores import Flags, Numbers, in_pairs
@@ -42,6 +42,7 @@ class StepInfo(NamedTuple):
 
 
 NOTHING = StepInfo()
+SHORT = "float16", "bfloat16"  # what copy_to may hold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,18 +83,17 @@ class Chores:
         return Numbers(self.max_value or 0.0, 0.0 if decay is None else 1 - decay)
 
 
-def check_copies(names: Sequence[str], leaves: Sequence[Any], copies: Sequence[Any]) -> list[Array]:
+def check_copies(
+    home: Host, names: Sequence[str], leaves: Sequence[Any], arrays: Sequence[Array], copies: Sequence[Any]
+) -> list[Array]:
     """The arrays of copy_to as flat ones in their parameters' order, or an error that names the first bad one."""
     found = []
-    for name, leaf, copy in zip(names, leaves, copies, strict=True):
-        p = leaf.array if isinstance(leaf, FlatBuffer) else leaf
+    for name, leaf, p, copy in zip(names, leaves, arrays, copies, strict=True):
         both = f"copy_to{name} is {describe(copy)}, params{name} is {describe(leaf)}"
-        if not isinstance(copy, np.ndarray) or copy.dtype.name not in ("float16", "bfloat16"):
-            raise TypeError(f"{both}: expected a numpy.ndarray of float16 or bfloat16 (ml_dtypes)")
+        if not home.is_array(copy) or (copy := home.to_write(f"copy_to{name}", copy)).dtype.name not in SHORT:
+            raise TypeError(f"{both}: expected an array of float16 or bfloat16 (ml_dtypes) on the same processor")
         if copy.shape != p.shape or not copy.dtype.isnative:
             raise ValueError(f"{both}: expected its shape, in native byte order")
-        if not copy.flags.writeable:
-            raise ValueError(f"copy_to{name} is read-only, expected an array that can be written")
         straight = flat_like(copy, p)
         if straight is None:
             raise ValueError(f"{both}: expected dense memory in the same order of axes")
@@ -106,6 +106,8 @@ def launch(
 ) -> StepInfo:
     """Measure as far as asked, then step or skip. rows[row] are this step's numbers, but for the clipping factor."""
     chores, plan = opt._chores, opt._plan
+    if plan.norm is not None:
+        return plan.norm.launch(plan, opt, opt._scale, after)  # type: ignore[no-any-return]
     limits = [group.max_norm for group in opt.groups]
     clipping, skipping = chores.max_norm is not None or any(limits), bool(chores.skip_nonfinite)
     norm, factors = None, None
@@ -126,7 +128,7 @@ def launch(
     if chores.stats is not None:
         sums = plan.sums(work, row)
         norm = norm if clipping else abs(opt._scale) * math.sqrt(in_pairs(sums[:, 0].tolist()))
-        stats = _stats(opt, sums)
+        stats = statistics(opt, sums, opt._scale)
     own = None if factors is None else tuple(factors) if any(limits) else factors[0]
     return StepInfo(norm, own, False, stats)
 
@@ -138,7 +140,7 @@ def _skip(opt: Optimizer, leaves: Sequence[Any], bad: int, after: Sequence[Any])
         if g is not None:
             (g[1] if isinstance(g, tuple) else g.array if isinstance(g, FlatBuffer) else g)[...] = 0
     opt._totalled[:] = 0
-    opt.skipped += 1
+    opt._skipped += 1
     return StepInfo(skipped=True)
 
 
@@ -155,7 +157,8 @@ def _factors(opt: Optimizer, squares: list[float], limits: Sequence[float | None
     return norm, [everyone if m is None else factor(n, m) for n, m in zip(own, limits, strict=True)]
 
 
-def _stats(opt: Optimizer, sums: Array) -> dict[str, dict[str, float]]:
+def statistics(opt: Optimizer, sums: Array, scale: float) -> dict[str, dict[str, float]]:
+    """StepInfo.stats from each leaf's sums."""
     if opt._chores.stats == "tensor":
         pieces = {f"params{name}": range(k, k + 1) for k, name in enumerate(opt._structure.names)}
     else:
@@ -166,7 +169,7 @@ def _stats(opt: Optimizer, sums: Array) -> dict[str, dict[str, float]]:
         g, p, u = (math.sqrt(in_pairs(own[:, j].tolist())) for j in range(3))
         largest = float(own[:, 3].max(initial=0.0))
         found[name] = {
-            "grad_norm": abs(opt._scale) * g, "update_norm": u, "param_norm": p, "largest_update": largest
+            "grad_norm": abs(scale) * g, "update_norm": u, "param_norm": p, "largest_update": largest
         }  # fmt: skip
     return found
 
@@ -176,7 +179,8 @@ def accumulate(opt: Optimizer, grads: Tree) -> None:
     leaves = opt._structure.flatten(grads, "grads")
     opt._plan.accept(leaves)
     if not opt._totals:
-        opt._totals = [np.empty(p.size, p.dtype) for p in opt._arrays]
+        with opt._plan.on_stream():
+            opt._totals = [flat(p).copy() for p in opt._arrays]  # type: ignore[union-attr]
     row, then = opt._totalled.copy(), opt._totalled.copy()
     for leaf, g in enumerate(leaves):
         row[leaf], then[leaf] = (-1, row[leaf]) if g is None else (row[leaf], 1)
@@ -207,13 +211,16 @@ def averaged(opt: Optimizer) -> Iterator[None]:
         raise RuntimeError("averaged() is in use already: params hold the averaged weights")
     opt.catch_up()
     params: list[Any] = [flat(p) for p in opt._arrays]
-    kept = [p.copy() for p in params]
+    with opt._plan.on_stream():
+        kept = [p.copy() for p in params]
     try:
         opt._averaging = True
-        for p, own in zip(params, opt._slots, strict=True):
-            p[:] = own[-2]
+        with opt._plan.on_stream():
+            for p, own in zip(params, opt._slots, strict=True):
+                p[:] = own[-2]
         yield
     finally:
-        for p, values in zip(params, kept, strict=True):
-            p[:] = values
+        with opt._plan.on_stream():
+            for p, values in zip(params, kept, strict=True):
+                p[:] = values
         opt._averaging = False

@@ -15,7 +15,7 @@ import numpy as np
 from fastadam import methods
 from fastadam.arrays import DTYPES, Array
 from fastadam.backend import BACKENDS
-from fastadam.device import HOST
+from fastadam.device import HOST, home_of
 from fastadam.optimizer import Optimizer
 
 METHODS: list[type[Optimizer]] = [m for m in vars(methods).values() if isinstance(m, type) and "rule" in vars(m)]
@@ -113,7 +113,7 @@ def chores_for(asked: dict[str, Any], params: Sequence[Array]) -> dict[str, Any]
     if kind := found.get("copy_to"):
         if kind == "bfloat16":
             from ml_dtypes import bfloat16 as kind
-        found["copy_to"] = [np.zeros(p.shape, kind) for p in params]
+        found["copy_to"] = [home_of(params).put(np.zeros(p.shape, kind)) for p in params]
     return found
 
 

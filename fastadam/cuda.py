@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastadam.arrays import Array, describe, extent, flat_like, memory_order, shaped_like
+from fastadam.arrays import Array, Memory, describe, extent, flat_like, memory_order, shaped_like
 from fastadam.device import DEVICE, on_device, stream_of
+from fastadam.kernels.chores import Numbers
+from fastadam.kernels.cuda import Pass
+from fastadam.norm import Norm
 from fastadam.plan import Plan
 from fastadam.signature import NO_WINDOW, Signature, Touched, function
 from fastadam.sparse import ByRow, RowGradient, by_row
@@ -27,7 +30,8 @@ class CudaPlan(Plan):
 
     home = DEVICE
 
-    def __init__(self, kernel: Any, names: Any, params: Sequence[Any], *rest: Any) -> None:
+    def __init__(self, kernel: Any, names: Any, params: Sequence[Any], *rest: Any, asked: Any = None) -> None:
+        """asked: (chores, groups), where anything is measured."""
         import cupy
 
         self._cupy = cupy
@@ -45,25 +49,39 @@ class CudaPlan(Plan):
                     )
         self._index = self._device.id
         self._width = len(kernel.Coefficients._fields)
-        slots = 2 + len(kernel.slots)
+        # What kernels read of a row: not what the rule carries, and the chores' numbers only where there are any.
+        riding = asked is not None or any(self._flags) or any(x is not None for own in self._streams for x in own[-2:])
+        first = self._rows.shape[1] - len(Numbers._fields)
+        numbers = range(first, self._rows.shape[1]) if riding else ()
+        self.columns = np.array([*range(self._width), *numbers])
         groups: dict[int, list[int]] = {}
         for leaf, k in self._signature_of.items():
             groups.setdefault(k, []).append(leaf)
-        own = [streams[:slots] for streams in self._streams]
         with self._device:
-            self._signatures = [
-                Signature(kernel.name, leaves, own, len(self._rows), self._width) for leaves in groups.values()
-            ]
+            own = [sorted(leaves) for leaves in groups.values()]
+            self.norm = None if asked is None else Norm(asked[0], asked[1], own, [p.size for p in self._params])
+            scaled, noted = self.norm.flags if self.norm else (False, False)
+            flags = self._flags.limit, self._flags.clear, scaled, noted
+            self.signatures = []
+            for k, leaves in enumerate(own):
+                more = [self.norm.columns(k, j) if self.norm else [0, 0] for j in range(len(self._params))]
+                self.signatures.append(
+                    Signature(
+                        kernel.name, leaves, self._streams, len(self._rows), self.columns, flags, k,
+                        more if riding else (),
+                    )
+                )  # fmt: skip
             cupy.cuda.get_current_stream().synchronize()  # zeros and tables are there, whichever stream steps first
-        self._signatures = [one for one in self._signatures if one.blocks]
+        self.signatures = [one for one in self.signatures if one.blocks]
         # Who steps a leaf, and as the how-manieth of its leaves.
-        self._home = {int(leaf): (one, k) for one in self._signatures for k, leaf in enumerate(one.leaves)}
+        self._home = {int(leaf): (one, k) for one in self.signatures for k, leaf in enumerate(one.leaves)}
         self._values: dict[int, Any] = {}  # the gradients of rows
         self._upload = AnySize()
         # What a gradient was like that was accepted before: (shape, strides, dtype, address).
         self._known: list[Any] = [None] * len(self._params)
         self._others: list[Any] = []  # the streams of gradients whose owners name one
         self.window: Window | None = None
+        self._adding: list[Signature] = []  # as signatures, for accumulation
 
     def accept(self, grads: list[Any]) -> int:
         ndarray, known, missing, new = self._cupy.ndarray, self._known, 0, []
@@ -75,6 +93,9 @@ class CudaPlan(Plan):
         for leaf in self._foreign:
             self._check_unmoved(leaf)
         usable = [(leaf, self._usable(leaf, grads[leaf])) for leaf in new]
+        self.unread = []
+        if self._flags.clear:
+            self._check_separate(grads, dict(usable))
         self._others = [s for s in map(stream_of, (grads[leaf] for leaf in new)) if s is not None]
         for leaf, g in usable:
             self._take(leaf, g)
@@ -89,9 +110,18 @@ class CudaPlan(Plan):
             with self.on_stream():
                 shaped_like(straight, p)[...] = g
             self._known[leaf] = None
+            self.unread += [(g, ..., 0)] * self._flags.clear
         else:
             self._known[leaf] = g.data.ptr, g.shape, g.strides, g.dtype
         self._place(leaf, straight)
+
+    def _check_separate(self, grads: Sequence[Any], usable: dict[int, Any]) -> None:
+        """Gradients that are to be zeroed can be written, and are separate."""
+        for leaf in usable:
+            DEVICE.to_write(self._names[leaf][1], getattr(grads[leaf], "array", grads[leaf]))
+        now = [None if g is None else usable.get(leaf, g) for leaf, g in enumerate(grads)]
+        if usable:
+            Memory((self._names[leaf][1], g) for leaf, g in enumerate(now) if g is not None)
 
     def _place(self, leaf: int, g: Array) -> None:
         if leaf in self._home:
@@ -123,6 +153,8 @@ class CudaPlan(Plan):
         return super().accept_indices(leaf, indices)
 
     def _by_row(self, leaf: int, indices: Array, values: Any) -> RowGradient:
+        if len(self.columns) > self._width:
+            raise only_on_host("step_rows with chores")
         here: Any = DEVICE.read(values)
         if here.device.id != self._index:
             name, p = self._names[leaf][0], self._params[leaf]
@@ -165,7 +197,7 @@ class CudaPlan(Plan):
         stepped = [(*self._home[one.leaf], one) for one in touched if len(one.first) and one.leaf in self._home]
         tables = [one.table(some, int(row[some.leaf]), rows) for one, _, some in stepped]
         with self.on_stream():
-            calls = [each for one in self._signatures for each in one.launch_some(whole, rows)]
+            calls = [each for one in self.signatures for each in one.launch_some(whole, rows)]
             at = self._upload(np.concatenate(tables)) if tables else 0
             for (one, k, some), table in zip(stepped, tables, strict=True):
                 calls.append(one.launch_rows(k, some, at))
@@ -173,8 +205,21 @@ class CudaPlan(Plan):
             calls += [(setitem, *one) for one in [*self._counted(row, rows, counts), *after]]
             deque(starmap(call, calls), maxlen=0)  # as in launch
 
-    def accumulate(self, *_: Any) -> None:
-        raise only_on_host("accumulate")
+    def accumulate(self, totals: Sequence[Array], row: Array, after: Sequence[tuple[Any, Any, Any]]) -> None:
+        clear, rows = self._flags.clear, np.array([[0.0, 0, 0], [1.0, 0, 0]])
+        with self.on_stream():
+            if not self._adding:
+                streams = [[x, None, None, None] for x in totals]
+                columns, more = np.arange(3 if clear else 1), [[0, 0]] * len(totals) if clear else ()
+                flags = False, clear, False, False
+                self._adding = [
+                    Signature("accumulate", one.leaves.tolist(), streams, 2, columns, flags, 0, more)
+                    for one in self.signatures
+                ]
+            for one, own in zip(self._adding, self.signatures, strict=True):
+                one.words[: len(one.leaves)] = own.words[: len(one.leaves)]
+            calls = [one.launch(row, rows, NO_WINDOW) for one in self._adding]
+            deque(starmap(call, [*calls, *((setitem, *one) for one in (*self.unread, *after))]), maxlen=0)
 
     def on_stream(self) -> AbstractContextManager[Any]:
         """Within it CuPy works on the parameters' device and their owner's stream, which waits for the gradients'."""
@@ -195,8 +240,10 @@ class CudaPlan(Plan):
         """Compile or load what a step with a window launches: impossible while a graph is captured."""
         with self.on_stream():
             function(self._index, None)
-            for one in self._signatures:
+            for one in self.signatures:
                 one.load(0)
+            if self.norm is not None:
+                self.norm.load(self.signatures)
 
     def stream(self) -> Any:
         """The current stream, within on_stream the parameters' owner's."""
@@ -205,18 +252,34 @@ class CudaPlan(Plan):
     @property
     def reals(self) -> set[Any]:
         """The dtypes in which steps are worked out."""
-        return {one.real for one in self._signatures}
+        return {one.real for one in self.signatures}
+
+    def packed(self, rows: Array, real: Any) -> Array:
+        """Rows as kernels of this dtype read them."""
+        return next(one for one in self.signatures if one.real == real).packed(rows).astype(real, copy=False)
 
     def launch(self) -> None:
         with self.on_stream():
-            if self.window is not None:
-                calls = [one.launch(self._row, self._rows, self.window.of[one.real]) for one in self._signatures]
-                calls.append((function(self._index, None), (1,), (1,), (self.window.at,)))
-            else:
-                calls = [one.launch(self._row, self._rows, NO_WINDOW) for one in self._signatures]
-                calls += [(setitem, *one) for one in self._counted(self._row, self._rows, self._counts)]
             # In C from the first launch to the last count: no signal handler runs between.
-            deque(starmap(call, calls), maxlen=0)
+            deque(starmap(call, [*self.steps(), *self.counting()]), maxlen=0)
+
+    def steps(self) -> list[tuple[Any, ...]]:
+        """The calls that step every signature."""
+        window = self.window
+        return [
+            one.launch(self._row, self._rows, window.of[one.real] if window else NO_WINDOW) for one in self.signatures
+        ]
+
+    def counting(self) -> list[tuple[Any, ...]]:
+        """The calls that advance the counts, and clear what was copied."""
+        calls: list[tuple[Any, ...]] = [(setitem, *one) for one in self.unread]
+        if self.window is None:
+            return calls + [(setitem, *one) for one in self._counted(self._row, self._rows, self._counts)]
+        if self.norm is not None and self.norm.skipping:
+            advance, arguments = function(self._index, Pass("ADVANCE_UNLESS")), [self.window.at, self.norm.rulings]
+        else:
+            advance, arguments = function(self._index, None), [self.window.at]
+        return [*calls, (advance, (1,), (1,), tuple(arguments))]
 
     def _counted(self, row: Array, rows: Array, counts: Array) -> list[tuple[Any, ...]]:
         """The counts after this step: (array, where, values); nothing where there are no counts."""

@@ -41,6 +41,10 @@ def _view(name: str, x: Any, written: bool) -> Any:
         raise TypeError(f"{name} is {describe(x)}, which JAX forbids to change: expected an array of another library")
     if hasattr(x, "detach"):
         x = x.detach()
+    if str(getattr(x, "dtype", None)) == "torch.bfloat16":  # no array interface has a name for it
+        from ml_dtypes import bfloat16
+
+        return _view(name, x.view(sys.modules["torch"].int16), written).view(bfloat16)
     if not hasattr(x, "__cuda_array_interface__"):
         return cupy.from_dlpack(x)
     # Not cupy.asarray, which waits on the host for the owner's stream.
@@ -120,6 +124,11 @@ class Device(Host):
     @staticmethod
     def read(x: Any) -> Array:
         view: Array = _view("the array", x, written=False)
+        return view
+
+    @staticmethod
+    def to_write(name: str, x: Any) -> Array:
+        view: Array = _view(name, x, written=True)
         return view
 
     @staticmethod

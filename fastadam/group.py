@@ -58,7 +58,12 @@ class Group:
                 raise ValueError(
                     f"{self._where}max_norm is {self.max_norm!r}, and {value!r} would change what is walked"
                 )
-            self.__dict__["max_norm"] = limit
+            before, self.__dict__["max_norm"] = self.max_norm, limit
+            try:
+                self._changed()
+            except Exception:
+                self.__dict__["max_norm"] = before
+                raise
             return
         getattr(self, name)
         if name not in hyperparameters(self._rule):

@@ -92,17 +92,14 @@ class Optimizer:
         self._seed, self._chores, self._copy_to = seed, asked, copy_to
         copies = None
         if copy_to is not None:
-            copies = check_copies(
-                self._structure.names, self._structure.leaves, self._structure.flatten(copy_to, "copy_to")
-            )
-        self.skipped = 0  # steps left out by skip_nonfinite
+            short = self._structure.flatten(copy_to, "copy_to")
+            copies = check_copies(self._backend.home, self._structure.names, self._structure.leaves, arrays, short)
+        self._skipped, self._capturable = 0, capturable
         self._plain = asked == Chores() and not any(group.max_norm for group in self.groups)
         self._extra: tuple[float, ...] = Numbers()
         self._scale, self._averaging = 1.0, False
         self._totals: list[Array] = []  # flat, per leaf: the micro-batches' gradients
         self._kernel = kernels.ALL[self.rule.kernel]
-        if not self._plain or copies is not None:
-            self._backend.check_chores()
 
         n = len(arrays)
         self._totalled = np.zeros(n + 1, np.int64)  # per leaf, whether `totals` holds anything; then of how many
@@ -122,15 +119,16 @@ class Optimizer:
         with self._backend.home.near(arrays):
             self._slots = self._allocate(arrays, copies)
         columns = "params", "grads", *(slot.name for slot in self._kernel.slots), "ema", "copy_to"
-        self._plan = self._backend.plan(
-            self._kernel, [[column + name for column in columns] for name in self._structure.names],
+        self._plan = self._backend.plan_for(
+            self, self._kernel, [[column + name for column in columns] for name in self._structure.names],
             self._structure.leaves, self._slots, self._row, self._rows, self._counts, self._carried, asked.flags,
         )  # fmt: skip
         if copies is not None:
             with np.errstate(all="ignore"):
+                home = self._backend.home
                 for p, copy in zip(arrays, copies, strict=True):
-                    copy[...] = np.asarray(flat(p)).astype(np.float32)
-        self._window = self._backend.window(self, self._plan) if capturable else None
+                    home.write(copy, home.get(flat(p)).astype(np.float32).astype(copy.dtype))  # type: ignore[arg-type]
+        self._window = self._backend.window(self, self._plan, capturable)
         if self._window is not None:
             for group in self.groups:
                 group.__dict__["_changed"] = self._window.rewrite
@@ -172,6 +170,11 @@ class Optimizer:
         return self._counts.item(-1) + (0 if self._window is None else self._window.taken())
 
     @property
+    def skipped(self) -> int:
+        """The steps left out by skip_nonfinite; waits for the device where that counts them."""
+        return self._skipped + (0 if self._window is None else self._window.skipped())
+
+    @property
     def backend(self) -> str:
         """The name of the backend that steps these parameters."""
         return self._backend.name
@@ -196,8 +199,7 @@ class Optimizer:
             leaves = self._structure.flatten(grads, "grads")
         missing = self._plan.accept(leaves)
         if self._window is not None:
-            self._window.step(leaves, scale)
-            return NOTHING
+            return self._window.step(leaves, scale, after)  # type: ignore[no-any-return]
         t = self._counts.item(-1) + 1
         if missing == 0 and self._even:
             self._one_row_per_group(t, scale)

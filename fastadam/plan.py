@@ -5,6 +5,7 @@ A plan takes this step's gradients, then launches.
 
 from collections import deque
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import starmap, zip_longest
 from operator import setitem
 from typing import Any, NamedTuple
@@ -47,6 +48,7 @@ class Plan:
     """
 
     home = Host()  # where the arrays lie
+    norm: Any = None  # what measures where the arrays lie, if it is not the plan itself
 
     def __init__(
         self,
@@ -220,6 +222,10 @@ class Plan:
 
     def _notes(self, chunks: Array, wanted: bool) -> Array:
         return np.zeros((len(chunks) if wanted else 0, CHUNK // BLOCK, NOTES))
+
+    def on_stream(self) -> AbstractContextManager[Any]:
+        """Within it, work on the parameters comes after the steps before, and before those after."""
+        return nullcontext()
 
     def launch(self) -> None:
         """Step every leaf whose row is not -1 and advance the counts."""

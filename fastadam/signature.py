@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastadam.arrays import Array
-from fastadam.kernels.cuda import OPTIONS, THREADS, WORDS, Step, source
+from fastadam.kernels.cuda import OPTIONS, THREADS, WORDS, Chores, Pass, Step, source
 from fastadam.upload import Uploaded
 
 log = logging.getLogger("fastadam")
@@ -27,7 +27,7 @@ ROWS = np.dtype(
 
 
 @cache
-def function(device: int, step: Step | None) -> Any:
+def function(device: int, step: Step | Pass | None) -> Any:
     """The compiled step, or `advance` for None. CuPy keeps what it compiled on disk; a module belongs to one device."""
     import cupy
 
@@ -75,17 +75,25 @@ class Signature:
     """
 
     def __init__(
-        self, kernel: str, leaves: list[int], streams: Sequence[Sequence[Any]], most_rows: int, width: int
-    ) -> None:
+        self, kernel: str, leaves: list[int], streams: Sequence[Sequence[Any]], most_rows: int, columns: Array,
+        flags: tuple[bool, bool, bool, bool], number: int, more: Sequence[Sequence[int]],
+    ) -> None:  # fmt: skip
         import cupy
 
         first = streams[leaves[0]]
-        dtypes = tuple(None if x is None else x.dtype for x in (first[0], first[0], *first[2:]))
-        self._steps = [Step(kernel, table, dtypes) for table in ("ByValue", "Uploaded", "Rows")]
+        *dtypes, ema, copy = (None if x is None else x.dtype for x in (first[0], first[0], *first[2:]))
+        chores = Chores(*flags, ema, copy)
+        self._steps = tuple(Step(kernel, table, tuple(dtypes), chores) for table in ("ByValue", "Uploaded", "Rows"))
         self._functions: list[Any] = [None, None, None]
-        self.leaves, self.width, self.real = np.array(leaves), width, self._steps[0].real
-        own = [[0 if x is None else x.data.ptr for x in (p, *slots)] for p, _, *slots in (streams[k] for k in leaves)]
-        heads = [p // first[0].itemsize % (self._steps[0].chunk // THREADS) for p, *_ in own]
+        self.leaves, self.real, self._columns, width = np.array(leaves), self._steps[0].real, columns, len(columns)
+        self.number, self._unrounded = number, chores.scaled
+        width += chores.scaled * 8 // self.real.itemsize
+        self.width = width
+        last = None if more else -2
+        own = [[0 if x is None else x.data.ptr for x in (streams[k][0], *streams[k][2:last])] for k in leaves]
+        own = [[*addresses, *more[leaf]] for leaf, addresses in zip(leaves, own, strict=True)] if more else own
+        self.threads = self._steps[0].threads
+        heads = [0 if chores.noted else p // first[0].itemsize % (self._steps[0].chunk // THREADS) for p, *_ in own]
         chunks = chunk_table([streams[leaf][0].size for leaf in leaves], heads, self._steps[0].chunk)
         self.blocks = len(chunks)
         self._blocks_before = np.searchsorted(chunks["leaf"], np.arange(len(leaves) + 1))  # each leaf's
@@ -105,7 +113,8 @@ class Signature:
 
     def _words(self, rows: int) -> int:
         """How many words of 8 bytes a table with so many rows takes."""
-        return self._rows_at + -(-rows * self.width * int(self.real.itemsize) // 8)
+        words: int = self._rows_at + -(-rows * self.width * int(self.real.itemsize) // 8)
+        return words
 
     def launch(self, row: Array, rows: Array, window: Any) -> tuple[Any, ...]:
         """The call that steps these leaves: (function, grid, block, arguments). Uploads what does not fit into it."""
@@ -113,13 +122,21 @@ class Signature:
             self._seen, self._row[:] = seen, row[self.leaves]
             self._used = int(self._row.max(initial=-1)) + 1
         used = self._used if window is NO_WINDOW else 0
-        self._coefficients[:used] = rows[:used, : self.width]
+        self._coefficients[:used] = self.packed(rows[:used, self._columns])
         step, table, words = self.load(used)
         if table is self._there:
             self._upload(self.words[:words])
         elif self._most > WORDS:
             table["words"][:words] = self.words[:words]
-        return step, (self.blocks,), (THREADS,), (self._chunks, self._own, table, window)
+        return step, (self.blocks,), (self.threads,), (self._chunks, self._own, table, window)
+
+    def packed(self, rows: Array) -> Array:
+        """Rows of float64 as the kernel reads them: rounded, and the gradient's scale once more as it was."""
+        if not self._unrounded:
+            return rows
+        with np.errstate(all="ignore"):
+            rounded = rows.astype(self.real)
+        return np.concatenate([rounded, rows[..., :1].copy().view(self.real)], axis=-1)
 
     def load(self, rows: int) -> tuple[Any, Array, int]:
         """The function for a table with so many rows, compiled or loaded; that table, with memory for it; its words."""

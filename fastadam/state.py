@@ -95,7 +95,7 @@ def load_state_dict(opt: Optimizer, state: dict[str, Any]) -> None:
         opt._carried[leaf] = [own[carried] for carried in opt.rule.carried]
         for slot, view in opt._slot_views(leaf).items():
             opt._backend.home.write(view, own[slot])
-    opt._counts[-1], opt._seed, opt.skipped = t, seed, skipped
+    opt._counts[-1], opt._seed, opt._skipped = t, seed, skipped
     opt._notice_counts()
 
 
@@ -108,7 +108,7 @@ def pickled(opt: Optimizer) -> dict[str, Any]:
     kept = {"state": state_dict(opt), "behind": deepcopy(opt._behind), "chores": opt._chores, "copy_to": opt._copy_to}
     kept |= {"limits": [group.max_norm for group in opt.groups]}
     kept |= {"totals": deepcopy(opt._totals), "totalled": opt._totalled.copy()}
-    kept |= {"backend": opt._asked, "capturable": opt._window is not None}
+    kept |= {"backend": opt._asked, "capturable": opt._capturable}
     return {"params": opt._tree, "rules": rules, **kept, "own": own}
 
 

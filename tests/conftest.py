@@ -113,3 +113,25 @@ def same_count_of_threads(monkeypatch):
     from fastadam.kernels.cpu import threads
 
     monkeypatch.setattr(threads, "_chosen", threads._chosen)
+
+
+@pytest.fixture(scope="session")
+def cuda_library(tmp_path_factory):
+    """The CUDA backend's kernels as host code."""
+    import cuda_host
+
+    return cuda_host.library(tmp_path_factory.mktemp("cuda"))
+
+
+@pytest.fixture
+def cupy(cuda_library, monkeypatch):
+    """The stand-in for CuPy, in the place of CuPy."""
+    from cuda_host import fake_cupy
+
+    from fastadam import signature
+
+    module = fake_cupy.module(cuda_library)
+    monkeypatch.setitem(sys.modules, "cupy", module)
+    signature.function.cache_clear()
+    yield module
+    signature.function.cache_clear()

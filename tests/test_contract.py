@@ -10,6 +10,7 @@ import pytest
 from cases import METHODS, same_bits, variants
 
 from fastadam import kernels
+from fastadam.kernels import chores
 from fastadam.kernels.contract import maximum, sign
 
 KERNELS = list(kernels.ALL.values())
@@ -61,6 +62,20 @@ def test_the_cuda_text_says_the_same_statements(kernel):
     (function,) = ast.parse(inspect.getsource(kernel.element).replace("np.", "")).body
     statements = [x for x in function.body if not isinstance(x, ast.Return) and not isinstance(x, ast.Expr)]
     assert ast.dump(ast.Module(statements, [])) == ast.dump(ast.Module(ast.parse(as_python(body)).body, []))
+
+
+@pytest.mark.parametrize("function", [chores.clip, chores.average], ids=lambda function: function.__name__)
+def test_the_chores_say_the_same_in_cuda(function):
+    text = (Path(kernels.__file__).parent / "cuda" / "chores.cuh").read_text()
+    arguments, body = re.search(
+        rf"DEVICE real {function.__name__}\(([^)]*)\) {{\n(.*?)\n}}\n", text, re.DOTALL
+    ).groups()
+    (python,) = ast.parse(inspect.getsource(function)).body
+    assert [x.split()[-1].strip("&") for x in arguments.split(", ")] == [a.arg for a in python.args.args]
+    statements = [x for x in python.body if not isinstance(x, ast.Expr)]
+    assert ast.dump(ast.Module(statements, [])) == ast.dump(ast.Module(ast.parse(as_python(body)).body, []))
+    numbers = re.search(r"struct Numbers \{\s*real ([^;]*);", text)[1]
+    assert tuple(re.split(r",\s*", numbers)) == chores.Numbers._fields
 
 
 def test_every_kernel_is_reached_by_a_method():

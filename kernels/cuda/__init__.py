@@ -3,11 +3,14 @@
 Importing this package loads no cupy.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from fastadam.kernels.chores import BLOCK, LANES
 
 THREADS = 128  # a block; 512 float32 elements a chunk, so that 100,000 fill the 132 multiprocessors of an H100
 WIDTH = 16  # bytes of one access
@@ -15,7 +18,32 @@ WORDS = 480  # what travels by value: with the other parameters within the 4 KB 
 
 OPTIONS = ("-std=c++17",)
 
-FORMATS = {np.dtype(np.float32): "f32", np.dtype(np.float64): "f64", None: "None"}
+FORMATS = {"float32": "f32", "float64": "f64", "float16": "f16", "bfloat16": "bf16"}
+
+
+def format_of(dtype: Any) -> str:
+    """What formats.cuh calls a stream of this dtype; None for an absent one."""
+    return "None" if dtype is None else FORMATS[dtype.name]
+
+
+class Chores(NamedTuple):
+    """What rides along with a step: flags as kernels/chores.py has them, the dtypes of the average and the copy."""
+
+    limit: bool = False
+    clear: bool = False
+    scaled: bool = False  # the gradient is multiplied by what norm.cu finds, or the step skipped
+    noted: bool = False  # for statistics
+    ema: Any = None
+    copy: Any = None
+
+    @property
+    def types(self) -> str:
+        """The type of chores.cuh."""
+        flags = [name.upper() for name in ("limit", "clear", "scaled", "noted") if getattr(self, name)]
+        return f"Chores<{' | '.join(flags) or 0}, {format_of(self.ema)}, {format_of(self.copy)}>"
+
+
+NO_CHORES = Chores()
 
 
 class Step(NamedTuple):
@@ -24,6 +52,7 @@ class Step(NamedTuple):
     kernel: str
     table: str  # ByValue or Uploaded: where a step's table lies; Rows: rows of one leaf are stepped, nothing else
     streams: tuple[Any, ...]
+    chores: Chores = NO_CHORES
 
     @property
     def real(self) -> Any:
@@ -32,33 +61,67 @@ class Step(NamedTuple):
 
     @property
     def chunk(self) -> int:
-        """The most elements a block steps: one access a thread of the narrowest stream."""
-        return THREADS * WIDTH // min(int(dtype.itemsize) for dtype in self.streams if dtype is not None)
+        """The most elements a block steps: one access a thread of the narrowest stream; with statistics, BLOCK."""
+        return (
+            BLOCK
+            if self.chores.noted
+            else THREADS * WIDTH // min(int(dtype.itemsize) for dtype in self.streams if dtype is not None)
+        )
+
+    @property
+    def threads(self) -> int:
+        """The threads of a block."""
+        width = WIDTH // min(int(dtype.itemsize) for dtype in self.streams if dtype is not None)
+        return BLOCK // width if self.chores.noted else THREADS
 
     @property
     def name(self) -> str:
-        return "_".join([self.kernel, self.table, *self._types])
+        # By text: NumPy says that float64 equals None.
+        riding = re.findall(r"\w+", self.chores.types) if self.chores.types != NO_CHORES.types else []
+        return "_".join([self.kernel, self.table, *self._types, *riding])
 
     @property
     def _types(self) -> list[str]:
-        return [FORMATS[self.real], *(FORMATS[dtype] for dtype in self.streams)]
+        return [format_of(dtype) for dtype in (self.real, *self.streams)]
 
     @property
     def text(self) -> str:
         """The line that instantiates it."""
-        real, *streams = self._types
         if self.table == "Rows":
-            return f"STEP_ROWS({self.name}, {self.kernel}, {real}, {', '.join(streams)})\n"
-        return f"STEP({self.name}, {self.kernel}, {real}, {self.table}, {', '.join(streams)})\n"
+            return f"STEP_ROWS({self.name}, {self.kernel}, {', '.join(self._types)})\n"
+        macro = "STEP_AND_NOTE" if self.chores.noted else "STEP"
+        return f"{macro}({self.name}, {self.table}, {self.chores.types}, {self.kernel}, {', '.join(self._types)})\n"
 
 
-def source(steps: Sequence[Step]) -> str:
+class Pass(NamedTuple):
+    """A kernel of norm.cu: ADD_UP, JUDGE, TOTALS, ADVANCE_UNLESS, or MEASURE with its table and dtype."""
+
+    macro: str
+    arguments: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return "_".join([self.macro.lower(), *self.arguments])
+
+    @property
+    def text(self) -> str:
+        return f"{self.macro}({', '.join([self.name, *self.arguments])})\n"
+
+
+PASSES = [
+    *(Pass("MEASURE", (table, real)) for table in ("ByValue", "Uploaded") for real in ("f32", "f64")),
+    *(Pass(macro) for macro in ("ADD_UP", "JUDGE", "TOTALS", "ADVANCE_UNLESS")),
+]
+
+
+def source(steps: Sequence[Step | Pass]) -> str:
     """The program that holds these steps and `advance`. One text without #include: CuPy's cache looks at no other."""
     here = Path(__file__).parent
-    kernels = sorted({step.kernel for step in steps})
+    kernels = sorted({step.kernel for step in steps if isinstance(step, Step)})
     files = [
-        here / "ieee.cuh", here / "formats.cuh", *(here.parent / name / f"{name}.cuh" for name in kernels),
-        here / "traversal.cu",
+        here / "ieee.cuh", here / "formats.cuh", here / "chores.cuh", here / "norm.cuh",
+        *((here if name == "accumulate" else here.parent / name) / f"{name}.cuh" for name in kernels),
+        here / "traversal.cu", here / "norm.cu",
     ]  # fmt: skip
-    head = f"constexpr int WORDS = {WORDS};\n"
+    head = f"constexpr int WORDS = {WORDS}, BLOCK = {BLOCK}, LANES = {LANES};\n"
     return head + "".join(file.read_text() for file in files) + "ADVANCE\n" + "".join(step.text for step in steps)

@@ -7,6 +7,9 @@
 
 #define DEVICE __device__ __forceinline__
 
+typedef long long i64;
+typedef unsigned long long u64;
+
 template <class T>
 struct Real {
     T x;
@@ -39,6 +42,15 @@ using f64 = Real<double>;
     COMPARISON(real, r, operator!=, "setp.neu." type)
 ARITHMETIC(f32, "f", "f32")
 ARITHMETIC(f64, "d", "f64")
+DEVICE f32 narrow(f64 a) { f32 y; asm("cvt.rn.f32.f64 %0, %1;" : "=f"(y.x) : "d"(a.x)); return y; }
+DEVICE f64 widen(f32 a) { f64 y; asm("cvt.f64.f32 %0, %1;" : "=d"(y.x) : "f"(a.x)); return y; }
+DEVICE f64 of_bits(unsigned low, unsigned high) {
+    f64 y;
+    asm("mov.b64 %0, {%1, %2};" : "=d"(y.x) : "r"(low), "r"(high));
+    return y;
+}
+DEVICE unsigned bits_of(f32 a) { unsigned y; asm("mov.b32 %0, %1;" : "=r"(y) : "f"(a.x)); return y; }
+DEVICE unsigned short half_of(f32 a) { unsigned short y; asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y) : "f"(a.x)); return y; }
 #undef UNARY
 #undef BINARY
 #undef COMPARISON
@@ -55,8 +67,14 @@ ARITHMETIC(f64, "d", "f64")
     DEVICE bool operator!=(real a, real b) { return a.x != b.x; }
 ARITHMETIC(f32)
 ARITHMETIC(f64)
+DEVICE f32 narrow(f64 a) { return float(a.x); }
+DEVICE f64 widen(f32 a) { return double(a.x); }
+DEVICE f64 of_bits(unsigned low, unsigned high) { return __builtin_bit_cast(double, high * 0x100000000ull + low); }
+DEVICE unsigned bits_of(f32 a) { return __builtin_bit_cast(unsigned, a.x); }
+DEVICE unsigned short half_of(f32 a) { return __builtin_bit_cast(unsigned short, _Float16(a.x)); }
 #endif
 #undef ARITHMETIC
+DEVICE f64 widen(f64 a) { return a; }
 
 // As kernels/contract.py defines them: NaN if either is NaN, b where they are equal; +0 for either zero.
 #define CHOICES(real) \

@@ -1,10 +1,7 @@
 // One walk over memory for every kernel and every storage format: one block a chunk, a few elements of it a thread.
 //
 // A chunk is part of one leaf of the user's tree. Each stream of a leaf (p, g, each slot) lies where its address says.
-// WORDS comes from kernels/cuda/__init__.py, which puts this text after ieee.cuh, formats.cuh and a kernel's.
-
-typedef long long i64;
-typedef unsigned long long u64;
+// WORDS comes from kernels/cuda/__init__.py, which puts this text after the other .cuh files.
 
 struct Chunk {
     i64 first;  // its first element within the leaf
@@ -44,7 +41,7 @@ struct Rows {
 // One thread's few elements of one stream; those from low to high belong to the chunk.
 template <class real, int W, class S>
 struct Stream {
-    struct alignas(16) Resting {
+    struct alignas(sizeof(S) * W < 16 ? sizeof(S) * W : 16) Resting {
         S x[W];
     };
     S* at;
@@ -54,7 +51,7 @@ struct Stream {
 
     DEVICE void place(u64 leaf, i64 i, bool full) {
         at = static_cast<S*>(__cvta_global_to_generic(leaf + i * i64(sizeof(S))));  // for ld.global instead of ld
-        whole = full && reinterpret_cast<u64>(at) % 16 == 0;
+        whole = full && reinterpret_cast<u64>(at) % alignof(Resting) == 0;
     }
     DEVICE void load(bool all, int low, int high) {
         if (all || whole) resting = *reinterpret_cast<const Resting*>(at);
@@ -69,11 +66,20 @@ struct Stream {
     DEVICE void store(bool all, int low, int high) {
 #pragma unroll
         for (int k = 0; k < W; ++k) encode(now[k], resting.x[k]);
-        if (all || whole) *reinterpret_cast<Resting*>(at) = resting;
+        if (all || whole) put();
         else
 #pragma unroll
             for (int k = 0; k < W; ++k)
                 if (low <= k && k < high) at[k] = resting.x[k];
+    }
+    DEVICE void put() {
+        if constexpr (sizeof(S) == 2) {  // as one word: nvcc would store 16 bits at a time
+            u64 word = 0;
+#pragma unroll
+            for (int k = 0; k < W; ++k) word |= u64(resting.x[k].bits) << 16 * k;
+            if constexpr (W == 4) *reinterpret_cast<u64*>(at) = word;
+            else *reinterpret_cast<unsigned*>(at) = unsigned(word);
+        } else *reinterpret_cast<Resting*>(at) = resting;
     }
 };
 
@@ -121,7 +127,7 @@ struct Sum : Stream<real, W, S> {
     }
 };
 
-// Elements a thread steps: one access of 16 bytes for the narrowest stream, several for a wider one.
+// Elements a thread steps: one access of 16 bytes for the narrowest stream, several for a wider one. A copy's is shorter.
 template <class... S>
 DEVICE constexpr int width_of() {
     int most = 1;
@@ -129,11 +135,18 @@ DEVICE constexpr int width_of() {
     return most;
 }
 
-// The step itself. Chores that ride along (a factor on g, averages, copies) belong in here.
-template <class K, int W, class C, class P, class G, class... S>
-DEVICE void elements(const C& c, P& p, const G& g, S&... slots) {
+// The step itself, and the chores that ride along.
+template <class On, class K, int W, class C, class Room, class Ema, class Copy, class P, class G, class... S>
+DEVICE void elements(const C& c, const Room& room, Ema& ema, Copy& copy, P& p, G& g, S&... slots) {
 #pragma unroll
-    for (int k = 0; k < W; ++k) K::element(p.now[k], g.now[k], slots.now[k]..., c);
+    for (int k = 0; k < W; ++k) {
+        if constexpr (On::noted) room.before(k, g.now[k], p.now[k]);
+        K::element(p.now[k], On::gradient(g.now[k], c), slots.now[k]..., On::numbers(c));
+        if constexpr (On::noted) room.after(k, p.now[k]);
+        if constexpr (there<typename On::Ema>) ema.now[k] = average(ema.now[k], p.now[k], c);
+        if constexpr (there<typename On::Copy>) copy.now[k] = p.now[k];
+        if constexpr (On::clear) g.now[k] = 0;
+    }
 }
 
 template <class C, class real>
@@ -151,33 +164,39 @@ struct Replay {
     i64 missed;
 };
 
-template <class K, int W, class C, class real, class P, class G, class... S>
-DEVICE void elements(const Replay<C, real>& steps, P& p, const G& g, S&... slots) {
+template <class On, class K, int W, class C, class real, class Room, class Ema, class Copy, class P, class G, class... S>
+DEVICE void elements(const Replay<C, real>& steps, const Room& room, Ema& ema, Copy& copy, P& p, G& g, S&... slots) {
     constexpr int width = sizeof(C) / sizeof(real);
     struct {
         real now[W];
     } zeros = {};
     for (i64 k = steps.missed; k > 0; --k)
-        elements<K, W>(coefficients<C>(steps.last - k * width), p, zeros, slots...);
-    elements<K, W>(coefficients<C>(steps.last), p, g, slots...);
+        elements<On, K, W>(coefficients<C>(steps.last - k * width), room, ema, copy, p, zeros, slots...);
+    elements<On, K, W>(coefficients<C>(steps.last), room, ema, copy, p, g, slots...);
 }
 
-template <class K, int W, class C, class P, class G, class... S>
-DEVICE void walk(bool all, int low, int high, const C& c, P& p, G& g, S&... slots) {
+template <class On, class K, int W, class C, class Room, class Ema, class Copy, class P, class G, class... S>
+DEVICE void walk(bool all, int low, int high, const C& c, const Room& room, Ema& ema, Copy& copy, P& p, G& g,
+                 S&... slots) {
     p.load(all, low, high), g.load(all, low, high), (slots.load(all, low, high), ...);  // all loads, then arithmetic
-    p.open(), g.open(), (slots.open(), ...);
-    elements<K, W>(c, p, g, slots...);
-    p.store(all, low, high), (slots.store(all, low, high), ...);
+    ema.load(all, low, high);
+    p.open(), g.open(), (slots.open(), ...), ema.open();
+    elements<On, K, W>(c, room, ema, copy, p, g, slots...);
+    p.store(all, low, high), (slots.store(all, low, high), ...), ema.store(all, low, high), copy.store(all, low, high);
+    if constexpr (On::clear) g.store(all, low, high);
 }
 
 // The elements of one leaf from i on, of which those from low to high are to be stepped.
-template <class K, int W, class C, class P, class G, class... S>
-DEVICE void visit(const u64* own, u64 gradient, i64 i, int low, int high, const C& c, P p, G g, S... slots) {
+template <class On, class K, int W, class C, class Room, class Ema, class Copy, class P, class G, class... S>
+DEVICE void visit(const u64* own, u64 gradient, i64 i, int low, int high, const C& c, const Room& room, Ema ema,
+                  Copy copy, P p, G g, S... slots) {
     const bool full = low == 0 && high == W;
     int column = 0;
     p.place(own[column++], i, full), g.place(gradient, i, full), (slots.place(own[column++], i, full), ...);
-    if (p.whole && g.whole && (slots.whole && ...)) walk<K, W>(true, low, high, c, p, g, slots...);
-    else walk<K, W>(false, low, high, c, p, g, slots...);
+    if constexpr (On::any) ema.place(own[column++], i, full), copy.place(own[column++], i, full);
+    if (p.whole && g.whole && (slots.whole && ...) && ema.whole && copy.whole)
+        walk<On, K, W>(true, low, high, c, room, ema, copy, p, g, slots...);
+    else walk<On, K, W>(false, low, high, c, room, ema, copy, p, g, slots...);
 }
 
 // One thread's share of n elements of a leaf from `first` on: those from i + low to i + high, where i + first is where p
@@ -192,9 +211,10 @@ struct Share {
           low(i < 0 ? int(-i) : 0), high(n - i < W ? int(n - i) : W) {}
 };
 
-template <class K, class real, class Table, class P, class G, class... S>
-DEVICE void step(const Chunk* chunks, const u64* leaves, const Table& table, const Window& window, i64 block, int thread) {
-    using C = typename K::template Coefficients<real>;
+template <class Table, class On, class K, class real, class P, class G, class... S>
+DEVICE void step(const Chunk* chunks, const u64* leaves, const Table& table, const Window& window, i64 block, int thread,
+                 Noted<real>* noted = nullptr) {
+    using C = typename On::template Row<typename K::template Coefficients<real>, real>;
     constexpr int W = width_of<P, G, S...>(), width = sizeof(C) / sizeof(real);
     const Chunk chunk = chunks[block];
     const int* rows_of = reinterpret_cast<const int*>(table.words + table.leaves);
@@ -202,19 +222,36 @@ DEVICE void step(const Chunk* chunks, const u64* leaves, const Table& table, con
     const i64 now = window.rows ? window.at[0] : 0;
     if (row < 0 || (window.rows && now >= window.at[1])) return;
 
-    const u64* own = leaves + chunk.leaf * i64(1 + sizeof...(S));
-    const Share<W, P, int> share(own[0], chunk.first, chunk.n, thread);
+    const u64* own = leaves + chunk.leaf * i64(1 + sizeof...(S) + On::columns);
+    const Share<W, P, int> share(On::noted ? 0 : own[0], chunk.first, chunk.n, thread);
     if (share.low >= share.high) return;
     const real* rows = reinterpret_cast<const real*>(table.words + table.leaves + (table.leaves + 1) / 2);
-    const C c = window.rows
+    C c = window.rows
         ? coefficients<C>(static_cast<const real*>(window.rows) + now * window.width + row * width)
         : coefficients<C>(rows + row * width);
-    visit<K, W>(own, table.words[chunk.leaf], chunk.first + share.i, share.low, share.high, c, Stream<real, W, P>(),
-                Stream<real, W, G>(), Stream<real, W, S>()...);
+    if constexpr (On::scaled) {
+        const Ruling ruling = *static_cast<const Ruling*>(__cvta_global_to_generic(own[1 + sizeof...(S) + 2]));
+        if (ruling.skip) {
+            if constexpr (On::clear) {
+                Stream<real, W, G> g;
+                g.place(table.words[chunk.leaf], chunk.first + share.i, share.low == 0 && share.high == W);
+#pragma unroll
+                for (int k = 0; k < W; ++k) g.now[k] = 0;
+                g.store(g.whole, share.low, share.high);
+            }
+            return;
+        }
+        encode(c.value() * ruling.scale * ruling.factor, c.grad_scale);
+    }
+    const Room<real> room{noted, share.i, share.low, share.high};
+    visit<On, K, W>(own, table.words[chunk.leaf], chunk.first + share.i, share.low, share.high, c, room,
+                    Stream<real, W, typename On::Ema>(), Stream<real, W, typename On::Copy>(), Stream<real, W, P>(),
+                    Stream<real, W, G>(), Stream<real, W, S>()...);
 }
 
 template <class K, class real, class P, class G, class... S>
 DEVICE void step_rows(const Rows& rows, i64 thread) {
+    using On = Chores<0, None, None>;
     constexpr int W = width_of<P, G, S...>();
     const i64 row = thread / rows.threads;
     if (row >= rows.count) return;
@@ -222,17 +259,37 @@ DEVICE void step_rows(const Rows& rows, i64 thread) {
     const Share<W, P, i64> share(rows.own[0], first, rows.width, thread % rows.threads);
     if (share.low >= share.high) return;
     const Replay<typename K::template Coefficients<real>, real> steps{static_cast<const real*>(rows.last), rows.missed[row]};
-    visit<K, W>(rows.own, rows.values, first + share.i, share.low, share.high, steps, Stream<real, W, P>(),
-                Sum<real, W, G>(rows, row), Stream<real, W, S>()...);
+    visit<On, K, W>(rows.own, rows.values, first + share.i, share.low, share.high, steps, None(), Stream<real, W, None>(),
+                    Stream<real, W, None>(), Stream<real, W, P>(), Sum<real, W, G>(rows, row), Stream<real, W, S>()...);
+}
+
+// A step of one block with statistics.
+template <class Table, class On, class K, class real, class P, class G, class... S>
+DEVICE void step_and_note(const Chunk* chunks, const u64* leaves, const Table& table, const Window& window, i64 block,
+                          int threads) {
+    __shared__ Noted<real> noted;
+    together(threads, [&](int thread) {
+        constexpr int W = width_of<P, G, S...>();
+        noted.clear(thread * W, W);
+        step<Table, On, K, real, P, G, S...>(chunks, leaves, table, window, block, thread, &noted);
+    });
+    const u64* own = leaves + chunks[block].leaf * i64(1 + sizeof...(S) + On::columns);
+    noted.sum(threads, static_cast<Note*>(__cvta_global_to_generic(own[1 + sizeof...(S) + 3])) + block);
 }
 
 #ifndef STEP  // tests have one of their own, which loops over blocks and threads on the host
 // Without __launch_bounds__: with them ptxas 13.5 spilt 16 bytes in three float64 kernels for sm_100 and sm_120.
-#define STEP(name, kernel, real, Table, ...)                                                         \
+#define STEP(name, Table, ...)                                                                       \
     extern "C" __global__ void name(const Chunk* chunks, const u64* leaves,                          \
                                     const __grid_constant__ Table table,                             \
                                     const __grid_constant__ Window window) {                         \
-        step<kernel, real, Table, __VA_ARGS__>(chunks, leaves, table, window, blockIdx.x, threadIdx.x); \
+        step<Table, __VA_ARGS__>(chunks, leaves, table, window, blockIdx.x, threadIdx.x);            \
+    }
+#define STEP_AND_NOTE(name, Table, ...)                                                              \
+    extern "C" __global__ void name(const Chunk* chunks, const u64* leaves,                          \
+                                    const __grid_constant__ Table table,                             \
+                                    const __grid_constant__ Window window) {                         \
+        step_and_note<Table, __VA_ARGS__>(chunks, leaves, table, window, blockIdx.x, blockDim.x);    \
     }
 #define STEP_ROWS(name, ...)                                                  \
     extern "C" __global__ void name(const __grid_constant__ Rows rows) {      \

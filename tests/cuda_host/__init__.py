@@ -3,38 +3,80 @@
 import ctypes
 import shutil
 import subprocess
+from functools import cache
+from itertools import product
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import ml_dtypes
 import numpy as np
 
 from fastadam import kernels
 from fastadam.arrays import DTYPES
-from fastadam.cover import kernels_in_use
-from fastadam.kernels.cuda import Step, source
+from fastadam.cover import chores, kernels_in_use, label
+from fastadam.kernels.cuda import PASSES, Chores, Step, source
 
 SHIM = Path(__file__).parent / "shim.h"
 COMPILER = shutil.which("g++")
 # -fno-strict-aliasing: a step's table holds addresses, integers and reals, as memory that CUDA copies may.
 FLAGS = "-x c++ -std=c++17 -O2 -ffp-contract=off -fno-strict-aliasing -shared -fPIC"
+SHORT = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 WARNINGS = "-Wall -Wextra -Wno-unknown-pragmas -Werror"
 
 
-def steps(tables=("ByValue", "Uploaded", "Rows")):
-    """Every instantiation that the methods need."""
+def chored():
+    """(number, variant, dtype, asked): each kernel with a set of chores; every pair of these in some set."""
     found = []
-    for method, chosen in kernels_in_use():
-        kernel, options = kernels.ALL[method.rule.kernel], method.rule(**chosen).options
-        for dtype in DTYPES:
-            slots = (dtype if not slot.optional or slot.name in options else None for slot in kernel.slots)
-            streams = (dtype, dtype, *slots)
-            found += [Step(kernel.name, table, streams) for table in tables]
+    for k, variant in enumerate(kernels_in_use()):
+        asked = chores()[(k + 1) % len(chores())]
+        found.append((k, variant, DTYPES[k % 2], asked))
     return found
+
+
+def streams_of(variant, dtype):
+    """The kernel's name and its streams' dtypes."""
+    method, chosen = variant
+    kernel, options = kernels.ALL[method.rule.kernel], method.rule(**chosen).options
+    slots = (dtype if not slot.optional or slot.name in options else None for slot in kernel.slots)
+    return kernel.name, (dtype, dtype, *slots)
+
+
+def riding(asked, dtype, grouped=False):
+    """What an instantiation must know of a set of chores."""
+    ema = None if asked["ema_decay"] is None else dtype
+    copy = asked["copy_to"] and np.dtype(SHORT[asked["copy_to"]])
+    scaled = asked["max_norm"] is not None or asked["skip_nonfinite"] or grouped
+    return Chores(asked["max_value"] is not None, asked["zero_grads"], scaled, asked["stats"] is not None, ema, copy)
+
+
+def steps(tables=("ByValue", "Uploaded", "Rows")):
+    """Every instantiation that the methods need, and those of `chored`."""
+    found = []
+    for variant, dtype in product(kernels_in_use(), DTYPES):
+        name, streams = streams_of(variant, dtype)
+        found += [Step(name, table, streams) for table in tables]
+    for k, variant, dtype, asked in chored():
+        name, streams = streams_of(variant, dtype)
+        found.append(Step(name, "ByValue", streams, riding(asked, dtype, k % 3 == 0)))
+    return [*dict.fromkeys(found), *PASSES]
 
 
 def library(folder):
     """All of them as host code: the functions by name, each (blocks, threads, void** arguments)."""
+    return compiled(source(steps()), folder)
+
+
+@cache
+def library_of(text):
+    """Another program as host code."""
+    with TemporaryDirectory() as folder:
+        return compiled(text, Path(folder))
+
+
+def compiled(program, folder):
+    """A program as host code."""
     text, out = folder / "all.cpp", folder / "all.so"
-    text.write_text(source(steps()))
+    text.write_text(program)
     command = [COMPILER, *FLAGS.split(), *WARNINGS.split(), "-include", str(SHIM), str(text), "-o", str(out)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -46,3 +88,9 @@ def run(function, blocks, threads, arguments):
     addresses = np.array([x.ctypes.data for x in arguments], np.uint64)
     function.restype = None
     function(ctypes.c_longlong(blocks), ctypes.c_int(threads), ctypes.c_void_p(addresses.ctypes.data))
+
+
+def label_of(case):
+    """A test's name for one of `chored`."""
+    _, variant, dtype, asked = case
+    return "-".join([label(variant), dtype.name, *(name for name, value in asked.items() if value)])

@@ -4,21 +4,56 @@
 
 #define __device__
 #define __forceinline__ inline
+#define __shared__ static
 #define __cvta_global_to_generic(address) reinterpret_cast<void*>(address)
+
+// A phase of a block's threads, one after the other.
+template <class F>
+void together(int threads, const F& phase) {
+    for (int thread = 0; thread < threads; ++thread) phase(thread);
+}
 
 template <class T>
 const T& argument(void** arguments, int k) {
     return *static_cast<const T*>(arguments[k]);
 }
 
-#define STEP(name, kernel, real, Table, ...)                                                                          \
+#define STEP(name, Table, ...)                                                                                        \
     extern "C" void name(i64 blocks, int threads, void** arguments) {                                                 \
         for (i64 block = 0; block < blocks; ++block)                                                                  \
             for (int thread = 0; thread < threads; ++thread)                                                          \
-                step<kernel, real, Table, __VA_ARGS__>(argument<const Chunk*>(arguments, 0),                          \
-                                                       argument<const u64*>(arguments, 1),                            \
-                                                       argument<Table>(arguments, 2), argument<Window>(arguments, 3), \
-                                                       block, thread);                                                \
+                step<Table, __VA_ARGS__>(argument<const Chunk*>(arguments, 0), argument<const u64*>(arguments, 1),    \
+                                         argument<Table>(arguments, 2), argument<Window>(arguments, 3), block,        \
+                                         thread);                                                                     \
+    }
+#define STEP_AND_NOTE(name, Table, ...)                                                                               \
+    extern "C" void name(i64 blocks, int threads, void** arguments) {                                                 \
+        for (i64 block = 0; block < blocks; ++block)                                                                  \
+            step_and_note<Table, __VA_ARGS__>(argument<const Chunk*>(arguments, 0),                                   \
+                                              argument<const u64*>(arguments, 1), argument<Table>(arguments, 2),      \
+                                              argument<Window>(arguments, 3), block, threads);                        \
+    }
+#define MEASURE(name, Table, real)                                                                                    \
+    extern "C" void name(i64 blocks, int, void** arguments) {                                                         \
+        for (i64 block = 0; block < blocks; ++block)                                                                  \
+            measure<Table, real>(argument<const Chunk*>(arguments, 0), argument<Table>(arguments, 1),                 \
+                                 argument<Note*>(arguments, 2), block);                                               \
+    }
+#define ADD_UP(name)                                                                                                  \
+    extern "C" void name(i64 blocks, int threads, void** arguments) {                                                 \
+        for (i64 block = 0; block < blocks; ++block)                                                                  \
+            add_up(argument<const Piece*>(arguments, 0), argument<Note*>(arguments, 1), argument<i64>(arguments, 2),  \
+                   block, threads);                                                                                   \
+    }
+#define JUDGE(name) \
+    extern "C" void name(i64, int threads, void** arguments) { judge(argument<Case>(arguments, 0), threads); }
+#define TOTALS(name)                                                                                                  \
+    extern "C" void name(i64, int threads, void** arguments) {                                                        \
+        totals(argument<Case>(arguments, 0), argument<Note*>(arguments, 1), threads);                                 \
+    }
+#define ADVANCE_UNLESS(name)                                                                                          \
+    extern "C" void name(i64, int, void** arguments) {                                                                \
+        advance_unless(argument<i64*>(arguments, 0), *argument<const Ruling*>(arguments, 1));                         \
     }
 #define STEP_ROWS(name, ...)                                                                                          \
     extern "C" void name(i64 blocks, int threads, void** arguments) {                                                 \

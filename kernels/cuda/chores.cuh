@@ -1,0 +1,70 @@
+// What rides along with a step: the element functions of kernels/chores.py, and which of them a walk is compiled with.
+
+template <class real>
+DEVICE real clip(real g, real limit) {
+    return maximum(-maximum(-g, -limit), -limit);
+}
+
+template <class real, class Numbers>
+DEVICE real average(real ema, real p, const Numbers& x) {
+    return ema + x.one_minus_decay * (p - ema);
+}
+
+// The chores' numbers, behind the kernel's coefficients.
+template <class real>
+struct Numbers {
+    real max_value, one_minus_decay;
+};
+
+// Behind these the first coefficient, grad_scale, as it was before it was rounded: a float64 in the room of reals.
+template <class real>
+struct Unrounded;
+template <>
+struct Unrounded<f32> {
+    f32 low, high;
+    DEVICE f64 value() const { return of_bits(bits_of(low), bits_of(high)); }
+};
+template <>
+struct Unrounded<f64> {
+    f64 whole;
+    DEVICE f64 value() const { return whole; }
+};
+
+template <bool more, bool scaled, class C, class real>
+struct RowOf : C {};
+template <class C, class real>
+struct RowOf<true, false, C, real> : C, Numbers<real> {};
+template <class C, class real>
+struct RowOf<true, true, C, real> : C, Numbers<real>, Unrounded<real> {};
+
+// What norm.cu found out about a leaf's gradient: multiply it by both, or leave everything as it is.
+struct Ruling {
+    f64 scale, factor;
+    i64 skip;
+};
+
+constexpr int LIMIT = 1, CLEAR = 2, SCALED = 4, NOTED = 8;
+
+template <int flags, class Average, class Short>
+struct Chores {
+    using Ema = Average;
+    using Copy = Short;
+    static constexpr bool limit = flags & LIMIT, clear = flags & CLEAR, scaled = flags & SCALED, noted = flags & NOTED;
+    static constexpr bool any = flags || there<Ema> || there<Copy>;
+    // In the table of addresses, behind the slots: the average, the copy, the leaf's Ruling, the signature's notes.
+    static constexpr int columns = any ? 4 : 0;
+    template <class C, class real>
+    using Row = RowOf<any, scaled, C, real>;
+
+    // The gradient that the kernel gets, and its numbers: both as they are, or g scaled and clipped and scale 1.
+    template <class real, class R>
+    static DEVICE real gradient(real g, const R& row) {
+        if constexpr (limit) return clip(row.grad_scale * g, row.max_value);
+        else return g;
+    }
+    template <class R>
+    static DEVICE R numbers(R row) {
+        if constexpr (limit) row.grad_scale = 1;
+        return row;
+    }
+};

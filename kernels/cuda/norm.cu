@@ -1,0 +1,127 @@
+// The one read of the gradients before a step, and what follows from it: a factor for each leaf, or no step at all.
+
+// Note the squares of every block of every gradient and its largest magnitude: one block of LANES threads each.
+template <class Table, class real>
+DEVICE void measure(const Chunk* blocks, const Table& table, Note* notes, i64 block) {
+    __shared__ Lanes<2> lanes;
+    const Chunk own = blocks[block];
+    const bool there = reinterpret_cast<const int*>(table.words + table.leaves)[own.leaf] >= 0;
+    const u64 address = table.words[own.leaf] + own.first * i64(sizeof(real));
+    const real* g = static_cast<const real*>(__cvta_global_to_generic(address));
+    together(LANES, [&](int thread) {
+        Lane<real> lane;
+#pragma unroll
+        for (int k = 0; k < BLOCK / LANES; ++k)
+            lane.x[k] = there && thread + k * LANES < own.n ? g[thread + k * LANES] : real(0);
+        lanes.of[0][thread] = lane.squares(), lanes.of[1][thread] = lane.largest();
+    });
+    lanes.combine(LANES);
+    together(LANES, [&](int thread) {
+        if (thread == 0) notes[block] = {lanes.of[0][0], 0, 0, lanes.of[1][0]};
+    });
+}
+
+// Notes that lie together, of one leaf.
+struct Piece {
+    i64 first, count;
+};
+
+// Add notes up in pairs of neighbours, pairs of pairs, ..., in place; those between have been from `from` notes on.
+DEVICE void add_up(const Piece* pieces, Note* notes, i64 from, i64 block, int threads) {
+    const Piece own = pieces[block];
+    Note* note = notes + own.first;
+    for (i64 apart = from; apart < own.count; apart *= 2)
+        together(threads, [&](int thread) {
+            for (i64 k = 2 * apart * thread; k + apart < own.count; k += 2 * apart * threads) {
+                Note &a = note[k], &b = note[k + apart];
+                a = {a.squares_of_g + b.squares_of_g, a.squares_of_p + b.squares_of_p,
+                     a.squares_of_update + b.squares_of_update, maximum(a.largest, b.largest)};
+            }
+        });
+}
+
+// What a step is judged by, and where the judgement goes.
+struct Case {
+    i64 leaves, groups;
+    const i64 *notes_of, *group_from;  // a leaf's first note, -1: none; each group's first leaf, and the end
+    const f64* asked;  // |scale| for the norm, scale for the rows, whether to skip, the limit of all, of each group (0: none)
+    const Note* notes;
+    f64* room;         // twice the leaves
+    Ruling* rulings;   // by leaf
+    f64* found;        // the norm, whether any gradient is not finite, each group's factor, each leaf's largest magnitude
+};
+
+// values[0] <- the sum of these, in pairs of neighbours.
+DEVICE void in_pairs(f64* values, i64 count, int threads) {
+    for (i64 apart = 1; apart < count; apart *= 2)
+        together(threads, [&](int thread) {
+            for (i64 k = 2 * apart * thread; k + apart < count; k += 2 * apart * threads)
+                values[k] = values[k] + values[k + apart];
+        });
+}
+
+// min(1, limit / norm); NaN goes on to the parameters.
+DEVICE f64 factor(f64 norm, f64 limit) {
+    return limit > 0 && (norm > limit || norm != norm) ? limit / norm : 1;
+}
+
+DEVICE void judge(const Case& c, int threads) {
+    f64 *largest = c.found + 2 + c.groups, *own = c.room + c.leaves;
+    together(threads, [&](int thread) {
+        for (i64 leaf = thread; leaf < c.leaves; leaf += threads) {
+            const i64 at = c.notes_of[leaf];
+            c.room[leaf] = own[leaf] = at < 0 ? f64(0) : c.notes[at].squares_of_g;
+            largest[leaf] = at < 0 ? f64(0) : c.notes[at].largest;
+        }
+        if (thread == 0) c.found[1] = 0;
+    });
+    in_pairs(c.room, c.leaves, threads);
+    for (i64 k = 0; k < c.groups; ++k) in_pairs(own + c.group_from[k], c.group_from[k + 1] - c.group_from[k], threads);
+    together(threads, [&](int thread) {
+        for (i64 leaf = thread; leaf < c.leaves; leaf += threads)
+            if (largest[leaf] - largest[leaf] != 0) c.found[1] = 1;
+        if (thread > 0) return;
+        const f64 norm = c.leaves > 0 ? c.asked[0] * sqrt(c.room[0]) : f64(0);
+        c.found[0] = norm;
+        for (i64 k = 0; k < c.groups; ++k) {
+            const bool empty = c.group_from[k] == c.group_from[k + 1];
+            const f64 mine = c.asked[4 + k], size = empty ? f64(0) : c.asked[0] * sqrt(own[c.group_from[k]]);
+            c.found[2 + k] = mine > 0 ? factor(size, mine) : factor(norm, c.asked[3]);
+        }
+    });
+    together(threads, [&](int thread) {
+        const bool skip = c.asked[2] > 0 && c.found[1] > 0;
+        for (i64 k = 0; k < c.groups; ++k)
+            for (i64 leaf = c.group_from[k] + thread; leaf < c.group_from[k + 1]; leaf += threads)
+                c.rulings[leaf] = {c.asked[1], c.found[2 + k], skip};
+    });
+}
+
+// Each leaf's statistics.
+DEVICE void totals(const Case& c, Note* found, int threads) {
+    together(threads, [&](int thread) {
+        for (i64 leaf = thread; leaf < c.leaves; leaf += threads)
+            found[leaf] = c.notes_of[leaf] < 0 ? Note{0, 0, 0, 0} : c.notes[c.notes_of[leaf]];
+    });
+}
+
+// Count a step: steps taken, steps that are ready, steps skipped.
+DEVICE void advance_unless(i64* at, const Ruling& ruling) {
+    if (ruling.skip) at[2] += at[0] < at[1];
+    else at[0] += 1;
+}
+
+#ifndef MEASURE
+#define MEASURE(name, Table, real)                                                                                \
+    extern "C" __global__ void name(const Chunk* blocks, const __grid_constant__ Table table, Note* notes) {      \
+        measure<Table, real>(blocks, table, notes, blockIdx.x);                                                   \
+    }
+#define ADD_UP(name) \
+    extern "C" __global__ void name(const Piece* p, Note* notes, i64 from) { add_up(p, notes, from, blockIdx.x, blockDim.x); }
+#define JUDGE(name) \
+    extern "C" __global__ void name(const __grid_constant__ Case c) { judge(c, blockDim.x); }
+#define TOTALS(name) \
+    extern "C" __global__ void name(const __grid_constant__ Case c, Note* found) { totals(c, found, blockDim.x); }
+#define ADVANCE_UNLESS(name) \
+    extern "C" __global__ void name(i64* at, const Ruling* ruling) { advance_unless(at, *ruling); }
+#endif

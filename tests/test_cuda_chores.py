@@ -1,0 +1,206 @@
+"""What rides along with a step on the CUDA backend, without a GPU: held against NumPy bit for bit; see test_cuda.py."""
+
+import pickle
+
+import cuda_host
+import numpy as np
+import pytest
+from cases import same_bits
+from test_chores import made, tree_of
+from test_cuda import differing, moved
+
+import fastadam as fa
+from fastadam import norm, window
+from fastadam.kernels.chores import BLOCK
+
+pytestmark = pytest.mark.skipif(cuda_host.COMPILER is None, reason="no g++: the .cu text cannot run on the host")
+
+CHORED = cuda_host.chored()
+
+
+def on_device(cupy, tree):
+    return [None if x is None else moved(cupy, x) for x in tree]
+
+
+@pytest.mark.parametrize("number", range(len(CHORED)), ids=lambda k: cuda_host.label_of(CHORED[k]))
+def test_chores_have_numpys_bits(number, cupy):
+    _, (method, chosen), dtype, asked = CHORED[number]
+    grouped, whole = number % 3 == 0, asked["skip_nonfinite"]  # where the device counts, every leaf has a gradient
+    rng = np.random.default_rng(number)
+    here = tree_of(rng, dtype)
+    there = on_device(cupy, here)
+    a = made(method, chosen, asked, here, "numpy", grouped)
+    b = made(method, chosen, asked, there, "cuda", grouped)
+    infos = []
+    for t in range(4):
+        grads = tree_of(rng, dtype, 0.01)
+        if t == 2:
+            grads[3][7] = np.nan
+        given = [None if t == 1 and k == 4 and not whole else g for k, g in enumerate(grads)]
+        on = on_device(cupy, given)
+        waits = cupy.state.waits
+        split = [[x[:4], x[4:]] if grouped else x for x in (given, on)]
+        infos.append([opt.step(x, grad_scale=0.5) for opt, x in zip((a, b), split, strict=True)])
+        assert cupy.state.waits == waits
+        assert all(same_bits(g, x.get()) for g, x in zip(given, on, strict=True) if g is not None)
+    for ours, theirs in infos:  # each step's own, whenever it is read
+        assert repr(ours) == repr(theirs)
+    assert (a.t, a.skipped) == (b.t, b.skipped)
+    assert a.skipped == int(asked["skip_nonfinite"])
+    assert differing(here, there, a, b) == []
+    for x, y in zip(copies_of(a), copies_of(b), strict=True):
+        assert same_bits(x, y.get())
+
+
+def copies_of(opt):
+    return [x for part in opt._copy_to or () for x in (part if isinstance(part, list) else [part])]
+
+
+@pytest.mark.parametrize("zero_grads", [False, True])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_accumulated_micro_batches(reduction, zero_grads, cupy):
+    rng = np.random.default_rng(4)
+    here = [*tree_of(rng, np.float32), *tree_of(rng, np.float64)]
+    there = on_device(cupy, here)
+    a, b = (fa.Adam(params, zero_grads=zero_grads, backend=name) for params, name in ((here, "numpy"), (there, "cuda")))
+    for count in (3, 1, 4):
+        waits = cupy.state.waits
+        for k in range(count):
+            batch = [*tree_of(rng, np.float32), *tree_of(rng, np.float64)]
+            if k == 0:
+                batch[3] = None
+            on = on_device(cupy, batch)
+            a.accumulate(batch)
+            b.accumulate(on)
+            if zero_grads:
+                assert all((g.get() == 0).all() for g in on if g is not None)
+                waits = cupy.state.waits
+        a.step(reduction=reduction)
+        b.step(reduction=reduction)
+        assert cupy.state.waits == waits
+    assert differing(here, there, a, b) == []
+    with pytest.raises(ValueError, match="nothing has been accumulated"):
+        b.step()
+
+
+def test_raise_names_the_first_bad_leaf_and_changes_nothing(cupy):
+    here = {"a": np.ones(3, np.float32), "b": np.ones(3000), "c": np.ones(3, np.float32)}
+    there = {key: cupy.asarray(p) for key, p in here.items()}
+    opt = fa.Adam(there, skip_nonfinite="raise", zero_grads=True, max_norm=1.0)
+    bad = {key: p.copy() for key, p in here.items()}
+    bad["b"][2999] = bad["c"][0] = np.inf
+    grads = {key: cupy.asarray(g) for key, g in bad.items()}
+    with pytest.raises(FloatingPointError, match=r"grads\['b'\] holds NaN or infinity"):
+        opt.step(grads)
+    assert opt.t == opt.skipped == 0
+    assert all((p.get() == 1).all() for p in there.values())
+    assert all((g.get() != 0).all() for g in grads.values())
+    assert opt.step({key: cupy.asarray(p) for key, p in here.items()}).clip_factor < 1
+    with pytest.raises(ValueError, match="skip_nonfinite is 'raise'"):
+        fa.Adam(there, skip_nonfinite="raise", capturable=True)
+
+
+def test_averaged_and_back(cupy):
+    rng = np.random.default_rng(3)
+    here = {"a": rng.standard_normal((3, 4)).astype(np.float32).T, "b": rng.standard_normal(5)}
+    there = {key: moved(cupy, p) for key, p in here.items()}
+    a, b = fa.Adam(here, lr=0.1, ema_decay=0.5), fa.Adam(there, lr=0.1, ema_decay=0.5)
+    for _ in range(3):
+        g = {key: rng.standard_normal(p.shape).astype(p.dtype) for key, p in here.items()}
+        a.step(g)
+        b.step({key: moved(cupy, x) for key, x in g.items()})
+    with b.averaged():
+        assert all(same_bits(there[key].get(), a.ema[key]) for key in here)
+        with pytest.raises(RuntimeError, match="averaged"):
+            b.step(there)
+    assert all(same_bits(there[key].get(), here[key]) for key in here)
+
+
+def test_a_graph_clips_skips_and_counts(cupy):
+    """Replays, and eager steps between them, against NumPy's steps."""
+    rng = np.random.default_rng(5)
+    here = tree_of(rng, np.float32)
+    there = on_device(cupy, here)
+    asked = {"max_norm": 1.0, "skip_nonfinite": True, "ema_decay": lambda t: 1 - 1 / (t + 1), "zero_grads": True}
+    a, b = fa.NAdam(here, backend="numpy", **asked), fa.NAdam(there, capturable=True, **asked)
+    grads = on_device(cupy, here)
+    stream = cupy.Stream()
+    with stream:
+        stream.begin_capture()
+        info = b.step(grads)
+        graph = stream.end_capture()
+    for t in range(12):
+        fresh = tree_of(rng, np.float32)
+        if t % 4 == 1:
+            fresh[6][39_000] = np.nan
+        for g, x in zip(grads, fresh, strict=True):
+            g.set(x)
+        if t == 6:
+            a.groups[0].lr = b.groups[0].lr = 0.1
+        theirs = a.step([x.copy() for x in fresh])
+        if t % 5 == 3:
+            ours = b.step(grads, grad_scale=1.0)
+        else:
+            graph.launch()
+            ours = info
+        assert repr(ours) == repr(theirs)
+    assert (a.t, a.skipped) == (b.t, b.skipped) == (9, 3)
+    assert differing(here, there, a, b) == []
+    assert (a.t, a.skipped) == (b.t, b.skipped)  # and after reading the state
+
+
+def test_skipped_steps_at_the_windows_end(cupy, monkeypatch):
+    monkeypatch.setattr(window, "STEPS", 5)
+    rng = np.random.default_rng(6)
+    here = [rng.standard_normal(70).astype(np.float32)]
+    there = on_device(cupy, here)
+    a, b = (fa.AdamW(p, lr=lambda t: 0.1 / t, skip_nonfinite=True) for p in (here, there))
+    for t in range(23):
+        g = rng.standard_normal(70).astype(np.float32)
+        g[t] = np.inf if t % 3 == 1 else g[t]
+        a.step([g], grad_scale=0.5)
+        b.step([moved(cupy, g)], grad_scale=0.5)
+    assert (a.t, a.skipped) == (b.t, b.skipped)
+    assert differing(here, there, a, b) == []
+    with pytest.raises(ValueError, match=r"grads\[0\] is None, expected a gradient for every leaf"):
+        b.step([None])
+
+
+def test_bad_chores_are_refused_on_the_device(cupy):
+    p, g = cupy.asarray(np.ones(4, np.float32)), cupy.asarray(np.ones(4, np.float32))
+    with pytest.raises(TypeError, match=r"copy_to is float32\(4,\) on cuda:0, .* expected an array of float16 or bfl"):
+        fa.Adam(p, copy_to=g)
+    with pytest.raises(TypeError, match="on the same processor"):
+        fa.Adam(p, copy_to=np.ones(4, np.float16))
+    with pytest.raises(ValueError, match="share memory"):
+        fa.Adam([p[:2], p[2:]], zero_grads=True).step([g[:2], g[1:3]])
+
+
+def test_the_norm_survives_what_float32_squares_do_not_in_leaves_of_any_size(cupy):
+    for size in (1e30, 1e-30, np.float32(1e-44)):
+        opt = fa.SGD(cupy.asarray(np.zeros(5_000, np.float32)), max_norm=1e-40)
+        found = opt.step(cupy.asarray(np.full(5_000, size, np.float32))).grad_norm
+        assert found == pytest.approx(np.sqrt(5_000) * float(np.float32(size)), rel=1e-12)
+    g = np.random.default_rng(1).standard_normal(1_300_001).astype(np.float32)  # more notes than one block adds up
+    assert len(g) > norm.SPAN * BLOCK
+    here, there = np.zeros_like(g), cupy.asarray(np.zeros_like(g))
+    found = [opt.step(x).grad_norm for opt, x in ((fa.SGD(here, max_norm=1.0, backend="numpy"), g),
+                                                  (fa.SGD(there, max_norm=1.0), cupy.asarray(g)))]  # fmt: skip
+    assert found[0] == found[1]
+
+
+def test_copies_moves_and_pickles_keep_the_chores(cupy):
+    p = {"w": np.ones(6, np.float32)}
+    on = {"w": cupy.asarray(p["w"])}
+    short = {"w": cupy.asarray(np.zeros(6, np.float16))}
+    a = fa.AdamW(p, backend="numpy", max_norm=0.5, ema_decay=0.9, skip_nonfinite=True, stats="group")
+    b = fa.AdamW(on, max_norm=0.5, ema_decay=0.9, copy_to=short, skip_nonfinite=True, stats="group")
+    for values in (np.ones(6), np.full(6, np.nan), np.arange(6)):
+        g = values.astype(np.float32)
+        a.step({"w": g})
+        b.step({"w": cupy.asarray(g)})
+        on, b = pickle.loads(pickle.dumps((on, b)))
+    assert (b.t, b.skipped) == (a.t, a.skipped) == (2, 1)
+    assert same_bits(on["w"].get(), p["w"])
+    assert same_bits(b.ema["w"].get(), a.ema["w"])
+    assert same_bits(b._copy_to["w"].get(), p["w"].astype(np.float16))
