@@ -45,7 +45,8 @@ class Optimizer:
     copy_to: a tree of float16 or bfloat16 arrays like params; holds them rounded to nearest even, from now on.
     zero_grads: zero the gradients once they are read.
     skip_nonfinite: True leaves everything as it is, counts included, if any gradient is NaN or infinite, and `skipped`
-        counts it; "raise" raises FloatingPointError naming the leaf, instead.
+        counts it; "raise" raises FloatingPointError naming the leaf, instead. On a GPU the device decides and counts
+        with True, where every leaf must have a gradient; "raise" waits for it.
     stats: "group" or "tensor": report the norms of gradients, updates and parameters, and the largest update, of each.
 
     Raises TypeError, ValueError that name the argument, what came and what was expected.

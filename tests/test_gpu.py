@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 
+import cuda_host
 import numpy as np
 import pytest
 from cases import METHODS, hostile, kernels_in_use, label, same_bits, state_arrays, variants
@@ -268,6 +269,7 @@ def test_moving_keeps_every_bit(cupy):
 
 ONE_STEP = """
 import cupy
+import cuda_host
 import numpy as np
 import fastadam as fa
 fa.Adam(cupy.ones(10, np.float32), capturable=True).step(cupy.ones(10, np.float32))
@@ -288,6 +290,7 @@ def test_the_second_process_does_not_compile(cupy, tmp_path):
 
 SHORT = """
 import cupy
+import cuda_host
 import numpy as np
 import fastadam as fa
 cupy.cuda.set_allocator(None)  # each array an allocation of its own, so that its ends are watched
@@ -325,3 +328,26 @@ def test_verify_covers_the_device(cupy):
         units, _, same = verify.check(case)
         assert same, case
         assert not units > verify.SLACK, case
+
+
+@pytest.mark.parametrize("number", range(len(cuda_host.chored())))
+def test_chores_have_numpys_bits(number, cupy):
+    """As test_cuda_chores.py has it; of NaN any payload will do."""
+    from test_chores import made, tree_of
+    from test_cuda_chores import copies_of
+
+    _, (method, chosen), dtype, asked = cuda_host.chored()[number]
+    rng = np.random.default_rng(number)
+    here = [*tree_of(rng, dtype), rng.standard_normal(1_300_001).astype(dtype)]
+    there = [moved(cupy, p) for p in here]
+    a, b = made(method, chosen, asked, here, "numpy"), made(method, chosen, asked, there, "cuda")
+    for t in range(STEPS):
+        grads = [hostile(rng, p.size, dtype, bad=t == 2) for p in here]
+        on = [moved(cupy, g) for g in grads]
+        ours, theirs = a.step(grads, grad_scale=0.5), b.step(on, grad_scale=0.5)
+        assert repr(ours) == repr(theirs)
+        assert all(same_bits(g, x.get()) for g, x in zip(grads, on, strict=True))
+    assert (a.t, a.skipped) == (b.t, b.skipped)
+    assert differing(here, there, b, a) == []
+    for x, y in zip(copies_of(a), copies_of(b), strict=True):
+        assert same_bits(x, y.get())
