@@ -3,13 +3,30 @@
 import importlib.util
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 
 def _watched() -> bool:
-    return sys.stdout is not None and sys.stdout.isatty() and importlib.util.find_spec("rich") is not None
+    return sys.stdout is not None and sys.stdout.isatty() and _rich()
+
+
+@cache
+def _rich() -> bool:
+    """Whether rich is installed and whole; says once that it is not whole."""
+    if importlib.util.find_spec("rich") is None:
+        return False
+    try:
+        import rich.console
+        import rich.live
+        import rich.progress
+        import rich.table  # noqa: F401
+    except Exception as error:  # whatever another's library raises
+        print(f"plain lines: rich cannot be used ({type(error).__name__}: {error})", file=sys.stderr)
+        return False
+    return True
 
 
 def track(items: Sequence[T], what: str) -> Iterable[T]:
@@ -52,16 +69,18 @@ class Table:
 
     def rich(self) -> Any:
         from rich import box
+        from rich.console import Group
         from rich.table import Column
         from rich.table import Table as Rich
+        from rich.text import Text
 
         head, *rows = self._rows
         columns = (Column(name, overflow="fold") for name in head)  # cut names cannot be told apart
-        look = box.SIMPLE_HEAD
-        table = Rich(*columns, title=self._title or None, title_justify="left", box=look, padding=(0, 1, 0, 0))
+        table = Rich(*columns, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
         for row in rows:
             table.add_row(*row)
-        return table
+        # Above the table, not in it: rich breaks a table's own title at the table's width.
+        return Group(Text(self._title), table, "") if self._title else table
 
 
 class Live:
