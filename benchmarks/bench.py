@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import fastadam
-from fastadam.benchmarks import machine, summary
+from fastadam.benchmarks import files, machine, summary
 from fastadam.console import Live
 
 PACKAGE = Path(fastadam.__file__).parent.parent
@@ -32,8 +32,9 @@ def events(task, env=None):
     command = [sys.executable, "-m", "fastadam.benchmarks.worker"]
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=env, text=True
-        )
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=env, text=True,
+            process_group=0,  # Ctrl-C is this process's to hear, which then ends that one
+        )  # fmt: skip
         try:
             with process.stdin as pipe:
                 pipe.write(json.dumps(task))
@@ -48,6 +49,20 @@ def events(task, env=None):
         yield {"ended": process.returncode, "words": words[-1] if words else ""}
 
 
+class Failed(RuntimeError):
+    """The process that measures does not get as far as the first case."""
+
+
+class Refused(Exception):
+    """Somebody who was asked for by name cannot take part: nothing is measured."""
+
+
+def refusal(event):
+    """What is said then."""
+    mend = f"; {event['install']}" if event["install"] else ""
+    return f"python -m fastadam bench: argument --peers: {event['absent']}: {event['reason']}{mend}"
+
+
 def collect(task, env, show):
     """One whole run: a process, and another for the rest of the cases when one dies, without who killed it."""
     run, died = {"absent": {}, "cases": {}}, {}
@@ -56,6 +71,8 @@ def collect(task, env, show):
         for event in events(task, env):
             trying = event.get("trying", trying)
             if "absent" in event:
+                if event["absent"] in task["peers"]:
+                    raise Refused(refusal(event))
                 run["absent"][event["absent"]] = {"reason": event["reason"], "install": event["install"]}
             elif "gpu" in event:
                 run["gpu"] = event["gpu"]
@@ -82,7 +99,7 @@ def collect(task, env, show):
             run["cases"][case]["skipped"] = how
             task = task | {"cases": left[1:]}
         else:
-            raise RuntimeError(how)
+            raise Failed(how)
 
 
 def ending(status):
@@ -90,43 +107,52 @@ def ending(status):
 
 
 def run(args):
-    """Measure, print, write. Returns the exit status: 1 where fastadam computed something wrong, or nothing ran."""
-    begin = time.time()
-    of = machine.machine()
-    result = {
-        "bench": "core",
-        "date": machine.date(),
-        "commit": machine.commit(),
-        "machine": of,
-        "versions": machine.versions(),
-        "rule": args.rule,
-        "dtype": args.dtype,
-        "threads": args.threads,
-        "rounds": args.rounds,
-        "processes": args.processes,
-        "absent": {},
-        "cases": {},
-    }
-    print(f"{args.rule} {args.dtype}, {args.threads} threads; {of['cpu']}, {of['cores']} cores, {of['memory_gib']} GiB")
-    runs = []
+    """Measure, print, write.
+
+    Returns the exit status: 1 where fastadam computed something wrong, or nothing ran; 2 where a peer that was asked
+    for is absent; 130 after Ctrl-C, with what was finished printed and written.
+    """
+    begin, result = time.time(), head("core", args)
+    result |= {"rounds": args.rounds, "processes": args.processes, "absent": {}, "cases": {}}
+    screen, status = Screen(result), 0
     try:
         for seed in range(args.processes):
             task = {
-                "rule": args.rule, "dtype": args.dtype, "threads": args.threads, "rounds": args.rounds, "seed": seed,
+                "rule": args.rule, "format": args.format, "threads": args.threads, "rounds": args.rounds, "seed": seed,
                 "cases": args.cases, "backends": args.backends, "peers": args.peers, "without": [],
-                "until": begin + args.seconds,
+                "until": begin + args.seconds * (seed + 1) / args.processes,
             }  # fmt: skip
             with Live() as live:
-                screen = Screen(live, result, list(runs), last=seed == args.processes - 1)
-                runs.append(collect(task, environment(args.threads), screen.show))
-                screen.done(runs[-1])
+                screen.begin(live, last=seed == args.processes - 1)
+                screen.done(collect(task, environment(args.threads), screen.show))
+    except Refused as refused:
+        print(refused, file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
-        print("interrupted")
-        return 130
+        result["partial"], status = "interrupted", 130
+    except Failed as why:
+        result["partial"], status = str(why), 1
     result["seconds"] = time.time() - begin
+    if status and not result["cases"]:
+        print(f"{result['partial']}; nothing was finished")
+        return status
     finish(result, args)
     failed = [one for case in result["cases"].values() for one in case.get("wrong", {}) if one.startswith("fastadam")]
-    return int(bool(failed) or not any(case.get("contestants") for case in result["cases"].values()))
+    return status or int(bool(failed) or not any(case.get("contestants") for case in result["cases"].values()))
+
+
+def head(bench, args):
+    """What stands at the top of every result and of what is printed."""
+    of = machine.machine()
+    print(
+        f"{args.rule} {args.format}, {args.threads} threads; {of['cpu']}, {of['cores']} cores, {of['memory_gib']} GiB"
+    )
+    if machine.unquiet(of):
+        print(machine.unquiet(of))
+    return {
+        "bench": bench, "date": machine.date(), "commit": machine.commit(), "machine": of,
+        "versions": machine.versions(), "rule": args.rule, "dtype": args.format, "threads": args.threads,
+    }  # fmt: skip
 
 
 def finish(result, args):
@@ -135,11 +161,12 @@ def finish(result, args):
     summary.show(result)
     for name, why in result["absent"].items():
         print(f"absent: {name}: {why['reason']}" + (f"; {why['install']}" if why["install"] else ""))
-    print(f"{result['seconds']:.0f} s")
+    if machine.unquiet(result["machine"]):
+        print(machine.unquiet(result["machine"]))
+    print(f"{result['seconds']:.0f} s" + (f", {result['partial']}" if "partial" in result else ""))
     if args.json:
-        args.json.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-        print(f"written: {args.json}")
-    if args.plot:
+        files.write(args.json, result)
+    if args.plot and any(case.get("contestants") for case in result["cases"].values()):
         from fastadam.benchmarks import plot
 
         plot.draw(result, args.plot)
@@ -147,40 +174,44 @@ def finish(result, args):
 
 
 class Screen:
-    """The case under way, redrawn while somebody watches; and each finished case, printed once."""
+    """The case under way, redrawn while somebody watches; and each finished case: printed once, kept at once."""
 
-    def __init__(self, live, result, earlier, last):
-        self._live, self._result, self._earlier, self._last = live, result, earlier, last
-        self._case = None
+    def __init__(self, result):
+        self._result, self._finished = result, {}
+
+    def begin(self, live, last):
+        """A process begins."""
+        self._live, self._last, self._case = live, last, None
 
     def show(self, case, trying, run):
         if case != self._case and self._case is not None:
-            self._print(run, self._case)
+            self._finish(run, self._case)
         self._case = case
+        if "gpu" in run:
+            self._result["machine"]["gpu"] = run["gpu"]
         if case is None:
             self._live.show(f"looking for {trying} ..." if trying else "")
         elif trying:
             self._live.show(f"{case}: checking {trying} ...")
         elif run["cases"][case]["samples"]:
-            self._live.show(summary.table(case, self._entry(case, [run])))
+            self._live.show(summary.table(case, self._entry(case, [run["cases"][case]])))
 
     def done(self, run):
+        """A process is done."""
         if self._case is not None:
-            self._print(run, self._case)
+            self._finish(run, self._case)
         self._result["absent"] |= run["absent"]
-        if "gpu" in run:
-            self._result["machine"]["gpu"] = run["gpu"]
 
     def _entry(self, case, runs):
         of = self._result["machine"]
-        l2 = next((run["gpu"]["l2"] for run in runs if "gpu" in run), 0)
-        return summary.case(case, [run["cases"][case] for run in runs], machine.last_cache(of["caches"]), l2)
+        return summary.case(case, runs, machine.last_cache(of["caches"]), of.get("gpu", {}).get("l2", 0))
 
-    def _print(self, run, case):
-        runs = [*self._earlier, run]
+    def _finish(self, run, case):
+        runs = self._finished.setdefault(case, [])
+        runs.append(run["cases"][case])
         self._live.show("")
+        entry = self._result["cases"][case] = self._entry(case, runs)
         if self._last:
-            entry = self._result["cases"][case] = self._entry(case, runs)
             self._live.print(summary.table(case, entry))
             for line in summary.notes(entry):
                 self._live.print(line)

@@ -1,8 +1,10 @@
 """What is stepped: workloads, which are lists of shapes, and settings, which are methods with their options."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from math import prod
+
+import numpy as np
 
 
 def mlp():
@@ -86,12 +88,70 @@ def shapes(name):
 
 
 @dataclass(frozen=True)
+class Format:
+    """How values rest in memory, by its name: the dtype of p and g, then what else the method is told.
+
+    float32; float32:moments=8bit; bfloat16:moments=bfloat16:master=remainder.
+    """
+
+    name: str
+
+    @property
+    def dtype(self):
+        return np.dtype(self.name.partition(":")[0])
+
+    @property
+    def options(self):
+        return dict(word.split("=") for word in self.name.split(":")[1:])
+
+    @property
+    def narrow(self):
+        """Whether results may differ from those of one dtype throughout."""
+        return bool(self.options)
+
+    def bytes(self, slots):
+        """Per parameter and step: p, its master and the slots read and written, g read."""
+        itemsize = self.dtype.itemsize
+        slot = MOMENTS.get(self.options.get("moments"), max(itemsize, 4))
+        return 3 * itemsize + 2 * (slots * slot + MASTERS.get(self.options.get("master"), 0))
+
+
+MOMENTS = {"float64": 8, "float32": 4, "bfloat16": 2, "8bit": 1 + 4 / 64}  # with a float32 scale for each 64
+MASTERS = {"float32": 4, "remainder": 2}  # beside p
+NARROW = (
+    "bfloat16:master=remainder", "float32:moments=bfloat16", "bfloat16:moments=bfloat16:master=remainder",
+    "float32:moments=8bit", "bfloat16:moments=bfloat16", "bfloat16:moments=8bit",
+)  # fmt: skip
+
+
+@cache
+def formats():
+    """{name: Format} of those that this version of the library steps, found out by trying: the dtypes first."""
+    import fastadam
+    from fastadam.arrays import DTYPES
+
+    found = {dtype.name: Format(dtype.name) for dtype in DTYPES}
+    for one in map(Format, NARROW):
+        try:
+            fastadam.Adam(np.zeros(64, one.dtype), backend="numpy", **one.options)
+        except (TypeError, ValueError):  # no such dtype, no such argument, no such value
+            continue
+        found[one.name] = one
+    return found
+
+
+@dataclass(frozen=True)
 class Setting:
     """A method with its options and otherwise its defaults, which are torch's."""
 
     name: str  # Adam, AdamW-amsgrad, SGD-momentum, ...
     method: type
     options: dict
+    format: Format = Format("float32")
+
+    @property
+    def dtype(self):
+        return self.format.dtype
 
     @property
     def rule(self):
@@ -110,9 +170,15 @@ class Setting:
         rule = self.rule
         return sum(not slot.optional or slot.name in rule.options for slot in kernels.ALL[rule.kernel].slots)
 
-    def bytes(self, dtype):
-        """Per parameter and step: p and the slots read and written, g read."""
-        return dtype.itemsize * (2 * (1 + self.slots) + 1)
+    @property
+    def bytes(self):
+        """What a step moves per parameter."""
+        return self.format.bytes(self.slots)
+
+
+def setting(rule, format="float32"):
+    """The setting of that name in the format of that name."""
+    return replace(settings()[rule], format=formats()[format])
 
 
 @cache

@@ -61,23 +61,30 @@ def _turn_on_gpu(one, calls, steps):
     return spent / calls
 
 
-def race(contestants, rounds, rng, report=lambda name, seconds: None):
-    """{name: one time per call, in seconds, for each of its turns}. report(name, seconds) follows each turn."""
-    steps = {one.name: count() for one in contestants}
-    calls, stride, quick = {}, {}, {}
+def race(contestants, rounds, rng, report=lambda name, seconds: None, seconds=float("inf")):
+    """{name: one time per call, in seconds, for each of its turns}. report(name, seconds) follows each turn.
+
+    seconds: for everyone together, shared out evenly; nobody gets fewer than FEWEST turns for that, nor `rounds`.
+    """
+    begin, steps = now(), {one.name: count() for one in contestants}
+    calls, turns, quick = {}, {}, {}
     for one in contestants:
-        quick[one.name] = min(turn(one, 1, steps[one.name]) for _ in range(2))
-        calls[one.name] = max(1, round(FLOOR / max(quick[one.name], 1e-9)))
-        turns = max(FEWEST, min(rounds, int(PATIENCE / (quick[one.name] * calls[one.name]))))
-        stride[one.name] = max(1, rounds // turns)
+        name = one.name
+        quick[name] = min(turn(one, 1, steps[name]) for _ in range(2))
+        calls[name] = max(1, round(FLOOR / max(quick[name], 1e-9)))
+        counted = quick[name] * calls[name]
+        patience = min(PATIENCE / counted, seconds / len(contestants) / (REST + 1.5 * counted))
+        turns[name] = min(rounds, max(FEWEST, int(patience)))
     samples = {one.name: [] for one in contestants}
     gc.collect()
     gc.disable()
     try:
         for r in range(rounds):
+            if now() - begin > seconds and min(map(len, samples.values()), default=0) >= FEWEST:
+                break  # calls that were quick at first are not
             for one in rng.permutation(np.array(contestants, object)):
                 name = one.name
-                if r % stride[name] == 0:
+                if r * turns[name] % rounds < turns[name]:  # so many of the rounds, evenly
                     time.sleep(REST)
                     if quick[name] < SETTLED:
                         turn(one, max(4, calls[name] // 2), steps[name])  # both sets of gradients, twice

@@ -1,87 +1,133 @@
 """What got slower beyond the spread: `python benchmarks/compare.py OLD.json NEW.json`, two files of `bench --json`.
 
-Slower: the new p10 lies above the old p90; faster: the other way round. Exit status 1 if fastadam got slower anywhere.
+Several files a side, with commas between, count as more processes. A contestant is slower where all of its processes'
+medians are above all of the old ones; with one process on a side, where its p10 is above the old p90. Exit status 1 if
+fastadam got slower anywhere, 2 where there is nothing to compare.
 """
 
 import argparse
-import json
+import statistics
 import sys
+from math import comb
 from pathlib import Path
 
 if not __package__:  # a script of a clone, installed or not
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from fastadam.benchmarks import files, machine
 from fastadam.benchmarks.summary import duration, number
 from fastadam.console import Table
 
-SAME = ("bench", "rule", "dtype", "threads")  # what makes two files comparable
-NAMED = ("machine", "versions")  # what may explain a difference
+SAME = ("rule", "dtype", "threads")  # what makes files comparable
+NAMED = ("rounds", "processes")  # what may explain a difference, beside the machine and the versions
 
 
-def differences(old, new):
-    """(case, contestant, old entry, new entry, "slower" or "faster") beyond the spread; and how many were compared."""
-    found, compared = [], 0
-    for case, entry in new["cases"].items():
-        before = old["cases"].get(case, {}).get("contestants", {})
-        for name, now in entry.get("contestants", {}).items():
-            if name in before:
-                compared += 1
-                was = before[name]
-                verdict = "slower" if now["p10"] > was["p90"] else "faster" if now["p90"] < was["p10"] else ""
-                if verdict:
-                    found.append((case, name, was, now, verdict))
-    return found, compared
+class Side:
+    """The files of one side, as one."""
+
+    def __init__(self, text):
+        self.paths = text.split(",")
+        self.files = [files.read(path, "core") for path in self.paths]
+
+    def entries(self, case, name):
+        """What each file that has it says of a contestant of a case."""
+        found = [one["cases"].get(case, {}).get("contestants", {}).get(name) for one in self.files]
+        return [one for one in found if one]
+
+    def names(self):
+        """(case, contestant), each once."""
+        cases = [pair for one in self.files for pair in one["cases"].items()]
+        return list(dict.fromkeys((case, name) for case, entry in cases for name in entry.get("contestants", {})))
+
+    def title(self):
+        return ", ".join(f"{one['commit']} ({one['date'][:10]})" for one in self.files)
+
+    def facts(self):
+        """{what: its value, or all of them}: what may explain a difference."""
+        found = {}
+        for one in self.files:
+            of = one["machine"] | one["versions"] | {key: one.get(key) for key in NAMED}
+            for key in of.keys() - {"load_before"}:
+                found.setdefault(key, []).append(of[key])
+        return {key: values[0] if all(v == values[0] for v in values) else values for key, values in found.items()}
 
 
-def explanations(old, new):
-    """What else differs between the two runs, a line each; the load is not a difference."""
-    for part in NAMED:
-        for key in sorted(old[part].keys() | new[part].keys()):
-            was, now = old[part].get(key), new[part].get(key)
-            if was != now and key != "load_before":
-                yield f"{key}: {was} -> {now}"
+def medians(entries):
+    """Seconds of each process; a file from before they were kept has one of all."""
+    return [t for one in entries for t in one.get("medians", [one["seconds"]])]
 
 
-def refuse(path, why):
-    sys.exit(f"compare: {path}: {why}")
+def verdict(old, new):
+    """("slower", "faster" or "", seconds before, seconds now, processes of each side) from both sides' entries."""
+    was, now = medians(old), medians(new)
+    counts = len(was), len(now)
+    before, after = statistics.median(was), statistics.median(now)
+    if min(counts) < 2:
+        was, now = ([one[p] for one in side for p in ("p10", "p90")] for side in (old, new))
+    word = "slower" if min(now) > max(was) else "faster" if max(now) < min(was) else ""
+    return word, before, after, counts
 
 
-def load(path):
-    try:
-        result = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        refuse(path, error)
-    if not isinstance(result, dict) or "cases" not in result:
-        refuse(path, "expected a file written by bench --json")
-    return result
+def remarks(old, new):
+    """What else differs or is amiss, a line each."""
+    was, now = old.facts(), new.facts()
+    for key in sorted(was.keys() | now.keys()):
+        if was.get(key) != now.get(key):
+            yield f"{key}: {was.get(key)} -> {now.get(key)}"
+    for side in (old, new):
+        for path, one in zip(side.paths, side.files, strict=True):
+            if machine.unquiet(one["machine"]):
+                yield f"{path}: {machine.unquiet(one['machine'])}"
+            if "partial" in one:
+                yield f"{path}: partial: {one['partial']}"
+
+
+def confidence(counts):
+    """How often this would call equal programs slower or faster: a line."""
+    least = min(counts, key=min)
+    if min(least) < 2:
+        return "one process on a side: how processes differ is not seen; measure with --processes 5, or give more files"
+    odds = comb(sum(least), least[0]) // 2
+    return (
+        f"ranges over {least[0]} and {least[1]} processes: equal programs' would miss each other in 1 of {odds} cases"
+    )
+
+
+def refuse(why):
+    print(f"compare: {why}", file=sys.stderr)
+    return 2
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("old", metavar="OLD.json")
-    parser.add_argument("new", metavar="NEW.json")
+    parser.add_argument("old", metavar="OLD.json[,OLD2.json]", help="before")
+    parser.add_argument("new", metavar="NEW.json[,NEW2.json]", help="after")
     args = parser.parse_args(argv)
-    old, new = load(args.old), load(args.new)
-    for key in SAME:
-        was, now = (result.get(key, {"rule": "Adam", "dtype": "float32"}.get(key)) for result in (old, new))
-        if was != now:
-            refuse(args.new, f"{key} is {now}, in {args.old} it is {was}")
-    print(f"{old['commit']} ({old['date'][:10]}) -> {new['commit']} ({new['date'][:10]})")
-    for line in explanations(old, new):
+    try:
+        old, new = Side(args.old), Side(args.new)
+    except files.Unusable as unusable:
+        return refuse(unusable)
+    for path, one in zip(old.paths + new.paths, old.files + new.files, strict=True):
+        for key in SAME:
+            if one.get(key) != old.files[0].get(key):
+                return refuse(f"{path}: {key} is {one.get(key)}, in {old.paths[0]} it is {old.files[0].get(key)}")
+    common = [pair for pair in new.names() if pair in old.names()]
+    if not common:
+        return refuse(f"{args.old} and {args.new} have no contestant of any case in common")
+    print(f"{old.title()} -> {new.title()}")
+    for line in remarks(old, new):
         print(line)
-    found, compared = differences(old, new)
-    for verdict in ("slower", "faster"):
-        table = Table(
-            "case", "contestant", "old", "new", f"times as {verdict}", title=f"\n{verdict} beyond the spread:"
-        )
-        chosen = [row for row in found if row[-1] == verdict]
-        for case, name, was, now, _ in chosen:
-            pair = was["seconds"], now["seconds"]
-            table.add(case, name, *map(duration, pair), number(max(pair) / min(pair)))
+    rows = [(case, name, *verdict(old.entries(case, name), new.entries(case, name))) for case, name in common]
+    for word in ("slower", "faster"):
+        table = Table("case", "contestant", "old", "new", f"times as {word}", title=f"\n{word} beyond the spread:")
+        chosen = [row for row in rows if row[2] == word]
+        for case, name, _, was, now, _ in chosen:
+            table.add(case, name, duration(was), duration(now), number(max(was, now) / min(was, now)))
         if chosen:
             table.show()
-    slower = [row for row in found if row[-1] == "slower"]
-    print(f"{compared} compared, {len(slower)} slower, {len(found) - len(slower)} faster")
+    slower, faster = ([row for row in rows if row[2] == word] for word in ("slower", "faster"))
+    print(f"{len(rows)} compared, {len(slower)} slower, {len(faster)} faster")
+    print(confidence([row[-1] for row in rows]))
     return int(any(name.startswith("fastadam") for _, name, *_ in slower))
 
 

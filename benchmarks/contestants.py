@@ -49,16 +49,17 @@ class Contestant:
     judged = STEPS  # steps whose error is held against the bound; with 8-bit moments, only the first
     peer = True  # see truth.Method
     spare = 2  # arrays of temporaries
+    chose = ""  # what it chose for itself, for the result
     needs_wall = False  # a library with CUDA streams of its own, which no event sees
 
     @classmethod
-    def missing(cls, setting, dtype):
+    def missing(cls, setting):
         """Why it cannot do this, or None: found out by trying."""
         for module in cls.needs:
             if find_spec(module) is None:
                 return f"{module} is not installed"
         try:
-            one = cls(Start([(3,)], dtype), setting, 1)
+            one = cls(Start([(3,)], setting.dtype), setting, 1)
             one.give(0)
             one.step()
             one.params()
@@ -68,9 +69,9 @@ class Contestant:
         return None
 
     @classmethod
-    def bytes(cls, setting, dtype):
+    def bytes(cls, setting):
         """What it moves per parameter and step."""
-        return setting.bytes(dtype)
+        return setting.bytes
 
     def oracle(self):
         return Method(self.setting, self.peer)

@@ -1,12 +1,14 @@
 """`bench --first-use`: from the start of a process to its first finished step, with empty caches and with full ones."""
 
-import json
 import os
+import random
+import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
 
-from fastadam.benchmarks import bench, machine
+from fastadam.benchmarks import bench, files, machine
 from fastadam.console import Table
 
 # Where each library keeps what it has compiled; all of them inside one folder that is new.
@@ -14,46 +16,80 @@ CACHES = (
     "FASTADAM_CACHE_DIR", "NUMBA_CACHE_DIR", "TORCH_EXTENSIONS_DIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR",
     "JAX_COMPILATION_CACHE_DIR", "CUPY_CACHE_DIR", "CUDA_CACHE_PATH", "XDG_CACHE_HOME",
 )  # fmt: skip
+ROUNDS, CASE = 3, "2^10"
+HOW = ("empty", "warm")  # the caches
 
 
 def run(args):
-    """Time everyone on the first case. Returns the exit status: 1 where fastadam could not step."""
+    """Time everyone. Returns the exit status: 1 where fastadam could not step, 2 and 130 as `bench` does."""
+    result, status = bench.head("first-use", args), 0
+    result |= {"rounds": args.rounds, "cases": {case: {} for case in args.cases}, "absent": {}}
+    try:
+        measure(args, result)
+    except bench.Refused as refused:
+        print(refused, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        result["partial"], status = "interrupted", 130
+        if not any(result["cases"].values()):
+            print("interrupted before anything was finished")
+            return status
+    print()
+    show(result)
+    if args.json:
+        files.write(args.json, result)
+    failed = [name for name in result["absent"] if name.startswith("fastadam")]
+    failed += [one for case in result["cases"].values() for one, of in case.items() if None in of["warm"]]
+    return status or int(bool(failed))
+
+
+def measure(args, result):
+    """Rounds in which everyone comes once, in random order, each in fresh processes: with empty caches, then warm."""
     from fastadam.benchmarks.ours import everyone
 
-    case = args.cases[0]
-    chosen = [one for one in everyone(args.backends) if not args.peers or not one.peer or one.name in args.peers]
-    names = [one.name for one in chosen if not one.name.startswith("limit") and not one.name.endswith("moved")]
-    print(f"{args.rule} {args.dtype}, {case}: seconds from the start of a process to the end of its first step")
-    found = {}
-    for name in names:
-        task = {
-            "rule": args.rule, "dtype": args.dtype, "threads": args.threads, "backends": args.backends, "case": case,
-            "first_use": name,
-        }  # fmt: skip
-        with tempfile.TemporaryDirectory() as folder:
-            env = bench.environment(args.threads) | {key: str(Path(folder, key.lower())) for key in CACHES}
-            env |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-            for key in CACHES:
-                os.mkdir(env[key])
-            found[name] = cold = once(task, env)
-            if "seconds" in cold:
-                found[name] = {"empty": cold["seconds"], "warm": once(task, env).get("seconds")}
-        print(f"{name}: {line(found[name])}", flush=True)
-    print()
-    table = Table("first step", "empty caches", "warm caches")
-    for name, of in found.items():
-        if "empty" in of:
-            table.add(name, seconds(of["empty"]), seconds(of["warm"]))
-    table.show()
-    if args.json:
-        result = {
-            "bench": "first-use", "date": machine.date(), "commit": machine.commit(), "machine": machine.machine(),
-            "versions": machine.versions(), "rule": args.rule, "dtype": args.dtype, "case": case,
-            "threads": args.threads, "contestants": found,
-        }  # fmt: skip
-        args.json.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-        print(f"written: {args.json}")
-    return int(any("empty" not in of for name, of in found.items() if name.startswith("fastadam")))
+    present, absent = [], result["absent"]
+    for one in everyone(args.backends):
+        asked = one.name in args.peers
+        if one.name.startswith("limit") or one.name.endswith("moved") or (args.peers and one.peer and not asked):
+            continue
+        if one.on_request and not asked:
+            absent[one.name] = {"reason": f"{one.on_request}: only if asked for by --peers", "install": one.install}
+            continue
+        present.append(one)
+    print("seconds from the start of a process to the end of its first step, with empty caches and with warm ones")
+    for k in range(args.rounds):
+        for case in args.cases:
+            for one in random.Random(k).sample(present, len(present)):
+                if one.name in absent:
+                    continue
+                empty, warm = both(one.name, case, args)
+                if "seconds" not in empty:
+                    absent[one.name] = {"reason": empty["absent"], "install": ""}
+                    if "not installed" in empty["absent"]:
+                        absent[one.name]["install"] = one.install
+                    if one.name in args.peers:
+                        raise bench.Refused(bench.refusal({"absent": one.name, **absent[one.name]}))
+                    continue
+                found = result["cases"][case].setdefault(one.name, {how: [] for how in HOW})
+                for how, seconds in zip(HOW, (empty, warm), strict=True):
+                    found[how].append(seconds.get("seconds"))
+                times = ", ".join(duration(x.get("seconds")) for x in (empty, warm))
+                print(f"round {k + 1} of {args.rounds}, {case}, {one.name}: {times}", flush=True)
+
+
+def both(name, case, args):
+    """What `once` says with empty caches, then with what that left in them."""
+    task = {
+        "rule": args.rule, "format": args.format, "threads": args.threads, "backends": args.backends, "case": case,
+        "first_use": name,
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        env = bench.environment(args.threads) | {key: str(Path(folder, key.lower())) for key in CACHES}
+        env |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        for key in CACHES:
+            os.mkdir(env[key])
+        empty = once(task, env)
+        return empty, once(task, env) if "seconds" in empty else empty
 
 
 def once(task, env):
@@ -67,11 +103,27 @@ def once(task, env):
     return {"absent": absent}
 
 
-def line(of):
-    if "empty" in of:
-        return f"{seconds(of['empty'])} with empty caches, {seconds(of['warm'])} with warm ones"
-    return f"absent: {of['absent']}"
+def show(result):
+    """Print a result: medians, ranges where there are several rounds."""
+    rounds = max((len(of["empty"]) for case in result["cases"].values() for of in case.values()), default=0)
+    table = Table("first step", "case", "empty caches", "warm caches", title=f"median (range) of {rounds} rounds")
+    for case, entry in result["cases"].items():
+        for name, of in entry.items():
+            table.add(name, case, *(spread(of[how]) for how in HOW))
+    table.show()
+    for name, why in result["absent"].items():
+        print(f"absent: {name}: {why['reason']}" + (f"; {why['install']}" if why["install"] else ""))
+    if machine.unquiet(result["machine"]):
+        print(machine.unquiet(result["machine"]))
 
 
-def seconds(x):
-    return "failed" if x is None else f"{x:.2f} s"
+def spread(times):
+    done = [t for t in times if t is not None]
+    if len(done) < len(times):
+        return "failed"
+    text = duration(statistics.median(done))
+    return text if len(done) == 1 else f"{text} ({min(done):.2f}–{max(done):.2f})"
+
+
+def duration(seconds):
+    return "failed" if seconds is None else f"{seconds:.2f} s"

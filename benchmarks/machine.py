@@ -16,6 +16,7 @@ PACKAGES = (
     "cupy-cuda12x", "cupy-cuda13x",
 )  # fmt: skip
 ROOT = Path(fastadam.__file__).resolve().parent.parent
+QUIET = 0.25  # load average up to which nothing else is running
 RESERVE = 0.1  # of the memory that is free, left alone
 
 
@@ -41,6 +42,16 @@ def machine():
         "huge_pages": read("/sys/kernel/mm/transparent_hugepage/enabled"),
         "load_before": round(os.getloadavg()[0], 2),
     }
+
+
+def unquiet(of):
+    """A sentence for a machine on which something else ran before the measurement; nothing for a quiet one.
+
+    Parallel steps wait for their slowest thread: one other process on one of two cores made them 1000 times as long at
+    2^10 (2 Zen 4 cores), so what counts is the load, not its share of the cores.
+    """
+    load = of.get("load_before", 0.0)
+    return f"not a quiet machine: load average {load:g} before the run, so the times say less" if load > QUIET else ""
 
 
 def gpu():

@@ -13,23 +13,30 @@ def add(parser: argparse.ArgumentParser) -> None:
     models = ", ".join(cases.MODELS)
     say = parser.add_argument
     say("--rule", default="Adam", metavar="NAME", help="a method, or one with options such as Adam-amsgrad (Adam)")
-    say("--dtype", default="float32", metavar="NAME", help="of the parameters (float32)")
+    say("--format", "--dtype", default="float32", metavar="NAME", help="the dtype, and how the state rests (float32)")
     say("--sizes", type=sizes, metavar="N,N", help="flat arrays: 2^10,2^16,100000 (2^10 to 2^26)")
     say("--workload", type=words, default=[], metavar="NAME,NAME", help=f"{models} (none)")
     say("--backend", type=words, metavar="NAME,NAME", help="(every one that is ready)")
     say("--peers", type=words, default=[], metavar="NAME,NAME", help="only these, such as 'torch fused,optax' (all)")
     say("--threads", type=count, metavar="N", help="for everyone (all that this process may use)")
-    say("--rounds", type=count, default=11, metavar="N", help="turns of each contestant in each process (11)")
-    say("--processes", type=count, default=1, metavar="N", help="runs of the table, each in a fresh process (1)")
-    say("--seconds", type=count, default=10**9, metavar="N", help="begin no further case after so long (no end)")
+    say("--rounds", type=count, metavar="N", help="turns of each contestant in each process (11 or what time allows)")
+    say("--processes", type=count, metavar="N", help="runs of the table, each in a fresh process (1)")
+    say("--seconds", type=count, metavar="N", help="about so long in all (60; with --rounds as long as it takes)")
     say("--json", type=target, metavar="FILE", help="write the result")
-    say("--plot", type=target, metavar="FILE.png", help="draw it (needs matplotlib)")
+    say("--plot", type=picture, metavar="FILE.png", help="draw it (needs matplotlib)")
     say("--first-use", action="store_true", help="time the first step instead, with empty and with warm caches")
 
 
 def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
-    """Check what needs more than a glance, then measure."""
-    from fastadam.arrays import DTYPES
+    """Check what needs more than a glance, then measure; 130 after Ctrl-C."""
+    try:
+        return _run(parser, args)
+    except KeyboardInterrupt:  # before or after the measurement, which heeds it itself
+        print("interrupted")
+        return 130
+
+
+def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     from fastadam.backend import backends
     from fastadam.kernels.cpu.threads import get_num_threads
 
@@ -38,7 +45,7 @@ def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     if args.threads > most:
         parser.error(f"argument --threads: {args.threads}, but this process may use {most}")
     one_of(parser, "--rule", [args.rule], cases.settings())
-    one_of(parser, "--dtype", [args.dtype], [dtype.name for dtype in DTYPES])
+    one_of(parser, "--format", [args.format], cases.formats())
     one_of(parser, "--workload", args.workload, cases.MODELS)
     ready = [name for name, text in status.items() if text == "ready"]
     args.backends = args.backend or ready
@@ -50,19 +57,34 @@ def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         from fastadam.benchmarks.ours import everyone
 
         one_of(parser, "--peers", args.peers, [one.name for one in everyone(args.backends) if one.peer])
-    args.cases = (args.sizes or ([] if args.workload else [cases.flat(n) for n in cases.SIZES])) + args.workload
     if args.plot:
-        from importlib.util import find_spec
-
-        if find_spec("matplotlib") is None:
-            parser.error("argument --plot: matplotlib is not installed; pip install matplotlib")
+        try:
+            import fastadam.benchmarks.plot  # noqa: F401
+        except ImportError as error:
+            parser.error(f"argument --plot: {error}, expected matplotlib; pip install matplotlib")
     if args.first_use:
         from fastadam.benchmarks import first_use
 
+        for name in ("plot", "processes", "seconds"):
+            if getattr(args, name) is not None:
+                parser.error(f"argument --{name}: not with --first-use, whose every time is from a process of its own")
+        args.rounds = args.rounds or first_use.ROUNDS
+        args.cases = chosen(args, [first_use.CASE])
         return int(first_use.run(args))
     from fastadam.benchmarks import bench
 
+    args.cases = chosen(args, [cases.flat(n) for n in cases.SIZES])
+    args.seconds = args.seconds or (ENDLESS if args.rounds else SECONDS)
+    args.rounds, args.processes = args.rounds or ROUNDS, args.processes or 1
     return int(bench.run(args))
+
+
+SECONDS, ROUNDS, ENDLESS = 60, 11, 10**9
+
+
+def chosen(args, usual):
+    """The cases asked for, or the usual ones."""
+    return [*(args.sizes or []), *args.workload] or usual
 
 
 def one_of(parser, option, asked, known):
@@ -81,15 +103,17 @@ def words(text):
 
 def sizes(text):
     """2^10,2^16,100000 -> their names, in this order."""
-    found = []
-    for word in words(text):
-        base, power, exponent = word.partition("^")
-        digits = base.isdecimal() and (exponent.isdecimal() or not power)
-        n = int(base) ** int(exponent or 1) if digits and len(base) <= 12 and len(exponent) <= 2 else 0
-        if not 1 <= n <= MOST:
-            raise argparse.ArgumentTypeError(f"expected numbers from 1 to 2^34 such as 2^20,100000, got {word!r}")
-        found.append(cases.flat(n))
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(cases.flat(size(word)) for word in words(text)))
+
+
+def size(text):
+    """2^20 or 100000 -> the number."""
+    base, power, exponent = text.partition("^")
+    digits = base.isdecimal() and (exponent.isdecimal() or not power)
+    n = int(base) ** int(exponent or 1) if digits and len(base) <= 12 and len(exponent) <= 2 else 0
+    if not 1 <= n <= MOST:
+        raise argparse.ArgumentTypeError(f"expected numbers from 1 to 2^34 such as 2^20,100000, got {text!r}")
+    return n
 
 
 def count(text):
@@ -99,7 +123,27 @@ def count(text):
 
 
 def target(text):
+    """A file that can be written, found out by trying: after the measurement would be late."""
     path = Path(text)
     if not path.parent.is_dir() or path.is_dir():
         raise argparse.ArgumentTypeError(f"expected a file in a folder that is there, got {text!r}")
+    there = path.exists()
+    try:
+        path.open("ab").close()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(
+            f"expected a file that can be written, got {text!r}: {error.strerror}"
+        ) from None
+    if not there:
+        path.unlink()
     return path
+
+
+def picture(text):
+    path = target(text)
+    if path.suffix not in PICTURES:
+        raise argparse.ArgumentTypeError(f"expected a name that ends in {', '.join(PICTURES)}, got {text!r}")
+    return path
+
+
+PICTURES = (".png", ".svg", ".pdf")

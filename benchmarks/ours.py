@@ -1,6 +1,7 @@
 """fastadam on each backend, and the limits; and everyone who takes part, peers included."""
 
 from functools import cache
+from typing import ClassVar
 
 import numpy as np
 
@@ -14,17 +15,22 @@ class Fastadam(Contestant):
 
     install, peer, backend = "pip install fastadam", False, ""
     spare = 4
+    more: ClassVar[dict] = {}  # arguments of the method
 
     @classmethod
-    def missing(cls, setting, dtype):
+    def missing(cls, setting):
         status = fastadam.backends().get(cls.backend, "this version has none")
-        return status if status != "ready" else super().missing(setting, dtype)
+        return status if status != "ready" else super().missing(setting)
 
     def __init__(self, start, setting, threads):
         fastadam.set_num_threads(threads)
         self.setting = setting
         self.p, self.sets = self.arrays(start)
-        self.opt = setting.method(self.p, backend=self.backend, **setting.options)
+        self.opt = setting.method(
+            self.p, backend=self.backend, **setting.options, **setting.format.options, **self.more
+        )
+        if setting.format.narrow:
+            self.judged = 1  # from zero state the first step has nothing to forget
 
     def arrays(self, start):
         return [p.copy() for p in start.params], start.grads
@@ -75,6 +81,12 @@ class Limit(Contestant):
     """No optimizer: the time that moving the same bytes takes. See limit.py."""
 
     name, install, needs, peer = "limit", "pip install numba", ("numba",), False
+
+    @classmethod
+    def missing(cls, setting):
+        if setting.format.narrow or setting.dtype.name not in ("float32", "float64"):
+            return f"has no {setting.format.name}"
+        return super().missing(setting)
 
     def __init__(self, start, setting, threads):
         from fastadam.benchmarks import limit

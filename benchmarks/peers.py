@@ -102,10 +102,10 @@ class DeepSpeed(Torch):
     name, install, needs = "DeepSpeedCPUAdam", "pip install deepspeed ninja", ("torch", "deepspeed")
 
     @classmethod
-    def missing(cls, setting, dtype):
+    def missing(cls, setting):
         if not shutil.which("ninja"):
             return "ninja is not installed"
-        return super().missing(setting, dtype)
+        return super().missing(setting)
 
     def optimizer(self, setting, params):
         only(setting, ("Adam", "AdamW"))
@@ -141,8 +141,8 @@ class EightBit:
     judged = 1
 
     @classmethod
-    def bytes(cls, setting, dtype):
-        return 3 * dtype.itemsize + 2 * setting.slots
+    def bytes(cls, setting):
+        return 3 * setting.dtype.itemsize + 2 * setting.slots
 
 
 class BitsAndBytes8(EightBit, BitsAndBytes):

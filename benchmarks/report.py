@@ -1,21 +1,29 @@
 """Writes README's speed tables from results/: `python benchmarks/report.py`; with `--check`, only compares.
 
-core-speed: the newest core result, whatever machine it is from, and what DESIGN asks of it.
+core-speed: the newest core result, whatever machine it is from, and what DESIGN asks of it. chain: the newest of a
+whole step. `--measure` makes both anew, with the commands that README names, each once the machine is quiet.
 """
 
 import argparse
-import json
+import os
 import re
+import shutil
+import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 from typing import NamedTuple
 
 if not __package__:  # a script of a clone, installed or not
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fastadam.benchmarks.summary import duration, number, show
+from fastadam.benchmarks import chain, files, first_use, machine, summary
+from fastadam.benchmarks.cases import MODELS
+from fastadam.benchmarks.summary import duration, number
 
 HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
 README = HERE.parent / "README.md"
 OURS = "fastadam numba"
 
@@ -44,8 +52,14 @@ TARGETS = (
 )
 
 
+CHAIN = {"plain": "Adam alone", "clip": "clip and Adam", "full": "the whole step"}
+CHAIN_TARGETS = {"clip": 1.3, "full": 1.4}  # times as fast as PyTorch's passes, at 2^24 on two cores
+
+
 def newest(bench):
-    found = [json.loads(path.read_text()) for path in (HERE / "results").glob(f"{bench}-*.json")]
+    """The last finished result of this kind that a CPU gave; None if there is none. Raises files.Unusable."""
+    found = [files.read(path, bench) for path in RESULTS.glob(f"{bench}-*.json")]
+    found = [result for result in found if "partial" not in result and result.get("device", "cpu") == "cpu"]
     return max(found, key=lambda result: result["date"], default=None)
 
 
@@ -103,10 +117,21 @@ def verdicts(result):
     yield from table(["times as fast", "asked", "measured", ""], rows)
 
 
+def taken_on(result, *packages):
+    """The machine, what was measured with, and whether the machine was quiet."""
+    of, versions = result["machine"], result["versions"]
+    caches = ", ".join(f"{name} {size}" for name, size in of["caches"].items() if "instruction" not in name)
+    used = ", ".join(f"{name} {versions[name]}" for name in ("numpy", "numba", *packages) if versions.get(name))
+    return (
+        f"{of['cpu']}, {of['cores']} cores ({caches}), {of['memory_gib']} GiB; "
+        f"{result['threads']} threads for everyone; torch's tensors on huge pages, as large NumPy arrays are; {used}; "
+        f"commit {result['commit']}, {result['date'][:10]}; "
+        + (machine.unquiet(of) or f"load average {of['load_before']:g} before the run")
+        + "."
+    )
+
+
 def core_speed(result):
-    machine, of = result["machine"], result["versions"]
-    caches = ", ".join(f"{name} {size}" for name, size in machine["caches"].items() if "instruction" not in name)
-    used = ", ".join(f"{name} {of[name]}" for name in ("numpy", "numba", "torch", "deepspeed") if of.get(name))
     yield "Float32 Adam, one step: the whole call, in brackets ns per parameter where the arrays exceed the caches."
     yield "*limit* moves the same bytes with trivial arithmetic on the same kind of arrays."
     yield ""
@@ -114,17 +139,40 @@ def core_speed(result):
     yield ""
     yield from verdicts(result)
     yield ""
-    yield (
-        f"{machine['cpu']}, {machine['cores']} cores ({caches}), {machine['memory_gib']} GiB; "
-        f"{result['threads']} threads for everyone; torch's tensors on huge pages, as large NumPy arrays are; {used}; "
-        f"commit {result['commit']}, {result['date'][:10]}; load before the run {machine['load_before']}. "
+    rounds = (
         f"Medians of {result['processes']} processes of {result['rounds']} interleaved rounds; ranges over processes."
     )
+    yield f"{taken_on(result, 'torch', 'deepspeed')} {rounds}"
     for name, why in result["absent"].items():
         yield f"Absent: {name} ({why['reason']})" + (f": `{why['install']}`." if why["install"] else ".")
 
 
-TABLES = {"core-speed": ("core", core_speed)}
+def whole_step(result):
+    rows = []
+    for kind, title in CHAIN.items():
+        entry, least = result["kinds"].get(kind, {}), CHAIN_TARGETS.get(kind)
+        sides = [_side(entry, name) for name in ("fastadam", "torch")]
+        ratio = entry.get("times_as_fast")
+        met = least and ratio and ("met" if ratio >= least else "**missed**")
+        asked = f"≥ {least:g}, {met or 'not measured'}" if least else ""
+        rows.append([title, *sides, number(ratio) if ratio else "", asked])
+    yield f"ns per parameter and the bytes that it moves, {result['size']:,} float32 parameters; median (p10–p90)."
+    yield ""
+    yield from table(["", "fastadam, one pass", "PyTorch, a pass each", "times as fast", "asked"], rows)
+    yield ""
+    yield taken_on(result, "torch")
+
+
+def _side(entry, name):
+    if name in entry.get("wrong", {}):
+        return "wrong"
+    if name not in entry:
+        return "absent"
+    (low, middle, high), moved = entry[name]["ns"], entry[name]["bytes"]
+    return f"{number(middle)} ({number(low)}–{number(high)}), {moved} bytes"
+
+
+TABLES = {"core-speed": ("core", core_speed), "chain": ("chain", whole_step)}
 
 
 def filled(text):
@@ -132,34 +180,98 @@ def filled(text):
     for mark, (bench, write) in TABLES.items():
         pattern = re.compile(f"(<!-- {mark} -->).*?(<!-- /{mark} -->)", re.DOTALL)
         if not pattern.search(text):
-            sys.exit(f"README.md has no <!-- {mark} --> and <!-- /{mark} --> for the table to stand between")
+            raise files.Unusable(f"README.md has no <!-- {mark} --> and <!-- /{mark} --> for a table to stand between")
         if result := newest(bench):
             body = "\n".join(write(result))
             text = pattern.sub(lambda found, body=body: f"{found[1]}\n{body}\n{found[2]}", text)
     return text
 
 
+def measure(quiet=machine.QUIET, patience=600):
+    """Both results anew, into results/; what was measured is what is asked for in the tables."""
+    names = dict.fromkeys(target.case for target in reversed(TARGETS))
+    flats, models = [name for name in names if name not in MODELS], [name for name in MODELS if name in names]
+    peers = dict.fromkeys([*(target.other for target in TARGETS if target.other != "limit"), "torch foreach"])
+    core = ["fastadam", "bench", "--sizes", ",".join(flats), "--workload", ",".join(models), "--processes", "3"]
+    core += ["--rounds", "25", "--peers", ",".join(peers)]
+    slug = re.sub(r"[^a-z0-9]+", "-", f"{machine.machine()['cpu']} {machine.machine()['cores']}".lower())
+    slug = f"{slug}-{machine.commit().replace(' ', '-')}"
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")]))}
+    with tempfile.TemporaryDirectory() as folder:  # a file in the clone would mark the next result's commit
+        for name, command in (("core", core), ("chain", ["fastadam.benchmarks.chain"])):
+            wait(quiet, patience)
+            print("python -m " + " ".join(command), flush=True)
+            out = Path(folder, f"{name}-{slug}.json")
+            done = subprocess.run([sys.executable, "-m", *command, "--json", str(out)], env=env)
+            if done.returncode:
+                raise files.Unusable(f"{name}: exit status {done.returncode}")
+        for out in Path(folder).iterdir():
+            shutil.copy(out, RESULTS)
+
+
+def wait(quiet, patience):
+    """Until the load average is that of a quiet machine; it falls by half in 40 seconds. At most so many seconds."""
+    end = time.monotonic() + patience
+    while (load := os.getloadavg()[0]) > quiet and time.monotonic() < end:
+        print(f"waiting for a quiet machine: load average {load:.2f}", flush=True)
+        time.sleep(20)
+
+
+SHOW = {"core": summary.show, "first-use": first_use.show, "chain": chain.show}
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing; fail if README differs from the results")
+    parser.add_argument("--measure", action="store_true", help="first measure both anew, in some ten minutes")
     parser.add_argument("--summary", nargs="+", metavar="FILE.json", help="print these results instead, in few lines")
     parser.add_argument("--plot", metavar="FILE.png", help="draw the newest core result instead (needs matplotlib)")
     args = parser.parse_args(argv)
+    try:
+        return _run(args)
+    except files.Unusable as unusable:
+        print(f"report: {unusable}", file=sys.stderr)
+        return 2
+
+
+def _run(args):
     if args.plot:
         from fastadam.benchmarks import plot
 
-        plot.draw(newest("core"), args.plot)
-        return
+        result = newest("core")
+        if result is None:
+            raise files.Unusable(f"{RESULTS}: no core-*.json to draw")
+        plot.draw(result, args.plot)
+        return 0
     if args.summary:
-        for path in args.summary:
-            show(json.loads(Path(path).read_text(encoding="utf-8")))
-        return
+        return _summaries(args.summary)
+    if args.measure:
+        measure()
     before = README.read_text(encoding="utf-8")
     after = filled(before)
     if args.check:
-        sys.exit("README.md: run python benchmarks/report.py" if after != before else 0)
+        if after != before:
+            raise files.Unusable("README.md differs from the results: run python benchmarks/report.py")
+        return 0
     README.write_text(after, encoding="utf-8")
+    return 0
+
+
+def _summaries(paths):
+    """Print every result that can be read, and why another cannot; exit status 2 if there is one."""
+    status = 0
+    for path in paths:
+        try:
+            result = files.read(path, *SHOW)
+        except files.Unusable as unusable:
+            print(f"report: {unusable}", file=sys.stderr)
+            status = 2
+            continue
+        SHOW[result["bench"]](result)
+        if machine.unquiet(result["machine"]):
+            print(machine.unquiet(result["machine"]))
+    return status
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

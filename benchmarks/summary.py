@@ -20,7 +20,8 @@ def case(name, runs, cache, l2=0):
     out = {"n": n, "tensors": tensors}
     if skipped := [run["skipped"] for run in runs if "skipped" in run]:
         return out | {"skipped": skipped[0]}
-    for key in ("wrong", "left_out"):
+    out["processes"] = len(runs)
+    for key in ("wrong", "left_out", "chose"):
         out[key] = {one: why for run in runs for one, why in run.get(key, {}).items()}
     moved = runs[0].get("bytes", {})
     names = [one for one in moved if all(run.get("samples", {}).get(one) for run in runs)]
@@ -42,6 +43,7 @@ def case(name, runs, cache, l2=0):
         }
         out["contestants"][one] = {
             "seconds": seconds,
+            "medians": medians[one],
             "best": min(t for run in runs for t in run["samples"][one]),
             "p10": p10,
             "p90": p90,
@@ -93,7 +95,7 @@ def number(x):
     return digits(x) if x >= 100 else f"{x:.2f}" if x < 10 else f"{x:.1f}"
 
 
-HEAD = ("", "time", "p10–p90", "ns/param", "GB/s", "of limit", "ulp", "×")
+HEAD = ("", "time", "p10–p90", "ns/param", "GB/s", "of limit", "ulp", "× ours")
 
 
 def table(name, entry):
@@ -102,7 +104,7 @@ def table(name, entry):
     if "skipped" in entry:
         return f"{what}: skipped: {entry['skipped']}"
     main, place = ours(entry), "hot in the caches" if entry["in"] == "cache" else "in DRAM"
-    out = Table(*HEAD, title=f"{what}, {place}; {main or 'fastadam'} is × times as fast")
+    out = Table(*HEAD, title=f"{what}, {place}")
     for one, of in entry["contestants"].items():
         over = entry["contestants"][main]["times_faster_than"].get(one) if main else None
         if main and one == limit_of(main):
@@ -115,7 +117,7 @@ def table(name, entry):
             digits(of["ns_per_param"]),
             digits(of["gb_per_s"]),
             number(of["of_limit"][0]) if of["of_limit"] else "",
-            f"{of['ulps']:.3g}",
+            number(of["ulps"]),
             number(over[0]) if over else "",
         )
     for one in entry["wrong"]:
@@ -129,6 +131,8 @@ def notes(entry):
         yield f"  {name} is wrong, so not timed: {why}"
     for name, why in entry.get("left_out", {}).items():
         yield f"  {name} is not run: {why}"
+    for name, what in entry.get("chose", {}).items():
+        yield f"  {name}: {what}"
 
 
 def crossover(result):

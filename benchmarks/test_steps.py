@@ -1,4 +1,4 @@
-"""Every method, dtype and ready backend under pytest-benchmark: `pytest benchmarks/ --benchmark-json FILE`.
+"""Every method, format and ready backend under pytest-benchmark: `pytest benchmarks/ --benchmark-json FILE`.
 
 From the same tables, contestants, oracle and limit as `bench`; extra_info holds bytes, GB/s and the share of the limit.
 """
@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 import fastadam
-from fastadam.arrays import DTYPES
 from fastadam.benchmarks import cases, clock, truth
 from fastadam.benchmarks.contestants import Start
 from fastadam.benchmarks.ours import Limit, LimitCuda, ours
@@ -21,13 +20,13 @@ THREADS = fastadam.get_num_threads()
 
 
 @cache
-def limit(cls, rule, dtype, case):
+def limit(cls, rule, format, case):
     """Seconds for the same streams, or None where nothing measures them."""
-    setting = cases.settings()[rule]
-    if cls.missing(setting, dtype):
+    setting = cases.setting(rule, format)
+    if cls.missing(setting):
         return None
     rng = np.random.default_rng(0)
-    one = cls(Start(cases.shapes(case), dtype), setting, THREADS)
+    one = cls(Start(cases.shapes(case), setting.dtype), setting, THREADS)
     return statistics.median(clock.race([one], 7, rng)[one.name])
 
 
@@ -45,22 +44,23 @@ def waited(one):
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("format", cases.formats())
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("rule", cases.settings())
 @pytest.mark.benchmark(max_time=0.2, min_rounds=5, disable_gc=True)
-def test_step(benchmark, rule, backend, dtype, case):
+def test_step(benchmark, rule, backend, format, case):
     if backend == "numpy" and case != CASES[0]:
         pytest.skip("the reference is timed on the smaller case only")
-    setting, start = cases.settings()[rule], Start(cases.shapes(case), dtype)
+    setting = cases.setting(rule, format)
+    start = Start(cases.shapes(case), setting.dtype)
     one = ours()[backend][0](start, setting, THREADS)
     ulps, wrong = truth.check([one], start, np.random.default_rng(0))
     assert not wrong
-    benchmark.group = f"{rule} {dtype} {case}"
+    benchmark.group = f"{rule} {format} {case}"
     one.give(0)
     benchmark(waited(one))
-    n, moved = cases.size(start.shapes), one.bytes(setting, dtype)
-    best = limit(LimitCuda if one.device == "cuda" else Limit, rule, dtype, case)
+    n, moved = cases.size(start.shapes), one.bytes(setting)
+    best = limit(LimitCuda if one.device == "cuda" else Limit, rule, format, case)
     benchmark.extra_info |= {"n": n, "bytes": moved * n, "threads": THREADS, "ulps": ulps[one.name]}
     if benchmark.stats is not None:  # None with --benchmark-disable
         seconds = benchmark.stats.stats.median

@@ -28,7 +28,7 @@ def table(task, say):
 
     from fastadam.benchmarks import cases, machine, ours
 
-    setting, dtype = cases.settings()[task["rule"]], np.dtype(task["dtype"])
+    setting = cases.setting(task["rule"], task["format"])
     rng = np.random.default_rng(task["seed"])
     present = []
     for one in ours.everyone(task["backends"]):
@@ -38,7 +38,7 @@ def table(task, say):
         say(trying=one.name)
         if one.on_request and not asked:
             say(absent=one.name, reason=f"{one.on_request}: only if asked for by --peers", install=one.install)
-        elif why := one.missing(setting, dtype):
+        elif why := one.missing(setting):
             say(absent=one.name, reason=why, install=one.install if "not installed" in why else "")
         else:
             present.append(one)
@@ -46,49 +46,53 @@ def table(task, say):
     if any(one.device == "cuda" for one in present):
         say(gpu=machine.gpu())
     pace = {}  # seconds per parameter in the last telling case
-    for case in task["cases"]:
+    for k, case in enumerate(task["cases"]):
         say(case=case)
-        if time.time() > task["until"]:
+        left = task["until"] - time.time()
+        if left < 0:
             say(skipped="no time left")
             continue
+        weights = [cases.size(cases.shapes(name)) ** SHARE for name in task["cases"][k:]]
         try:
-            _case(cases.shapes(case), present, setting, dtype, task, pace, rng, say)
+            _case(cases.shapes(case), present, setting, task, left * weights[0] / sum(weights), pace, rng, say)
         except MemoryError:
             say(skipped="memory ran out", trying="")
 
 
-def _case(shapes, present, setting, dtype, task, pace, rng, say):
-    """Everyone who fits on one case."""
+def _case(shapes, present, setting, task, seconds, pace, rng, say):
+    """Everyone who fits on one case, in about so many seconds."""
     from fastadam.benchmarks import cases, clock, contestants, truth
 
-    n = cases.size(shapes)
-    there, why = admitted(n, present, setting, dtype, pace)
+    begin, n = time.time(), cases.size(shapes)
+    there, why = admitted(n, present, setting, pace, seconds)
     if all(one.peer for one in there):
         say(skipped=next(iter(why.values()), "fastadam is not here to run it"))
         return
-    start = contestants.Start(shapes, dtype, task["seed"])
+    start = contestants.Start(shapes, setting.dtype, task["seed"])
     racers = []
     for cls in there:
         say(trying=cls.name)
         racers.append(cls(start, setting, task["threads"]))
     ulps, wrong = truth.check(racers, start, rng, report=lambda name: say(trying=name))
-    moved = {one.name: one.bytes(setting, dtype) for one in there}
-    say(trying="", ulps=ulps, wrong=wrong, left_out=why, bytes=moved)
-    fair = [one for one in racers if one.name not in wrong]
-    samples = clock.race(fair, task["rounds"], rng, report=lambda name, seconds: say(sample=name, seconds=seconds))
+    moved, chose = {one.name: one.bytes(setting) for one in there}, {one.name: one.chose for one in racers if one.chose}
+    say(trying="", ulps=ulps, wrong=wrong, left_out=why, bytes=moved, chose=chose)
+    fair, left = [one for one in racers if one.name not in wrong], max(0.0, begin + seconds - time.time())
+    samples = clock.race(fair, task["rounds"], rng, lambda name, seconds: say(sample=name, seconds=seconds), left)
     if n >= TELLING:
         pace |= {name: min(times) / n for name, times in samples.items()}
 
 
+SHARE = 1 / 8  # a case of 2^26 may take 4 times as long as one of 2^10
 TELLING = 1 << 17  # parameters below which a step's time is the call's, and says nothing of larger cases
+PREPARING = 5e-8  # seconds per parameter and contestant for its arrays and for what the oracle compares
 SLOWEST = 0.5  # seconds for one step, by what one took in the case before, from which a contestant stays out
 
 
-def admitted(n, present, setting, dtype, pace):
-    """Those for whom memory and time suffice, in order, and why the others are left out."""
+def admitted(n, present, setting, pace, seconds=float("inf")):
+    """Those for whom memory and so many seconds suffice, in order, and why the others are left out."""
     from fastadam.benchmarks import contestants, machine
 
-    array = n * dtype.itemsize
+    array = n * setting.dtype.itemsize
     sets = contestants.Start.sets(n)
     room = {"cpu": machine.available_memory() - array * (1 + sets)}
     if any(one.device == "cuda" for one in present):
@@ -98,28 +102,43 @@ def admitted(n, present, setting, dtype, pace):
         library = one.needs[-1:] if one.needs else ()
         shared = 0 if library in copies or (one.device == "cpu" and library == ()) else sets
         need = array * (1 + setting.slots + shared + one.spare)
+        step = pace.get(one.name, 0.0) * n
         if need > room[one.device]:
             free = max(0.0, room[one.device]) / 2**30
             why[one.name] = f"needs {need / 2**30:.1f} GiB of memory, {free:.1f} GiB are left"
-        elif pace.get(one.name, 0.0) * n > SLOWEST:
-            why[one.name] = f"a step would take about {pace[one.name] * n:.0f} s"
+        elif step > SLOWEST:
+            why[one.name] = f"a step would take about {step:.1f} s"
         else:
             room[one.device] -= need - array * one.spare  # temporaries come one after the other
             copies.add(library)
             there.append(one)
+    return in_time(n, there, why, pace, seconds)
+
+
+def in_time(n, there, why, pace, seconds):
+    """Leave out the slowest, but not fastadam's quickest nor the limits, until everyone else is done in time."""
+    from fastadam.benchmarks.clock import FEWEST
+
+    def cost(one):
+        return n * (pace.get(one.name, 0.0) * (FEWEST + 4) + PREPARING)
+
+    there, optional = list(there), [one for one in there if one.peer or one.name == "fastadam numpy"]
+    optional = [one for one in sorted(optional, key=cost) if one is not there[0]]
+    while optional and sum(map(cost, there)) > seconds:
+        slowest = optional.pop()
+        there.remove(slowest)
+        why[slowest.name] = f"would take about {cost(slowest):.0f} of the {seconds:.0f} s for this case"
     return there, why
 
 
 def first_use(task, say):
     """One contestant's first step; says when it was done."""
-    import numpy as np
-
     from fastadam.benchmarks import cases, contestants, ours
 
-    setting, dtype = cases.settings()[task["rule"]], np.dtype(task["dtype"])
+    setting = cases.setting(task["rule"], task["format"])
     (cls,) = (one for one in ours.everyone(task["backends"]) if one.name == task["first_use"])
     try:
-        one = cls(contestants.Start(cases.shapes(task["case"]), dtype), setting, task["threads"])
+        one = cls(contestants.Start(cases.shapes(task["case"]), setting.dtype), setting, task["threads"])
         one.give(0)
         one.step()
         one.finish()
@@ -127,7 +146,7 @@ def first_use(task, say):
         one.params()
         say(done=done)
     except Exception as error:
-        say(absent=cls.name, reason=cls.missing(setting, dtype) or f"{type(error).__name__}: {error}")
+        say(absent=cls.name, reason=cls.missing(setting) or f"{type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":

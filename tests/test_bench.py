@@ -2,16 +2,19 @@
 
 import json
 import os
+import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from cases import made_up
 
 import fastadam
-from fastadam.benchmarks import bench, cases, compare, machine, options, report, summary, worker
+from fastadam.benchmarks import bench, cases, compare, first_use, machine, options, report, summary, worker
 from fastadam.benchmarks.ours import everyone
 from fastadam.cli import main
 
@@ -40,7 +43,7 @@ def test_a_peer_that_kills_the_process_takes_nobody_with_it(monkeypatch):
             yield {"ended": 0, "words": ""}
 
     monkeypatch.setattr(bench, "events", events)
-    run = bench.collect({"without": [], "cases": ["2^10", "2^14"]}, {}, lambda *_: None)
+    run = bench.collect({"without": [], "peers": [], "cases": ["2^10", "2^14"]}, {}, lambda *_: None)
     assert [task["without"] for task in tasks] == [[], ["optax"], ["optax"]]
     assert run["absent"] == {"optax": {"reason": "the process ended with SIGABRT: bad_alloc", "install": ""}}
     assert "SIGKILL" in run["cases"]["2^10"]["skipped"]
@@ -54,17 +57,22 @@ def test_a_process_that_cannot_start_is_an_error(monkeypatch):
 
 
 def test_memory_and_time_decide_who_is_admitted(monkeypatch):
-    n, setting, dtype = 2**20, cases.settings()["Adam"], np.dtype(np.float32)
+    n, setting = 2**20, cases.setting("Adam")
     present = [one for one in everyone(["numba", "numpy"]) if one.name in ("fastadam numba", "limit", "plain NumPy")]
     room = 4 * n * (3 + 7 + 3)  # the start, one contestant with its temporaries, another without
     monkeypatch.setattr(machine, "available_memory", lambda: room)
-    there, why = worker.admitted(n, present, setting, dtype, {})
+    there, why = worker.admitted(n, present, setting, {})
     assert [one.name for one in there] == ["fastadam numba", "limit"]
     assert "GiB of memory" in why["plain NumPy"]
     monkeypatch.setattr(machine, "available_memory", lambda: 1e12)
-    there, why = worker.admitted(n, present, setting, dtype, {"plain NumPy": 1e-5})
+    there, why = worker.admitted(n, present, setting, {"plain NumPy": 1e-5})
     assert [one.name for one in there] == ["fastadam numba", "limit"]
-    assert "10 s" in why["plain NumPy"]
+    assert "10.5 s" in why["plain NumPy"]
+    pace = {"fastadam numba": 1e-6, "limit": 1e-6, "plain NumPy": 1e-7}  # the slowest first, but never these two
+    there, why = worker.admitted(2**18, present, setting, pace, seconds=0.1)
+    assert [one.name for one in there] == ["fastadam numba", "limit"]
+    assert why == {"plain NumPy": "would take about 0 of the 0 s for this case"}
+    assert len(worker.admitted(2**18, present, setting, pace, seconds=10.0)[0]) == 3
 
 
 def test_available_memory_heeds_this_process_limit(fresh):
@@ -127,10 +135,147 @@ def test_the_command_without_numba(tmp_path):
     assert "absent: limit: ImportError: not here" in text
 
 
-def test_first_use():
-    text = run("--first-use", "--sizes", "64", "--backend", "numpy", "--peers", "plain NumPy")
-    assert text.count("plain NumPy") == 2
-    assert "with empty caches" in text
+def test_first_use(tmp_path):
+    path = tmp_path / "first.json"
+    words = ["--sizes", "64,100", "--backend", "numpy", "--peers", "plain NumPy", "--rounds", "2", "--json", str(path)]
+    text = run("--first-use", *words)
+    assert text.count("plain NumPy: ") == 4  # two sizes, two rounds
+    assert "median (range) of 2 rounds" in text
+    result = json.loads(path.read_text())
+    assert list(result["cases"]) == ["2^6", "100"]
+    for entry in result["cases"].values():
+        assert {name: len(of[how]) for name, of in entry.items() for how in of} == {
+            "fastadam numpy": 2,
+            "plain NumPy": 2,
+        }
+    assert report.main(["--summary", str(path)]) == 0
+
+
+def test_first_use_takes_rounds_in_turns(monkeypatch, capsys):
+    taken = []
+
+    def both(name, case, args):
+        taken.append(name)
+        if name == "optax":
+            return {"absent": "optax is not installed"}, {}
+        return {"seconds": float(len(taken))}, {"seconds": 0.5}
+
+    monkeypatch.setattr(first_use, "both", both)
+    assert main(["bench", "--first-use", "--backend", "numpy", "--rounds", "3"]) == 0
+    assert taken.count("plain NumPy") == 3
+    assert taken.count("optax") == 1  # absent is absent
+    rounds = [name for name in taken if name in ("plain NumPy", "fastadam numpy")]
+    assert {frozenset(rounds[k : k + 2]) for k in (0, 2, 4)} == {frozenset(("plain NumPy", "fastadam numpy"))}
+    text = capsys.readouterr().out
+    assert "absent: optax: optax is not installed; pip install optax jax" in text
+    assert "absent: torchao 8-bit: compiles for 20 s" in text
+
+
+# What ends early, what is absent.
+
+
+def finished(case, task):
+    """The events of a case that `task` asks for, all of a contestant's."""
+    yield {"case": case}
+    yield {"trying": "fastadam numba"}
+    names = ("fastadam numba", "limit")
+    yield {
+        "trying": "",
+        "ulps": dict.fromkeys(names, 1.0),
+        "wrong": {},
+        "left_out": {},
+        "bytes": dict.fromkeys(names, 28),
+    }
+    for name in names:
+        yield {"sample": name, "seconds": 1e-3}
+
+
+def test_ctrl_c_keeps_what_was_finished(monkeypatch, capsys, tmp_path):
+    """The second process is interrupted: the first one's cases stand, and one of them twice."""
+    seeds = []
+
+    def events(task, env):
+        seeds.append(task["seed"])
+        yield from finished("2^10", task)
+        yield from finished("2^14", task)
+        if task["seed"]:
+            raise KeyboardInterrupt
+        yield {"ended": 0, "words": ""}
+
+    monkeypatch.setattr(bench, "events", events)
+    path = tmp_path / "x.json"
+    words = ["--sizes", "2^10,2^14", "--processes", "3", "--json", str(path), "--plot", str(tmp_path / "x.png")]
+    assert main(["bench", *words]) == 130
+    assert seeds == [0, 1]
+    result = json.loads(path.read_text())
+    assert result["partial"] == "interrupted"
+    assert {case: entry["processes"] for case, entry in result["cases"].items()} == {"2^10": 2, "2^14": 1}
+    assert (tmp_path / "x.png").exists()
+    text = capsys.readouterr().out
+    assert ", interrupted" in text
+    assert "fastadam numba" in text
+
+
+def test_ctrl_c_before_anything_was_finished_writes_nothing(monkeypatch, capsys, tmp_path):
+    def events(task, env):
+        yield {"trying": "limit"}
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench, "events", events)
+    assert main(["bench", "--json", str(tmp_path / "x.json")]) == 130
+    assert "interrupted; nothing was finished" in capsys.readouterr().out
+    assert not (tmp_path / "x.json").exists()
+
+
+def test_ctrl_c_is_heard_by_the_command_alone(tmp_path):
+    """SIGINT to the whole group, as a terminal sends it, amid a long run."""
+    path = tmp_path / "x.json"
+    words = [
+        "--sizes",
+        "64,2^16",
+        "--rounds",
+        "100000",
+        "--backend",
+        "numpy",
+        "--peers",
+        "plain NumPy",
+        "--json",
+        str(path),
+    ]
+    with subprocess.Popen(
+        [sys.executable, "-u", "-m", "fastadam", "bench", *words],
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True, process_group=0,
+    ) as process:  # fmt: skip
+        try:
+            process.stdout.readline()  # it has begun
+            os.killpg(process.pid, signal.SIGINT)
+            text, _ = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 130
+    assert "interrupted" in text
+
+
+def test_an_absent_peer_that_was_asked_for_is_an_error(monkeypatch, capsys):
+    absent = {"absent": "optax", "reason": "optax is not installed", "install": "pip install optax jax"}
+    monkeypatch.setattr(bench, "events", lambda task, env: iter([{"trying": "optax"}, absent]))
+    assert main(["bench", "--peers", "optax"]) == 2
+    assert "--peers: optax: optax is not installed; pip install optax jax" in capsys.readouterr().err
+    monkeypatch.setattr(bench, "events", lambda task, env: iter([absent, *finished("2^10", task), {"ended": 0}]))
+    assert main(["bench", "--sizes", "2^10"]) == 0
+    assert "absent: optax: optax is not installed; pip install optax jax" in capsys.readouterr().out
+
+
+def test_a_load_is_said_and_kept(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(bench, "events", lambda task, env: iter([*finished("2^10", task), {"ended": 0}]))
+    for load, times in ((1.5, 2), (0.1, 0)):
+        monkeypatch.setattr(os, "getloadavg", lambda load=load: (load, 9.0, 9.0))
+        assert main(["bench", "--sizes", "2^10", "--json", str(tmp_path / "x.json")]) == 0
+        assert capsys.readouterr().out.count(f"load average {load:g} before the run") == times
+        result = json.loads((tmp_path / "x.json").read_text())
+        assert result["machine"]["load_before"] == load
+        result |= {"rule": "Adam", "rounds": 1}
+        assert ("not a quiet machine" in report.taken_on(result)) == bool(times)
 
 
 @pytest.mark.parametrize(
@@ -143,6 +288,12 @@ def test_first_use():
         (["--workload", ","], "expected names with commas between"),
         (["--rule", "Adan"], "'Adan', expected one of Adam, "),
         (["--dtype", "int8"], "'int8', expected one of float32"),
+        (["--format", "float32:moments=2bit"], "'float32:moments=2bit', expected one of float32"),
+        (["--json", "/proc/x.json"], "expected a file that can be written, got '/proc/x.json'"),
+        (["--plot", "x.xyz"], "expected a name that ends in .png, .svg, .pdf, got 'x.xyz'"),
+        (["--first-use", "--plot", "x.png"], "--plot: not with --first-use"),
+        (["--first-use", "--processes", "2"], "--processes: not with --first-use"),
+        (["--first-use", "--seconds", "2"], "--seconds: not with --first-use"),
         (["--backend", "rocm"], "'rocm', expected one of numba"),
         (["--peers", "torch"], "'torch', expected one of torch fused"),
         (["--threads", "0"], "expected an integer of at least 1, got '0'"),
@@ -158,16 +309,15 @@ def test_options_are_refused_with_both_sides(words, message, capsys):
 
 
 def test_a_plot_needs_matplotlib(monkeypatch, capsys, tmp_path):
-    import importlib.util
-
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.delitem(sys.modules, "fastadam.benchmarks.plot", raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(SystemExit):
         main(["bench", "--sizes", "64", "--plot", str(tmp_path / "x.png")])
     assert "pip install matplotlib" in capsys.readouterr().err
 
 
 def test_a_plot_is_drawn(tmp_path):
-    report.main(["--plot", str(tmp_path / "x.png")])
+    assert report.main(["--plot", str(tmp_path / "x.png")]) == 0
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -178,17 +328,63 @@ def test_sizes_and_their_names():
 # The files.
 
 
-def test_readme_is_what_report_writes(monkeypatch, tmp_path):
-    with pytest.raises(SystemExit) as caught:
-        report.main(["--check"])
-    assert caught.value.code == 0
+@pytest.mark.parametrize("row", ["| mlp:", "| the whole step |"])
+def test_readme_is_what_report_writes(row, monkeypatch, tmp_path, capsys):
+    assert report.main(["--check"]) == 0
     edited = tmp_path / "README.md"
-    edited.write_text((ROOT / "README.md").read_text().replace("| mlp:", "| mlp :"))
+    assert row in (ROOT / "README.md").read_text()
+    edited.write_text((ROOT / "README.md").read_text().replace(row, row + " "))
     monkeypatch.setattr(report, "README", edited)
-    with pytest.raises(SystemExit, match=r"run python benchmarks/report\.py"):
-        report.main(["--check"])
-    report.main([])
+    assert report.main(["--check"]) == 2
+    assert "run python benchmarks/report.py" in capsys.readouterr().err
+    assert report.main([]) == 0
     assert edited.read_text() == (ROOT / "README.md").read_text()
+
+
+def test_readme_names_the_commands_that_measure_runs(monkeypatch, tmp_path):
+    commands = []
+
+    def run(command, env):
+        commands.append([word for word in command[1:-2] if word != "-m"])
+        Path(command[-1]).write_text("{}")
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(report.subprocess, "run", run)
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
+    monkeypatch.setattr(machine, "commit", lambda: "abc")
+    report.measure()
+    assert sorted(path.name.split("-")[0] for path in tmp_path.iterdir()) == ["chain", "core"]
+    assert all(path.name.endswith("-abc.json") for path in tmp_path.iterdir())
+    text = (ROOT / "README.md").read_text().replace("\\\n", " ")
+    named = [
+        shlex.split(line)[2:-2]
+        for line in text.splitlines()
+        if line.startswith("python -m fastadam") and "NAME.json" in line
+    ]
+    assert commands == named
+
+
+def test_measure_waits_for_a_quiet_machine(monkeypatch):
+    loads, naps = iter([3.0, 1.0, 0.1]), []
+    monkeypatch.setattr(os, "getloadavg", lambda: (next(loads), 0.0, 0.0))
+    monkeypatch.setattr(report.time, "sleep", naps.append)
+    report.wait(0.25, 600)
+    assert len(naps) == 2
+
+
+def test_summaries_name_the_file_that_is_none(pair, tmp_path, capsys):
+    (tmp_path / "broken.json").write_text("{")
+    (tmp_path / "other.json").write_text("[]")
+    paths = [tmp_path / "none.json", tmp_path / "broken.json", tmp_path / "other.json", pair("good")]
+    assert report.main(["--summary", *map(str, paths)]) == 2
+    out, err = capsys.readouterr()
+    assert [line.split("/")[-1].split(":")[0] for line in err.splitlines()] == [
+        "none.json",
+        "broken.json",
+        "other.json",
+    ]
+    assert "Adam float32: speed" in out
 
 
 @pytest.fixture
@@ -202,6 +398,7 @@ def pair(tmp_path):
             "rule": "Adam",
             "dtype": "float32",
             "threads": 2,
+            "rounds": 11,
             "commit": name,
             "date": "2026-01-01",
         }
@@ -216,26 +413,51 @@ def pair(tmp_path):
 def test_compare_prints_what_got_slower_beyond_the_spread(pair, capsys):
     old, same = pair("old"), pair("same", run=made_up(numba=2.1e-3, limit=1e-3, fused=3e-3))
     assert compare.main([old, same]) == 0
-    assert "3 compared, 0 slower, 0 faster" in capsys.readouterr().out
-    new = pair("new", run=made_up(numba=3e-3, limit=1e-3, fused=2e-3), machine={"cpu": "y"})
+    text = capsys.readouterr().out
+    assert "3 compared, 0 slower, 0 faster" in text
+    assert "one process on a side: how processes differ is not seen" in text
+    new = pair("new", run=made_up(numba=3e-3, limit=1e-3, fused=2e-3), machine={"cpu": "y", "load_before": 2}, rounds=9)
     assert compare.main([old, new]) == 1
     text = capsys.readouterr().out
     assert "cpu: x -> y" in text
+    assert "rounds: 11 -> 9" in text
+    assert f"{new}: not a quiet machine" in text
     slower, faster = text.split("faster beyond")
     assert "fastadam numba  2.00 ms  3.00 ms  1.50" in slower
     assert "torch fused  3.00 ms  2.00 ms  1.50" in faster
     assert compare.main([new, old]) == 0  # only a peer got slower
 
 
-def test_compare_refuses_other_work(pair, tmp_path):
+def test_compare_heeds_how_processes_differ(pair, capsys):
+    """Quiet within each process, apart between them: one file a side would call it slower, three do not."""
+    slow, quick = (
+        [pair(f"{name}{k}", run=made_up(numba=s * 1e-3, limit=1e-3)) for k, s in enumerate(seconds)]
+        for name, seconds in (("slow", (2.0, 2.6, 3.2)), ("quick", (1.9, 2.5, 3.0)))
+    )
+    assert compare.main([quick[0], slow[2]]) == 1
+    assert compare.main([",".join(quick), ",".join(slow)]) == 0
+    assert (
+        "ranges over 3 and 3 processes: equal programs' would miss each other in 1 of 10 cases"
+        in capsys.readouterr().out
+    )
+    slower = [pair(f"slower{k}", run=made_up(numba=s * 1e-3, limit=1e-3)) for k, s in enumerate((3.1, 3.2, 3.3))]
+    assert compare.main([",".join(quick), ",".join(slower)]) == 1
+
+
+def test_compare_refuses_other_work(pair, tmp_path, capsys):
+    def refused(*words):
+        assert compare.main(list(words)) == 2
+        return capsys.readouterr().err
+
     old = pair("old")
-    with pytest.raises(SystemExit, match=r"dtype is float64, in .* it is float32"):
-        compare.main([old, pair("new", dtype="float64")])
-    with pytest.raises(SystemExit, match="No such file"):
-        compare.main([old, str(tmp_path / "none.json")])
+    assert "dtype is float64, in " in refused(old, pair("new", dtype="float64"))
+    assert "threads is 1, in " in refused(old, pair("new", threads=1))
+    assert "rule is Lion, in " in refused(f"{old},{pair('new', rule='Lion')}", old)
+    assert "No such file" in refused(old, str(tmp_path / "none.json"))
     (tmp_path / "other.json").write_text("[]")
-    with pytest.raises(SystemExit, match="expected a file written by bench --json"):
-        compare.main([old, str(tmp_path / "other.json")])
+    assert "expected a file written by bench --json" in refused(old, str(tmp_path / "other.json"))
+    assert "a result of first-use, expected one of core" in refused(old, pair("new", bench="first-use"))
+    assert "no contestant of any case in common" in refused(old, pair("new", cases={}))
 
 
 @pytest.mark.parametrize("script", ["report.py --help", "compare.py --help", "report.py --check"])

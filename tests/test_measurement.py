@@ -1,6 +1,8 @@
 """The measurement: its cases, oracle, limit and clock, and what samples say. No test asserts a time that was taken."""
 
 import copy
+import importlib.util
+import io
 import sys
 from itertools import count
 from types import SimpleNamespace
@@ -10,6 +12,8 @@ import pytest
 from cases import METHODS, made_up
 
 import fastadam
+from fastadam import console
+from fastadam.arrays import DTYPES
 from fastadam.benchmarks import cases, clock, limit, summary, truth
 from fastadam.benchmarks.contestants import Start
 from fastadam.benchmarks.ours import Limit, everyone, ours
@@ -40,9 +44,30 @@ def test_a_flat_size_and_its_name(n):
 def test_every_method_is_a_setting_with_its_bytes():
     settings = cases.settings()
     assert {method.__name__ for method in METHODS} <= settings.keys()
-    moved = {name: settings[name].bytes(np.dtype(np.float32)) for name in ("SGD", "Lion", "Adam", "AdamW-amsgrad")}
+    moved = {name: settings[name].bytes for name in ("SGD", "Lion", "Adam", "AdamW-amsgrad")}
     assert moved == {"SGD": 12, "Lion": 20, "Adam": 28, "AdamW-amsgrad": 36}
+    assert cases.setting("Adam", "float64").bytes == 56
     assert settings["AdamW-amsgrad"].hyperparameters["weight_decay"] == 0.01
+
+
+@pytest.mark.parametrize(
+    ("name", "moved"),  # DESIGN's table of storage formats
+    [
+        ("float32", 28),
+        ("float32:moments=bfloat16", 20),
+        ("float32:moments=8bit", 16.25),
+    ],
+)
+def test_what_a_format_moves(name, moved):
+    assert cases.Format(name).bytes(2) == moved
+
+
+def test_formats_are_those_that_the_library_steps():
+    assert list(cases.formats())[: len(DTYPES)] == [dtype.name for dtype in DTYPES]
+    for one in cases.formats().values():
+        p = np.ones(64, one.dtype)
+        fastadam.Adam(p, backend="numpy", **one.options).step(p.copy())
+        assert (p != 1).all()
 
 
 # The oracle.
@@ -185,6 +210,30 @@ def test_slow_contestants_sit_rounds_out(hand):
     assert len(samples["slow"]) == clock.FEWEST
 
 
+class Free(Paced):
+    """One whose gradients take no time to come."""
+
+    def give(self, k):
+        pass
+
+
+def test_a_race_heeds_its_seconds(hand):
+    one, other = (Free(name, 1e-3, hand, RNG(0), noise=0.0) for name in ("one", "other"))
+    assert {len(times) for times in clock.race([one, other], 100, RNG(0), seconds=1.0).values()} == {45}
+    assert {len(times) for times in clock.race([one, other], 100, RNG(0), seconds=0.0).values()} == {clock.FEWEST}
+    assert {len(times) for times in clock.race([one, other], 3, RNG(0), seconds=0.0).values()} == {3}
+
+
+def test_a_race_ends_when_calls_turn_slow(hand):
+    class Slowing(Free):
+        def step(self):
+            super().step()
+            self._seconds = 0.5  # another program has begun
+
+    one = Slowing("one", 1e-3, hand, RNG(0), noise=0.0)
+    assert len(clock.race([one], 100, RNG(0), seconds=10.0)["one"]) < 20
+
+
 class Event:
     """A CUDA event on the made-up clock."""
 
@@ -253,6 +302,48 @@ def test_a_summary_of_made_up_samples():
     assert "Thinc is not run" in text
     one = summary.case("2^20", runs[:1], cache=2**25)["contestants"]["fastadam numba"]
     assert one["times_faster_than"]["torch fused"] == pytest.approx([1.5, 2.7 / 2.2, 3.3 / 1.8])
+
+
+def test_a_table_fits_a_terminal():
+    """With a name and times as long as they come, in 80 columns: nothing is broken into two lines, nor the title."""
+    rich = pytest.importorskip("rich.console", reason="rich is not installed: pip install rich")
+    run = made_up(numba=9.87e-3, limit=1e-3, **{"bitsandbytes 8-bit": 0.123})
+    run["ulps"]["bitsandbytes 8-bit"] = 4.76e5
+    table = summary.table("resnet50", summary.case("resnet50", [run], cache=2**10))
+    out = io.StringIO()
+    rich.Console(width=80, file=out).print(table.rich())
+    title, head, _, *rows = out.getvalue().splitlines()
+    assert title == "resnet50: 25,557,032 parameters in 161 arrays, in DRAM"
+    assert [row.split("  ")[0].strip() for row in rows] == [
+        "fastadam numba",
+        "limit",
+        "bitsandbytes 8-bit",
+        "optax",
+        "",
+    ]
+    assert "× ours" in head
+
+
+def test_broken_rich_costs_the_colours_alone(monkeypatch, capsys):
+    """On a terminal with a rich that cannot be imported: plain lines, and why."""
+    console._rich.cache_clear()
+    for name in [name for name in sys.modules if name.partition(".")[0] == "rich"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setitem(sys.modules, "rich", None)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    try:
+        with console.Live() as live:
+            live.show("not seen")
+            table = console.Table("a", "b", title="what")
+            table.add("1", "2")
+            live.print(table)
+            assert list(console.track([1, 2], "counted")) == [1, 2]
+    finally:
+        console._rich.cache_clear()
+    out, err = capsys.readouterr()
+    assert out.startswith("what\na  b\n1  2\n")
+    assert err.count("plain lines: rich cannot be used (ModuleNotFoundError: ") == 1
 
 
 def test_the_crossover():
