@@ -24,6 +24,7 @@ ONE_PASS = {"plain": 28, "clip": 32, "full": 4 + 20 + 16 + 2 + 4}
 # Passes of its own each: g scaled 8, norm 4, g clipped 8, Adam 28, average 12, copy 6, zeros 4.
 PASSES = {"plain": 28, "clip": 4 + 8 + 28, "full": 8 + 4 + 8 + 28 + 12 + 6 + 4}
 TELLING = 1 << 17  # parameters
+GPU_TARGETS = {"full": 1.3}  # times as fast as PyTorch's passes
 NEEDS = 140  # bytes of memory per parameter, both contestants and the float64 passes together
 
 
@@ -238,6 +239,9 @@ def show(result):
     for kind, entry in result["kinds"].items():
         for line in lines(kind, entry):
             print(line)
+        if "gpu" in result["machine"] and kind in GPU_TARGETS and "times_as_fast" in entry:
+            verdict = "met" if entry["times_as_fast"] >= GPU_TARGETS[kind] else "missed"
+            print(f"{kind:6} asked ≥ {GPU_TARGETS[kind]:g} at 2^26 on an H100: {verdict}")
         for name, why in entry.get("wrong", {}).items():
             print(f"{kind:6} {name:9} WRONG: {why}")
 

@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # Everything that a machine with an NVIDIA GPU is needed for, inside 8 minutes and without a network:
 #     benchmarks/gpu.sh FOLDER
-# The CUDA tests, then the benchmarks: float32 and every other dtype, sizes to 2^30, workloads to GPT-2 XL. JSON, PNG
-# and text go to FOLDER; a short summary comes last. $PYTHON (python3) needs numpy, numba, cupy and pytest, and for the
-# peers torch, jax and optax. Exit status: 0 if the tests passed and everything was measured.
+# The CUDA tests, then the benchmarks: float32 over sizes to 2^30, replays of a CUDA graph, workloads to GPT-2 XL, a
+# whole training step beside PyTorch's passes, and every other format. JSON, PNG and text go to FOLDER; a short summary
+# comes last. $PYTHON (python3) needs numpy, numba, cupy and pytest, for the peers torch, jax and optax, for the PNGs
+# matplotlib. Exit status: 0 if the tests passed and everything was measured. QUICK=1 tries the script itself: it only
+# collects the tests, and measures the smallest sizes, for as long as it takes.
 set -uo pipefail
-limit=470 # seconds for everything
+limit=${QUICK:+9}470 # seconds for everything
 [ $# -eq 1 ] || { echo "usage: benchmarks/gpu.sh FOLDER"; exit 2; }
 mkdir -p "$1" || exit 2
 out=$(cd "$1" && pwd)
@@ -21,12 +23,19 @@ count=$("$python" -c "import cupy; print(cupy.cuda.runtime.getDeviceCount())" 2>
 status=$("$python" -c "import fastadam; print(fastadam.backends().get('cuda', 'this version has none'))" 2>&1 | tail -n 1)
 [ "$status" = ready ] || fail "fastadam's CUDA backend is not ready: $status"
 
+notes=()
+plots=yes
+"$python" -c "import matplotlib" 2>/dev/null || { plots=; notes+=("no PNG: matplotlib is not installed"); }
+"$python" -c "import ml_dtypes" 2>/dev/null || notes+=("ml_dtypes is not installed: no bfloat16, no whole step")
+"$python" -c "import hypothesis" 2>/dev/null || notes+=("hypothesis is not installed: the CUDA tests do without")
+
 left() { echo $((limit - SECONDS)); }
 
 failed=()
 run() { # run NAME SECONDS COMMAND...: its text to NAME.txt; at most so long, and never beyond the end
     local name=$1 most=$2
     shift 2
+    [ -z "${QUICK:-}" ] || most=900
     [ "$(left)" -lt "$most" ] && most=$(left)
     [ "$most" -gt 5 ] || { failed+=("$name: no time left"); return; }
     echo "== $name: at most $most s"
@@ -35,25 +44,36 @@ run() { # run NAME SECONDS COMMAND...: its text to NAME.txt; at most so long, an
     [ $status -eq 0 ] || failed+=("$name: exit status $status; $(tail -n 1 "$out/$name.txt")")
     tail -n 3 "$out/$name.txt"
 }
-bench() { # bench NAME SECONDS OPTIONS...: no case begins in the last quarter of its time
+bench() { # bench NAME SECONDS OPTIONS...: it plans with three quarters of its time
     local name=$1 most=$2
     shift 2
     [ "$(left)" -lt "$most" ] && most=$(left)
-    run "$name" "$most" "$python" -m fastadam bench --seconds $((most * 3 / 4 + 1)) --rounds 9 \
-        --json "$out/$name.json" --plot "$out/$name.png" "$@"
+    run "$name" "$most" "$python" -m fastadam bench --seconds $((most > 4 ? most * 3 / 4 : 1)) --rounds 9 \
+        --json "$out/$name.json" ${plots:+--plot "$out/$name.png"} "$@"
 }
 
-run tests 150 "$python" -m pytest -m gpu -q tests
-bench float32-sizes 110 --backend cuda,numba --sizes 2^10,2^13,2^16,2^18,2^20,2^22,2^24,2^26
-bench float32-large 70 --backend cuda --peers "torch fused cuda" --sizes 2^28,2^30
-bench float32-workloads 100 --backend cuda --workload mlp,resnet50,vit-b,gpt2,bert-large,gpt2-xl
-for dtype in $("$python" -c "from fastadam.arrays import DTYPES; print(*(d for d in DTYPES if d != 'float32'))"); do
-    bench "$dtype-sizes" 60 --backend cuda --dtype "$dtype" --sizes 2^14,2^20,2^24,2^28
+# Only the files whose tests need a GPU are collected: others import what such a machine may lack.
+mapfile -t files < <(grep -l "pytest.mark.gpu" tests/test_*.py)
+sizes=2^10,2^14,2^17,2^20,2^22,2^24,2^26 large=2^28,2^30 workloads=mlp,resnet50,vit-b,gpt2,bert-large,gpt2-xl
+step=2^26 narrow=2^14,2^20,2^24,2^28
+[ -z "${QUICK:-}" ] || { sizes=2^10,2^14 large=2^11 workloads=mlp step=2^10 narrow=2^10; }
+run tests 130 "$python" -m pytest -m gpu -q ${QUICK:+--collect-only} "${files[@]}"
+bench float32-sizes 110 --backend cuda,numba --sizes "$sizes"
+run chain 40 "$python" -m fastadam.benchmarks.chain --device cuda --size "$step" --json "$out/chain.json"
+bench float32-workloads 80 --backend cuda --workload "$workloads"
+bench float32-large 50 --backend cuda --sizes "$large"
+mapfile -t formats < <("$python" -c "from fastadam.benchmarks import cases; print(*cases.formats(), sep='\n')")
+for k in $(seq 1 $((${#formats[@]} - 1))); do # the first is float32; what time is left is shared out
+    format=${formats[k]}
+    bench "${format//[:=]/-}-sizes" $(($(left) / (${#formats[@]} - k))) --backend cuda --format "$format" --sizes "$narrow"
 done
 
 {
-    "$python" benchmarks/report.py --summary "$out"/*.json
-    tail -n 1 "$out/tests.txt"
+    shopt -s nullglob
+    results=("$out"/*.json)
+    [ ${#results[@]} -eq 0 ] || "$python" benchmarks/report.py --summary "${results[@]}"
+    [ ! -e "$out/tests.txt" ] || tail -n 1 "$out/tests.txt"
+    for text in "${notes[@]+"${notes[@]}"}"; do echo "$text"; done
     for text in "${failed[@]+"${failed[@]}"}"; do echo "FAILED $text"; done
     echo "$SECONDS s; everything is in $out"
 } 2>&1 | tee "$out/summary.txt"

@@ -5,6 +5,8 @@ Launches run the host's compilation of the same text, and are recorded.
 """
 
 import ctypes
+import time
+from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -40,7 +42,13 @@ class Event:
     def record(self, stream=None):
         stream = stream or state.stream
         self.past, self.stream = False, stream
-        stream.do(lambda: setattr(self, "past", True))
+        stream.do(self._come)
+
+    def _come(self):
+        self.past, self.at = True, time.perf_counter()
+
+    def synchronize(self):
+        self.stream.synchronize()
 
 
 class Graph:
@@ -212,10 +220,13 @@ class ndarray:
         state.stream.do(lambda: np.copyto(made.host, self.host))
         return made
 
-    def get(self, stream=None):
+    def get(self, stream=None, out=None):
         for stream in streams:
             stream.synchronize()
-        return self.host.copy()
+        if out is None:
+            return self.host.copy()
+        np.copyto(out, self.host)
+        return out
 
     def set(self, values, stream=None):
         assert (values.dtype, values.shape, values.flags.c_contiguous) == (self.dtype, self.shape, True)
@@ -312,14 +323,19 @@ def module(native):
     state.stream = Stream.null = Stream(ptr=0)
     Stream.ptds = Stream(ptr=2)
     made = ModuleType("cupy")
+    made.__spec__ = ModuleSpec("cupy", None)
     made.__dict__.update(
         __version__="14.2.0", ndarray=ndarray, empty=empty, zeros=zeros, asarray=asarray, from_dlpack=from_dlpack,
         RawModule=RawModule, state=state, Stream=Stream,
+        get_default_memory_pool=lambda: SimpleNamespace(free_all_blocks=lambda: None),
         cuda=SimpleNamespace(
             Device=Device, Stream=Stream, Event=Event, MemoryPointer=MemoryPointer, UnownedMemory=UnownedMemory,
             alloc_pinned_memory=alloc_pinned_memory, get_current_stream=lambda device=-1: state.stream,
+            get_elapsed_time=lambda first, last: (last.at - first.at) * 1e3,
             runtime=SimpleNamespace(
-                driverGetVersion=lambda: 13000, runtimeGetVersion=lambda: 13000, getDeviceCount=lambda: 2
+                driverGetVersion=lambda: 13000, runtimeGetVersion=lambda: 13000, getDeviceCount=lambda: 2,
+                getDeviceProperties=lambda device: {"name": b"stand-in", "totalGlobalMem": 2**31, "l2CacheSize": 2**20},
+                memGetInfo=lambda: (2**31, 2**31),
             ),
         ),
     )  # fmt: skip

@@ -59,5 +59,11 @@ const T& argument(void** arguments, int k) {
     extern "C" void name(i64 blocks, int threads, void** arguments) {                                                 \
         for (i64 k = 0; k < blocks * threads; ++k) step_rows<__VA_ARGS__>(argument<Rows>(arguments, 0), k);           \
     }
+#define WALK                                                                                                          \
+    extern "C" void walk(i64 blocks, int threads, void** arguments) {                                                 \
+        for (i64 block = 0; block < blocks; ++block)                                                                  \
+            for (int thread = 0; thread < threads; ++thread)                                                          \
+                walk_block(argument<Streams>(arguments, 0), block, thread, threads);                                  \
+    }
 #define ADVANCE \
     extern "C" void advance(i64, int, void** arguments) { *argument<i64*>(arguments, 0) += 1; }
