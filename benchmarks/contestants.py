@@ -92,6 +92,12 @@ class Contestant:
         return self.p
 
 
+def only(setting, methods, options=()):
+    """Raise unless it is one of these methods, with none but these options."""
+    if setting.method.__name__ not in methods or not set(setting.options) <= set(options):
+        raise NotImplementedError(f"has no {setting.name}")
+
+
 def named(cls, name, **more):
     """A contestant like this one, under another name."""
     return type(cls.__name__, (cls,), {"name": name, "__doc__": cls.__doc__, **more})
