@@ -36,6 +36,8 @@ def run(args):
             return status
     print()
     show(result)
+    if machine.unquiet(result["machine"]):
+        print(machine.unquiet(result["machine"]))
     if args.json:
         files.write(args.json, result)
     failed = [name for name in result["absent"] if name.startswith("fastadam")]
@@ -113,8 +115,6 @@ def show(result):
     table.show()
     for name, why in result["absent"].items():
         print(f"absent: {name}: {why['reason']}" + (f"; {why['install']}" if why["install"] else ""))
-    if machine.unquiet(result["machine"]):
-        print(machine.unquiet(result["machine"]))
 
 
 def spread(times):

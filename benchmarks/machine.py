@@ -47,8 +47,8 @@ def machine():
 def unquiet(of):
     """A sentence for a machine on which something else ran before the measurement; nothing for a quiet one.
 
-    Parallel steps wait for their slowest thread: one other process on one of two cores made them 1000 times as long at
-    2^10 (2 Zen 4 cores), so what counts is the load, not its share of the cores.
+    Parallel steps wait for their slowest thread: beside one other process a step of 33 µs took 8 ms, two ticks of the
+    scheduler (2^17, two Zen 4 cores). So what counts is the load, not its share of the cores.
     """
     load = of.get("load_before", 0.0)
     return f"not a quiet machine: load average {load:g} before the run, so the times say less" if load > QUIET else ""

@@ -1,17 +1,12 @@
 """Writes README's speed tables from results/: `python benchmarks/report.py`; with `--check`, only compares.
 
 core-speed: the newest core result, whatever machine it is from, and what DESIGN asks of it. chain: the newest of a
-whole step. `--measure` makes both anew, with the commands that README names, each once the machine is quiet.
+whole step. measure.py makes both results anew.
 """
 
 import argparse
-import os
 import re
-import shutil
-import subprocess
 import sys
-import tempfile
-import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +14,6 @@ if not __package__:  # a script of a clone, installed or not
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fastadam.benchmarks import chain, files, first_use, machine, summary
-from fastadam.benchmarks.cases import MODELS
 from fastadam.benchmarks.summary import duration, number
 
 HERE = Path(__file__).resolve().parent
@@ -187,43 +181,12 @@ def filled(text):
     return text
 
 
-def measure(quiet=machine.QUIET, patience=600):
-    """Both results anew, into results/; what was measured is what is asked for in the tables."""
-    names = dict.fromkeys(target.case for target in reversed(TARGETS))
-    flats, models = [name for name in names if name not in MODELS], [name for name in MODELS if name in names]
-    peers = dict.fromkeys([*(target.other for target in TARGETS if target.other != "limit"), "torch foreach"])
-    core = ["fastadam", "bench", "--sizes", ",".join(flats), "--workload", ",".join(models), "--processes", "3"]
-    core += ["--rounds", "25", "--peers", ",".join(peers)]
-    slug = re.sub(r"[^a-z0-9]+", "-", f"{machine.machine()['cpu']} {machine.machine()['cores']}".lower())
-    slug = f"{slug}-{machine.commit().replace(' ', '-')}"
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")]))}
-    with tempfile.TemporaryDirectory() as folder:  # a file in the clone would mark the next result's commit
-        for name, command in (("core", core), ("chain", ["fastadam.benchmarks.chain"])):
-            wait(quiet, patience)
-            print("python -m " + " ".join(command), flush=True)
-            out = Path(folder, f"{name}-{slug}.json")
-            done = subprocess.run([sys.executable, "-m", *command, "--json", str(out)], env=env)
-            if done.returncode:
-                raise files.Unusable(f"{name}: exit status {done.returncode}")
-        for out in Path(folder).iterdir():
-            shutil.copy(out, RESULTS)
-
-
-def wait(quiet, patience):
-    """Until the load average is that of a quiet machine; it falls by half in 40 seconds. At most so many seconds."""
-    end = time.monotonic() + patience
-    while (load := os.getloadavg()[0]) > quiet and time.monotonic() < end:
-        print(f"waiting for a quiet machine: load average {load:.2f}", flush=True)
-        time.sleep(20)
-
-
 SHOW = {"core": summary.show, "first-use": first_use.show, "chain": chain.show}
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing; fail if README differs from the results")
-    parser.add_argument("--measure", action="store_true", help="first measure both anew, in some ten minutes")
     parser.add_argument("--summary", nargs="+", metavar="FILE.json", help="print these results instead, in few lines")
     parser.add_argument("--plot", metavar="FILE.png", help="draw the newest core result instead (needs matplotlib)")
     args = parser.parse_args(argv)
@@ -245,8 +208,6 @@ def _run(args):
         return 0
     if args.summary:
         return _summaries(args.summary)
-    if args.measure:
-        measure()
     before = README.read_text(encoding="utf-8")
     after = filled(before)
     if args.check:

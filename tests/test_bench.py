@@ -14,7 +14,7 @@ import pytest
 from cases import made_up
 
 import fastadam
-from fastadam.benchmarks import bench, cases, compare, first_use, machine, options, report, summary, worker
+from fastadam.benchmarks import bench, cases, compare, first_use, machine, measure, options, report, summary, worker
 from fastadam.benchmarks.ours import everyone
 from fastadam.cli import main
 
@@ -341,35 +341,45 @@ def test_readme_is_what_report_writes(row, monkeypatch, tmp_path, capsys):
     assert edited.read_text() == (ROOT / "README.md").read_text()
 
 
-def test_readme_names_the_commands_that_measure_runs(monkeypatch, tmp_path):
-    commands = []
+@pytest.fixture
+def measured(monkeypatch, tmp_path):
+    """The commands that measure.py runs, which here write what is given, and end with a status."""
+    ran, status = [], []
 
     def run(command, env):
-        commands.append([word for word in command[1:-2] if word != "-m"])
+        ran.append(command[2:-2])
         Path(command[-1]).write_text("{}")
-        return SimpleNamespace(returncode=0)
+        return SimpleNamespace(returncode=status.pop() if status else 0)
 
-    monkeypatch.setattr(report.subprocess, "run", run)
+    monkeypatch.setattr(measure.subprocess, "run", run)
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
     monkeypatch.setattr(machine, "commit", lambda: "abc")
-    report.measure()
-    assert sorted(path.name.split("-")[0] for path in tmp_path.iterdir()) == ["chain", "core"]
-    assert all(path.name.endswith("-abc.json") for path in tmp_path.iterdir())
-    text = (ROOT / "README.md").read_text().replace("\\\n", " ")
-    named = [
-        shlex.split(line)[2:-2]
-        for line in text.splitlines()
-        if line.startswith("python -m fastadam") and "NAME.json" in line
-    ]
-    assert commands == named
+    return SimpleNamespace(ran=ran, status=status, results=tmp_path)
+
+
+def test_measure_runs_the_commands_that_readme_names(measured):
+    measure.measure()
+    assert sorted(path.name.split("-")[0] for path in measured.results.iterdir()) == ["chain", "core"]
+    assert all(path.name.endswith("-abc.json") for path in measured.results.iterdir())
+    lines = (ROOT / "README.md").read_text().replace("\\\n", " ").splitlines()
+    named = [shlex.split(line)[2:-2] for line in lines if line.startswith("python -m fastadam") and "NAME.json" in line]
+    assert measured.ran == named
+    assert {target.case for target in report.TARGETS} == {*named[0][3].split(","), *named[0][5].split(",")}
+
+
+def test_measure_leaves_the_results_if_a_command_fails(measured, capsys):
+    measured.status.append(2)
+    assert measure.main([]) == 1
+    assert capsys.readouterr().err == "measure: core: exit status 2\n"
+    assert not any(measured.results.iterdir())
 
 
 def test_measure_waits_for_a_quiet_machine(monkeypatch):
     loads, naps = iter([3.0, 1.0, 0.1]), []
     monkeypatch.setattr(os, "getloadavg", lambda: (next(loads), 0.0, 0.0))
-    monkeypatch.setattr(report.time, "sleep", naps.append)
-    report.wait(0.25, 600)
+    monkeypatch.setattr(measure.time, "sleep", naps.append)
+    measure.wait()
     assert len(naps) == 2
 
 
@@ -460,7 +470,7 @@ def test_compare_refuses_other_work(pair, tmp_path, capsys):
     assert "no contestant of any case in common" in refused(old, pair("new", cases={}))
 
 
-@pytest.mark.parametrize("script", ["report.py --help", "compare.py --help", "report.py --check"])
+@pytest.mark.parametrize("script", ["report.py --check", "compare.py --help", "measure.py --dry-run"])
 def test_scripts_run_from_a_clone_that_is_not_installed(script, tmp_path):
     name, *words = script.split()
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
