@@ -98,6 +98,9 @@ class Format:
 
     @property
     def dtype(self):
+        if self.name.startswith("bfloat16"):
+            import ml_dtypes  # noqa: F401  # NumPy knows the name from then on
+
         return np.dtype(self.name.partition(":")[0])
 
     @property
@@ -134,7 +137,7 @@ def formats():
     for one in map(Format, NARROW):
         try:
             fastadam.Adam(np.zeros(64, one.dtype), backend="numpy", **one.options)
-        except (TypeError, ValueError):  # no such dtype, no such argument, no such value
+        except (TypeError, ValueError, ImportError):  # no such dtype, no such argument, no such value, no ml_dtypes
             continue
         found[one.name] = one
     return found
