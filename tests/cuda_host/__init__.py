@@ -24,13 +24,14 @@ SHORT = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 WARNINGS = "-Wall -Wextra -Wno-unknown-pragmas -Werror"
 
 
+@cache
 def chored():
     """(number, variant, dtype, asked): each kernel with a set of chores; every pair of these in some set."""
     found = []
     for k, variant in enumerate(kernels_in_use()):
         asked = chores()[(k + 1) % len(chores())]
         found.append((k, variant, DTYPES[k % 2], asked))
-    return found
+    return tuple(found)
 
 
 def streams_of(variant, dtype):
@@ -49,16 +50,17 @@ def riding(asked, dtype, grouped=False):
     return Chores(asked["max_value"] is not None, asked["zero_grads"], scaled, asked["stats"] is not None, ema, copy)
 
 
-def steps(tables=("ByValue", "Uploaded", "Rows")):
+@cache
+def steps():
     """Every instantiation that the methods need, and those of `chored`."""
     found = []
     for variant, dtype in product(kernels_in_use(), DTYPES):
         name, streams = streams_of(variant, dtype)
-        found += [Step(name, table, streams) for table in tables]
+        found += [Step(name, table, streams) for table in ("ByValue", "Uploaded", "Rows")]
     for k, variant, dtype, asked in chored():
         name, streams = streams_of(variant, dtype)
         found.append(Step(name, "ByValue", streams, riding(asked, dtype, k % 3 == 0)))
-    return [*dict.fromkeys(found), *PASSES]
+    return tuple(dict.fromkeys([*found, *PASSES]))
 
 
 def library(folder):
