@@ -1,6 +1,7 @@
 """Checks of single values, with errors that name the argument, what came and what was expected."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 
@@ -48,3 +49,13 @@ def positive(name: str, value: Any) -> float | None:
     if x == 0:
         raise ValueError(f"{name} is {value!r}, expected a number above 0, or None")
     return x
+
+
+def at_count(name: str, schedule: Callable[[int], Any], t: int, **limits: float) -> float:
+    """What a schedule says at t, checked; whatever it raises says where."""
+    try:
+        value = schedule(t)
+    except Exception as error:
+        error.add_note(f"raised by {name}({t})")
+        raise
+    return number(f"{name}({t})", value, **limits)

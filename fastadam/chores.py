@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fastadam.arrays import Array, Host, describe, flat, flat_like, shaped_like
-from fastadam.checks import number, positive
+from fastadam.checks import at_count, number, positive
 from fastadam.flat import FlatBuffer
 from fastadam.kernels.chores import Flags, Numbers, in_pairs
 
@@ -79,7 +79,7 @@ class Chores:
         """The chores' end of every row at the optimizer's count t."""
         decay = self.ema_decay
         if callable(decay):
-            decay = number(f"ema_decay({t})", decay(t), low=0, most=1)
+            decay = at_count("ema_decay", decay, t, low=0, most=1)
         return Numbers(self.max_value or 0.0, 0.0 if decay is None else 1 - decay)
 
 

@@ -16,8 +16,9 @@ from fastadam.device import DEVICE, on_device, stream_of
 from fastadam.kernels.chores import Numbers
 from fastadam.kernels.cuda import Pass
 from fastadam.norm import Norm
+from fastadam.nvrtc import function
 from fastadam.plan import Plan
-from fastadam.signature import NO_WINDOW, Signature, Touched, function
+from fastadam.signature import NO_WINDOW, Signature, Touched
 from fastadam.sparse import ByRow, RowGradient, by_row
 from fastadam.upload import AnySize
 
@@ -241,7 +242,7 @@ class CudaPlan(Plan):
         with self.on_stream():
             function(self._index, None)
             for one in self.signatures:
-                one.load(0)
+                one.load(0, ahead=True)
             if self.norm is not None:
                 self.norm.load(self.signatures)
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from fastadam import kernels
 from fastadam.arrays import Array
-from fastadam.checks import number, positive
+from fastadam.checks import at_count, positive
 from fastadam.rules import Rule
 from fastadam.tree import Structure, Tree
 
@@ -97,7 +97,7 @@ class Group:
     def lr_at(self, t: int) -> float:
         """This step's learning rate at the optimizer's count t."""
         lr = self._rule.lr  # type: ignore[attr-defined]
-        return number(f"{self._where}lr({t})", lr(t), low=0) if callable(lr) else lr
+        return at_count(f"{self._where}lr", lr, t, low=0) if callable(lr) else lr
 
     def coefficients_at(self, count: int, lr: float, scale: float, *carried: float) -> tuple[float, ...]:
         """One row for the kernel, the gradient's scale multiplied in; only numbers that stay finite may reach it."""

@@ -18,7 +18,8 @@ from fastadam.arrays import Array
 from fastadam.chores import Chores, StepInfo, statistics
 from fastadam.kernels.chores import BLOCK, LANES, NOTES, in_pairs
 from fastadam.kernels.cuda import FORMATS, Pass
-from fastadam.signature import chunk_table, function
+from fastadam.nvrtc import function
+from fastadam.signature import chunk_table
 from fastadam.upload import Uploaded
 
 if TYPE_CHECKING:

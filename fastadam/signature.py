@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
-from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastadam.arrays import Array
-from fastadam.kernels.cuda import OPTIONS, THREADS, WORDS, Chores, Pass, Step, source
-from fastadam.upload import Uploaded
-
-log = logging.getLogger("fastadam")
+from fastadam.kernels.cuda import THREADS, WORDS, Chores, Step
+from fastadam.nvrtc import function
+from fastadam.upload import BY_VALUE, Uploaded
 
 CHUNK = np.dtype([("first", "i8"), ("leaf", "i4"), ("n", "i4")])
-BY_VALUE = np.dtype([("leaves", "i8"), ("words", "u8", WORDS)])
 UPLOADED = np.dtype([("leaves", "i8"), ("words", "u8")])
 WINDOW = np.dtype([("rows", "u8"), ("at", "u8"), ("width", "i8")])
 NO_WINDOW = np.zeros((), WINDOW)
@@ -24,16 +20,6 @@ ROWS = np.dtype(
     [(name, "i8") for name in ["count", "width", "threads"]]
     + [(name, "u8") for name in ["own", "values", "first", "missed", "start", "place", "last"]]
 )
-
-
-@cache
-def function(device: int, step: Step | Pass | None) -> Any:
-    """The compiled step, or `advance` for None. CuPy keeps what it compiled on disk; a module belongs to one device."""
-    import cupy
-
-    log.debug("compiling or loading %s for cuda:%d", step.name if step else "advance", device)
-    module = cupy.RawModule(code=source([step] if step else []), options=OPTIONS)
-    return module.get_function(step.name if step else "advance")
 
 
 def chunk_table(sizes: Sequence[int], heads: Sequence[int], most: int) -> Array:
@@ -138,13 +124,18 @@ class Signature:
             rounded = rows.astype(self.real)
         return np.concatenate([rounded, rows[..., :1].copy().view(self.real)], axis=-1)
 
-    def load(self, rows: int) -> tuple[Any, Array, int]:
-        """The function for a table with so many rows, compiled or loaded; that table, with memory for it; its words."""
+    def load(self, rows: int, ahead: bool = False) -> tuple[Any, Array, int]:
+        """The function for a table with so many rows, compiled or loaded; that table, with memory for it; its words.
+
+        ahead: whether all that a graph will need is to be loaded, too.
+        """
         words = self._words(rows)
         table = self._here if words <= WORDS else self._there
         if table is self._there and self._upload is None:
             self._upload = Uploaded(8 * self._most)
             table["words"] = self._upload.address
+        if ahead and table is self._there:
+            self._upload.load()
         return self._function(int(table is self._there)), table, words
 
     def _function(self, which: int) -> Any:

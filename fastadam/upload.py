@@ -5,23 +5,26 @@ from typing import Any
 import numpy as np
 
 from fastadam.arrays import Array
+from fastadam.kernels.cuda import THREADS, WORDS, Pass
+from fastadam.nvrtc import function
+
+BY_VALUE = np.dtype([("leaves", "i8"), ("words", "u8", WORDS)])
 
 
 class Uploaded:
     """Memory on the current device, and a way to fill it on the current stream without waiting for the device.
 
     The device copies from page-locked buffers some time later. Each is guarded by an event, and used again once that
-    has come; if none is free there is one more, so there are as many as the host is steps ahead.
+    has come; if none is free there is one more, so there are as many as the host is steps ahead. Into a graph that is
+    captured, where no memory may be allocated and no event asked, the bytes go by value.
     """
 
     def __init__(self, nbytes: int) -> None:
         import cupy
 
-        self._cupy, self._nbytes = cupy, nbytes
-        self.memory = cupy.empty(nbytes, np.uint8)
+        self._cupy, self._nbytes = cupy, -(-nbytes // 8) * 8
+        self.memory = cupy.empty(self._nbytes, np.uint8)
         self._buffers: list[tuple[Array, Any]] = []  # page-locked memory, the event after its last copy
-        self._spare = [self._buffer()]  # during a capture memory must not be allocated, nor events asked
-        self._captured: list[Any] = []  # a CUDA graph copies from these whenever it is replayed
 
     @property
     def address(self) -> int:
@@ -33,20 +36,29 @@ class Uploaded:
 
     def __call__(self, values: Array) -> None:
         """Let the first bytes on the device be those of `values`, after what the current stream has to do before."""
-        stream = self._cupy.cuda.get_current_stream()
-        if capturing := stream.is_capturing():
-            buffer = self._spare.pop() if self._spare else self._buffer()
-            self._captured.append(buffer)
-        else:
-            self._spare = self._spare or [self._buffer()]
-            k = next((k for k, (_, event) in enumerate(self._buffers) if event.done), None)
-            buffer = self._buffer() if k is None else self._buffers.pop(k)
-        source = buffer[0][: values.nbytes]
-        source[:] = values.reshape(-1).view(np.uint8)
-        self.memory[: values.nbytes].set(source, stream=stream)
-        if not capturing:
-            buffer[1].record(stream)
-            self._buffers.append(buffer)
+        stream, given = self._cupy.cuda.get_current_stream(), values.reshape(-1).view(np.uint8)
+        if stream.is_capturing():
+            self._carry(given)
+            return
+        k = next((k for k, (_, event) in enumerate(self._buffers) if event.done), None)
+        buffer, event = self._buffer() if k is None else self._buffers.pop(k)
+        source = buffer[: given.size]
+        source[:] = given
+        self.memory[: given.size].set(source, stream=stream)
+        event.record(stream)
+        self._buffers.append((buffer, event))
+
+    def load(self) -> None:
+        """Compile or load what carries bytes into a graph: impossible while it is captured."""
+        function(self.memory.device.id, Pass("CARRY"))
+
+    def _carry(self, given: Array) -> None:
+        carry, words = function(self.memory.device.id, Pass("CARRY")), np.zeros(-(-given.size // 8), np.uint64)
+        words.view(np.uint8)[: given.size] = given
+        for k in range(0, words.size, WORDS):
+            piece, own = np.zeros((), BY_VALUE), words[k : k + WORDS]
+            piece["leaves"], piece["words"][: own.size] = own.size, own
+            carry((-(-own.size // THREADS),), (THREADS,), (self.memory[8 * k :], piece))
 
 
 class AnySize:

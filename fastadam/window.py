@@ -30,6 +30,8 @@ class Window:
 
     of: by compute dtype, what a launch takes: the rows' address, the counter's, and the numbers of one step.
     at: three int64 on the device: how many of the steps have been taken, how many there are, how many were skipped.
+
+    The window ends early where a schedule raises; the step at which it does raises that error.
     """
 
     def __init__(self, opt: Optimizer, plan: CudaPlan) -> None:
@@ -38,12 +40,17 @@ class Window:
         self._rows: dict[Any, Uploaded] = {}
         self._steps = self._launched = 0  # of those ready, how many the host has launched itself
         self._room = 0  # the steps that there is memory for
+        self._wanted = STEPS  # what the window is to hold
+        self._error: Exception | None = None  # what a schedule raised beyond its end
         self._captured = False  # whether a graph may replay steps that the host does not see
         with plan.on_stream():
             self._place = Uploaded(24)
         self.at = self._place.memory.view(np.int64)
         plan.load()
-        self._start(STEPS)
+        if plan.norm is not None:  # not first while a graph is captured, which would send it again and again
+            with plan.on_stream():
+                plan.norm.send(1.0, 1.0)
+        self._start()
         plan.window = self
 
     def taken(self) -> int:
@@ -62,8 +69,11 @@ class Window:
             raise ValueError(
                 f"grads{missing[0]} is None, expected a gradient for every leaf where the device counts the steps"
             )
-        if scale != 1.0 and (norm is None or not norm.scaled or self._capturing()):
-            raise ValueError(f"grad_scale is {scale!r}, expected 1 with capturable=True: it would be frozen in a graph")
+        if scale != 1.0 and opt._capturable:
+            raise ValueError(
+                f"grad_scale is {scale!r}, or the mean of accumulated gradients asks for it: expected 1 with "
+                "capturable=True, where it would be frozen in a graph"
+            )
         if self._capturing():
             self._captured = True
         elif self._launched < self._steps:
@@ -72,7 +82,9 @@ class Window:
             raise RuntimeError(f"the {self._steps} steps that were prepared may be used up: call prepare() first")
         else:  # no step was taken that the host did not see: it knows the device's count
             self._advance(self._collect()[0] if norm is not None and norm.skipping else self._steps)
-            self._start(self._steps)
+            self._start()
+            if self._steps == 0:
+                raise self._error  # type: ignore[misc]
             self._launched = 1
         if norm is not None:
             return norm.launch(self._plan, opt, scale, after)
@@ -92,36 +104,41 @@ class Window:
 
         Raises RuntimeError if steps were asked of the device beyond the window's end; they were not taken.
         """
-        asked = self._steps if steps is None else integer("steps", steps, low=1)
+        asked = self._wanted if steps is None else integer("steps", steps, low=1)
         if self._captured and asked > self._room:
             raise ValueError(f"steps is {asked}, expected at most {self._room}, whose place captured graphs know")
         if self._capturing():
             raise RuntimeError("the window cannot be refilled while a graph is captured")
-        prepared = self._steps
+        prepared, self._wanted = self._steps, asked
         taken, beyond = self._collect()
         self._advance(taken)
-        self._start(asked)
+        self._start()
         if beyond:
             raise RuntimeError(
                 f"{beyond} steps were replayed beyond the {prepared} that were prepared, and were not taken: "
                 "call prepare() in time"
             )
+        if steps is not None and self._error is not None:
+            raise self._error
 
     def rewrite(self) -> None:
         """Take changed hyperparameters over from the next step on; waits only if the rule carries numbers."""
         if self._capturing():
             raise RuntimeError("hyperparameters cannot be changed while a graph is captured")
-        if self._opt.rule.carried:  # what steps already taken carry must not be worked out anew
+        if (error := self._work_out(1)[-1]) is not None:
+            raise error
+        table: Any = () if self._opt.rule.carried else self._work_out(self._steps)[0]
+        if self._error or len(table) < self._steps:  # or carried: what steps taken carry must not be worked out anew
             self.refill()
         else:
-            self._fill(self._steps)
+            self._send(table)
         if self._plan.norm is not None:
             with self._plan.on_stream():
                 self._plan.norm.send(1.0, 1.0)
 
     def restart(self) -> None:
         """Begin at the host's counts, which were set anew."""
-        self._start(self._steps)
+        self._start()
 
     def _capturing(self) -> bool:
         with self._plan.on_stream():
@@ -133,36 +150,48 @@ class Window:
         if taken and self._opt.rule.carried:
             self._opt._carried[:] = self._carried[taken - 1]
 
-    def _start(self, steps: int) -> None:
-        self._fill(steps)
+    def _start(self) -> None:
+        """Let the window begin after the host's counts."""
+        table, self._carried, self._error = self._work_out(self._wanted)
+        self._send(table)
+        self._steps, self._launched = len(table), 0
         with self._plan.on_stream():
-            self._place(np.array([0, steps, 0]))
-        self._steps, self._launched = steps, 0
+            self._place(np.array([0, self._steps, 0]))
 
-    def _fill(self, steps: int) -> None:
-        """Work out the rows of the steps after the host's counts, and send them. Raises before anything has changed."""
+    def _work_out(self, steps: int) -> tuple[Array, list[Array], Exception | None]:
+        """The rows of the steps after the host's counts, what the rule carries after each, what ended them early."""
         opt = self._opt
         if not opt._even:
             raise ValueError("leaves of one group have different counts, expected one count with capturable=True")
-        before, width = (opt._counts.copy(), opt._carried.copy()), len(opt._kernel.Coefficients._fields)  # type: ignore[attr-defined]
-        table, carried = np.empty((steps, len(opt.groups), len(self._plan.columns))), []
+        before, groups = (opt._counts.copy(), opt._carried.copy()), len(opt.groups)
+        first = len(opt._kernel.Coefficients._fields)  # type: ignore[attr-defined]
+        table, carried = np.empty((steps, groups, opt._rows.shape[1])), []
+        error: Exception | None = None
+        rows, counts = opt._rows[:groups], opt._counts
+        start = counts.item(-1)
         try:
             for k in range(steps):
-                opt._one_row_per_group(opt._counts.item(-1) + 1, 1.0)
-                table[k] = opt._rows[: len(opt.groups), self._plan.columns]
-                opt._counts += 1
+                opt._one_row_per_group(start + k + 1, 1.0)
+                table[k] = rows
+                counts += 1
                 if opt.rule.carried:
-                    opt._carried[:] = opt._rows[opt._row, width : width + opt._carried.shape[1]]
+                    opt._carried[:] = opt._rows[opt._row, first : first + opt._carried.shape[1]]
                     carried.append(opt._carried.copy())
+        except Exception as raised:
+            error, table = raised, table[:k]
         finally:
             opt._counts[:], opt._carried[:] = before
-        self._carried = carried
+        return table[:, :, self._plan.columns], carried, error
+
+    def _send(self, table: Array) -> None:
+        """Let the device have these rows of steps."""
+        room = max(self._room, self._wanted)
         with self._plan.on_stream():
             for real in self._plan.reals:
                 packed = self._plan.packed(table, real)
-                if steps > self._room:
-                    self._rows[real] = Uploaded(packed.nbytes)
-                    where = self._rows[real].address, self._place.address, packed[0].size
+                if room > self._room:
+                    self._rows[real] = Uploaded(room * packed[:1].nbytes or 8)
+                    where = self._rows[real].address, self._place.address, packed.shape[1] * packed.shape[2]
                     self.of[real] = np.array(where, WINDOW)
                 self._rows[real](packed)
-        self._room = max(self._room, steps)
+        self._room = room

@@ -139,10 +139,10 @@ def cupy(cuda_library, monkeypatch):
     """The stand-in for CuPy, in the place of CuPy."""
     from cuda_host import fake_cupy
 
-    from fastadam import signature
+    from fastadam import nvrtc
 
     module = fake_cupy.module(cuda_library)
     monkeypatch.setitem(sys.modules, "cupy", module)
-    signature.function.cache_clear()
+    nvrtc.function.cache_clear()
     yield module
-    signature.function.cache_clear()
+    nvrtc.function.cache_clear()

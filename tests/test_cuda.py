@@ -590,18 +590,81 @@ def test_nothing_is_changed_while_a_graph_is_captured(cupy):
     assert opt.groups[0].lr == 1e-3
 
 
-def test_a_captured_upload_keeps_its_buffer(cupy):
+def test_captured_tables_that_do_not_fit_into_a_launch_stay_with_their_graphs(cupy):
+    """Two graphs, one of two steps, each with gradients of its own; between replays eager steps upload others."""
     rng = np.random.default_rng(22)
     sizes = [3] * 700
     pair = Pair(cupy, fa.AdamW, some(rng, sizes), capturable=True)
-    grads = some(rng, sizes)
-    on = [moved(cupy, g) for g in grads]
-    graph = captured(cupy, pair.opt, on)
-    for _ in range(3):
-        graph.launch()
-        pair.step(grads)
-        pair.reference.step(grads)
+    grads = [some(rng, sizes) for _ in range(4)]
+    on = [[moved(cupy, g) for g in each] for each in grads]
+    stream, graphs = cupy.Stream(), []
+    with stream:
+        for each in (on[:2], on[2:3]):
+            stream.begin_capture()
+            for g in each:
+                pair.opt.step(g)
+            graphs.append(stream.end_capture())
+    for order in ((0, 1), (1, 0), (0, 0)):
+        for k in order:
+            graphs[k].launch()
+            for g in (grads[:2], grads[2:3])[k]:
+                pair.reference.step(g)
+        pair.step(grads[3])
     assert pair.differing() == []
+
+
+@pytest.mark.parametrize("last", [0, 3, 1500])
+def test_a_schedule_that_ends_is_named_where_it_does_and_not_before(last, cupy):
+    """As on the CPU: steps go on while it has values, and state can be read; graphs that go on are an error."""
+
+    def schedule(t):
+        if t > last:
+            raise IndexError("no such entry")
+        return 0.1 / t
+
+    for method in (fa.AdamW, fa.NAdam):
+        pair = Pair(cupy, method, [np.ones(4, np.float32)], lr=schedule, capturable=True)
+        for _ in range(last):
+            pair.step([np.ones(4, np.float32)])
+        assert pair.differing() == []
+        for _ in range(2):
+            with pytest.raises(IndexError, match=rf"raised by groups\[0\].lr\({last + 1}\)"):
+                pair.step([np.ones(4, np.float32)])
+        assert pair.opt.t == last
+    if last:
+        opt = fa.AdamW(cupy.asarray(np.ones(4, np.float32)), lr=schedule, capturable=True)
+        graph = captured(cupy, opt, cupy.asarray(np.ones(4, np.float32)))
+        for _ in range(last + 2 if last < window.STEPS else 0):
+            graph.launch()
+        if last < window.STEPS:
+            with pytest.raises(RuntimeError, match=f"2 steps were replayed beyond the {last} that were prepared"):
+                opt.prepare()
+            with pytest.raises(IndexError, match="raised by"):
+                opt.prepare(1)
+            opt.groups[0].lr = 0.1
+            graph.launch()
+            assert opt.t == last + 1
+
+
+def test_an_eager_scale_does_not_stay_for_replays(cupy):
+    opt = fa.SGD(cupy.asarray(np.ones(4, np.float32)), max_norm=1.0, capturable=True)
+    with pytest.raises(ValueError, match=r"grad_scale is 0\.5"):
+        opt.step(cupy.asarray(np.ones(4, np.float32)), grad_scale=0.5)
+
+
+def test_limits_that_change_reach_a_graph_captured_before(cupy):
+    p, g = (cupy.asarray(np.ones(4, np.float32)) for _ in range(2))
+    opt = fa.SGD({"w": p}, lr=1.0, max_norm=1.0, capturable=True)
+    grouped = fa.SGD([{"params": p, "max_norm": 1.0}], lr=1.0, capturable=True)
+    for one, grads in ((opt, {"w": g}), (grouped, [g])):
+        p.set(np.ones(4, np.float32))
+        graph = captured(cupy, one, grads)
+        graph.launch()
+        assert (p.get() == 0.5).all()
+        if one is grouped:
+            one.groups[0].max_norm = 0.5
+            graph.launch()
+            assert (p.get() == 0.25).all()
 
 
 # Sparse rows.

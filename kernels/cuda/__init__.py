@@ -94,7 +94,7 @@ class Step(NamedTuple):
 
 
 class Pass(NamedTuple):
-    """A kernel of norm.cu: ADD_UP, JUDGE, TOTALS, ADVANCE_UNLESS, or MEASURE with its table and dtype."""
+    """CARRY, or a kernel of norm.cu: ADD_UP, JUDGE, TOTALS, ADVANCE_UNLESS, or MEASURE with its table and dtype."""
 
     macro: str
     arguments: tuple[str, ...] = ()
@@ -110,7 +110,7 @@ class Pass(NamedTuple):
 
 PASSES = [
     *(Pass("MEASURE", (table, real)) for table in ("ByValue", "Uploaded") for real in ("f32", "f64")),
-    *(Pass(macro) for macro in ("ADD_UP", "JUDGE", "TOTALS", "ADVANCE_UNLESS")),
+    *(Pass(macro) for macro in ("CARRY", "ADD_UP", "JUDGE", "TOTALS", "ADVANCE_UNLESS")),
 ]
 
 
@@ -121,7 +121,7 @@ def source(steps: Sequence[Step | Pass]) -> str:
     files = [
         here / "ieee.cuh", here / "formats.cuh", here / "chores.cuh", here / "norm.cuh",
         *((here if name == "accumulate" else here.parent / name) / f"{name}.cuh" for name in kernels),
-        here / "traversal.cu", here / "norm.cu",
+        here / "traversal.cu", here / "carry.cu", here / "norm.cu",
     ]  # fmt: skip
     head = f"constexpr int WORDS = {WORDS}, BLOCK = {BLOCK}, LANES = {LANES};\n"
     return head + "".join(file.read_text() for file in files) + "ADVANCE\n" + "".join(step.text for step in steps)

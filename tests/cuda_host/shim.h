@@ -45,6 +45,10 @@ const T& argument(void** arguments, int k) {
             add_up(argument<const Piece*>(arguments, 0), argument<Note*>(arguments, 1), argument<i64>(arguments, 2),  \
                    block, threads);                                                                                   \
     }
+#define CARRY(name)                                                                                                   \
+    extern "C" void name(i64 blocks, int threads, void** arguments) {                                                 \
+        for (i64 k = 0; k < blocks * threads; ++k) carry(argument<u64*>(arguments, 0), argument<ByValue>(arguments, 1), k); \
+    }
 #define JUDGE(name) \
     extern "C" void name(i64, int threads, void** arguments) { judge(argument<Case>(arguments, 0), threads); }
 #define TOTALS(name)                                                                                                  \
