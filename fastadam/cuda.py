@@ -138,10 +138,10 @@ class CudaPlan(Plan):
         if now != then:
             raise ValueError(f"{name} is {describe(p)} and was {describe(anchor)}: expected the memory of construction")
 
-    def _as_array(self, both: str, g: Any) -> Array:
+    def _as_array(self, name: str, both: str, g: Any) -> Array:
         if not on_device(g):
             raise TypeError(f"{both}, expected an array on a CUDA device or None: cupy.asarray(...) makes one")
-        here: Any = DEVICE.read(g)
+        here: Any = DEVICE.read(g, name)
         if here.device.id != self._index:
             raise ValueError(f"{both}, expected one device")
         return here  # type: ignore[no-any-return]

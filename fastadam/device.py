@@ -23,8 +23,13 @@ def on_device(x: Any) -> bool:
         return False
     if hasattr(x, "is_cuda"):  # torch's tensors have __cuda_array_interface__ wherever they lie
         return bool(x.is_cuda)
-    if hasattr(type(x), "__cuda_array_interface__"):
+    if type(x).__module__ == "cupy":
         return True
+    try:  # a property of all of JAX's arrays, which raises for those on the host
+        if x.__cuda_array_interface__ is not None:
+            return True
+    except Exception:
+        pass
     return hasattr(x, "__dlpack_device__") and x.__dlpack_device__()[0] in (2, 13)  # kDLCUDA, kDLCUDAManaged
 
 
@@ -55,8 +60,12 @@ def _view(name: str, x: Any, written: bool) -> Any:
     if interface.get("mask") is not None:
         raise TypeError(f"{name} has a mask, expected a plain array")
     dtype = np.dtype(interface["typestr"])
-    if not address or 0 in shape:
+    if 0 in shape:
         return cupy.empty(shape, dtype)
+    if not address or address % dtype.itemsize:
+        raise ValueError(
+            f"{name} is {describe(x)} at address {address or 0:#x}, expected a multiple of {dtype.itemsize} above 0"
+        )
     strides = interface.get("strides") or tuple(dtype.itemsize * prod(shape[k + 1 :]) for k in range(len(shape)))
     ends = [(n - 1) * stride for n, stride in zip(shape, strides, strict=True)]
     low, high = sum(e for e in ends if e < 0), sum(e for e in ends if e > 0) + dtype.itemsize
@@ -122,8 +131,8 @@ class Device(Host):
         return on_device(x)
 
     @staticmethod
-    def read(x: Any) -> Array:
-        view: Array = _view("the array", x, written=False)
+    def read(x: Any, name: str = "the array") -> Array:
+        view: Array = _view(name, x, written=False)
         return view
 
     @staticmethod

@@ -29,7 +29,10 @@ class FlatBuffer:
         """Copies the values of `tree`. Raises TypeError unless every leaf is float32, or every leaf is float64."""
         structure = Structure(tree)
         home = home_of(structure.leaves)
-        leaves = [home.read(leaf) if home.is_array(leaf) else leaf for leaf in structure.leaves]
+        leaves = [
+            home.read(leaf, f"tree{name}") if home.is_array(leaf) else leaf
+            for name, leaf in zip(structure.names, structure.leaves, strict=True)
+        ]
         kind = "a numpy.ndarray" if home is HOST else "an array on a CUDA device"
         for name, leaf in zip(structure.names, leaves, strict=True):
             if not home.is_array(leaf) or leaf.dtype not in DTYPES:
@@ -55,7 +58,10 @@ class FlatBuffer:
             self.views = rebuild(tree, view)
 
     def to(self, where: str) -> "FlatBuffer":
-        """A copy on "cuda" (the current device) or on the "cpu"; itself where it lies there."""
+        """A copy on "cuda" (the current device) or on the "cpu"; itself where it lies there.
+
+        Raises RuntimeError where CUDA cannot run: fastadam.backends() says why.
+        """
         return move(self, where)  # type: ignore[no-any-return]
 
     def zeros_like(self) -> "FlatBuffer":
@@ -84,6 +90,10 @@ def move(leaf: Any, where: str) -> Any:
     """An array or FlatBuffer, copied to "cuda" or to the "cpu"; itself where it lies there."""
     if where not in ("cuda", "cpu"):
         raise ValueError(f"where is {where!r}, expected 'cuda' or 'cpu'")
+    if where == "cuda":
+        from fastadam.backend import ready  # which knows the optimizers' plans, and so this module
+
+        ready("cuda", "where")
     if (home_of([leaf]) is DEVICE) == (where == "cuda"):
         return leaf
     if isinstance(leaf, FlatBuffer):

@@ -233,19 +233,27 @@ class Optimizer:
     def to(self, where: str) -> "Optimizer":
         """An optimizer of copies on "cuda" (the current device) or on the "cpu", state included; itself if it is there.
 
-        `params` of the result are the copies. Tensors of other libraries become CuPy's or NumPy's arrays.
+        `params` of the result are the copies, and so are its `copy_to` and what has been accumulated. Tensors of other libraries become CuPy's or NumPy's arrays.
+        Raises RuntimeError where CUDA cannot run: fastadam.backends() says why.
         """
         moved = rebuild(self._tree, lambda leaf: move(leaf, where))
         if all(a is b for a, b in zip(Structure(moved).leaves, Structure(self._tree).leaves, strict=True)):
             return self
         other = type(self).__new__(type(self))
-        other.__setstate__({**self.__getstate__(), "params": moved, "backend": "cuda" if where == "cuda" else "auto"})
+        kept = {**self.__getstate__(), "params": moved, "backend": "cuda" if where == "cuda" else "auto"}
+        kept |= {key: rebuild(kept[key], lambda leaf: move(leaf, where)) for key in ("copy_to", "totals")}
+        other.__setstate__(kept)
         return other
 
     @property
     def params(self) -> Tree:
         """The parameters that steps change: a tree like the one given, or the list of param groups' trees."""
         return self._tree
+
+    @property
+    def copy_to(self) -> Tree:
+        """The copies in 16 bits that steps write: the tree given, or after `to` one like it; None without copy_to."""
+        return self._copy_to
 
     def _check_idle(self) -> None:
         if self._averaging:

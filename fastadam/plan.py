@@ -144,7 +144,7 @@ class Plan:
                 if own != other:
                     raise ValueError(f"{g_name} holds {other} where {p_name} holds {own}")
             g = g.array
-        g = self._as_array(both, g)
+        g = self._as_array(g_name, both, g)
         if g.dtype != p.dtype:
             raise TypeError(both)
         if g.shape != p.shape:
@@ -153,7 +153,7 @@ class Plan:
             raise ValueError(f"{g_name} and {touched} share memory, expected separate arrays")
         return g  # type: ignore[no-any-return]
 
-    def _as_array(self, both: str, g: Any) -> Array:
+    def _as_array(self, name: str, both: str, g: Any) -> Array:
         """g where it lies; `both` begins the error if that is nowhere that this plan reaches."""
         if not isinstance(g, np.ndarray) or isinstance(g, np.ma.MaskedArray):
             raise TypeError(f"{both}, expected a numpy.ndarray or None")

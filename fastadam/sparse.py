@@ -69,7 +69,7 @@ def check_values(p_name: str, g_name: str, owner: Any, indices: Array, values: A
         f"{g_name}'s values are {describe(values)}, expected {owner.dtype}{expected}{where}: "
         f"{p_name} is {describe(owner)}"
     )
-    if not home.is_array(values) or (here := home.read(values)).dtype != owner.dtype:
+    if not home.is_array(values) or (here := home.read(values, f"{g_name}'s values")).dtype != owner.dtype:
         raise TypeError(both)
     if here.shape != expected:
         raise ValueError(both)

@@ -15,7 +15,7 @@ from cases import METHODS, hostile, kernels_in_use, label, same_bits, state_arra
 from test_bits import LAYOUTS, gradients_like, tree_of_offsets
 
 import fastadam as fa
-from fastadam import cover, functional, kernels, signature, verify, window
+from fastadam import cover, device, functional, kernels, signature, verify, window
 from fastadam.kernels.cuda import THREADS, WORDS
 
 pytestmark = pytest.mark.skipif(cuda_host.COMPILER is None, reason="no g++: the .cu text cannot run on the host")
@@ -401,6 +401,22 @@ def device_refusals(cupy):
         "integers": (lambda: fa.Adam(cupy.asarray(np.ones(3, np.int32))), TypeError, "expected float32 or float64"),
         "gaps": (lambda: fa.Adam(f4(4, 4)[:, ::2]), ValueError, "expected dense memory"),
         "read-only": (lambda: fa.Adam(Interface(p, data=(p.data.ptr, True))), ValueError, "params is read-only"),
+        "an odd address": (
+            lambda: fa.Adam({"w": Interface(p, data=(p.data.ptr + 2, False))}), ValueError,
+            r"params\['w'\] is Interface at address 0x\w+, expected a multiple of 4 above 0",
+        ),
+        "no address": (lambda: fa.Adam(Interface(p, data=(0, False))), ValueError, "params is Interface at address 0"),
+        "an odd gradient": (
+            lambda: fa.Adam([p]).step([Interface(f4(4), data=(p.data.ptr + 1, True))]), ValueError,
+            r"grads\[0\] is Interface at address",
+        ),
+        "odd rows": (
+            lambda: fa.Adam([p]).step_rows([(np.arange(4), Interface(f4(4), data=(0, True)))]), ValueError,
+            r"rows\[0\]'s values is Interface at address 0x0",
+        ),
+        "an odd leaf": (
+            lambda: fa.FlatBuffer([f4(4), Interface(f4(4), data=(0, True))]), ValueError, r"tree\[1\] is Interface at"
+        ),
         "a mask": (lambda: fa.Adam(Interface(p, mask=p)), TypeError, "has a mask"),
         "twice the same": (lambda: fa.Adam([p, p]), ValueError, r"params\[0\] and params\[1\] share memory"),
         "overlap": (lambda: fa.Adam([p[:3], p[2:]]), ValueError, "share memory"),
@@ -482,6 +498,22 @@ def test_jax_arrays_are_read_and_never_written(cupy):
     p = cupy.asarray(np.zeros(4, np.float32))
     fa.SGD(p, lr=1.0).step(Frozen(x))
     assert (p.get() == -1).all()
+
+
+def test_jax_arrays_on_the_host_are_not_on_a_device():
+    class ArrayImpl:
+        """Has the property whatever it is on, as JAX's arrays do."""
+
+        @property
+        def __cuda_array_interface__(self):
+            raise ValueError("only defined for NVidia GPU buffers")
+
+        def __dlpack_device__(self):
+            return 1, 0
+
+    assert not device.on_device(ArrayImpl())
+    with pytest.raises(TypeError, match=r"params is ArrayImpl, expected a numpy\.ndarray"):
+        fa.Adam(ArrayImpl())
 
 
 # Graphs.
@@ -1000,6 +1032,12 @@ def test_backends_say_why_cuda_is_not_ready(changed, version, expected, cupy, mo
 def test_without_cupy_the_error_names_the_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
     assert "pip install cupy-cuda13x" in fa.backends()["cuda"]
-    with pytest.raises(RuntimeError, match="pip install cupy-cuda13x"):
+    with pytest.raises(
+        RuntimeError, match=r"backend is 'cuda'.*pip install cupy-cuda13x.*then cupy\.asarray\(\.\.\.\)"
+    ):
         fa.Adam(np.ones(3), backend="cuda")
+    for move in (fa.FlatBuffer([np.ones(3)]).to, fa.Adam(np.ones(3)).to):
+        with pytest.raises(RuntimeError, match=r"where is 'cuda', which cannot run here.*pip install cupy-cuda13x"):
+            move("cuda")
+        move("cpu")
     fa.Adam(np.ones(3), backend="numba")  # and nothing else minds

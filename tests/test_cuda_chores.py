@@ -3,6 +3,7 @@
 import pickle
 
 import cuda_host
+import ml_dtypes
 import numpy as np
 import pytest
 from cases import same_bits
@@ -50,6 +51,34 @@ def test_chores_have_numpys_bits(number, cupy):
     assert differing(here, there, a, b) == []
     for x, y in zip(copies_of(a), copies_of(b), strict=True):
         assert same_bits(x, y.get())
+
+
+@pytest.mark.parametrize("short", [np.float16, ml_dtypes.bfloat16])
+def test_copies_and_what_is_accumulated_move_along(short, cupy):
+    rng = np.random.default_rng(14)
+    here = [rng.standard_normal((5, 3)).astype(np.float32).T, rng.standard_normal(9)]
+    there = on_device(cupy, here)
+    asked = {"ema_decay": 0.9, "max_norm": 1.0, "skip_nonfinite": True, "stats": "tensor"}
+    copies = [np.zeros(p.shape[::-1], short).T for p in here]
+    a = fa.NAdam(here, copy_to=copies, backend="numpy", **asked)
+    b = fa.NAdam(there, copy_to=on_device(cupy, copies), **asked)
+    assert b.copy_to is b._copy_to
+    for k, where in enumerate(("cpu", "cuda", "cpu", "cuda")):
+        for last in (False, True):
+            g = [rng.standard_normal(p.shape).astype(p.dtype) for p in here]
+            g[0][0, 0] = np.inf if k == 2 else 1
+            for opt, x in ((a, g), (b, on_device(cupy, g) if b.backend == "cuda" else g)):
+                opt.accumulate(x)
+            if not last:
+                before, b = b, b.to(where)
+                assert b.params[0] is not before.params[0]
+                assert b.copy_to[0] is not before.copy_to[0]
+                assert b.to(where) is b
+        assert repr(a.step()) == repr(b.step())
+    assert (a.t, a.skipped) == (b.t, b.skipped) == (3, 1)
+    assert differing(here, b.params, b, a) == []
+    for x, y in zip(copies, b.copy_to, strict=True):
+        assert same_bits(x.view(np.int16), y.get().view(np.int16))
 
 
 def copies_of(opt):
