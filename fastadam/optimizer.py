@@ -233,7 +233,8 @@ class Optimizer:
     def to(self, where: str) -> "Optimizer":
         """An optimizer of copies on "cuda" (the current device) or on the "cpu", state included; itself if it is there.
 
-        `params` of the result are the copies, and so are its `copy_to` and what has been accumulated. Tensors of other libraries become CuPy's or NumPy's arrays.
+        `params` of the result are the copies, and so are its `copy_to` and what has been accumulated. Tensors of other
+        libraries become CuPy's or NumPy's arrays.
         Raises RuntimeError where CUDA cannot run: fastadam.backends() says why.
         """
         moved = rebuild(self._tree, lambda leaf: move(leaf, where))
@@ -241,7 +242,7 @@ class Optimizer:
             return self
         other = type(self).__new__(type(self))
         kept = {**self.__getstate__(), "params": moved, "backend": "cuda" if where == "cuda" else "auto"}
-        kept |= {key: rebuild(kept[key], lambda leaf: move(leaf, where)) for key in ("copy_to", "totals")}
+        kept |= {key: rebuild(kept[key], lambda leaf: move(leaf, where)) for key in ("copy_to", "totals") if kept[key]}
         other.__setstate__(kept)
         return other
 
@@ -289,7 +290,9 @@ class Optimizer:
             "exact": other rows fall behind, and take the steps they missed, with zeros as the gradient, when they are
             next touched: to the bit what `step` gives with zeros there, but for the last bits of max_norm's factor,
             whose norm is summed over the rows alone. Read other rows after `catch_up`, not before.
-        The norm and the statistics are those of the rows given.
+        Chores: the norm, the test for non-finite values and the statistics are those of the gradients given; averages
+            and copies of other rows stay as they are, with "exact" until these are touched; zero_grads clears the
+            values. On a device max_norm, skip_nonfinite and stats, which need all rows summed up first, are refused.
         On a device the values stay there. Indices may lie on the host; from a device they are fetched, which waits for
         it once per leaf. Not with capturable=True.
         Raises IndexError that names the first bad index, TypeError, ValueError before anything has changed.

@@ -165,11 +165,8 @@ class Plan:
 
     def check_clearable(self, grads: Sequence[Array | None]) -> None:
         """Gradients that are to be zeroed can be written, and are separate."""
-        named = [(self._names[leaf][1], g) for leaf, g in enumerate(grads) if g is not None]
-        for name, g in named:
-            if not g.flags.writeable:
-                raise ValueError(f"{name} is read-only, expected an array that zero_grads can clear")
-        Memory(named)
+        arrays = [(self._names[leaf][1], getattr(g, "array", g)) for leaf, g in enumerate(grads)]
+        Memory([(name, self.home.to_write(name, g)) for name, g in arrays if self.home.is_array(g)])
 
     def accept_rows(self, leaf: int, indices: Any, values: Any) -> RowGradient:
         """Check and sort the gradient of some rows of a leaf.

@@ -168,7 +168,7 @@ class Signature:
 
     def table(self, touched: Touched, row: int, rows: Array) -> Array:
         """What launch_rows finds on the device, in whole words: the rows, then the coefficients of all their steps."""
-        numbers = rows[row - int(touched.missed.max()) : row + 1, : self.width].astype(self.real)
+        numbers = rows[row - int(touched.missed.max()) : row + 1, self._columns].astype(self.real)
         words = np.zeros(-(-numbers.nbytes // 8), np.int64)
         words.view(self.real)[: numbers.size] = numbers.reshape(-1)
         return np.concatenate([touched.first, touched.missed, touched.start, touched.place, words])

@@ -184,7 +184,8 @@ def step_rows(opt: Optimizer, tree: Tree, grad_scale: float, semantics: str) -> 
     if semantics not in ("lazy", "exact"):
         raise ValueError(f"semantics is {semantics!r}, expected 'lazy' or 'exact'")
     if opt._window is not None:
-        raise ValueError("capturable is True, expected False for step_rows: the host must know the rows of each step")
+        which = "capturable" if opt._capturable else "skip_nonfinite"
+        raise ValueError(f"{which} is True, expected False for step_rows: the host must know what each step does")
     opt._check_idle()
     opt._scale, plan = number("grad_scale", grad_scale), opt._plan
     leaves = _of_this_step(opt, tree)
@@ -223,7 +224,7 @@ def step_rows(opt: Optimizer, tree: Tree, grad_scale: float, semantics: str) -> 
             rows, values, place = given[leaf]
             plan.place_rows(leaf, values)
             if opt._chores.zero_grads:
-                after.append((leaves[leaf][1], ..., 0))
+                after.append((plan.home.to_write("values", leaves[leaf][1]), ..., 0))
             missed: Any = 0
             if semantics == "exact":
                 missed = counts[leaf] - behind.at[leaf][rows]

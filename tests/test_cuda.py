@@ -43,15 +43,18 @@ def differing(here, there, one=None, other=None):
 class Pair:
     """The same optimizer twice over copies of the same arrays: the reference, and ours on the device."""
 
-    def __init__(self, cupy, method, tree, backend="numpy", **chosen):
+    def __init__(self, cupy, method, tree, backend="numpy", asked=None, **chosen):
+        """asked: chores as cover.chores() has them."""
         self.cupy, self.here, self.there = cupy, [p.copy() for p in tree], [moved(cupy, p) for p in tree]
         device = {name: chosen.pop(name) for name in ["capturable"] if name in chosen}
-        self.reference = method(self.here, backend=backend, **chosen)
-        self.opt = method(self.there, **chosen, **device)
+        own, on = (cover.chores_for(asked, params) if asked else {} for params in (self.here, self.there))
+        self.reference = method(self.here, backend=backend, **chosen, **own)
+        self.opt = method(self.there, **chosen, **device, **on)
 
     def step(self, grads, **named):
+        on = [None if g is None else moved(self.cupy, g) for g in grads]
         self.reference.step(grads, **named)
-        self.opt.step([None if g is None else moved(self.cupy, g) for g in grads], **named)
+        self.opt.step(on, **named)
 
     def differing(self):
         assert self.opt.t == self.reference.t
@@ -448,9 +451,13 @@ def device_refusals(cupy):
         "too few rows": (lambda: fa.Adam(f4(4, 2)).step_rows((np.arange(2), f4(1, 2))), ValueError, "values are"),
         "rows of p": (lambda: fa.Adam(p).step_rows((np.arange(2), p[:2])), ValueError, "values and params share"),
         "no such row": (lambda: fa.Adam(p).catch_up(cupy.asarray(np.array([4]))), IndexError, r"is 4, expected 0"),
-        "rows with chores": (
-            lambda: fa.Adam(f4(4, 2), max_value=1.0).step_rows((np.arange(2), f4(2, 2))),
-            NotImplementedError, "step_rows with chores: on the CPU backends only",
+        "rows with a norm": (
+            lambda: fa.Adam(f4(4, 2), max_norm=1.0).step_rows((np.arange(2), f4(2, 2))),
+            NotImplementedError, "step_rows with max_norm, .*: on the CPU backends only",
+        ),
+        "rows that may be skipped": (
+            lambda: fa.Adam(f4(4, 2), skip_nonfinite=True).step_rows((np.arange(2), f4(2, 2))),
+            ValueError, "skip_nonfinite is True, expected False for step_rows",
         ),
         "a copy": (lambda: fa.Adam(p, copy_to=np.ones(4, np.float16)), TypeError, r"copy_to is float16\(4,\), params"),
         "capturable on the host": (lambda: fa.Adam(np.ones(3), capturable=True), ValueError, "capturable is True"),
@@ -737,19 +744,29 @@ def rows_on(cupy, x, t=0):
     return (cupy.asarray(x[0]) if t % 2 else x[0]), moved(cupy, x[1])
 
 
+ROWS_TAKE = "max_value", "ema_decay", "copy_to", "zero_grads"  # the others look at all rows first
+
+
 @pytest.mark.parametrize("semantics", ["lazy", "exact"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=label)
 @pytest.mark.parametrize("case", kernels_in_use(), ids=label)
-def test_rows_have_numpys_bits(case, dtype, semantics, cupy):
+@pytest.mark.parametrize("chored", [False, True], ids=["plain", "chored"])
+def test_rows_have_numpys_bits(chored, case, dtype, semantics, cupy):
     method, chosen = case
     tree, draw = sparse_problem(dtype)
-    pair = Pair(cupy, method, tree, **chosen | {"lr": lambda t: 0.02 / t**0.5})
+    number = kernels_in_use().index(case)
+    asked = cover.chores()[(number + (dtype == np.float64)) % len(cover.chores())] if chored else {}
+    asked = {name: asked[name] for name in ROWS_TAKE if name in asked}
+    pair = Pair(cupy, method, tree, asked=asked, **chosen | {"lr": lambda t: 0.02 / t**0.5})
     for t in range(1, 22):
         rows = draw(t)
         named = {"grad_scale": 0.5 if t % 4 == 0 else 1.0, "semantics": semantics}
+        on = [rows_on(cupy, x, t) for x in rows]
         pair.reference.step_rows(rows, **named)
-        pair.opt.step_rows([rows_on(cupy, x, t) for x in rows], **named)
+        pair.opt.step_rows(on, **named)
         assert differing(pair.here, pair.there) == []
+        given = [[x[1] if isinstance(x, tuple) else x for x in each if x is not None] for each in (rows, on)]
+        assert differing(*given) == []  # zeroed or not
         if t == 9:
             some_rows = [np.arange(0, len(p), 3) if p.ndim > 1 else None for p in tree]
             pair.reference.catch_up(some_rows)
@@ -762,6 +779,7 @@ def test_rows_have_numpys_bits(case, dtype, semantics, cupy):
     for opt in (pair.reference, pair.opt):
         opt.catch_up()
     assert pair.differing() == []
+    assert differing(*(opt.copy_to or () for opt in (pair.reference, pair.opt))) == []
 
 
 def test_values_of_one_row_are_added_in_the_order_given(cupy):

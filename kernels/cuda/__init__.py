@@ -87,10 +87,9 @@ class Step(NamedTuple):
     @property
     def text(self) -> str:
         """The line that instantiates it."""
-        if self.table == "Rows":
-            return f"STEP_ROWS({self.name}, {self.kernel}, {', '.join(self._types)})\n"
-        macro = "STEP_AND_NOTE" if self.chores.noted else "STEP"
-        return f"{macro}({self.name}, {self.table}, {self.chores.types}, {self.kernel}, {', '.join(self._types)})\n"
+        macro = "STEP_ROWS" if self.table == "Rows" else "STEP_AND_NOTE" if self.chores.noted else "STEP"
+        table = [] if self.table == "Rows" else [self.table]
+        return f"{macro}({', '.join([self.name, *table, self.chores.types, self.kernel, *self._types])})\n"
 
 
 class Pass(NamedTuple):

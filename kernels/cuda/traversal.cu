@@ -125,6 +125,7 @@ struct Sum : Stream<real, W, S> {
             for (int k = 0; k < W; ++k) this->now[k] = this->now[k] + other.now[k];
         }
     }
+    DEVICE void store(bool, int, int) {}  // who launches it clears values
 };
 
 // Elements a thread steps: one access of 16 bytes for the narrowest stream, several for a wider one. A copy's is shorter.
@@ -249,18 +250,19 @@ DEVICE void step(const Chunk* chunks, const u64* leaves, const Table& table, con
                     Stream<real, W, G>(), Stream<real, W, S>()...);
 }
 
-template <class K, class real, class P, class G, class... S>
+template <class On, class K, class real, class P, class G, class... S>
 DEVICE void step_rows(const Rows& rows, i64 thread) {
-    using On = Chores<0, None, None>;
+    using C = typename On::template Row<typename K::template Coefficients<real>, real>;
     constexpr int W = width_of<P, G, S...>();
     const i64 row = thread / rows.threads;
     if (row >= rows.count) return;
     const i64 first = rows.first[row];
     const Share<W, P, i64> share(rows.own[0], first, rows.width, thread % rows.threads);
     if (share.low >= share.high) return;
-    const Replay<typename K::template Coefficients<real>, real> steps{static_cast<const real*>(rows.last), rows.missed[row]};
-    visit<On, K, W>(rows.own, rows.values, first + share.i, share.low, share.high, steps, None(), Stream<real, W, None>(),
-                    Stream<real, W, None>(), Stream<real, W, P>(), Sum<real, W, G>(rows, row), Stream<real, W, S>()...);
+    const Replay<C, real> steps{static_cast<const real*>(rows.last), rows.missed[row]};
+    visit<On, K, W>(rows.own, rows.values, first + share.i, share.low, share.high, steps, None(),
+                    Stream<real, W, typename On::Ema>(), Stream<real, W, typename On::Copy>(), Stream<real, W, P>(),
+                    Sum<real, W, G>(rows, row), Stream<real, W, S>()...);
 }
 
 // A step of one block with statistics.
