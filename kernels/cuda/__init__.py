@@ -120,7 +120,7 @@ def source(steps: Sequence[Step | Pass]) -> str:
     files = [
         here / "ieee.cuh", here / "formats.cuh", here / "chores.cuh", here / "norm.cuh",
         *((here if name == "accumulate" else here.parent / name) / f"{name}.cuh" for name in kernels),
-        here / "traversal.cu", here / "carry.cu", here / "norm.cu",
+        here / "traversal.cu", here / "rows.cu", here / "carry.cu", here / "norm.cu",
     ]  # fmt: skip
     head = f"constexpr int WORDS = {WORDS}, BLOCK = {BLOCK}, LANES = {LANES};\n"
     return head + "".join(file.read_text() for file in files) + "ADVANCE\n" + "".join(step.text for step in steps)
