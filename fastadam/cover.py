@@ -149,7 +149,7 @@ def cases(everything: bool = False, backends: Sequence[str] = ON_HOST) -> list[C
         return plain + [
             Case(v, dtype, walk[0], walk[1], asked)
             for v, dtype, walk, asked in product(kernels_in_use(), DTYPES, walks, chores())
-            if walk[0] == "numba"  # chores run on the CPU only
+            if walk[0] != "numpy"  # whose bits the others' chores are held against
         ]
     kernels = kernels_in_use()
     found = [Case(kernels[k], DTYPES[d], *walks[w]) for k, d, w in pairwise(kernels, DTYPES, walks)]
@@ -159,10 +159,11 @@ def cases(everything: bool = False, backends: Sequence[str] = ON_HOST) -> list[C
         if label(variant) not in covered:
             home = compiled[_signature(variant)]
             found.append(Case(variant, home.dtype, home.backend, home.threads))
-    compiled_walks = [walk for walk in walks if walk[0] == "numba"]
-    for k, asked in enumerate(chores() if compiled_walks else ()):
-        walk = compiled_walks[-1 - k % len(compiled_walks)]
-        found.append(Case(kernels[k % len(kernels)], DTYPES[k % len(DTYPES)], walk[0], walk[1], asked))
+    for name in dict.fromkeys(name for name, _ in walks if name != "numpy"):
+        own = [walk for walk in walks if walk[0] == name]
+        for k, asked in enumerate(chores()):
+            walk = own[-1 - k % len(own)]
+            found.append(Case(kernels[k % len(kernels)], DTYPES[k % len(DTYPES)], *walk, asked))
     return found
 
 

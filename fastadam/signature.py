@@ -112,7 +112,7 @@ class Signature:
         step, table, words = self.load(used)
         if table is self._there:
             self._upload(self.words[:words])
-        elif self._most > WORDS:
+        elif words:
             table["words"][:words] = self.words[:words]
         return step, (self.blocks,), (self.threads,), (self._chunks, self._own, table, window)
 
@@ -125,10 +125,13 @@ class Signature:
         return np.concatenate([rounded, rows[..., :1].copy().view(self.real)], axis=-1)
 
     def load(self, rows: int, ahead: bool = False) -> tuple[Any, Array, int]:
-        """The function for a table with so many rows, compiled or loaded; that table, with memory for it; its words.
+        """The function for a table with so many rows, compiled or loaded; that table, with memory for it; its words if
+        they are to be copied there.
 
         ahead: whether all that a graph will need is to be loaded, too.
         """
+        if self._most <= WORDS:
+            return self._functions[0] or self._function(0), self._here, 0
         words = self._words(rows)
         table = self._here if words <= WORDS else self._there
         if table is self._there and self._upload is None:

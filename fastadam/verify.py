@@ -114,7 +114,7 @@ def same_as_numpy(
             g = [home.put(hostile(rng, n, dtype, bad=t != 1))]
             found.append(repr(opt.step(g)))
             found.append(repr(home.get(g[0])[:9]))
-        copies = {f"copy {k}": x.view(np.int16) for k, x in enumerate(more.get("copy_to", ()))}
+        copies = {f"copy {k}": home.get(x).view(np.int16) for k, x in enumerate(more.get("copy_to", ()))}
         outcomes.append(({"p": home.get(p[0]), **state_arrays(opt), **copies}, found))
     (ours, found), (theirs, others) = outcomes
     return found == others and all(same_bits(x, theirs[key]) for key, x in ours.items())

@@ -4,6 +4,7 @@ The .cu text is compiled by g++, and a stand-in for CuPy (tests/cuda_host) runs 
 """
 
 import copy
+import functools
 import pickle
 import sys
 from types import SimpleNamespace
@@ -1020,6 +1021,16 @@ def test_verify_holds_the_device_against_the_papers(cupy):
     units, _, same = verify.check(case)
     assert same
     assert units <= verify.SLACK
+
+
+def test_verify_holds_the_devices_chores_against_numpy(cupy, monkeypatch):
+    monkeypatch.setattr(verify, "same_as_numpy", functools.partial(verify.same_as_numpy, n=3000))
+    found = [case for case in cover.cases(backends=("cuda",)) if case.chores]
+    assert [case.chores for case in found] == cover.chores()
+    for case in found[1:3]:
+        assert verify.check(case)[-1], case
+    monkeypatch.setattr(cupy, "zeros", lambda n, dtype: cupy.asarray(np.full(n, 63).astype(dtype)))
+    assert not verify.check(found[1])[-1]
 
 
 def runtime(**changed):
