@@ -134,12 +134,12 @@ def launch(
 
 
 def _skip(opt: Optimizer, leaves: Sequence[Any], bad: int, after: Sequence[Any]) -> StepInfo:
+    opt.forget()
     if opt._chores.skip_nonfinite == "raise":
         raise FloatingPointError(f"grads{opt._structure.names[bad]} holds NaN or infinity, expected finite numbers")
     for g in leaves if opt._chores.zero_grads else ():
         if g is not None:
             (g[1] if isinstance(g, tuple) else g.array if isinstance(g, FlatBuffer) else g)[...] = 0
-    opt._totalled[:] = 0
     opt._skipped += 1
     return StepInfo(skipped=True)
 
@@ -176,6 +176,7 @@ def statistics(opt: Optimizer, sums: Array, scale: float) -> dict[str, dict[str,
 
 def accumulate(opt: Optimizer, grads: Tree) -> None:
     """See Optimizer.accumulate."""
+    opt._check_idle("gradients inside averaged() are those of the averages")
     leaves = opt._structure.flatten(grads, "grads")
     opt._plan.accept(leaves)
     if not opt._totals:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import starmap
 from operator import call, setitem
 from typing import TYPE_CHECKING, Any
@@ -132,6 +132,7 @@ class Norm:
                 deque(starmap(call, judge), maxlen=0)
             if self.raising and (values := found.get())[1] > 0:
                 largest = values[2 + len(self._groups) :]
+                opt.forget()
                 bad = opt._structure.names[int(np.argmin(np.isfinite(largest)))]
                 raise FloatingPointError(f"grads{bad} holds NaN or infinity, expected finite numbers")
             if self.noted:
@@ -198,6 +199,17 @@ class DeviceInfo:
     @property
     def stats(self) -> dict[str, dict[str, float]] | None:
         return self.read().stats
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.read())
+
+    def __eq__(self, other: object) -> bool:
+        return self.read() == (other.read() if isinstance(other, DeviceInfo) else other)
+
+    __hash__ = None  # type: ignore[assignment]  # as a StepInfo with statistics has none
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return StepInfo, tuple(self.read())
 
     def __repr__(self) -> str:
         return repr(self.read())

@@ -197,6 +197,10 @@ class Optimizer:
             leaves, share = chores.accumulated(self, reduction)
             scale, after = scale * share, [(self._totalled, ..., 0)]
         else:
+            if reduction != "mean":
+                raise ValueError(f"reduction is {reduction!r}, expected it where step() takes what was accumulated")
+            if self._totals:
+                self._check_nothing_accumulated()
             leaves = self._structure.flatten(grads, "grads")
         missing = self._plan.accept(leaves)
         if self._window is not None:
@@ -256,13 +260,28 @@ class Optimizer:
         """The copies in 16 bits that steps write: the tree given, or after `to` one like it; None without copy_to."""
         return self._copy_to
 
-    def _check_idle(self) -> None:
+    def _check_idle(self, what: str = "a step inside averaged() would be lost") -> None:
         if self._averaging:
-            raise RuntimeError("a step inside averaged() would be lost: params hold the averaged weights there")
+            raise RuntimeError(f"{what}: params hold the averaged weights there")
+
+    def _check_nothing_accumulated(self) -> None:
+        if count := self._totalled.item(-1):
+            raise ValueError(
+                f"grads are given, and {count} micro-batches have been accumulated: expected step() for these, "
+                "or forget() before"
+            )
 
     def accumulate(self, grads: Tree) -> None:
-        """Add one micro-batch's gradients, a tree as `step` takes it, to those that the next `step()` uses."""
+        """Add one micro-batch's gradients, a tree as `step` takes it, to those that the next `step()` uses.
+
+        That step, skipped, refused for a gradient that is not finite, or taken, uses them up; so does load_state_dict.
+        Pickle and deepcopy keep them, state_dict does not.
+        """
         chores.accumulate(self, grads)
+
+    def forget(self) -> None:
+        """Drop what has been accumulated."""
+        self._totalled[:] = 0
 
     def averaged(self) -> AbstractContextManager[None]:
         """`with opt.averaged():` params hold the averaged weights, and get their own bits back afterwards."""
@@ -375,6 +394,7 @@ class Optimizer:
         Values are copied. Raises TypeError, ValueError naming what differs; then nothing has changed.
         """
         state.load_state_dict(self, state_dict)
+        self.forget()
         if self._window is not None:
             self._window.restart()
 

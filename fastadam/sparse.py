@@ -187,6 +187,7 @@ def step_rows(opt: Optimizer, tree: Tree, grad_scale: float, semantics: str) -> 
         which = "capturable" if opt._capturable else "skip_nonfinite"
         raise ValueError(f"{which} is True, expected False for step_rows: the host must know what each step does")
     opt._check_idle()
+    opt._check_nothing_accumulated()
     opt._scale, plan = number("grad_scale", grad_scale), opt._plan
     leaves = _of_this_step(opt, tree)
     given = {}

@@ -104,7 +104,7 @@ def pickled(opt: Optimizer) -> dict[str, Any]:
     rules = [group._rule for group in opt.groups]  # with callables, which state_dict cannot hold
     own = {name: value for name, value in vars(opt).items() if name not in opt._built}  # a subclass's
     # Rows that are behind stay so: of a tree that is copied together with its optimizer, they are copied behind.
-    opt._check_idle()
+    opt._check_idle("a copy inside averaged() would keep no parameters of its own")
     kept = {"state": state_dict(opt), "behind": deepcopy(opt._behind), "chores": opt._chores, "copy_to": opt._copy_to}
     kept |= {"limits": [group.max_norm for group in opt.groups]}
     kept |= {"totals": deepcopy(opt._totals), "totalled": opt._totalled.copy()}

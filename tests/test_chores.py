@@ -3,8 +3,10 @@
 import copy
 import math
 import pickle
+from contextlib import nullcontext
 from dataclasses import fields
 
+import cuda_host
 import ml_dtypes
 import numpy as np
 import pytest
@@ -259,6 +261,82 @@ def test_accumulation_is_copied_and_cleared():
     assert (q == -1).all()
     with pytest.raises(ValueError, match="reduction is 'max'"):
         opt.step(reduction="max")
+
+
+@pytest.fixture(params=["numpy", "numba", "cuda"])
+def put(request):
+    """What makes an array of a backend of float32 numbers."""
+    if request.param == "cuda":
+        if cuda_host.COMPILER is None:
+            pytest.skip("no g++: the .cu text cannot run on the host")
+        cupy = request.getfixturevalue("cupy")
+        return lambda *values: cupy.asarray(np.array(values, np.float32))
+    return lambda *values: np.array(values, np.float32)
+
+
+def numbers(x):
+    return (x if isinstance(x, np.ndarray) else x.get()).tolist()
+
+
+def test_what_is_accumulated_and_what_is_given_are_not_mixed(put):
+    p = put(1, 1)
+    opt = fa.SGD(p, lr=1.0)
+    opt.accumulate(put(1, 2))
+    for call in (lambda: opt.step(put(1, 1)), lambda: opt.step_rows((np.array([0]), put(1)))):
+        with pytest.raises(ValueError, match="1 micro-batches have been accumulated: expected step"):
+            call()
+    with pytest.raises(ValueError, match="reduction is 'sum', expected it where"):
+        opt.step(put(1, 1), reduction="sum")
+    assert numbers(p) == [1, 1]
+    opt.step()
+    assert numbers(p) == [0, -1]
+    for drop in (opt.forget, lambda: opt.load_state_dict(opt.state_dict())):
+        opt.accumulate(put(1, 2))
+        drop()
+        with pytest.raises(ValueError, match="nothing has been accumulated"):
+            opt.step()
+    opt.step(put(1, 0))
+    assert numbers(p) == [-1, -1]
+
+
+@pytest.mark.parametrize("skip", [True, "raise"])
+def test_bad_micro_batches_spoil_one_step_only(skip, put):
+    p = put(1, 1)
+    opt = fa.SGD(p, lr=1.0, skip_nonfinite=skip)
+    opt.accumulate(put(1, 1))
+    opt.accumulate(put(1, np.nan))
+    with pytest.raises(FloatingPointError) if skip == "raise" else nullcontext():
+        assert opt.step().skipped
+    opt.accumulate(put(1, 2))
+    opt.step()
+    assert numbers(p) == [0, -1]
+    assert (opt.t, opt.skipped) == (1, int(skip is True))
+
+
+def test_inside_averaged_nothing_is_copied_or_accumulated(put):
+    p = put(1, 1)
+    opt = fa.SGD(p, lr=1.0, ema_decay=0.5)
+    opt.step(put(1, 1))
+    with opt.averaged():
+        for call in (lambda: pickle.dumps(opt), lambda: copy.deepcopy(opt)):
+            with pytest.raises(RuntimeError, match=r"a copy inside averaged\(\) would keep no parameters of its own"):
+                call()
+        with pytest.raises(RuntimeError, match=r"gradients inside averaged\(\) are those of the averages"):
+            opt.accumulate(put(1, 1))
+        assert numbers(p) == [0.5, 0.5]
+    assert numbers(p) == [0, 0]
+
+
+def test_what_a_step_returns_is_a_tuple_wherever_it_ran(put):
+    opt = fa.SGD(put(1, 1), max_norm=1.0, stats="group")
+    info = opt.step(put(3, 4))
+    kept = pickle.loads(pickle.dumps(info))
+    norm, factor, skipped, stats = info
+    assert (norm, factor, skipped) == (5, 0.2, False)
+    assert type(kept) is type(fa.SGD(np.ones(1)).step(np.ones(1)))
+    assert info == kept
+    assert kept == info
+    assert kept.stats == stats
 
 
 def test_zeroed_gradients_must_be_writable_and_separate():
