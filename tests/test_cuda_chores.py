@@ -6,12 +6,13 @@ import cuda_host
 import ml_dtypes
 import numpy as np
 import pytest
-from cases import same_bits
+from cases import label, same_bits
 from test_chores import made, tree_of
 from test_cuda import differing, moved
 
 import fastadam as fa
-from fastadam import norm, window
+from fastadam import kernels, norm, window
+from fastadam.cover import chores_for
 from fastadam.kernels.chores import BLOCK
 
 pytestmark = pytest.mark.skipif(cuda_host.COMPILER is None, reason="no g++: the .cu text cannot run on the host")
@@ -79,6 +80,55 @@ def test_copies_and_what_is_accumulated_move_along(short, cupy):
     assert differing(here, b.params, b, a) == []
     for x, y in zip(copies, b.copy_to, strict=True):
         assert same_bits(x.view(np.int16), y.get().view(np.int16))
+
+
+@pytest.mark.parametrize("kernel", kernels.ALL)
+def test_every_pair_of_kernel_chores_dtype_groups_and_layout(kernel, cupy):
+    for variant, dtype, asked, grouped, flat in cuda_host.covering():
+        if variant[0].rule.kernel == kernel:
+            try:
+                hold_against_numpy(variant, dtype, asked, grouped, flat, cupy)
+            except BaseException as wrong:
+                wrong.add_note(f"{label(variant)}, {dtype}, {asked}, grouped: {grouped}, flat: {flat}")
+                raise
+
+
+def hold_against_numpy(variant, dtype, asked, grouped, flat, cupy):
+    method, chosen = variant
+    rng = np.random.default_rng(15)
+    sizes = (3, BLOCK + 6, 0, 517)
+
+    def laid(make):
+        """Two leaves or four, in one group or in two."""
+        leaves = [make(n) for n in sizes]
+        leaves = [fa.FlatBuffer(leaves[:2]), fa.FlatBuffer(leaves[2:])] if flat else leaves
+        half = len(leaves) // 2
+        return leaves, [leaves[:half], leaves[half:]] if grouped else leaves
+
+    def built(leaves, split, backend):
+        more = chores_for(asked, [getattr(p, "array", p) for p in leaves])
+        half = len(leaves) // 2
+        if grouped and "copy_to" in more:
+            more["copy_to"] = [more["copy_to"][:half], more["copy_to"][half:]]
+        tree = [{"params": split[0]}, {"params": split[1], "max_norm": 0.2}] if grouped else split
+        return method(tree, backend=backend, **chosen, **more)
+
+    def both(scale, bad=False):
+        values = [(rng.standard_normal(n) * scale).astype(dtype) for n in sizes]
+        if bad:
+            values[1][5] = np.nan
+        ours, theirs = iter([x.copy() for x in values]), iter([cupy.asarray(x) for x in values])
+        return laid(lambda _: next(ours)), laid(lambda _: next(theirs))
+
+    (here, split), (there, on) = both(1.0)
+    a, b = built(here, split, "numpy"), built(there, on, "cuda")
+    for t in range(3):
+        (grads, given), (others, on) = both(0.01, bad=t == 1)
+        assert repr(a.step(given, grad_scale=0.5)) == repr(b.step(on, grad_scale=0.5))
+        assert differing(*([getattr(x, "array", x) for x in each] for each in (grads, others))) == []
+    assert (a.t, a.skipped) == (b.t, b.skipped) == ((2, 1) if asked["skip_nonfinite"] else (3, 0))
+    assert differing(*([getattr(x, "array", x) for x in each] for each in (here, there)), a, b) == []
+    assert all(same_bits(x, y.get()) for x, y in zip(copies_of(a), copies_of(b), strict=True))
 
 
 def copies_of(opt):

@@ -13,7 +13,7 @@ import numpy as np
 
 from fastadam import kernels
 from fastadam.arrays import DTYPES
-from fastadam.cover import chores, kernels_in_use, label
+from fastadam.cover import chores, kernels_in_use, label, variants
 from fastadam.kernels.cuda import PASSES, Chores, Step, source
 
 SHIM = Path(__file__).parent / "shim.h"
@@ -65,8 +65,36 @@ def steps():
     return tuple(dict.fromkeys([*found, *PASSES]))
 
 
+@cache
+def covering():
+    """(variant, dtype, asked, grouped, flat): every kernel with every set of chores, the methods of a kernel in turns;
+
+    every pair of dtypes, of groups or none, and of trees or FlatBuffers, with these and with one another.
+    """
+    same = {}
+    for variant in variants():
+        same.setdefault(streams_of(variant, DTYPES[0]), []).append(variant)
+    return tuple(
+        (kind[c % len(kind)], DTYPES[(k + c) % 2], asked, (k // 2 + c) % 2 == 1, (k // 4 + c) % 2 == 1)
+        for (k, kind), (c, asked) in product(enumerate(same.values()), enumerate(chores()))
+    )
+
+
+@cache
+def covering_steps():
+    """What is launched for them."""
+    return tuple(
+        dict.fromkeys(
+            Step(
+                *streams_of(variant, dtype)[:1], "ByValue", streams_of(variant, dtype)[1], riding(asked, dtype, grouped)
+            )
+            for variant, dtype, asked, grouped, _ in covering()
+        )
+    )
+
+
 def library(folder):
-    """All of them as host code: the functions by name, each (blocks, threads, void** arguments)."""
+    """All of `steps` as host code: the functions by name, each (blocks, threads, void** arguments)."""
     return compiled(source(steps()), folder)
 
 
