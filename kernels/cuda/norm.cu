@@ -1,6 +1,7 @@
 // The one read of the gradients before a step, and what follows from it: a factor for each leaf, or no step at all.
 
-// Note the squares of every block of every gradient and its largest magnitude: one block of LANES threads each.
+// Note the squares of every block of every gradient and its largest magnitude: one block of LANES threads each. Both,
+// though skipping alone asks for no squares: the read is what costs, and one text serves both.
 template <class Table, class real>
 DEVICE void measure(const Chunk* blocks, const Table& table, Note* notes, i64 block) {
     __shared__ Lanes<2> lanes;
