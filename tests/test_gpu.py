@@ -11,8 +11,9 @@ import sys
 import cuda_host
 import numpy as np
 import pytest
-from cases import METHODS, hostile, kernels_in_use, label, same_bits, state_arrays, variants
+from cases import METHODS, hostile, kernels_in_use, label, same_bits, variants
 from test_bits import LAYOUTS, gradients_like, tree_of_offsets
+from test_cuda import differing, moved
 
 import fastadam as fa
 
@@ -27,22 +28,6 @@ def cupy():
     import cupy
 
     return cupy
-
-
-def moved(cupy, x):
-    """x on the device, at the same offset within 64 bytes, in the same order of axes."""
-    order = np.argsort([-s for s in x.strides], kind="stable")
-    lead = x.ctypes.data % 64 // x.itemsize
-    home = cupy.empty(lead + x.size, x.dtype)[lead:].reshape([x.shape[k] for k in order])
-    home.set(np.asarray(x.transpose(order), order="C"))
-    return home.transpose(np.argsort(order).tolist())
-
-
-def differing(here, there, one, other):
-    wrong = [k for k, (a, b) in enumerate(zip(here, there, strict=True)) if not same_bits(a, b.get())]
-    ours, theirs = state_arrays(one), state_arrays(other)
-    assert ours.keys() == theirs.keys()
-    return wrong + [key for key in ours if not same_bits(ours[key], theirs[key])]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=label)
