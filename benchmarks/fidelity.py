@@ -1,0 +1,203 @@
+"""What moments of few bytes cost in fidelity: `python -m fastadam.benchmarks.fidelity --help`.
+
+Adam in float32 but for what its moments are stored in, at several β2: on made-up gradients, how far parameters end from
+float32's; in training, the final loss over several seeds. Formats are the models of codings.py, or, with --library,
+the library itself where it has them.
+"""
+
+import argparse
+import json
+import os
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from importlib.util import find_spec
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+import fastadam as fa
+from fastadam.benchmarks import machine, problems
+from fastadam.benchmarks.codings import BFloat16, BitsAndBytes, FlashOptim, ShiftedFloat, exact
+from fastadam.benchmarks.problems import KINDS, PROBLEMS, RATES
+
+f32 = np.float32
+BETAS2 = (0.95, 0.99, 0.999, 0.9999)
+BETA1, EPS = 0.9, 1e-8
+STEPS, LR = 3000, 1e-3  # of the made-up gradients
+# For the processes that do the work: one thread each, and arrays from kept memory (anew each time: 4 times as slow).
+WORKER = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+WORKER |= dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), str(2**30))
+
+
+class Format(NamedTuple):
+    """How m and v are stored; library: what the library calls it, if it has it."""
+
+    m: object
+    v: object
+    library: str = ""
+
+    @property
+    def bytes(self):
+        """Of both, per parameter."""
+        return getattr(self.m, "bytes", 4) + getattr(self.v, "bytes", 4)
+
+
+M8, V8 = ShiftedFloat(4, 3, signed=True), ShiftedFloat(5, 3, stochastic=True)
+OURS = "8-bit"
+FORMATS = {
+    "float32": Format(exact, exact, "float32"),
+    "bfloat16 to nearest": Format(BFloat16(), BFloat16()),
+    "bfloat16, v stochastic": Format(BFloat16(), BFloat16(stochastic=True), "bfloat16"),
+    OURS: Format(M8, V8, "8bit"),
+    "FlashOptim": Format(FlashOptim(signed=True), FlashOptim(signed=False)),
+    "bitsandbytes": Format(BitsAndBytes(signed=True), BitsAndBytes(signed=False)),
+}
+# What else 8 bits could be: one thing changed at a time. Quartered, halved: ShiftedFloat's `halvings`.
+VARIANTS = {
+    "groups of 32": Format(replace(M8, group=32), replace(V8, group=32)),
+    "groups of 128": Format(replace(M8, group=128), replace(V8, group=128)),
+    "groups of 256": Format(replace(M8, group=256), replace(V8, group=256)),
+    "m 3 + 4 bits": Format(ShiftedFloat(3, 4, signed=True), V8),
+    "m stochastic": Format(replace(M8, stochastic=True), V8),
+    "v to nearest": Format(M8, replace(V8, stochastic=False)),
+    "v 4 + 4 bits": Format(M8, ShiftedFloat(4, 4, stochastic=True)),
+    "v 4 + 4 bits, to nearest": Format(M8, ShiftedFloat(4, 4)),
+    "v 3 + 5 bits of halved bits": Format(M8, ShiftedFloat(3, 5, stochastic=True, halvings=1)),
+    "v 2 + 6 bits of quartered bits": Format(M8, ShiftedFloat(2, 6, stochastic=True, halvings=2)),
+    "FlashOptim, v never 0": Format(FlashOptim(signed=True), FlashOptim(signed=False, never_zero=True)),
+    "bitsandbytes, v never 0": Format(BitsAndBytes(signed=True), BitsAndBytes(signed=False, never_zero=True)),
+}
+EVERY = FORMATS | VARIANTS
+
+
+class Modelled:
+    """Adam (Kingma & Ba 2015) in float32; between steps its moments are what their codings make of them."""
+
+    def __init__(self, p, shapes, name, beta2, lr, seed):
+        self.p, self.format, self.beta2, self.lr, self.t = p, EVERY[name], beta2, lr, 0
+        self.m, self.v, self.rng = np.zeros_like(p), np.zeros_like(p), np.random.default_rng([seed, 8])
+
+    def step(self, g):
+        """One step; returns what was taken from p."""
+        self.t += 1
+        m = f32(BETA1) * self.m + f32(1 - BETA1) * g
+        v = f32(self.beta2) * self.v + f32(1 - self.beta2) * (g * g)
+        step_size, rsqrt_bias2 = self.lr / (1 - BETA1**self.t), (1 - self.beta2**self.t) ** -0.5
+        change = f32(step_size) * m / (np.sqrt(v) * f32(rsqrt_bias2) + f32(EPS))
+        self.p -= change
+        self.m, self.v = self.format.m(m, self.rng), self.format.v(v, self.rng)
+        return change
+
+
+class Library:
+    """The same by the library."""
+
+    def __init__(self, p, shapes, name, beta2, lr, seed):
+        self.p, self.shapes = p, shapes
+        moments = {"moments": EVERY[name].library, "seed": seed} if name != "float32" else {}
+        self.opt = fa.Adam(problems.views(p, shapes), lr=lr, betas=(BETA1, beta2), eps=EPS, **moments)
+
+    def step(self, g):
+        before = self.p.copy()
+        self.opt.step(problems.views(g, self.shapes))
+        return before - self.p
+
+    @property
+    def v(self):
+        flat = problems.room(self.shapes)
+        for view, moments in zip(problems.views(flat, self.shapes), self.opt.moments()["v"], strict=True):
+            view[:] = moments
+        return flat
+
+
+def optimizer(library, p, shapes, name, beta2, lr, seed):
+    kind = Library if library and EVERY[name].library else Modelled
+    return kind(p, shapes, name, beta2, lr, seed)
+
+
+def fidelity(job):
+    """Every format on the same made-up gradients.
+
+    Of each kind: distance, from float32's parameters over how far those came; root, the 1 %, 50 % and 99 % quantiles of
+    √(v/float32's v) where that is above eps²; step, the longest of any parameter over lr.
+    """
+    beta2, names, library, steps = job
+    shapes = [(problems.SIZE,)] * len(KINDS)
+    everyone = {name: optimizer(library, problems.room(shapes), shapes, name, beta2, LR, 0) for name in names}
+    longest = {name: np.zeros(len(KINDS)) for name in names}
+    with np.errstate(all="ignore"):
+        for g in problems.synthetic(steps, seed=1):
+            for name, opt in everyone.items():
+                longest[name] = np.maximum(longest[name], np.abs(opt.step(g)).reshape(len(KINDS), -1).max(axis=1) / LR)
+    p, v = (a.reshape(len(KINDS), -1).astype(np.float64) for a in (everyone["float32"].p, everyone["float32"].v))
+    found = {}
+    for name, opt in everyone.items():
+        own_p, own_v = (a.reshape(len(KINDS), -1) for a in (opt.p, opt.v))
+        for k, kind in enumerate(KINDS):
+            live = v[k] > EPS**2
+            found.setdefault(kind, {})[name] = {
+                "distance": float(np.linalg.norm(own_p[k] - p[k]) / np.linalg.norm(p[k])),
+                "root": np.quantile(np.sqrt(own_v[k][live] / v[k][live]), [0.01, 0.5, 0.99]).tolist(),
+                "step": float(longest[name][k]),
+            }
+    return found
+
+
+def train(job):
+    """The final losses of one training: of what was learned from and of what was held out; None if not finite."""
+    problem, name, beta2, library, seed = job
+    task = PROBLEMS[problem](seed)
+    opt = optimizer(library, task.p, task.shapes, name, beta2, RATES[problem], seed)
+    with np.errstate(all="ignore"):  # a format that diverges says so by its loss
+        for _ in task.gradients():
+            opt.step(task.g)
+        return [loss if np.isfinite(loss) else None for loss in task.losses()]
+
+
+def measure(args):
+    wanted = [name for name in PROBLEMS if name != "text" or find_spec("torch")]
+    absent = {} if "text" in wanted else {"text": "torch is not installed"}
+    result = {
+        "bench": "fidelity", "date": machine.date(), "commit": machine.commit(), "machine": machine.machine(),
+        "versions": machine.versions(), "library": args.library, "seeds": args.seeds, "steps": args.steps,
+        "formats": {name: EVERY[name].bytes for name in EVERY}, "absent": absent, "synthetic": {}, "training": {},
+    }  # fmt: skip
+    jobs = [
+        (problem, name, beta2, args.library, seed)
+        for problem in wanted
+        for beta2 in BETAS2
+        for name in (EVERY if problem == "mlp" else FORMATS)
+        for seed in range(args.seeds)
+    ]
+    os.environ.update(WORKER)
+    with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
+        made_up = [pool.submit(fidelity, (beta2, list(EVERY), args.library, args.steps)) for beta2 in BETAS2]
+        trained = pool.map(train, jobs, chunksize=2)
+        for beta2, future in zip(BETAS2, made_up, strict=True):
+            result["synthetic"][str(beta2)] = future.result()
+            print(f"made-up gradients, β2 {beta2}: {result['synthetic'][str(beta2)]}", flush=True)
+        for (problem, name, beta2, _, seed), losses in zip(jobs, trained, strict=True):
+            entry = result["training"].setdefault(problem, {}).setdefault(str(beta2), {})
+            entry.setdefault(name, []).append(losses)
+            print(f"{problem}, β2 {beta2}, {name}, seed {seed}: {losses}", flush=True)
+    return result
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="python -m fastadam.benchmarks.fidelity", description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=5, help="of every training (5)")
+    parser.add_argument("--steps", type=int, default=STEPS, help=f"of the made-up gradients ({STEPS})")
+    parser.add_argument("--jobs", type=int, default=fa.get_num_threads(), help="processes (as many as cores)")
+    parser.add_argument("--library", action="store_true", help="the library's formats by the library, not their models")
+    parser.add_argument("--json", type=Path, help="write the result")
+    args = parser.parse_args(argv)
+    result = measure(args)
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
