@@ -6,8 +6,8 @@ the library itself where it has them.
 """
 
 import argparse
-import json
 import os
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from importlib.util import find_spec
@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 import fastadam as fa
-from fastadam.benchmarks import machine, problems
+from fastadam.benchmarks import files, machine, options, problems
 from fastadam.benchmarks.codings import BFloat16, BitsAndBytes, FlashOptim, ShiftedFloat, exact
 from fastadam.benchmarks.problems import KINDS, PROBLEMS, RATES
 
@@ -161,8 +161,9 @@ def measure(args):
     absent = {} if "text" in wanted else {"text": "torch is not installed"}
     result = {
         "bench": "fidelity", "date": machine.date(), "commit": machine.commit(), "machine": machine.machine(),
-        "versions": machine.versions(), "library": args.library, "seeds": args.seeds, "steps": args.steps,
-        "formats": {name: EVERY[name].bytes for name in EVERY}, "absent": absent, "synthetic": {}, "training": {},
+        "versions": machine.versions(), "threads": args.jobs, "library": args.library, "seeds": args.seeds,
+        "steps": args.steps, "formats": {name: EVERY[name].bytes for name in EVERY}, "absent": absent,
+        "synthetic": {}, "training": {},
     }  # fmt: skip
     jobs = [
         (problem, name, beta2, args.library, seed)
@@ -187,15 +188,28 @@ def measure(args):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m fastadam.benchmarks.fidelity", description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=5, help="of every training (5)")
-    parser.add_argument("--steps", type=int, default=STEPS, help=f"of the made-up gradients ({STEPS})")
-    parser.add_argument("--jobs", type=int, default=fa.get_num_threads(), help="processes (as many as cores)")
+    parser.add_argument("--seeds", type=options.count, default=5, help="of every training (5)")
+    parser.add_argument("--steps", type=options.count, default=STEPS, help=f"of the made-up gradients ({STEPS})")
+    parser.add_argument("--jobs", type=options.count, default=fa.get_num_threads(), help="processes (as many as cores)")
     parser.add_argument("--library", action="store_true", help="the library's formats by the library, not their models")
-    parser.add_argument("--json", type=Path, help="write the result")
+    parser.add_argument("--json", type=options.target, metavar="FILE.json", help="write the result")
+    parser.add_argument("--read", type=Path, metavar="FILE.json", help="take this result, run nothing")
+    parser.add_argument("--plot", metavar="FILE.png", help="draw the result (needs matplotlib)")
     args = parser.parse_args(argv)
-    result = measure(args)
+    if args.seeds < 2:
+        parser.error("argument --seeds: 1, expected at least 2: one has no spread")
+    from fastadam.benchmarks import fidelity_report  # which imports this
+
+    try:
+        result = files.read(args.read, "fidelity") if args.read else measure(args)
+    except files.Unusable as unusable:
+        print(f"fidelity: {unusable}", file=sys.stderr)
+        return 2
     if args.json:
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+        files.write(args.json, result)
+    print("\n".join(fidelity_report.section(result)))
+    if args.plot:
+        fidelity_report.draw(result, args.plot)
     return 0
 
 

@@ -6,12 +6,12 @@ of float32's losses over seeds. Above 1 a format would be told from float32's ow
 
 import numpy as np
 
-OURS = "8-bit"
-FORMATS = "bfloat16 to nearest", "bfloat16, v stochastic", OURS, "FlashOptim", "bitsandbytes"
+from fastadam.benchmarks import fidelity
+from fastadam.benchmarks.fidelity import M8, OURS, V8
+
+FORMATS = [name for name in fidelity.FORMATS if name != "float32"]
 COLOURS = dict(zip(FORMATS, ("#9ecae1", "#1f77b4", "#d62728", "#2ca02c", "#e6a700"), strict=True))
-TITLES = {
-    "mlp": "digits, dense network", "cnn": "digits, convolutions", "text": "characters, transformer",
-}  # fmt: skip
+TITLES = {"mlp": "digits, dense network", "cnn": "digits, convolutions", "text": "characters, transformer"}
 
 
 def differences(entry, name):
@@ -39,18 +39,13 @@ def _cell(usually, beyond, form):
     return " / ".join(form.format(x) if np.isfinite(x) else "diverged" for x in (usually, beyond))
 
 
-def rows(result, names):
-    """Of each format its bytes, `worst` of every problem and `farthest`: for β2 up to 0.999 / beyond."""
+def rows(result, names, problems):
+    """Of each format its bytes, `worst` of these problems and `farthest`: for β2 up to 0.999 / beyond."""
     betas2 = list(result["synthetic"])
     both = usual(betas2), [beta2 for beta2 in betas2 if beta2 not in usual(betas2)]
     for name in names:
-        cells = [
-            _cell(*(worst(result, problem, name, some) for some in both), "{:+.2f}")
-            if name in result["training"][problem]["0.999"]
-            else "not run"
-            for problem in result["training"]
-        ]
-        apart = _cell(*(100 * farthest(result, name, some) for some in both), "{:.1f} %")
+        cells = [_cell(*(worst(result, problem, name, some) for some in both), "{:+.2f}") for problem in problems]
+        apart = _cell(*(farthest(result, name, some) for some in both), "{:.3f}")
         yield [name, f"{result['formats'][name]:.2f}", *cells, apart]
 
 
@@ -63,21 +58,86 @@ def kept(result):
     )
 
 
+def _losses(result):
+    """float32's own at β2 = 0.999."""
+    for problem, entry in result["training"].items():
+        base = np.array(entry["0.999"]["float32"], float)[:, 0]
+        yield f"{TITLES[problem]} {base.mean():.3f} ± {base.std(ddof=1):.3f}"
+
+
+def _lost(result):
+    """What did worse, and by how much; all at β2 = 0.999."""
+    of = result["synthetic"]["0.999"]
+
+    def apart(name, kind):
+        return f"{of[kind][name]['distance']:.3f}"
+
+    nearest, stochastic = (of["drift"][name]["root"][1] for name in FORMATS[:2])
+    yield (
+        f"- **v to nearest.** In bfloat16 √v cannot follow gradients that shrink: it ends {nearest:.2f} times "
+        f"float32's (median), stochastically rounded {stochastic:.2f} times. In 8 bits it comes to rest too low under "
+        f"heavy tails: a distance of {apart('v to nearest', 'tails')}, stochastically {apart(OURS, 'tails')}."
+    )
+    yield (
+        f"- **Finer codes of less range.** v of 4 + 4 bits is nearer where scales are alike "
+        f"({apart('v 4 + 4 bits', 'drift')}, 5 + 3 bits {apart(OURS, 'drift')}), but not where those of one group lie "
+        f"far apart ({apart('v 4 + 4 bits', 'dead')}, {apart(OURS, 'dead')}); likewise m of 3 + 4 bits "
+        f"({apart('m 3 + 4 bits', 'dead')}). The size of the group hardly matters then "
+        f"(256: {apart('groups of 256', 'dead')}), nor does a draw for m help ({apart('m stochastic', 'dead')})."
+    )
+    yield (
+        "- **A code for v = 0.** Published formulas have one, and where m is not 0 too, the next step is m/eps: models "
+        "of FlashOptim and of bitsandbytes' CUDA kernels diverge on the digits, whose pixels are often blank, and do "
+        "not once v cannot be read as 0 (lower table). bitsandbytes' search on CPUs is another, which never reaches 0."
+    )
+
+
 def section(result):
     """README's lines."""
-    from fastadam.benchmarks.report import table
+    from fastadam.benchmarks.report import table  # which imports this
 
-    names = list(result["training"])
-    head = ["m and v", "bytes", *(TITLES[name] for name in names), "made-up gradients"]
-    yield "At β2 up to 0.999 / at 0.9999, the largest difference of the final loss from float32's on the same seeds, in"
-    yield f"standard deviations of float32's over {result['seeds']} seeds; and the largest distance of parameters from float32's, over how far"
-    yield f"those came, after {result['steps']:,} steps of made-up gradients: drifting scales, heavy tails, sparse rows, dead units."
+    all_run = list(result["training"])
+    others = [name for name in result["formats"] if name not in ("float32", *FORMATS)]
+    few_run = [problem for problem, of in result["training"].items() if set(others) <= set(of["0.999"])]
+
+    def told(names, problems):
+        head = ["m and v", "bytes", *(TITLES[problem] for problem in problems), "distance, made-up gradients"]
+        return table(head, rows(result, names, problems))
+
+    yield (
+        "What moments in fewer bytes do to training, for β2 = 0.95, 0.99, 0.999 (the worst of these) / 0.9999: the "
+        "final training loss less float32's on the same seed, in standard deviations of float32's losses over "
+        f"{result['seeds']} seeds; and how far parameters end from float32's, over the way that those went, in "
+        f"{result['steps']:,} steps of the worst of four kinds of gradients: drifting scales, heavy tails, sparse "
+        "rows, dead units."
+    )
     yield ""
-    yield from table(head, rows(result, FORMATS))
+    yield from told(FORMATS, all_run)
     yield ""
-    yield "Other codes of 8 bits:"
+    yield (
+        f"float32 itself ends at: {'; '.join(_losses(result))} (β2 = 0.999). 8-bit moments within float32's spread, "
+        "training and held-out loss, for every β2 up to 0.999: " + ("met." if kept(result) else "**missed**.")
+    )
     yield ""
-    yield from table(head, rows(result, [name for name in result["formats"] if name not in ("float32", *FORMATS)]))
+    yield (
+        f"8-bit: m as a sign, {M8.exponent} exponent and {M8.mantissa} mantissa bits, to nearest; v as {V8.exponent} "
+        f"and {V8.mantissa} bits, stochastically rounded, never 0; groups of {M8.group} with a float32 scale each. "
+        "What else was tried, and what lost (distances on made-up gradients, β2 = 0.999):"
+    )
+    yield ""
+    yield from _lost(result)
+    yield ""
+    yield from told(others, few_run)
+    yield ""
+    for problem, why in result["absent"].items():
+        yield f"Not run: {TITLES[problem]} ({why})."
+    machine = result["machine"]
+    yield (
+        f"`python -m fastadam.benchmarks.fidelity --json FILE`; {machine['cpu']}, commit {result['commit']}, "
+        f"{result['date'][:10]}; "
+        + ("formats run by the library" if result["library"] else "all formats as NumPy models (benchmarks/codings.py)")
+        + "."
+    )
 
 
 def draw(result, path):
@@ -92,13 +152,13 @@ def draw(result, path):
     figure, axes = plt.subplots(1, len(problems) + 1, figsize=(4 * (len(problems) + 1), 4.2), layout="constrained")
     for axis, problem in zip(axes, problems, strict=False):
         axis.axhspan(-1, 1, color="0.9", zorder=0)
-        axis.set(title=TITLES[problem], yscale="symlog", ylim=(-100, 100))
+        axis.set(title=TITLES[problem], yscale="symlog", ylim=(-1000, 1000))
         for k, name in enumerate(FORMATS):
             found = np.array([differences(result["training"][problem][beta2], name)[0] for beta2 in betas2])
             lost = ~np.isfinite(found)
             spot = at + 0.09 * (k - 2)
             axis.plot(spot, np.where(lost, np.nan, found), "o", color=COLOURS[name])
-            axis.plot(spot[lost], np.full(lost.sum(), 80), "x", color=COLOURS[name])
+            axis.plot(spot[lost], np.full(lost.sum(), 700), "x", color=COLOURS[name])
     axes[0].set_ylabel("final training loss less float32's,\nin its standard deviations over seeds; ×: diverged")
     for name in FORMATS:
         axes[-1].plot(at, [farthest(result, name, [beta2]) for beta2 in betas2], "o-", color=COLOURS[name], label=name)

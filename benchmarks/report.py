@@ -1,7 +1,7 @@
 """Writes README's speed tables from results/: `python benchmarks/report.py`; with `--check`, only compares.
 
 core-speed: the newest core result, whatever machine it is from, and what DESIGN asks of it. chain: the newest of a
-whole step. measure.py makes both results anew.
+whole step. measure.py makes both results anew. fidelity: the newest study of formats; fidelity.py makes it anew.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from typing import NamedTuple
 if not __package__:  # a script of a clone, installed or not
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fastadam.benchmarks import chain, files, first_use, machine, summary
+from fastadam.benchmarks import chain, fidelity_report, files, first_use, machine, summary
 from fastadam.benchmarks.summary import duration, number
 
 HERE = Path(__file__).resolve().parent
@@ -166,7 +166,11 @@ def _side(entry, name):
     return f"{number(middle)} ({number(low)}–{number(high)}), {moved} bytes"
 
 
-TABLES = {"core-speed": ("core", core_speed), "chain": ("chain", whole_step)}
+TABLES = {
+    "core-speed": ("core", core_speed),
+    "chain": ("chain", whole_step),
+    "fidelity": ("fidelity", fidelity_report.section),
+}
 
 
 def filled(text):

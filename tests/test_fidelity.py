@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import papers
-from fastadam.benchmarks import fidelity, problems
+from fastadam.benchmarks import fidelity, fidelity_report, problems
 from fastadam.benchmarks.codings import BFloat16, BitsAndBytes, FlashOptim, ShiftedFloat, dynamic_map
 
 f32 = np.float32
@@ -153,7 +153,7 @@ def test_made_up_gradients_are_of_their_kinds():
     assert (before.any(axis=0) & ~after.any(axis=0)).mean() == pytest.approx(1 / 8, abs=0.03)
 
 
-def test_a_run_in_small(tmp_path, monkeypatch, capsys):
+def test_a_run_in_small(monkeypatch):
     """Two formats, one β2, a few steps: the result has every number, and float32 is no distance from itself."""
     found = fidelity.fidelity((0.99, ["float32", fidelity.OURS, "FlashOptim"], False, 30))
     assert set(found) == set(problems.KINDS)
@@ -166,3 +166,39 @@ def test_a_run_in_small(tmp_path, monkeypatch, capsys):
     assert ours == pytest.approx(base, rel=0.02)
     assert ours != base
     json.dumps(found)
+
+
+def invented(ours, rival):
+    """A result of one problem: float32's losses 1, 2, 3, so a standard deviation of 1; the others' as given."""
+    entry = {name: [[1.0, 4.0], [2.0, 5.0], [3.0, 6.0]] for name in fidelity.EVERY}
+    entry |= {fidelity.OURS: ours, "FlashOptim": rival}
+    kind = {name: {"distance": 0.25, "root": [0.5, 1.0, 2.0], "step": 1.0} for name in fidelity.EVERY}
+    return {
+        "training": {"mlp": {beta2: entry for beta2 in ("0.95", "0.999", "0.9999")}},
+        "synthetic": {beta2: {k: kind for k in problems.KINDS} for beta2 in ("0.95", "0.999", "0.9999")},
+        "formats": {name: of.bytes for name, of in fidelity.EVERY.items()}, "seeds": 3, "steps": 10, "library": False,
+        "bench": "fidelity", "machine": {"cpu": "none"}, "versions": {}, "threads": 2, "commit": "abc",
+        "date": "2026-01-01", "absent": {"text": "torch is not installed"},
+    }  # fmt: skip
+
+
+def test_told_from_the_result(tmp_path, capsys):
+    result = invented([[1.5, 4.0], [2.5, 5.0], [3.5, 6.0]], [[1.0, 4.0], [None, None], [3.0, 6.0]])
+    (tmp_path / "in.json").write_text(json.dumps(result))
+    assert fidelity.main(["--read", str(tmp_path / "in.json"), "--plot", str(tmp_path / "out.png")]) == 0
+    assert (tmp_path / "out.png").read_bytes()[:4] == b"\x89PNG"
+    told = capsys.readouterr().out
+    assert "| 8-bit | 2.12 | +0.50 / +0.50 | 0.250 / 0.250 |" in told
+    assert "| FlashOptim | 2.12 | diverged / diverged | 0.250 / 0.250 |" in told
+    assert "| bfloat16 to nearest | 4.00 | +0.00 / +0.00 |" in told
+    assert "up to 0.999: met." in told
+    assert "Not run: characters, transformer (torch is not installed)." in told
+
+
+@pytest.mark.parametrize("last", [None, 7.5])
+def test_a_loss_beyond_the_spread_or_none_is_missed(last):
+    """7.5 for 3 among three seeds is 1.5 standard deviations on average; it may as well be the held-out loss."""
+    for at in (0, 1):
+        ours = [[1.0, 4.0], [2.0, 5.0], [3.0, 6.0]]
+        ours[2][at] = last and last + 3 * at
+        assert not fidelity_report.kept(invented(ours, ours))
