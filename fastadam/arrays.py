@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
-DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+DTYPES = (np.dtype(np.float32), np.dtype(np.float64))  # of the arithmetic
+FLOATS = "float64", "float32", "bfloat16", "float16"  # by name: bfloat16 comes from ml_dtypes, which few need
 LINE, PAGE = 64, 4096  # bytes of a cache line, which is the widest vector, and of a page
 
 
@@ -58,14 +59,20 @@ def check_owned(name: str, x: Any) -> None:
     """Refuse, naming it, what cannot be updated in place."""
     if not isinstance(x, np.ndarray) or isinstance(x, np.ma.MaskedArray):
         raise TypeError(f"{name} is {describe(x)}, expected a numpy.ndarray")
-    if x.dtype not in DTYPES or not x.dtype.isnative:
-        raise TypeError(f"{name} is {x.dtype.str} ({describe(x)}), expected float32 or float64 in native byte order")
+    if x.dtype.name not in FLOATS or not x.dtype.isnative:
+        expected = f"one of {', '.join(FLOATS)}, in native byte order"
+        raise TypeError(f"{name} is {x.dtype.str} ({describe(x)}), expected {expected}")
     if not x.flags.writeable:
         raise ValueError(f"{name} is read-only, expected an array that can be updated in place")
     if flat(x) is None:
         raise ValueError(
             f"{name} has strides {x.strides} for shape {x.shape}, expected dense memory in any axis order, without gaps"
         )
+
+
+def compute(dtype: Any) -> Any:
+    """What parameters of a dtype are computed in: float64 for float64, else float32."""
+    return np.dtype(np.float64 if np.dtype(dtype) == np.float64 else np.float32)
 
 
 def extent(x: Array) -> tuple[int, int]:
@@ -111,21 +118,21 @@ def allocate(n: int, dtype: Any) -> Array:
     return raw[start : start + n * itemsize].view(dtype)
 
 
-def allocate_beside(params: Sequence[Array], column: int) -> list[Array]:
-    """Flat zeros for each of these parameters of one dtype, all in one piece of memory, each aligned to 64 bytes.
+def allocate_beside(params: Sequence[Array], column: int, dtype: Any, sizes: Sequence[int]) -> list[Array]:
+    """Flat zeros of a dtype and these sizes, for each of these parameters, in one piece of memory.
 
-    In a page, each begins (column + 1)·1024 bytes after its parameter. A load waits for an older store to the same
-    place of another page: with slots 48 bytes after p, a step over 2^10 parameters took 2.9 µs, apart like this 1.8
-    (2 Zen 4 cores).
+    Each is aligned to 64 bytes, and in a page begins (column + 1)·1024 bytes after its parameter. A load waits for an
+    older store to the same place of another page: with slots 48 bytes after p, a step over 2^10 parameters took 2.9 µs,
+    apart like this 1.8 (2 Zen 4 cores).
     """
-    starts, end = [], 0
-    for p in params:
+    starts, end, width = [], 0, np.dtype(dtype).itemsize
+    for p, size in zip(params, sizes, strict=True):
         place = (p.ctypes.data // LINE * LINE + (column + 1) * 1024) % PAGE
         start = end + (place - end) % PAGE if p.nbytes >= PAGE else -(-end // LINE) * LINE
         starts.append(start)
-        end = start + p.nbytes
+        end = start + size * width
     memory = allocate(end, np.uint8)
-    return [memory[at : at + p.nbytes].view(p.dtype) for at, p in zip(starts, params, strict=True)]
+    return [memory[at : at + size * width].view(dtype) for at, size in zip(starts, sizes, strict=True)]
 
 
 class Host:

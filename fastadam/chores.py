@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from fastadam.arrays import Array, Host, describe, flat, flat_like, shaped_like
+from fastadam.arrays import Array, Host, compute, describe, flat, flat_like, shaped_like
 from fastadam.checks import at_count, number, positive
 from fastadam.flat import FlatBuffer
 from fastadam.kernels.chores import Flags, Numbers, in_pairs
@@ -181,7 +181,7 @@ def accumulate(opt: Optimizer, grads: Tree) -> None:
     opt._plan.accept(leaves)
     if not opt._totals:
         with opt._plan.on_stream():
-            opt._totals = [flat(p).copy() for p in opt._arrays]  # type: ignore[union-attr]
+            opt._totals = [opt._backend.home.allocate(p.size, compute(p.dtype)) for p in opt._arrays]
     row, then = opt._totalled.copy(), opt._totalled.copy()
     for leaf, g in enumerate(leaves):
         row[leaf], then[leaf] = (-1, row[leaf]) if g is None else (row[leaf], 1)
@@ -218,7 +218,7 @@ def averaged(opt: Optimizer) -> Iterator[None]:
         opt._averaging = True
         with opt._plan.on_stream():
             for p, own in zip(params, opt._slots, strict=True):
-                p[:] = own[-2]
+                p[:] = own[-3]
         yield
     finally:
         with opt._plan.on_stream():

@@ -21,36 +21,23 @@ class NumbaPlan(Plan):
     """Addresses in a table, and one native call per signature, which also advances the counts."""
 
     def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
         from fastadam.kernels.cpu import elements, ndarray, norm, threads, traversal
 
         self._elements, self._norm, self._threads, self._traversal = elements, norm, threads, traversal
-        nothing = [None] * (len(self._kernel.slots) + 2)
+        self._natives: dict[Any, Any] = {}  # compiled code by what it was compiled for
+        super().__init__(*args)
+        nothing = [None] * (len(self._kernel.slots) + 3)
         self._table = np.array(
             [
-                [0 if x is None else x.ctypes.data for x in streams]
-                for streams in [*self._streams, [None, self._zeros, *nothing]]
+                [*(0 if x is None else x.ctypes.data for x in streams), first]
+                for streams, first in zip(
+                    [*self._streams, [None, self._zeros, *nothing]], [*self._firsts, 0], strict=True
+                )
             ],
             np.uint64,
         )
-        flags = [THERE if flag else None for flag in self._flags]
-        self._tags = [
-            elements.TAGS[self._kernel.name](*(_marker(x) for x in (p, p, *rest)), *flags)
-            for p, _, *rest in (self._streams[leaf] for leaf in self._first_leaves)
-        ]
         self._size = sum(p.size for p in self._params)
-        self._natives: dict[Any, Any] = {}  # compiled code by what it was compiled for
-        self._calls: dict[Any, list[tuple[Any, ...]]] = {}  # of whole steps, made once
-        self._glance = (
-            np.array([id(p) for p in self._params], np.int64),
-            np.array([id(anchor) for anchor in self._anchors], np.int64),
-            np.array([p.nbytes for p in self._params], np.int64),
-            id(None),
-            id(np.ndarray),
-            self._memory.starts,
-            self._memory.ends,
-            self._table,
-        )
+        self._look_at_grads()
         self._objects, self._format = np.zeros(len(self._params), np.int64), Struct(f"{len(self._params)}q")
         self._natively = (
             traversal.compiled_for(ndarray.place, (self._objects, *self._glance))
@@ -60,6 +47,33 @@ class NumbaPlan(Plan):
         threads.refresh()
         self._prepare(1)  # the way out in a forked child, or while another thread walks, must not wait for a compiler
         self._prepare(threads.threads_for(self._size))
+
+    def _look_at_grads(self) -> None:
+        """What tells at a glance whether gradients are like those before."""
+        self._grads = [_like(p, dtype) for p, dtype in zip(self._params, self._g_dtypes, strict=True)]
+        self._glance = (
+            np.array([id(p) for p in self._params], np.int64),
+            np.array([id(anchor) for anchor in self._anchors], np.int64),
+            np.array([id(g) for g in self._grads], np.int64),
+            np.array([p.size * g.itemsize for p, g in zip(self._params, self._grads, strict=True)], np.int64),
+            id(None),
+            id(np.ndarray),
+            self._memory.starts,
+            self._memory.ends,
+            self._table,
+        )
+
+    def _lay_out(self, g_dtypes: Sequence[Any]) -> None:
+        super()._lay_out(g_dtypes)
+        flags = [THERE if flag else None for flag in self._flags]
+        self._tags = []
+        for leaf in self._first_leaves:
+            p, _, *rest = self._streams[leaf]
+            streams = (_marker(x) for x in (p, _like(p, g_dtypes[leaf]), *rest))
+            self._tags.append(self._elements.TAGS[self._kernel.name](*streams, *flags))
+        self._calls: dict[Any, list[tuple[Any, ...]]] = {}  # of whole steps, made once
+        if hasattr(self, "_table"):
+            self._look_at_grads()
 
     def _prepare(self, workers: int) -> list[tuple[Any, ...]]:
         """The native calls of a step on so many threads, compiled or loaded."""
@@ -139,7 +153,7 @@ class NumbaPlan(Plan):
         there = THERE if squares else None, THERE if largest else None
 
         def make(workers: int) -> list[tuple[Any, ...]]:
-            tags = [self._elements.Measure(None, self._tags[one.signature].p, *there) for one in work]
+            tags = [self._elements.Measure(*self._tags[one.signature][:2], *there) for one in work]
             return self._calls_for(workers, work, tags, self._table, row, self._rows, self._counts[:0])
 
         def run(workers: int) -> None:
@@ -160,7 +174,8 @@ class NumbaPlan(Plan):
         table = np.array([[x.ctypes.data for x in totals], self._table[:-1, 1]], np.uint64).T.copy()
         work = [one._replace(notes=one.notes[:0]) for one in self.everything]
         clear = THERE if self._flags.clear else None
-        tags = [self._elements.Accumulate(tag.p, tag.p, clear) for tag in self._tags]
+        first = [totals[leaf] for leaf in self._first_leaves]
+        tags = [self._elements.Accumulate(x[:0], tag.g, clear) for x, tag in zip(first, self._tags, strict=True)]
         self._run_all(work, tags, [*self.unread, *after], table, row, self._rows, self._counts[:0])
 
     def sums(self, work: Sequence[Work], row: Array) -> Array:
@@ -176,9 +191,15 @@ class NumbaPlan(Plan):
         return found
 
 
+def _like(p: Array, dtype: Any) -> Array:
+    """An array without memory of its own, of p's shape and order of axes in another dtype."""
+    strides = [stride // p.itemsize * np.dtype(dtype).itemsize for stride in p.strides]
+    return np.lib.stride_tricks.as_strided(np.empty(1, dtype), p.shape, strides)
+
+
 def _marker(x: Array | None) -> Array | None:
     """What a tag holds for a stream."""
-    return None if x is None else x[:0].view(SHORT.get(x.dtype.name, x.dtype))
+    return None if x is None else np.empty(0, SHORT.get(x.dtype.name, x.dtype))
 
 
 def _elements(work: Sequence[Work]) -> int:

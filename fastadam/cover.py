@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from itertools import combinations, product
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from fastadam.arrays import DTYPES, Array
 from fastadam.backend import BACKENDS
 from fastadam.device import HOST, home_of
 from fastadam.optimizer import Optimizer
+from fastadam.storage import bfloat16
 
 METHODS: list[type[Optimizer]] = [m for m in vars(methods).values() if isinstance(m, type) and "rule" in vars(m)]
 
@@ -32,6 +33,40 @@ CHORES: dict[str, Sequence[Any]] = {
     "copy_to": (None, "float16", "bfloat16"), "zero_grads": (False, True), "skip_nonfinite": (False, True),
     "stats": (None, "group", "tensor"),
 }  # fmt: skip
+
+
+class Stored(NamedTuple):
+    """What parameters and gradients rest in, by name, and the optimizer's `moments` and `master`."""
+
+    p: str
+    g: str
+    moments: str | None = None
+    master: str | None = None
+
+    def __str__(self) -> str:
+        return " ".join(x for x in (self.p, f"g {self.g}", self.moments and f"m {self.moments}", self.master) if x)
+
+    def dtypes(self) -> tuple[Any, Any]:
+        """Of p and of g."""
+        p, g = (bfloat16() if name == "bfloat16" else np.dtype(name) for name in (self.p, self.g))
+        return p, g
+
+    def chosen(self) -> dict[str, Any]:
+        """The arguments of an optimizer."""
+        return {"moments": self.moments, "master": self.master}
+
+
+# Formats in which every two streams meet in most of their formats, and each way to round.
+STORED = [
+    Stored("bfloat16", "bfloat16"), Stored("bfloat16", "bfloat16", "bfloat16"), Stored("float32", "bfloat16"),
+    Stored("float32", "float32", "bfloat16"), Stored("float16", "float16"), Stored("float16", "float32", "bfloat16"),
+    Stored("bfloat16", "float32", "bfloat16"), Stored("float64", "float32"), Stored("float32", "float64", "bfloat16"),
+    Stored("float64", "bfloat16"), Stored("bfloat16", "float16"), Stored("float32", "float32", "8bit"),
+    Stored("bfloat16", "bfloat16", "8bit"), Stored("float16", "float32", "8bit"),
+    Stored("bfloat16", "bfloat16", "bfloat16", "remainder"), Stored("bfloat16", "float32", None, "remainder"),
+    Stored("bfloat16", "bfloat16", "8bit", "remainder"), Stored("bfloat16", "bfloat16", None, "float32"),
+    Stored("float16", "float16", "8bit", "float32"),
+]  # fmt: skip
 
 ON_HOST = tuple(name for name, backend in BACKENDS.items() if backend.home is HOST)
 
@@ -107,6 +142,11 @@ def chores() -> list[dict[str, Any]]:
     return [{name: all_[i] for (name, all_), i in zip(known.items(), which, strict=True)} for which in sets]
 
 
+def stored() -> list[Stored]:
+    """STORED, of bfloat16 only where ml_dtypes is installed."""
+    return [one for one in STORED if "bfloat16" not in one or find_spec("ml_dtypes")]
+
+
 def chores_for(asked: dict[str, Any], params: Sequence[Array]) -> dict[str, Any]:
     """The arguments of an optimizer over a list of arrays that ask for these chores."""
     found = {name: value for name, value in asked.items() if value is not None}
@@ -119,13 +159,14 @@ def chores_for(asked: dict[str, Any], params: Sequence[Array]) -> dict[str, Any]
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to run: a method with options and chores, over one dtype, on one backend and thread count."""
+    """One thing to run: a method with options and chores, over one dtype or format, on one backend and thread count."""
 
     variant: Variant
     dtype: Any
     backend: str
     threads: int
     chores: dict[str, Any] = field(default_factory=dict)
+    stored: Stored | None = None
 
     def __str__(self) -> str:
         walk = (
@@ -134,7 +175,7 @@ class Case:
             else self.backend
         )
         asked = [name for name, value in self.chores.items() if value not in (None, False)]
-        return f"{' + '.join([label(self.variant), *asked])}  {np.dtype(self.dtype).name}  {walk}"
+        return f"{' + '.join([label(self.variant), *asked])}  {self.stored or np.dtype(self.dtype).name}  {walk}"
 
 
 def cases(everything: bool = False, backends: Sequence[str] = ON_HOST) -> list[Case]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastadam.arrays import Array
-from fastadam.cuda_gradients import GradientsOnDevice
+from fastadam.cuda_gradients import GradientsOnDevice, only_on_host
 from fastadam.kernels.chores import Numbers
 from fastadam.kernels.cuda import Pass
 from fastadam.norm import Norm
@@ -32,10 +32,16 @@ class CudaPlan(GradientsOnDevice):
         super().__init__(kernel, names, params, *rest)
         cupy = self._cupy
         self._width = len(kernel.Coefficients._fields)
+        for labels, streams in zip(names, self._streams, strict=True):
+            for label, x in zip(labels, streams[:-2], strict=False):
+                if x is not None and x.dtype not in (np.float32, np.float64):
+                    raise only_on_host(f"{label} in {x.dtype}")
         # What kernels read of a row: not what the rule carries, and the chores' numbers only where there are any.
-        riding = asked is not None or any(self._flags) or any(x is not None for own in self._streams for x in own[-2:])
+        riding = (
+            asked is not None or any(self._flags) or any(x is not None for own in self._streams for x in own[-3:-1])
+        )
         first = self._rows.shape[1] - len(Numbers._fields)
-        numbers = range(first, self._rows.shape[1]) if riding else ()
+        numbers = range(first, self._rows.shape[1] - 1) if riding else ()
         self.columns = np.array([*range(self._width), *numbers])
         groups: dict[int, list[int]] = {}
         for leaf, k in self._signature_of.items():
@@ -45,12 +51,12 @@ class CudaPlan(GradientsOnDevice):
             self.norm = None if asked is None else Norm(asked[0], asked[1], own, [p.size for p in self._params])
             scaled, noted = self.norm.flags if self.norm else (False, False)
             flags = self._flags.limit, self._flags.clear, scaled, noted
-            self.signatures = []
+            self.signatures, streams = [], [own[:-1] for own in self._streams]
             for k, leaves in enumerate(own):
                 more = [self.norm.columns(k, j) if self.norm else [0, 0] for j in range(len(self._params))]
                 self.signatures.append(
                     Signature(
-                        kernel.name, leaves, self._streams, len(self._rows), self.columns, flags, k,
+                        kernel.name, leaves, streams, len(self._rows), self.columns, flags, k,
                         more if riding else (),
                     )
                 )  # fmt: skip

@@ -99,6 +99,13 @@ class GradientsOnDevice(Plan):
         if now != then:
             raise ValueError(f"{name} is {describe(p)} and was {describe(anchor)}: expected the memory of construction")
 
+    def _usable(self, leaf: int, g: Any) -> Array:
+        here, p = super()._usable(leaf, g), self._params[leaf]
+        if here.dtype != p.dtype:
+            both = f"{self._names[leaf][1]} is {describe(g)}, {self._names[leaf][0]} is {describe(p)}"
+            raise TypeError(f"{both}: expected one dtype on a CUDA device")
+        return here
+
     def _as_array(self, name: str, both: str, g: Any) -> Array:
         if not on_device(g):
             raise TypeError(f"{both}, expected an array on a CUDA device or None: cupy.asarray(...) makes one")

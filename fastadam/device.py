@@ -148,20 +148,21 @@ class Device(Host):
         return zeros
 
     @staticmethod
-    def allocate_beside(params: Sequence[Array], column: int) -> list[Array]:
-        """Flat zeros for each of these parameters of one dtype, in one piece of memory.
+    def allocate_beside(params: Sequence[Array], column: int, dtype: Any, sizes: Sequence[int]) -> list[Array]:
+        """Flat zeros of a dtype and these sizes, for each of these parameters, in one piece of memory.
 
         Each lies as its parameter does within the bytes of one access, so that both can be accessed whole.
         """
         import cupy
 
-        starts, end = [], 0
-        for p in params:
-            starts.append(-(-end // ALIGNED) * ALIGNED + extent(p)[0] % ALIGNED if p.size else end)
-            end = starts[-1] + p.nbytes
+        starts, end, width = [], 0, np.dtype(dtype).itemsize
+        for p, size in zip(params, sizes, strict=True):
+            place = extent(p)[0] % ALIGNED * width // p.itemsize if p.size else 0
+            starts.append(-(-end // ALIGNED) * ALIGNED + place // width * width if p.size else end)
+            end = starts[-1] + size * width
         with Device.near(params):
             memory = cupy.zeros(end, np.uint8)
-        return [memory[at : at + p.nbytes].view(p.dtype) for at, p in zip(starts, params, strict=True)]
+        return [memory[at : at + size * width].view(dtype) for at, size in zip(starts, sizes, strict=True)]
 
     @staticmethod
     def get(x: Array) -> Array:

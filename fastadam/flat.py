@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fastadam.arrays import DTYPES, Array, describe, memory_order
+from fastadam.arrays import FLOATS, Array, describe, memory_order
 from fastadam.device import DEVICE, HOST, home_of
 from fastadam.tree import Structure, Tree, rebuild
 
@@ -35,8 +35,8 @@ class FlatBuffer:
         ]
         kind = "a numpy.ndarray" if home is HOST else "an array on a CUDA device"
         for name, leaf in zip(structure.names, leaves, strict=True):
-            if not home.is_array(leaf) or leaf.dtype not in DTYPES:
-                raise TypeError(f"tree{name} is {describe(leaf)}, expected {kind} of float32 or float64")
+            if not home.is_array(leaf) or leaf.dtype.name not in FLOATS:
+                raise TypeError(f"tree{name} is {describe(leaf)}, expected {kind} of {', '.join(FLOATS)}")
             if leaf.dtype != leaves[0].dtype:
                 first = f"tree{structure.names[0]} is {describe(leaves[0])}"
                 raise TypeError(f"tree{name} is {describe(leaf)}, {first}: expected one dtype")

@@ -12,11 +12,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from fastadam import kernels, rules
-from fastadam.arrays import Array, describe, flat_like
+from fastadam.arrays import Array, compute, describe, flat_like
 from fastadam.backend import choose
 from fastadam.checks import integer, number
 from fastadam.group import Group
 from fastadam.kernels.chores import Numbers
+from fastadam.kernels.formats import key
 from fastadam.rules import Rule
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -42,16 +43,16 @@ def _step(
             flats.append(None)
         else:
             x = chosen.home.own(slot.name, x)
-            if describe(x) != describe(p) or flat_like(x, p) is None:
+            if (x.shape, compute(x.dtype)) != (p.shape, compute(p.dtype)) or flat_like(x, p) is None:
                 both = f"{slot.name} is {describe(x)}, p is {describe(p)}"
-                raise ValueError(f"{both}: expected one shape, dtype and order of axes")
+                raise ValueError(f"{both}: expected one shape and order of axes, and either both in float64 or none")
             flats.append(flat_like(x, p))
-    group = Group(rule, "", range(1), {p.dtype})
+    group = Group(rule, "", range(1), {compute(p.dtype)})
     numbers = group.coefficients_at(t, group.lr_at(t), number("grad_scale", grad_scale), *carried)
     row, counts, state = np.zeros(2, np.int64), np.zeros(2, np.int64), np.array([carried, carried], np.float64)
-    names = ["p", "g", *(slot.name for slot in kernel.slots), "ema", "copy_to"]
-    rows = np.array([(*numbers, *Numbers())])
-    plan = chosen.plan(kernel, [names], [p], [[*flats, None, None]], row, rows, counts, state)
+    names = ["p", "g", *(slot.name for slot in kernel.slots), "ema", "copy_to", "remainder"]
+    rows = np.array([(*numbers, *Numbers(key=float(key(0, t))))])
+    plan = chosen.plan(kernel, [names], [p], [[*flats, None, None, None]], row, rows, counts, state)
     plan.accept([g])
     plan.launch()
     return [float(x) for x in state[0]]

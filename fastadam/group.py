@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fastadam import kernels
-from fastadam.arrays import Array
+from fastadam.arrays import Array, compute
 from fastadam.checks import at_count, positive
 from fastadam.rules import Rule
 from fastadam.tree import Structure, Tree
@@ -127,7 +127,7 @@ def hyperparameters(rule: Rule | type[Rule]) -> list[str]:
 def make_groups(params: Tree, default: Rule, arrays: list[Array]) -> Iterator[Group]:
     """The groups of params, which share what they do not set with `default`; one group where params is a plain tree."""
     if not is_grouped(params):
-        yield Group(default, "groups[0].", range(len(arrays)), {a.dtype for a in arrays})
+        yield Group(default, "groups[0].", range(len(arrays)), {compute(a.dtype) for a in arrays})
         return
     first, known = 0, hyperparameters(default)
     for k, item in enumerate(params):
@@ -144,4 +144,4 @@ def make_groups(params: Tree, default: Rule, arrays: list[Array]) -> Iterator[Gr
         leaves = range(first, first + len(Structure(item["params"]).leaves))
         first = leaves.stop
         limit = positive(f"params[{k}]: max_norm", item.get("max_norm"))
-        yield Group(rule, f"groups[{k}].", leaves, {arrays[leaf].dtype for leaf in leaves}, limit)
+        yield Group(rule, f"groups[{k}].", leaves, {compute(arrays[leaf].dtype) for leaf in leaves}, limit)

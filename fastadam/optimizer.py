@@ -3,12 +3,13 @@
 import struct
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from itertools import accumulate
 from typing import Any, ClassVar
 
 import numpy as np
 
-from fastadam import chores, kernels, sparse, state
-from fastadam.arrays import Array, flat, shaped_like
+from fastadam import chores, kernels, sparse, state, storage
+from fastadam.arrays import Array, flat
 from fastadam.backend import choose
 from fastadam.checks import integer, number
 from fastadam.chores import NOTHING, Chores, StepInfo, check_copies
@@ -16,8 +17,9 @@ from fastadam.flat import FlatBuffer, move
 from fastadam.group import hyperparameters as hyperparameter_names
 from fastadam.group import is_grouped, make_groups
 from fastadam.kernels.chores import Numbers
-from fastadam.kernels.contract import Slot
+from fastadam.kernels.formats import key
 from fastadam.rules import Rule
+from fastadam.storage import Storage
 from fastadam.tree import Structure, Tree, rebuild
 
 ONE = 1.0  # the default scale, known by identity: nothing to check
@@ -35,7 +37,15 @@ class Optimizer:
         device, else the fastest that is ready.
     capturable: whether steps may be captured in a CUDA graph: the device then counts them; see prepare. Step once
         before the capture, as every library asks that loads its kernels when they are first launched.
-    seed: of the stochastic rounding in low-precision formats; part of the state.
+    moments: what the state rests in: None, as the arithmetic is; "float32", "bfloat16" or "8bit" for parameters of 32
+        bits and fewer, "float64" for others. See opt.state_bytes, opt.moments, opt.convert.
+    master: for parameters of 16 bits: None, they are all there is, and bfloat16 is rounded stochastically;
+        "remainder", for bfloat16: the 16 bits that a float32 has more rest beside it, so steps are those of float32
+        parameters to the bit; "float32": so does a whole float32 copy, and params are rounded from it to nearest.
+    seed: of the stochastic rounding, of bfloat16 parameters without a master, and in short formats of slots that never
+        fall below zero; part of the state. The bits depend on the seed, the leaf's count and the element's index in the
+        tree, nothing else.
+    index_offset: added to that index, for the shards of a larger tree.
 
     Chores, all in the same pass over memory as the step, in this order:
     max_norm: clip the gradients, after grad_scale, to this global L2 norm; a group's own max_norm limits that group's.
@@ -55,7 +65,8 @@ class Optimizer:
     rule: ClassVar[type[Rule]]
 
     def __init__(
-        self, params: Tree, *hyperparameters: Any, backend: str = "auto", seed: int = 0,
+        self, params: Tree, *hyperparameters: Any, backend: str = "auto", moments: str | None = None,
+        master: str | None = None, seed: int = 0, index_offset: int = 0,
         max_norm: float | None = None, max_value: float | None = None,
         ema_decay: float | Callable[[int], float] | None = None, copy_to: Tree | None = None,
         zero_grads: bool = False, skip_nonfinite: bool | str = False, stats: str | None = None,
@@ -72,11 +83,13 @@ class Optimizer:
         default = self.rule(*hyperparameters, **named)
         if capturable is not True and capturable is not False:
             raise TypeError(f"capturable is {capturable!r}, expected True or False")
-        self._build(params, default, backend, integer("seed", seed), Chores(**asked), copy_to, capturable)
+        offset = integer("index_offset", index_offset, low=0, most=2**62)
+        stored = Storage(moments=moments, master=master, index_offset=offset)
+        self._build(params, default, backend, integer("seed", seed), Chores(**asked), copy_to, stored, capturable)
 
     def _build(
         self, params: Tree, default: Rule, backend: str, seed: int, asked: Chores, copy_to: Tree | None,
-        capturable: bool,
+        stored: Storage, capturable: bool,
     ) -> None:  # fmt: skip
         """What construction and copies have in common."""
         before = set(vars(self))
@@ -90,7 +103,7 @@ class Optimizer:
             array = leaf.array if isinstance(leaf, FlatBuffer) else leaf
             arrays.append(self._backend.home.own(f"params{name}", array))
         self.groups = tuple(make_groups(params, default, arrays))
-        self._seed, self._chores, self._copy_to = seed, asked, copy_to
+        self._seed, self._chores, self._copy_to, self._storage = seed, asked, copy_to, stored
         copies = None
         if copy_to is not None:
             short = self._structure.flatten(copy_to, "copy_to")
@@ -118,11 +131,15 @@ class Optimizer:
         self._behind = sparse.Behind(len(self._rows), width)
         self._arrays = arrays
         with self._backend.home.near(arrays):
-            self._slots = self._allocate(arrays, copies)
-        columns = "params", "grads", *(slot.name for slot in self._kernel.slots), "ema", "copy_to"
+            self._slots, self._masters = storage.allocate(self, copies)
+        rested = [p.dtype.name for p in arrays] + [x.dtype.name for own in self._slots for x in own if x is not None]
+        self._drawing = not {"bfloat16", "uint8"}.isdisjoint(rested)
+        firsts = list(accumulate((p.size for p in arrays), initial=stored.index_offset))[:-1]
+        columns = "params", "grads", *storage.columns(self)
         self._plan = self._backend.plan_for(
             self, self._kernel, [[column + name for column in columns] for name in self._structure.names],
             self._structure.leaves, self._slots, self._row, self._rows, self._counts, self._carried, asked.flags,
+            firsts, self._masters,
         )  # fmt: skip
         if copies is not None:
             with np.errstate(all="ignore"):
@@ -134,33 +151,6 @@ class Optimizer:
             for group in self.groups:
                 group.__dict__["_changed"] = self._window.rewrite
         self._built = frozenset(vars(self)) - before | {"_built"}
-
-    def _allocate(self, arrays: list[Array], copies: list[Array] | None) -> list[list[Array | None]]:
-        """Every slot of every leaf, flat in p's memory order, one piece of memory per slot and dtype; then its average
-        and its copy."""
-        count, home = len(self._kernel.slots), self._backend.home
-        slots: list[list[Array | None]] = [[None] * (count + 1) for _ in arrays]
-        for column, slot in enumerate((*self._kernel.slots, None)):
-            owners = [leaf for group in self.groups for leaf in group._leaves if self._has(group._rule, slot)]
-            for dtype in {arrays[leaf].dtype for leaf in owners}:
-                here = [leaf for leaf in owners if arrays[leaf].dtype == dtype]
-                for leaf, own in zip(here, home.allocate_beside([arrays[leaf] for leaf in here], column), strict=True):
-                    slots[leaf][column] = own
-        for group in self.groups:
-            initial = group._rule.initial()
-            for leaf in group._leaves:
-                for slot, values in zip(self._kernel.slots, slots[leaf][:count], strict=True):
-                    if values is not None and slot.name in initial:
-                        values[:] = initial[slot.name]
-                if (ema := slots[leaf][count]) is not None:
-                    ema[:] = flat(arrays[leaf])
-        return [[*own, None if copies is None else copies[leaf]] for leaf, own in enumerate(slots)]
-
-    def _has(self, rule: Rule, slot: Slot | None) -> bool:
-        """Whether a rule's leaves have this slot; None is the average."""
-        if slot is None:
-            return self._chores.ema_decay is not None
-        return not slot.optional or slot.name in rule.options
 
     @property
     def t(self) -> int:
@@ -292,7 +282,7 @@ class Optimizer:
         """The averaged parameters: a tree like params of arrays that the steps change; None without ema_decay."""
         if self._chores.ema_decay is None:
             return None
-        views = iter([self._slot_views(leaf)["ema"] for leaf in range(len(self._arrays))])
+        views = iter([storage.views(self, leaf)["ema"] for leaf in range(len(self._arrays))])
         return rebuild(self._tree_of_arrays(), lambda _: next(views))
 
     def _tree_of_arrays(self) -> Tree:
@@ -326,9 +316,10 @@ class Optimizer:
         """
         sparse.catch_up(self, rows)
 
-    def _fill(self, row: int, numbers: tuple[float, ...]) -> None:
+    def _fill(self, row: int, numbers: tuple[float, ...], count: int) -> None:
         """rows[row] = numbers, in 0.3 µs instead of NumPy's 1."""
-        self._format.pack_into(self._bytes, row * self._format.size, *numbers, *self._extra)
+        drawn = float(key(self._seed, count)) if self._drawing else 0.0
+        self._format.pack_into(self._bytes, row * self._format.size, *numbers, *self._extra[:-1], drawn)
 
     def _one_row_per_group(self, t: int, scale: float) -> None:
         """This step's coefficients where every leaf has a gradient and all leaves of a group have one count."""
@@ -338,7 +329,8 @@ class Optimizer:
             lr, first = group.lr_at(t), group._leaves.start
             if group._leaves:
                 carried = self._carried[first].tolist() if self.rule.carried else ()
-                self._fill(k, group.coefficients_at(self._counts.item(first) + 1, lr, scale, *carried))
+                count = self._counts.item(first) + 1
+                self._fill(k, group.coefficients_at(count, lr, scale, *carried), count)
         if not self._regular:
             self._row[:] = self._row_of_groups
             self._regular = True
@@ -359,7 +351,7 @@ class Optimizer:
                     count, carried = self._counts.item(leaf), self._carried[leaf].tolist()
                     if (count, *carried) not in known:
                         known[count, *carried] = used
-                        self._fill(used, group.coefficients_at(count + 1, lr, scale, *carried))
+                        self._fill(used, group.coefficients_at(count + 1, lr, scale, *carried), count + 1)
                         used += 1
                     row[leaf] = known[count, *carried]
         self._row[:] = row
@@ -369,14 +361,31 @@ class Optimizer:
         histories = [(n, *carried) for n, carried in zip(self._counts.tolist(), self._carried.tolist(), strict=True)]
         self._even = all(len({histories[leaf] for leaf in group._leaves}) <= 1 for group in self.groups)
 
-    def _slot_views(self, leaf: int) -> dict[str, Array]:
-        """The state of one leaf: views in its parameter's shape and memory order, by slot name."""
-        names = [*(slot.name for slot in self._kernel.slots), "ema"]
-        return {
-            name: shaped_like(values, self._arrays[leaf])
-            for name, values in zip(names, self._slots[leaf], strict=False)
-            if values is not None
-        }
+    def moments(self) -> dict[str, dict[str, Array]]:
+        """The slots by leaf and name, in the parameter's shape: as they lie where they rest in the compute type, else
+        decoded copies."""
+        return storage.moments(self)
+
+    def convert(self, moments: str | None) -> None:
+        """Let the state rest in another format from now on, rounded to nearest; see Optimizer's `moments`."""
+        storage.convert(self, moments)
+
+    def refresh_master(self) -> None:
+        """Take over parameters of 16 bits that were overwritten from outside: their master gets their values."""
+        storage.refresh_master(self)
+
+    @property
+    def state_bytes(self) -> int:
+        """The bytes of the state: slots, averages, masters."""
+        arrays = [
+            x for own, master in zip(self._slots, self._masters, strict=True) for x in (*own[:-2], own[-1], master)
+        ]
+        return sum(x.nbytes for x in arrays if x is not None)
+
+    @property
+    def bytes_per_step(self) -> int:
+        """The bytes that one step reads and writes, where gradients are of their parameters' dtype."""
+        return storage.bytes_per_step(self)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the parameters, as plain numbers and copied arrays; what load_state_dict takes.

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastadam.arrays import Array, Host, Memory, describe, flat, flat_like, plain, shaped_like
+from fastadam.arrays import FLOATS, Array, Host, Memory, compute, describe, flat, flat_like, plain, shaped_like
 from fastadam.flat import FlatBuffer
 from fastadam.kernels.chores import BLOCK, NOTES, Flags, Numbers
 from fastadam.kernels.contract import Kernel
@@ -35,12 +35,15 @@ class Plan:
     kernel:  the element function.
     names:   per leaf, what errors call its streams: params['w'], grads['w'], m['w'], ...
     params:  per leaf, the user's array (checked before), or the FlatBuffer that holds it.
-    slots:   per leaf, a flat array in p's memory order for each slot, the average and the copy; None for an absent one.
+    slots:   per leaf, a flat array in p's memory order for each slot, the average, the copy and the remainder; None for
+             an absent one; as uint8 the blocks of a slot of 8 bits.
     row:     (leaves + 1,) int64: which row of `rows` each leaf takes this step, -1 to leave it alone.
     rows:    (rows, coefficients + carried + chores' numbers) float64.
     counts:  (leaves + 1,) int64: the steps that each leaf has taken; the last is the optimizer's own count.
     carried: (leaves + 1, carried) float64: what the rule accumulates for each leaf, copied from its row by each step.
     flags:   the chores that are not streams.
+    firsts:  per leaf, the index of its first element among all, which random bits depend on.
+    masters: per leaf, the flat float32 array to step in p's place, which is then its copy; or None.
 
     A chunk is (leaf, first, n, g_leaf, g_first, missed): n elements of a leaf from `first` on, their gradient from
     g_first on of leaf g_leaf's, where the leaf after the last has zeros; and how many steps with zeros as the gradient
@@ -61,26 +64,38 @@ class Plan:
         counts: Array,
         carried: Array,
         flags: Flags = Flags(),  # noqa: B008  a tuple
+        firsts: Sequence[int] = (0,),
+        masters: Sequence[Array | None] = (None,),
     ) -> None:
-        self._flags = flags
+        self._flags, self._firsts = flags, firsts
         self.unread: list[tuple[Any, Any, Any]] = []  # gradients to clear that were copied, and so not cleared yet
         self._kernel, self._names, self._owners = kernel, names, params
         self._row, self._rows, self._counts, self._carried = row, rows, counts, carried
         self._params: list[Array] = [p.array if isinstance(p, FlatBuffer) else p for p in params]
-        self._streams: list[list[Any]] = [[flat(p), None, *own] for p, own in zip(self._params, slots, strict=True)]
-        owned = [
-            (label, x)
-            for labels, streams in zip(names, self._streams, strict=True)
-            for label, x in zip(labels, streams, strict=True)
-            if x is not None
+        self._streams: list[list[Any]] = [
+            [flat(p) if master is None else master, None, *own]
+            for p, own, master in zip(self._params, slots, masters, strict=True)
         ]
+        owned = []
+        for labels, streams, master in zip(names, self._streams, masters, strict=True):
+            if master is not None:  # params are its copy
+                labels = ["master", *labels[1:-2], labels[0], labels[-1]]
+            owned += [(label, x) for label, x in zip(labels, streams, strict=True) if x is not None]
         self._memory = Memory(owned)
         self._scratch: dict[int, Array] = {}
         self._anchors = [plain(p)[...] for p in self._params]  # what each was like at construction
-        # Leaves of one dtype with the same slots are one signature: one chunk table, one native call.
+        self._zeros = np.zeros(CHUNK)  # the gradient of a missed step: as float64, enough for a chunk of any dtype
+        self._lay_out([p.dtype for p in self._params])
+
+    def _lay_out(self, g_dtypes: Sequence[Any]) -> None:
+        """Sort the leaves into signatures: those whose streams, g's as it comes now, have the same formats.
+
+        A signature is one table of chunks, one compiled walk, one native call.
+        """
+        self._g_dtypes = list(g_dtypes)
         signatures: dict[Any, list[int]] = {}
-        for leaf, streams in enumerate(self._streams):
-            key = tuple(None if x is None else x.dtype for x in streams)
+        for leaf, (p, _, *own) in enumerate(self._streams):
+            key = p.dtype, g_dtypes[leaf], *(None if x is None else x.dtype for x in own)
             signatures.setdefault(key, []).append(leaf)
         chunks = [
             np.array(
@@ -95,9 +110,8 @@ class Plan:
         ]
         self._first_leaves = [leaves[0] for leaves in signatures.values()]
         self._signature_of = {leaf: k for k, leaves in enumerate(signatures.values()) for leaf in leaves}
-        self.everything = [Work(k, some, self._notes(some, flags.stats)) for k, some in enumerate(chunks)]
+        self.everything = [Work(k, some, self._notes(some, self._flags.stats)) for k, some in enumerate(chunks)]
         self._measured: list[Work] = []
-        self._zeros = np.zeros(CHUNK)  # the gradient of a missed step: as float64, enough for a chunk of any dtype
 
     def accept(self, grads: list[Any]) -> int:
         """Take this step's gradients, one per leaf, None among them; returns how many are None.
@@ -108,13 +122,16 @@ class Plan:
         self.unread = []
         if self._flags.clear:
             self.check_clearable(usable)
+        dtypes = [known if g is None else g.dtype for g, known in zip(usable, self._g_dtypes, strict=True)]
+        if dtypes != self._g_dtypes:
+            self._lay_out(dtypes)
         for leaf, g in enumerate(usable):
             if g is not None:
                 p = self._params[leaf]
                 straight = flat_like(g, p)
                 if straight is None:  # other strides than p's: copied, in memory kept for the next step
-                    if leaf not in self._scratch:
-                        self._scratch[leaf] = np.empty(p.size, p.dtype)
+                    if leaf not in self._scratch or self._scratch[leaf].dtype != g.dtype:
+                        self._scratch[leaf] = np.empty(p.size, g.dtype)
                     straight = self._scratch[leaf]
                     np.copyto(shaped_like(straight, p), g)
                     self.unread += [(g, ..., 0)] * self._flags.clear
@@ -145,8 +162,8 @@ class Plan:
                     raise ValueError(f"{g_name} holds {other} where {p_name} holds {own}")
             g = g.array
         g = self._as_array(g_name, both, g)
-        if g.dtype != p.dtype:
-            raise TypeError(both)
+        if g.dtype.name not in FLOATS or not g.dtype.isnative:
+            raise TypeError(f"{both}, expected one of {', '.join(FLOATS)}, in native byte order")
         if g.shape != p.shape:
             raise ValueError(both)
         if (touched := self._memory.touched_by(g)) is not None:
@@ -177,6 +194,8 @@ class Plan:
         g_name = "rows" + p_name.removeprefix("params")
         self._check_unmoved(leaf)
         rows = self.accept_indices(leaf, indices)
+        if any(x is not None and x.dtype == np.uint8 for x in self._streams[leaf]):
+            raise ValueError(f"{g_name} are rows, {p_name} has moments of 8 bits, expected others: 64 share a scale")
         here = check_values(p_name, g_name, self._owners[leaf], rows, values, self.home)
         if (touched := self._memory.touched_by(here)) is not None:
             raise ValueError(f"{g_name}'s values and {touched} share memory, expected separate arrays")
@@ -190,7 +209,10 @@ class Plan:
         return rows
 
     def _by_row(self, leaf: int, indices: Array, values: Any) -> RowGradient:
-        return distinct(indices, values, self._params[leaf])
+        wide = compute(self._params[leaf].dtype)  # what they are summed in
+        if self._g_dtypes[leaf] != wide:
+            self._lay_out([*self._g_dtypes[:leaf], wide, *self._g_dtypes[leaf + 1 :]])
+        return distinct(indices, values.astype(wide, copy=False), self._params[leaf])
 
     def row_chunks(self, leaf: int, rows: Array, place: Any, missed: Array | int) -> Any:
         """The chunks of some rows of a leaf; see fastadam.sparse.row_chunks."""
@@ -270,7 +292,7 @@ class NumpyPlan(Plan):
         streams = [*self._streams, [None, self._zeros]]
         done: list[Any] = []
         for one in work:
-            walked = step(self._kernel, streams, one.chunks, row, rows, self._flags, one.notes)
+            walked = step(self._kernel, streams, one.chunks, row, rows, self._flags, one.notes, self._firsts)
             done += [(old, ..., new) for old, new in walked]
         if counts.size:
             live, last = np.flatnonzero(row >= 0), rows.shape[1] - len(Numbers._fields)

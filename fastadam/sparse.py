@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fastadam import chores
-from fastadam.arrays import Array, Host, describe, flat_like, memory_order
+from fastadam.arrays import FLOATS, Array, Host, describe, flat_like, memory_order
 from fastadam.checks import number
 from fastadam.flat import FlatBuffer
 
@@ -69,7 +69,7 @@ def check_values(p_name: str, g_name: str, owner: Any, indices: Array, values: A
         f"{g_name}'s values are {describe(values)}, expected {owner.dtype}{expected}{where}: "
         f"{p_name} is {describe(owner)}"
     )
-    if not home.is_array(values) or (here := home.read(values, f"{g_name}'s values")).dtype != owner.dtype:
+    if not home.is_array(values) or (here := home.read(values, f"{g_name}'s values")).dtype.name not in FLOATS:
         raise TypeError(both)
     if here.shape != expected:
         raise ValueError(both)
@@ -90,7 +90,7 @@ def by_row(indices: Array) -> ByRow:
 
 
 def distinct(indices: Array, values: Array, p: Array) -> RowGradient:
-    """Sum what belongs to the same row, in the order given, in p's dtype."""
+    """Sum what belongs to the same row, in the order given."""
     rows, order, start = by_row(indices)
     place = order[start]
     if len(rows) < len(order):
@@ -102,7 +102,7 @@ def distinct(indices: Array, values: Array, p: Array) -> RowGradient:
         values, place = sums, np.arange(len(rows))
     straight = flat_like(values, p)
     if straight is None:  # another order of axes than p's, or gaps
-        home = np.empty([values.shape[axis] for axis in memory_order(p)], p.dtype)
+        home = np.empty([values.shape[axis] for axis in memory_order(p)], values.dtype)
         home[...] = values.transpose(memory_order(p))
         straight = home.reshape(-1)
     return RowGradient(rows, straight, place)

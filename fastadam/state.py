@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fastadam.arrays import describe
 from fastadam.checks import integer, number
 from fastadam.group import hyperparameters, is_grouped
+from fastadam.storage import views
 
 if TYPE_CHECKING:
     from fastadam.optimizer import Optimizer
@@ -23,7 +24,7 @@ def state_dict(opt: Optimizer) -> dict[str, Any]:
     leaves = {}
     for leaf, name in enumerate(opt._structure.names):
         carried = dict(zip(opt.rule.carried, opt._carried[leaf].tolist(), strict=True))
-        slots = {slot: opt._backend.home.get(view) for slot, view in opt._slot_views(leaf).items()}
+        slots = {slot: opt._backend.home.get(view) for slot, view in views(opt, leaf).items()}
         count, stored = int(opt._counts[leaf]), str(opt._arrays[leaf].dtype)
         leaves[f"params{name}"] = {"count": count, "format": stored, **carried, **slots}
     groups = [{each.name: getattr(group, each.name) for each in fields(opt.rule)} for group in opt.groups]
@@ -76,13 +77,13 @@ def load_state_dict(opt: Optimizer, state: dict[str, Any]) -> None:
     names = [f"params{name}" for name in opt._structure.names]
     _keys("state['leaves']", state["leaves"], names)
     for leaf, name in enumerate(names):
-        own, where, views = state["leaves"][name], f"state['leaves'][{name!r}]", opt._slot_views(leaf)
-        _keys(where, own, ["count", "format", *opt.rule.carried, *views])
+        own, where, here = state["leaves"][name], f"state['leaves'][{name!r}]", views(opt, leaf)
+        _keys(where, own, ["count", "format", *opt.rule.carried, *here])
         integer(f"{where}['count']", own["count"], low=0, most=t)
         _same(f"{where}['format']", own["format"], str(opt._arrays[leaf].dtype))
         for carried in opt.rule.carried:
             number(f"{where}[{carried!r}]", own[carried], low=0, most=1)
-        for slot, view in views.items():
+        for slot, view in here.items():
             if describe(own[slot]) != (expected := f"{view.dtype}{view.shape}"):
                 raise ValueError(f"{where}[{slot!r}] is {describe(own[slot])}, expected {expected}")
 
@@ -93,7 +94,7 @@ def load_state_dict(opt: Optimizer, state: dict[str, Any]) -> None:
         own = state["leaves"][name]
         opt._counts[leaf] = own["count"]
         opt._carried[leaf] = [own[carried] for carried in opt.rule.carried]
-        for slot, view in opt._slot_views(leaf).items():
+        for slot, view in views(opt, leaf).items():
             opt._backend.home.write(view, own[slot])
     opt._counts[-1], opt._seed, opt._skipped = t, seed, skipped
     opt._notice_counts()
@@ -106,6 +107,7 @@ def pickled(opt: Optimizer) -> dict[str, Any]:
     # Rows that are behind stay so: of a tree that is copied together with its optimizer, they are copied behind.
     opt._check_idle("a copy inside averaged() would keep no parameters of its own")
     kept = {"state": state_dict(opt), "behind": deepcopy(opt._behind), "chores": opt._chores, "copy_to": opt._copy_to}
+    kept |= {"storage": opt._storage}
     kept |= {"limits": [group.max_norm for group in opt.groups]}
     kept |= {"totals": deepcopy(opt._totals), "totalled": opt._totalled.copy()}
     kept |= {"backend": opt._asked, "capturable": opt._capturable}
@@ -121,8 +123,9 @@ def unpickle(opt: Optimizer, kept: dict[str, Any]) -> None:
         own = [{**each, "max_norm": limit} for each, limit in zip(own, kept["limits"], strict=True)]
         tree = [{"params": item["params"], **group} for item, group in zip(tree, own, strict=True)]
     opt._build(
-        tree, rules[0], kept["backend"], kept["state"]["seed"], kept["chores"], kept["copy_to"], kept["capturable"]
-    )
+        tree, rules[0], kept["backend"], kept["state"]["seed"], kept["chores"], kept["copy_to"], kept["storage"],
+        kept["capturable"],
+    )  # fmt: skip
     opt.load_state_dict(kept["state"])
     opt._behind, opt._totals, opt._totalled = kept["behind"], kept["totals"], kept["totalled"]
     vars(opt).update(kept["own"])

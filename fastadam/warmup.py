@@ -4,8 +4,7 @@ import sys
 
 import numpy as np
 
-from fastadam.arrays import DTYPES
-from fastadam.cover import kernels_in_use
+from fastadam.cover import DTYPES, kernels_in_use
 
 
 def run() -> int:

@@ -31,6 +31,7 @@ class Numbers(NamedTuple):
 
     max_value: float = 0.0  # the scaled gradient is clipped to ±max_value
     one_minus_decay: float = 0.0  # of the averaged parameters
+    key: float = 0.0  # of the step's random bits, see formats.py; an integer below 2^52
 
 
 def clip(g, limit):

@@ -6,16 +6,30 @@ from typing import Any
 import numpy as np
 
 from fastadam.kernels.chores import BLOCK, NOTES, Numbers, average, clip, in_pairs, largest, sum_of_squares
-from fastadam.kernels.contract import Kernel
+from fastadam.kernels.contract import Kernel, Slot
+from fastadam.kernels.formats import (
+    BYTES,
+    blocks,
+    decode_8bit,
+    encode_8bit,
+    for_p,
+    for_slots,
+    is_drawn,
+    is_signed,
+    join,
+    random_bits,
+    split,
+    stochastic,
+)
 
 
 def step(
-    kernel: Kernel, streams: Any, chunks: Any, row: Any, rows: Any, flags: Any, notes: Any
+    kernel: Kernel, streams: Any, chunks: Any, row: Any, rows: Any, flags: Any, notes: Any, firsts: Any
 ) -> Iterator[tuple[Any, Any]]:
     """Step every chunk once; yields (piece of a stream, its new values), and writes nothing but notes.
 
-    streams: per leaf, p, g, the slots, the average and the copy as flat arrays in one memory order, None for an absent
-    one; then the zeros. The other arguments: see fastadam.plan.Plan.
+    streams: per leaf, p, g, the slots, the average, the copy and the remainder as flat arrays in one memory order, None
+    for an absent one; then the zeros. The other arguments: see fastadam.plan.Plan.
     """
     width, extra = len(kernel.Coefficients._fields), len(Numbers._fields)  # type: ignore[attr-defined]
     with np.errstate(all="ignore"):
@@ -23,36 +37,80 @@ def step(
             r = row[leaf]
             if r < 0:
                 continue
-            pieces: Any = (None if x is None else x[first : first + n] for x in streams[leaf])
-            p, _, *slots, ema, copy = pieces
-            new, new_ema = [p, *slots], ema
+            pieces: Any = (None if x is None else _piece(x, first, n) for x in streams[leaf])
+            p, _, *slots, ema, copy, low = pieces
+            wide = np.float64 if p.dtype == np.float64 else np.float32
+            stored, new_ema, other = [p, *slots], ema, low
             for now in range(r - missed, r + 1):
                 source, at = (streams[g_leaf][1], g_first) if now == r else (streams[-1][1], 0)
-                gradient = g = source[at : at + n].astype(p.dtype, copy=False)
-                c = kernel.Coefficients(*rows[now, :width].astype(p.dtype))
-                x = Numbers(*rows[now, -extra:].astype(p.dtype))
+                gradient = g = source[at : at + n].astype(wide, copy=False)
+                c = kernel.Coefficients(*rows[now, :width].astype(wide))
+                x = Numbers(*rows[now, -extra:].astype(wide))
                 if flags.limit:
-                    g, c = clip(c.grad_scale * g, x.max_value), c._replace(grad_scale=p.dtype.type(1))
-                before, new = new[0], kernel.element(new[0], g, *new[1:], c)
+                    g, c = clip(c.grad_scale * g, x.max_value), c._replace(grad_scale=wide(1))
+                before = _whole(stored[0], other).astype(wide, copy=False)
+                old = [decoded(x, slot, n, wide) for x, slot in zip(stored[1:], kernel.slots, strict=True)]
+                new = kernel.element(before, g, *old, c)
                 new_ema = None if ema is None else average(new_ema, new[0], x)
+                drawn = int(rows[now, -1]), firsts[leaf] + first
+                stored[0], other = (encoded(new[0], p, None, drawn), None) if low is None else split(new[0], p.dtype)
+                stored[1:] = [
+                    encoded(values, like, slot, drawn if is_drawn(slot) else None)
+                    for values, like, slot in zip(new[1:], slots, kernel.slots, strict=True)
+                ]
                 if flags.stats:
-                    here = notes[k, : -(-n // BLOCK)]
-                    here[:, 0], here[:, 1] = sum_of_squares(gradient), sum_of_squares(new[0])
-                    here[:, 2], here[:, 3] = sum_of_squares(new[0] - before), largest(new[0] - before)
-            short = None if copy is None else new[0].astype(np.float32).astype(copy.dtype)
-            for old, values in zip([p, *slots, ema, copy], [*new, new_ema, short], strict=True):
-                if old is not None:
-                    yield old, values
+                    here, after = notes[k, : -(-n // BLOCK)], _whole(stored[0], other).astype(wide, copy=False)
+                    here[:, 0], here[:, 1] = sum_of_squares(gradient), sum_of_squares(after)
+                    here[:, 2], here[:, 3] = sum_of_squares(after - before), largest(after - before)
+            short = encoded(new[0], copy)
+            for home, values in zip([p, *slots, ema, copy, low], [*stored, new_ema, short, other], strict=True):
+                if home is not None:
+                    yield home, values
             if flags.clear:
                 yield streams[g_leaf][1][g_first : g_first + n], 0
 
 
+def _piece(x: Any, first: int, n: int) -> Any:
+    """n elements of a stream: of 8 bits the blocks that hold them, which a chunk begins with."""
+    if x.dtype == np.uint8:
+        return x[first // BLOCK * BYTES : blocks(first + n) * BYTES]
+    return x[first : first + n]
+
+
+def _whole(p: Any, low: Any) -> Any:
+    return p if low is None else join(p, low)
+
+
+def decoded(x: Any, slot: Slot, n: int, wide: Any) -> Any:
+    """n elements of a slot in the compute type; None where there is none."""
+    if x is None or x.dtype != np.uint8:
+        return None if x is None else x.astype(wide, copy=False)
+    return decode_8bit(x, is_signed(slot), n)
+
+
+def encoded(values: Any, like: Any, slot: Any = None, drawn: Any = None) -> Any:
+    """values in the storage format of `like`: to nearest, or by the random bits of a key and a first index. slot: None
+    for p."""
+    if values is None or like is None or values.dtype == like.dtype:
+        return values
+    if like.dtype == np.uint8:
+        return encode_8bit(values, is_signed(slot), drawn)
+    if like.dtype.itemsize > 2:
+        return values.astype(like.dtype)
+    short = values.astype(np.float32)
+    if like.dtype.name == "bfloat16" and drawn is not None:
+        random = random_bits(drawn[0], drawn[1], len(short))
+        return stochastic(short, for_p(random) if slot is None else for_slots(random), like.dtype)
+    return short.astype(like.dtype)
+
+
 def measure(streams: Any, chunks: Any, row: Any, notes: Any) -> None:
-    """notes[chunk, block] <- (sum of squares, 0, 0, largest magnitude) of every gradient."""
+    """notes[chunk, block] <- (sum of squares, 0, 0, largest magnitude) of every gradient, in its p's compute type."""
     with np.errstate(all="ignore"):
         for k, (leaf, _, n, g_leaf, g_first, _) in enumerate(chunks):
             if row[leaf] >= 0:
-                g = streams[g_leaf][1][g_first : g_first + n]
+                wide = np.float64 if streams[leaf][0].dtype == np.float64 else np.float32
+                g = streams[g_leaf][1][g_first : g_first + n].astype(wide, copy=False)
                 squares = sum_of_squares(g)
                 notes[k, : len(squares), 0], notes[k, : len(squares), 3] = squares, largest(g)
 

@@ -151,8 +151,7 @@ def test_a_tree_of_gradients_unlike_the_parameters(case, backend):
 
 
 GRADIENT_LEAVES = {  # what stands for grads['dense']['bias'], whose parameter is float32(3,); the error; what it says
-    "float64": (lambda g: g.astype(np.float64), TypeError, ["float64(3,)"]),
-    "float16": (lambda g: g.astype(np.float16), TypeError, ["float16(3,)"]),
+    "longdouble": (lambda g: g.astype(np.longdouble), TypeError, [f"{np.dtype(np.longdouble)}(3,)"]),
     "int32": (lambda g: g.astype(np.int32), TypeError, ["int32(3,)"]),
     "uint32": (lambda g: g.view(np.uint32), TypeError, ["uint32(3,)"]),
     "bool": (lambda g: g > 0, TypeError, ["bool(3,)"]),
@@ -193,7 +192,9 @@ def test_a_transposed_gradient_is_another_shape(backend):
         opt.step(bad)
 
 
-@pytest.mark.parametrize("bad", [np.ones(3), np.ones(4, np.float32), [np.ones(3, np.float32)], {}, 1.0, "g"], ids=repr)
+@pytest.mark.parametrize(
+    "bad", [np.ones(3, np.longdouble), np.ones(4, np.float32), [np.ones(3, np.float32)], {}, 1.0, "g"], ids=repr
+)
 def test_a_gradient_unlike_a_single_array(bad, backend):
     p = np.ones(3, np.float32)
     opt = fa.Adam(p, backend=backend)
@@ -207,7 +208,11 @@ GROUPED_GRADIENTS = {
     "too many": (lambda g: [*g, None], ValueError, ["grads", "2"]),
     "None for a group": (lambda g: [g[0], None], TypeError, ["grads[1] is", "None"]),
     "groups again": (lambda g: [{"params": x} for x in g], ValueError, ["grads[0]", "'a'"]),
-    "dtype": (lambda g: [g[0], [np.ones(2)]], TypeError, ["grads[1][0] is float64(2,)", "params[1][0] is float32(2,)"]),
+    "dtype": (
+        lambda g: [g[0], [np.ones(2, int)]],
+        TypeError,
+        ["grads[1][0] is int64(2,)", "params[1][0] is float32(2,)"],
+    ),
 }
 
 
@@ -265,7 +270,6 @@ NOT_OWNED = {  # spoils a C-ordered array of two axes; the error; what it says
     "int64": (lambda x: x.astype(np.int64), TypeError, ["int64", "float32"]),
     "uint8": (lambda x: x.astype(np.uint8), TypeError, ["uint8", "float32"]),
     "bool": (lambda x: x > 0, TypeError, ["bool", "float32"]),
-    "float16": (lambda x: x.astype(np.float16), TypeError, ["float16", "float32"]),
     "longdouble": (lambda x: x.astype(np.longdouble), TypeError, [str(np.dtype(np.longdouble)), "float32"]),
     "complex64": (lambda x: x.astype(np.complex64), TypeError, ["complex64", "float32"]),
     "record": (lambda x: np.zeros(x.shape, "f4,f4"), TypeError, ["f4", "float32"]),
@@ -327,9 +331,13 @@ def test_an_argument_unlike_p(function, backend):
     for name, x in arrays.items():
         if name == "p":
             continue
-        for bad in (x[:, :2].copy(), x[0].copy(), np.vstack([x, x]), x.T.copy(), x.astype(np.float64), x.reshape(3, 2)):
+        for bad in (x[:, :2].copy(), x[0].copy(), np.vstack([x, x]), x.T.copy(), x.astype(int), x.reshape(3, 2)):
             given = {**arrays, name: bad}
-            both = f"{name} is {bad.dtype}{bad.shape}", "p is float32(2, 3)"
+            both = (
+                (f"{name} is", "int64")
+                if bad.dtype == int
+                else (f"{name} is {bad.dtype}{bad.shape}", "p is float32(2, 3)")
+            )
             with refused(NUMBER, *both, keeps=given):
                 function(**given, **chosen, backend=backend)
         if name != "g":
@@ -338,9 +346,7 @@ def test_an_argument_unlike_p(function, backend):
                 function(**given, **chosen, backend=backend)
 
 
-@pytest.mark.parametrize(
-    "case", ["float64", "float16", "int32", "bool", "object", "other byte order", "masked", "number"]
-)
+@pytest.mark.parametrize("case", ["longdouble", "int32", "bool", "object", "other byte order", "masked", "number"])
 def test_a_functional_gradient_unlike_p(case, backend):
     make, error, words = GRADIENT_LEAVES[case]
     p, g, m, v = (np.ones(3, np.float32) for _ in range(4))
@@ -856,11 +862,10 @@ def test_flat_gradients_of_another_layout(backend):
         ),
         (fa.FlatBuffer({"a": tree["a"]}), ValueError, ["'b'"]),
         (fa.FlatBuffer({**tree, "c": tree["b"]}), ValueError, ["'c'"]),
-        (fa.FlatBuffer({k: x.astype(np.float64) for k, x in tree.items()}), NUMBER, ["float64", "float32"]),
         (fa.FlatBuffer({}), ValueError, ["'a'"]),
         (np.ones(9, np.float32), ValueError, ["float32(9,)", "(10,)"]),
         (np.ones((10, 1), np.float32), ValueError, ["float32(10, 1)", "(10,)"]),
-        (np.ones(10), TypeError, ["float64(10,)", "float32"]),
+        (np.ones(10, int), TypeError, ["int64(10,)", "float32"]),
         (tree, TypeError, ["dict"]),
     ):
         with refused(error, "grads['model']", "params['model']", *words, keeps=buffer, opt=opt):

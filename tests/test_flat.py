@@ -182,7 +182,7 @@ def test_a_buffer_shows_what_it_is():
     [
         (np.ones(3, np.float64), ["tree['b'][0] is float64(3,)", "tree['a'] is float32(2,)"]),
         (np.ones(3, np.int32), ["tree['b'][0] is int32(3,)", "float32"]),
-        (np.ones(3, np.float16), ["tree['b'][0] is float16(3,)", "float32"]),
+        (np.ones(3, np.float16), ["tree['b'][0] is float16(3,)", "tree['a'] is float32(2,)"]),
         (np.ones(3, object), ["tree['b'][0] is object(3,)", "float32"]),
         (np.ones(3, np.dtype(np.float32).newbyteorder()), ["tree['b'][0] is", "f4", "float32"]),
         (np.ma.array([1.0, 2.0, 3.0], np.float32, mask=[0, 1, 0]), ["tree['b'][0] is", "MaskedArray"]),
@@ -305,8 +305,7 @@ def test_a_wrong_layout_is_refused(backend):
         (tree(), TypeError),
         (np.ones(36, np.float32), ValueError),
         (np.ones((1, 37), np.float32), ValueError),
-        (np.ones(37), TypeError),
-        (fa.FlatBuffer(tree(dtype=np.float64)), (TypeError, ValueError)),
+        (np.ones(37, int), TypeError),
     ):
         with pytest.raises(error, match="grads"):
             opt.step(bad)

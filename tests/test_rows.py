@@ -207,7 +207,7 @@ BAD = {
     "masked": ({"table": (np.ma.masked_array(AT), V)}, TypeError, "indices are MaskedArray"),
     "two axes": ({"table": (AT[None], V)}, TypeError, "one-dimensional"),
     "too few": ({"table": (AT, V[:1])}, ValueError, r"values are float32\(1, 70\), expected float32\(2, 70\)"),
-    "dtype": ({"table": (AT, V.astype(np.float64))}, TypeError, "values are float64"),
+    "dtype": ({"table": (AT, V.astype(int))}, TypeError, "values are int64"),
     "no pair": ({"table": (AT,)}, ValueError, r"tuple of 1, expected \(indices, values\)"),
     "scalar": ({"scale": (AT, V)}, ValueError, r"rows\['scale'\] has rows"),
     "Fortran": ({"columns": (AT, np.ones((2, 4), np.float32))}, ValueError, "first axis slowest"),

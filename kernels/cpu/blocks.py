@@ -5,7 +5,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from fastadam.kernels.chores import BLOCK, LANES
-from fastadam.kernels.cpu.elements import Measure, asked
+from fastadam.kernels.cpu.elements import Measure, asked, coded
 
 _I64 = ir.IntType(64)
 
@@ -88,32 +88,37 @@ def difference(typing, kind, a, b):
 
 
 @intrinsic
-def copied(typing, kind, room, address, n):
-    """room <- n numbers, filled up with zeros to a block. Returns room."""
+def put(typing, room, i, x):
+    """Number i from an address on <- x."""
 
     def generate(context, builder, signature, args):
-        size = context.get_abi_sizeof(context.get_data_type(kind.dtype))
-        bytes_, i1 = ir.PointerType(ir.IntType(8)), ir.IntType(1)
-        target = builder.inttoptr(args[1], bytes_)
-        memset = builder.module.declare_intrinsic("llvm.memset", [bytes_, _I64])
-        memcpy = builder.module.declare_intrinsic("llvm.memcpy", [bytes_, bytes_, _I64])
-        builder.call(memset, [target, ir.IntType(8)(0), _I64(BLOCK * size), i1(0)])
-        builder.call(memcpy, [target, builder.inttoptr(args[2], bytes_), builder.mul(args[3], _I64(size)), i1(0)])
-        return args[1]
+        start = builder.inttoptr(args[0], ir.PointerType(context.get_data_type(x)))
+        builder.store(args[2], builder.gep(start, [args[1]]), align=1)
+        return context.get_dummy_value()
 
-    return types.uint64(kind, types.uint64, types.uint64, types.uint64), generate
+    return types.void(types.uint64, types.uint64, x), generate
 
 
 @intrinsic
 def scratch(typing, tag):
-    """The address of room for two blocks on the stack of the function that says this; 0 if its tag needs none."""
+    """The address of room for two blocks, and for one of each slot of 8 bits, on the stack of the function that says
+    this; 0 if its tag needs none."""
+    count = 2 + len(coded(tag)) if asked(tag, "stats") or coded(tag) or tag.instance_class is Measure else 0
 
     def generate(context, builder, signature, args):
-        if not (asked(tag, "stats") or tag.instance_class is Measure):
+        if not count:
             return _I64(0)
         with builder.goto_entry_block():
-            place = builder.alloca(ir.ArrayType(_I64, 2 * BLOCK))
+            place = builder.alloca(ir.ArrayType(_I64, count * BLOCK))
             place.align = 64
         return builder.ptrtoint(place, _I64)
 
     return types.uint64(tag), generate
+
+
+def room_of(number: int) -> int:
+    """Where in scratch, in bytes, the block of the number-th slot of 8 bits begins: after statistics' two.
+
+    Apart within a page, as slots are: see arrays.allocate_beside.
+    """
+    return 2 * BLOCK * 8 + number * (BLOCK * 4 + 1344)

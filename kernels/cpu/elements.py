@@ -3,14 +3,18 @@
 from collections import namedtuple
 from typing import Any, NamedTuple
 
+import numpy as np
 from numba import types
 from numba.extending import intrinsic, overload, register_jitable
 
 from fastadam import kernels
 from fastadam.kernels.chores import Flags, average, clip
 from fastadam.kernels.contract import Kernel, maximum, sign
+from fastadam.kernels.cpu.formats import BFLOAT16, CODED, draws, draws_from
+from fastadam.kernels.formats import is_drawn
 
-EXTRA = "ema", "copy"  # streams behind the slots: the averaged parameters, a copy of them in a short format
+EXTRA = "ema", "copy", "remainder"  # streams behind the slots: averages, copies in a short format, p's other bits
+TURN = np.uint64(1 << 32)
 FLAGS = Flags._fields  # there or None
 
 
@@ -27,7 +31,7 @@ globals().update(TAGS)  # the disk cache pickles a tag by module and name
 class Measure(NamedTuple):
     """The tag of a walk that only reads g: its sum of squares, its largest magnitude."""
 
-    p: None
+    p: Any
     g: Any
     squares: Any  # there or None
     largest: Any
@@ -66,10 +70,43 @@ def _sign(x):
     return compiled
 
 
+def random_start(tag, key, first, at):
+    """What `random` needs from element `at` on, or None where a tag draws nothing."""
+
+
+@overload(random_start)
+def _random_start(tag, key, first, at):
+    if not stochastic(tag):
+        return lambda tag, key, first, at: None
+    return lambda tag, key, first, at: draws_from(key, first, at)
+
+
+def random_end(tag, first, at, end):
+    """How far what begins at element `at` serves: to the next multiple of 2^32 of the index, if it lies before end."""
+
+
+@overload(random_end)
+def _random_end(tag, first, at, end):
+    if not stochastic(tag):
+        return lambda tag, first, at, end: end
+    return lambda tag, first, at, end: min(end, at + TURN - (first + at) % TURN)
+
+
+def random(tag, start, i):
+    """The random bits of an element, or None where its tag needs none."""
+
+
+@overload(random)
+def _random(tag, start, i):
+    if not stochastic_elements(tag):
+        return lambda tag, start, i: None
+    return lambda tag, start, i: draws(start, i)
+
+
 def element(tag, values, c, x):
     """One element's step by the kernel that `tag` names, and its chores: the new values, in the order of streams.
 
-    values: p, g, the slots, the average, the copy (not read); None where there is none.
+    values: p, g, the slots, the average, the copy (not read), the remainder (read with p); None where there is none.
     c, x: the kernel's numbers and the chores'.
     """
 
@@ -80,8 +117,8 @@ def _element(tag, values, c, x):
 
     def compiled(tag, values, c, x):
         g, c = _gradient(tag, values[1], c, x)
-        new = function(values[0], g, *values[2:-2], c)
-        return (new[0], zero(tag, g), *new[1:], _averaged(values[-2], new[0], x), new[0])
+        new = function(values[0], g, *values[2:-3], c)
+        return (new[0], zero(tag, g), *new[1:], _averaged(values[-3], new[0], x), new[0], None)
 
     return compiled
 
@@ -134,9 +171,34 @@ def streams_of(tag: Any) -> int:
 
 
 def loaded(tag: Any) -> dict[int, Any]:
-    """{column: dtype} of every stream that is read: all but a kernel's copy."""
-    copy = streams_of(tag) - 1 if tag.instance_class in KERNEL_OF else None
-    return {k: dtype for k, dtype in storage(tag) if k != copy}
+    """{column: dtype} of every stream that is read as one: all but a kernel's copy, and the remainder."""
+    last = streams_of(tag) - 2 if tag.instance_class in KERNEL_OF else 2
+    return {k: dtype for k, dtype in storage(tag) if k < last}
+
+
+def remainder(tag: Any) -> int | None:
+    """The column of the bits that p lacks, if it has one."""
+    last = streams_of(tag) - 1
+    there = tag.instance_class in KERNEL_OF and not isinstance(tag.types[last], types.NoneType)
+    return last if there else None
+
+
+def coded(tag: Any) -> list[int]:
+    """The columns of slots in 8 bits."""
+    return [k for k, dtype in storage(tag) if dtype == CODED] if tag.instance_class in KERNEL_OF else []
+
+
+def stochastic(tag: Any) -> set[int]:
+    """The columns that are rounded stochastically: p, and slots that never fall below zero, in bfloat16 or 8 bits."""
+    if tag.instance_class not in KERNEL_OF:
+        return set()
+    kinds = [remainder(tag) is None, False, *map(is_drawn, KERNEL_OF[tag.instance_class].slots)]
+    return {k for k, dtype in storage(tag) if k < len(kinds) and kinds[k] and dtype in (BFLOAT16, CODED)}
+
+
+def stochastic_elements(tag: Any) -> set[int]:
+    """Those of them whose elements are rounded one by one."""
+    return stochastic(tag) - set(coded(tag))
 
 
 def asked(tag: Any, flag: str) -> bool:

@@ -11,11 +11,22 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from fastadam.kernels.chores import Numbers
-from fastadam.kernels.cpu.elements import KERNEL_OF, asked, compute_type, loaded, storage, streams_of
-from fastadam.kernels.cpu.formats import encode
+from fastadam.kernels.chores import BLOCK, Numbers
+from fastadam.kernels.cpu.elements import (
+    KERNEL_OF,
+    asked,
+    compute_type,
+    loaded,
+    remainder,
+    stochastic,
+    stochastic_elements,
+    storage,
+    streams_of,
+)
+from fastadam.kernels.cpu.formats import CODED, FLOAT16, decode, encode, join, split
+from fastadam.kernels.formats import BYTES
 
-_I64 = ir.IntType(64)
+_I32, _I64 = ir.IntType(32), ir.IntType(64)
 
 
 def _scoped(builder: Any, access: Any, column: int) -> Any:
@@ -39,20 +50,28 @@ def _pointer(context: Any, builder: Any, base: Any, column: int, index: Any, dty
 
 @intrinsic
 def bases(typing, table, tag, leaf, first, g_leaf, g_first):
-    """Where element `first` of a leaf lies in each stream, g's from a place of its own: a tuple of addresses."""
+    """Where element `first` of a leaf lies in each stream, g's from a place of its own: a tuple of addresses.
+
+    Last, its index among all elements: the table's last column says the leaf's first.
+    """
     streams = streams_of(tag)
-    result = types.UniTuple(types.uint64, streams)
+    result = types.UniTuple(types.uint64, streams + 1)
 
     def generate(context, builder, signature, args):
         rows = context.make_array(signature.args[0])(context, builder, args[0])
-        out = [_I64(0)] * streams
+        out = [_I64(0)] * (streams + 1)
         width = builder.extract_value(rows.shape, 1)
         for k, dtype in storage(signature.args[1]):
             leaf, first = args[4:] if k == 1 else args[2:4]
             place = builder.add(builder.mul(leaf, width), _I64(k))
             base = builder.load(builder.gep(rows.data, [place]))
             size = context.get_abi_sizeof(context.get_data_type(dtype))
+            if dtype == CODED:  # a chunk begins with a block
+                first = builder.udiv(first, _I64(BLOCK))
+                size = BYTES
             out[k] = builder.add(base, builder.mul(first, _I64(size)))
+        end = builder.sub(builder.mul(builder.add(args[2], _I64(1)), width), _I64(1))
+        out[-1] = builder.add(builder.load(builder.gep(rows.data, [end])), args[3])
         return context.make_tuple(builder, result, out)
 
     return result(table, tag, types.uint64, types.uint64, types.uint64, types.uint64), generate
@@ -60,31 +79,72 @@ def bases(typing, table, tag, leaf, first, g_leaf, g_first):
 
 @intrinsic
 def load(typing, tag, base, i):
-    """Element i of every stream; None for one that is absent, and for the copy, which is only written."""
-    present = loaded(tag)
-    result = types.Tuple([present.get(k, types.none) for k in range(streams_of(tag))])
+    """Element i of every stream in the compute type; None for one that is absent, and for the copy: it is not read."""
+    present, compute = loaded(tag), compute_type(tag)
+    result = types.Tuple([compute if k in present else types.none for k in range(streams_of(tag))])
 
     def generate(context, builder, signature, args):
         values = [context.get_dummy_value()] * len(result)
-        for k, dtype in present.items():
-            values[k] = _scoped(builder, builder.load(_pointer(context, builder, args[1], k, args[2], dtype)), k)
+        for k in present:
+            values[k] = _one(context, builder, tag, args[1], k, args[2])
         return context.make_tuple(builder, result, values)
 
     return result(tag, base, types.uint64), generate
 
 
-@intrinsic
-def store(typing, tag, base, i, values):
-    """Write the new values back: every stream but g, unless it is to be cleared; the copy in its own format."""
+def _one(context: Any, builder: Any, tag: Any, base: Any, k: int, i: Any) -> Any:
+    """Element i of a stream in the compute type."""
+    compute, more = compute_type(tag), remainder(tag) if k == 0 else None
+
+    def resting(k, dtype):
+        return _scoped(builder, builder.load(_pointer(context, builder, base, k, i, dtype)), k)
+
+    dtype = dict(storage(tag))[k]
+    if dtype == CODED:  # its numbers are in scratch
+        dtype = compute
+    value = resting(k, dtype)
+    return decode(builder, value, dtype, compute) if more is None else join(builder, value, resting(more, FLOAT16))
+
+
+@intrinsic(prefer_literal=True)
+def fetch(typing, tag, column, base, i):
+    """Element i of one stream in the compute type."""
 
     def generate(context, builder, signature, args):
+        return _one(context, builder, tag, args[2], column.literal_value, args[3])
+
+    return compute_type(tag)(tag, column, base, types.uint64), generate
+
+
+@intrinsic
+def store(typing, tag, base, i, values, random):
+    """Write the new values back in their formats: every stream but g, unless it is to be cleared.
+
+    random: 32 bits where any stream is rounded stochastically, else None.
+    """
+    drawn, more = stochastic_elements(tag), remainder(tag)
+
+    def generate(context, builder, signature, args):
+        draws = None
+        if drawn:
+            upper = builder.lshr(args[4], _I32(16))
+            draws = builder.and_(builder.xor(args[4], upper), _I32(0xFFFF)), upper
+        other = None
         for k, dtype in storage(signature.args[0]):
-            if k != 1 or asked(tag, "clear"):
-                value = encode(builder, builder.extract_value(args[3], k), dtype)
-                _scoped(builder, builder.store(value, _pointer(context, builder, args[1], k, args[2], dtype)), k)
+            if k == 1 and not asked(tag, "clear"):
+                continue
+            dtype = compute_type(tag) if dtype == CODED else dtype
+            if k == more:
+                value = other
+            elif k == 0 and more is not None:
+                value, other = split(builder, builder.extract_value(args[3], k))
+            else:
+                draw = draws[k != 0] if k in drawn else None
+                value = encode(builder, builder.extract_value(args[3], k), dtype, draw)
+            _scoped(builder, builder.store(value, _pointer(context, builder, args[1], k, args[2], dtype)), k)
         return context.get_dummy_value()
 
-    return types.void(tag, base, types.uint64, values), generate
+    return types.void(tag, base, types.uint64, values, random), generate
 
 
 def _row(cls, tag, rows, r, first):
@@ -116,6 +176,20 @@ def coefficients(typing, tag, rows, r):
 def numbers(typing, tag, rows, r):
     """The chores' numbers of row r: its last."""
     return _row(Numbers, tag, rows, r, -len(Numbers._fields))
+
+
+@intrinsic
+def key(typing, tag, rows, r):
+    """What row r says of randomness: the last of the chores' numbers, all its bits kept; None if nothing is drawn."""
+
+    def generate(context, builder, signature, args):
+        if not stochastic(tag):
+            return context.get_dummy_value()
+        table = context.make_array(signature.args[1])(context, builder, args[1])
+        end = builder.mul(builder.add(args[2], _I64(1)), builder.extract_value(table.shape, 1))
+        return builder.load(builder.gep(table.data, [builder.sub(end, _I64(1))]))
+
+    return (types.float64 if stochastic(tag) else types.none)(tag, rows, types.int64), generate
 
 
 @intrinsic

@@ -68,22 +68,23 @@ def _alike(a, b):
     return True
 
 
-def _place(objects, params, anchors, nbytes, none, ndarray, starts, ends, table):
+def _place(objects, params, anchors, grads, nbytes, none, ndarray, starts, ends, table):
     """Write the address of every gradient into column 1 of `table`, or refuse without judging.
 
     objects, params, anchors: (leaves,) int64, the id() of each gradient, of each parameter, and of a view of that
-    parameter made at construction. nbytes: (leaves,) int64. none, ndarray: the id() of None and of numpy.ndarray.
+    parameter made at construction. grads: (leaves,) int64, the id() of an array like the gradients so far.
+    nbytes: (leaves,) int64, of a gradient. none, ndarray: the id() of None and of numpy.ndarray.
     starts, ends: the memory that gradients must not touch, ascending.
     Returns how many gradients are None; or -1 - k where leaf k needs Python's judgement: not an ndarray of the
-    parameter's very dtype, shape and strides, or overlapping a parameter; or a parameter that is not as it was.
+    very dtype, shape and strides as before, or overlapping a parameter; or a parameter that is not as it was.
     """
     missing = 0
     for k in range(objects.shape[0]):
-        g, p, anchor = objects[k], params[k], anchors[k]
+        g, p, anchor, like = objects[k], params[k], anchors[k], grads[k]
         if g == none:
             missing += 1
             continue
-        if _at(g + _TYPE) != ndarray or not _alike(g, anchor) or not _alike(p, anchor):
+        if _at(g + _TYPE) != ndarray or not _alike(g, like) or not _alike(p, anchor):
             return -1 - k
         if _at(p + _DATA) != np.int64(table[k, 0]) or not _at(p + _FLAGS) & _WRITEABLE:
             return -1 - k

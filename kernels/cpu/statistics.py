@@ -1,11 +1,12 @@
 """What a walk notes of each block of a piece, where its tag asks for it; else nothing here leaves code."""
 
 import numpy as np
-from numba.extending import overload
+from numba.extending import overload, register_jitable
 
 from fastadam.kernels.chores import BLOCK as BLOCK_ELEMENTS
-from fastadam.kernels.cpu.blocks import copied, difference, largest, sum_of_squares
-from fastadam.kernels.cpu.elements import asked, compute_type
+from fastadam.kernels.cpu.blocks import difference, largest, put, sum_of_squares
+from fastadam.kernels.cpu.elements import asked, coded, compute_type, storage
+from fastadam.kernels.cpu.memory import fetch
 
 BLOCK, WHOLE = np.uint64(BLOCK_ELEMENTS), np.uint64(1 << 62)
 
@@ -16,7 +17,28 @@ def stride(tag):
 
 @overload(stride)
 def _stride(tag):
-    return (lambda tag: BLOCK) if asked(tag, "stats") else (lambda tag: WHOLE)
+    return (lambda tag: BLOCK) if asked(tag, "stats") or coded(tag) else (lambda tag: WHOLE)
+
+
+def _reader(tag, column, in_place=True):
+    """A function that gives the address of a block of a stream in the compute type, filled up with zeros: its own
+    where it can be, else that of `room`, after a copy."""
+    dtype, kind = dict(storage(tag))[column], compute_type(tag)
+    size, zero = np.uint64(dtype.bitwidth // 8), np.dtype(str(kind)).type(0)
+    whole = BLOCK if in_place and dtype == kind else WHOLE
+
+    @register_jitable
+    def read(tag, base, start, end, room):
+        n = min(end - start, BLOCK)
+        if n == whole:
+            return base[column] + start * size
+        for i in range(np.uint64(0), n):
+            put(room, i, fetch(tag, column, base, start + i))
+        for i in range(n, BLOCK):
+            put(room, i, zero)
+        return room
+
+    return read
 
 
 def measured(tag, base, start, end, room, note):
@@ -25,13 +47,11 @@ def measured(tag, base, start, end, room, note):
 
 @overload(measured)
 def _measured(tag, base, start, end, room, note):
-    kind, squares, top = np.dtype(str(compute_type(tag))), asked(tag, "squares"), asked(tag, "largest")
-    size = np.uint64(kind.itemsize)
+    kind, read = np.dtype(str(compute_type(tag))), _reader(tag, 1)
+    squares, top = asked(tag, "squares"), asked(tag, "largest")
 
     def compiled(tag, base, start, end, room, note):
-        at = base[1] + start * size
-        if end - start < BLOCK:
-            at = copied(kind, room, at, end - start)
+        at = read(tag, base, start, end, room)
         if squares:
             note[0] = sum_of_squares(kind, at)
         if top:
@@ -48,15 +68,11 @@ def before(tag, base, start, end, room, notes, k):
 def _before(tag, base, start, end, room, notes, k):
     if not asked(tag, "stats"):
         return lambda tag, base, start, end, room, notes, k: None
-    kind = np.dtype(str(compute_type(tag)))
-    size = np.uint64(kind.itemsize)
+    kind, read_g, keep_p = np.dtype(str(compute_type(tag))), _reader(tag, 1), _reader(tag, 0, in_place=False)
 
     def compiled(tag, base, start, end, room, notes, k):
-        g, n = base[1] + start * size, end - start
-        if n < BLOCK:
-            g = copied(kind, room, g, n)
-        notes[k, start // BLOCK, 0] = sum_of_squares(kind, g)
-        copied(kind, room, base[0] + start * size, n)
+        notes[k, start // BLOCK, 0] = sum_of_squares(kind, read_g(tag, base, start, end, room))
+        keep_p(tag, base, start, end, room)
 
     return compiled
 
@@ -69,13 +85,11 @@ def after(tag, base, start, end, room, notes, k):
 def _after(tag, base, start, end, room, notes, k):
     if not asked(tag, "stats"):
         return lambda tag, base, start, end, room, notes, k: None
-    kind = np.dtype(str(compute_type(tag)))
+    kind, read_p = np.dtype(str(compute_type(tag))), _reader(tag, 0)
     size = np.uint64(kind.itemsize)
 
     def compiled(tag, base, start, end, room, notes, k):
-        p, n, note = base[0] + start * size, end - start, notes[k, start // BLOCK]
-        if n < BLOCK:
-            p = copied(kind, room + BLOCK * size, p, n)
+        note, p = notes[k, start // BLOCK], read_p(tag, base, start, end, room + BLOCK * size)
         difference(kind, room, p)
         note[1], note[2], note[3] = sum_of_squares(kind, p), sum_of_squares(kind, room), largest(kind, room)
 

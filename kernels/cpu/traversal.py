@@ -17,8 +17,9 @@ from fastadam.kernels.chores import BLOCK as BLOCK_ELEMENTS
 from fastadam.kernels.chores import Numbers
 from fastadam.kernels.cpu.blocks import scratch
 from fastadam.kernels.cpu.cache import keep
-from fastadam.kernels.cpu.elements import Accumulate, Measure, element, zero
-from fastadam.kernels.cpu.memory import bases, coefficients, load, numbers, store, take
+from fastadam.kernels.cpu.codes import closed, opened
+from fastadam.kernels.cpu.elements import Accumulate, Measure, element, random, random_end, random_start, zero
+from fastadam.kernels.cpu.memory import bases, coefficients, key, load, numbers, store, take
 from fastadam.kernels.cpu.statistics import after, before, measured, stride
 
 log = logging.getLogger("fastadam")
@@ -36,15 +37,20 @@ def _step(tag, table, chunks, k, row, rows, notes):
     r, room = row[leaf], scratch(tag)
     if r >= 0:
         for now in range(r - chunks[k, 5], r + 1):  # the steps it has missed, then this one
-            c, x = coefficients(tag, rows, now), numbers(tag, rows, now)
+            c, x, drawn = coefficients(tag, rows, now), numbers(tag, rows, now), key(tag, rows, now)
             g_leaf = u64(chunks[k, 3]) if now == r else zeros
             g_first = u64(chunks[k, 4]) if now == r else u64(0)
             base = bases(table, tag, leaf, first, g_leaf, g_first)
             for start in range(u64(0), n, stride(tag)):
                 end = min(n, start + stride(tag))
                 before(tag, base, start, end, room, notes, k)
-                for i in range(start, end):  # a signed range is not vectorised
-                    store(tag, base, i, element(tag, load(tag, base, i), c, x))
+                here, at = opened(tag, base, room, start, end), start
+                while at < end:
+                    bits, until = random_start(tag, drawn, base[-1], at), random_end(tag, base[-1], at, end)
+                    for i in range(at, until):  # a signed range is not vectorised
+                        store(tag, here, i, element(tag, load(tag, here, i), c, x), random(tag, bits, i))
+                    at = until
+                closed(tag, base, room, start, end, drawn)
                 after(tag, base, start, end, room, notes, k)
 
 
@@ -63,7 +69,7 @@ def _accumulate(tag, table, chunks, k, row, rows, notes):
         base = bases(table, tag, leaf, first, leaf, first)
         for i in range(u64(0), n):
             total, g = load(tag, base, i)
-            store(tag, base, i, (g if row[leaf] == 0 else total + g, zero(tag, g)))
+            store(tag, base, i, (g if row[leaf] == 0 else total + g, zero(tag, g)), None)
 
 
 @overload(_piece)

@@ -1,0 +1,264 @@
+"""Slots of 8 bits in compiled code: a block's numbers into scratch before it is stepped, its codes back after.
+
+The walk steps scratch, which stays in L1, as if it were the slot: one traversal serves them all.
+"""
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic, overload, register_jitable
+
+from fastadam.kernels.chores import BLOCK as BLOCK_ELEMENTS
+from fastadam.kernels.cpu.blocks import put, room_of
+from fastadam.kernels.cpu.elements import KERNEL_OF, coded, random_start
+from fastadam.kernels.cpu.formats import mixed, of_type
+from fastadam.kernels.formats import (
+    BYTES,
+    FROM,
+    GROUP,
+    LANES,
+    LARGE,
+    LAST,
+    MIX,
+    PART,
+    REACH,
+    SHIFT,
+    TINY,
+    TO,
+    TWO,
+    is_drawn,
+    is_signed,
+)  # fmt: skip
+
+_I32, _I64, _F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
+_BITS, _FLOATS = ir.VectorType(_I32, LANES), ir.VectorType(_F32, LANES)
+TOGETHER = 4  # groups whose largest numbers are found, and whose scales are worked out, in one vector
+QUARTERS = range(GROUP // LANES)
+BLOCK, IN_BLOCK = np.uint64(BLOCK_ELEMENTS), np.uint64(BYTES)
+IN_GROUP, IN_STRIP = np.uint64(GROUP), np.uint64(TOGETHER * GROUP)
+NOTHING, FLOAT = np.float32(0), np.uint64(4)
+SIGN, INFINITY = 0x80000000, 0x7F800000
+
+
+def _lanes(builder: Any, vector: Any, at: list[int], other: Any = None) -> Any:
+    """A vector of these lanes of one, or of two."""
+    other = ir.Constant(vector.type, ir.Undefined) if other is None else other
+    return builder.shuffle_vector(vector, other, ir.Constant(ir.VectorType(_I32, len(at)), at))
+
+
+def _everywhere(builder: Any, scalar: Any) -> Any:
+    """A vector of one number."""
+    first = builder.insert_element(ir.Constant(ir.VectorType(scalar.type, LANES), ir.Undefined), scalar, _I32(0))
+    return _lanes(builder, first, [0] * LANES)
+
+
+def _floats(number: Any, count: int = LANES) -> Any:
+    return ir.Constant(ir.VectorType(_F32, count), [float(number)] * count)
+
+
+def _at(builder: Any, address: Any, kind: Any, k: int = 0) -> Any:
+    return builder.gep(builder.inttoptr(address, ir.PointerType(kind)), [_I64(k)])
+
+
+def _left(builder: Any, x: Any, by: int) -> Any:
+    """x shifted to the left, or to the right."""
+    return builder.shl(x, of_type(x, by)) if by >= 0 else builder.lshr(x, of_type(x, -by))
+
+
+def _bits_of(builder: Any, x: Any, mask: int) -> Any:
+    return builder.and_(x, of_type(x, mask))
+
+
+def _larger(builder: Any, a: Any, b: Any) -> Any:
+    return builder.select(builder.icmp_unsigned(">", a, b), a, b)
+
+
+@intrinsic(prefer_literal=True)
+def _unpack_group(typing, signed, codes, scale, room):
+    """GROUP numbers at `room` from the addresses of their codes and of their scale."""
+    has_sign = bool(signed.literal_value)
+
+    def generate(context, builder, signature, args):
+        word = builder.load(_at(builder, args[1], _BITS), align=1)
+        size = _everywhere(builder, builder.load(_at(builder, args[2], _F32), align=1))
+        for j in QUARTERS:
+            code = _bits_of(builder, _left(builder, word, SHIFT - 8 * j), LAST[has_sign] << SHIFT)
+            x = builder.bitcast(builder.or_(code, of_type(code, TWO)), _FLOATS)
+            x = builder.fmul(builder.fsub(x, _floats(TO[has_sign])), size)
+            if has_sign:
+                sign = _bits_of(builder, _left(builder, word, 24 - 8 * j), SIGN)
+                x = builder.bitcast(builder.or_(builder.bitcast(x, _BITS), sign), _FLOATS)
+            builder.store(x, _at(builder, args[3], _FLOATS, j), align=1)
+        return context.get_dummy_value()
+
+    return types.void(signed, types.uint64, types.uint64, types.uint64), generate
+
+
+def _in_one(builder: Any, most: list[Any]) -> Any:
+    """(4,) the largest of each of four vectors: pairs of lanes of two vectors beside each other, and so on."""
+    low, high = ([k + d for k in range(0, LANES, 4) for d in (a, LANES + a, a + 1, LANES + a + 1)] for a in (0, 2))
+    pairs = [_larger(builder, *(_lanes(builder, a, at, b) for at in (low, high))) for a, b in (most[:2], most[2:])]
+    low, high = ([k + d for k in range(0, LANES, 4) for d in (a, a + 1, LANES + a, LANES + a + 1)] for a in (0, 2))
+    found = _larger(builder, *(_lanes(builder, pairs[0], at, pairs[1]) for at in (low, high)))
+    while found.type.count > TOGETHER:
+        half = found.type.count // 2
+        halves = (_lanes(builder, found, list(range(at, at + half))) for at in (0, half))
+        found = _larger(builder, *halves)
+    return found
+
+
+def _scales(builder: Any, largest: Any, signed: bool) -> tuple[Any, Any, Any]:
+    """(4,) scales, their inverses, and which groups have codes other than 0."""
+    value = builder.bitcast(largest, ir.VectorType(_F32, TOGETHER))
+    share, tiny, large = (_floats(x, TOGETHER) for x in (PART[signed], TINY, LARGE))
+    part = builder.fmul(value, share)
+    scale = builder.select(builder.fcmp_ordered(">", part, tiny), part, tiny)
+    scale = builder.select(builder.icmp_unsigned("==", largest, of_type(largest, 0)), _floats(0, TOGETHER), scale)
+    finite = builder.icmp_unsigned("<", largest, of_type(largest, INFINITY))
+    inverse = builder.fdiv(_floats(REACH[signed], TOGETHER), value)
+    inverse = builder.select(builder.fcmp_ordered("<", inverse, large), inverse, large)
+    usual = builder.icmp_unsigned("<", builder.sub(largest, of_type(largest, 1)), of_type(largest, INFINITY - 1))
+    return builder.select(finite, scale, _floats(np.nan, TOGETHER)), inverse, usual
+
+
+@intrinsic(prefer_literal=True)
+def _pack_strip(typing, signed, codes, scales, room, start, at):
+    """The reverse, of TOGETHER groups from element `at` on. start: None, to nearest; else (4,) what `random` starts
+    from for each group."""
+    has_sign, drawn = bool(signed.literal_value), not isinstance(start, types.NoneType)
+
+    def generate(context, builder, signature, args):
+        def group(k):
+            numbers = [builder.load(_at(builder, args[3], _BITS, 4 * k + j), align=1) for j in QUARTERS]
+            return numbers, [_bits_of(builder, x, SIGN - 1) for x in numbers] if has_sign else numbers
+
+        groups = [group(k) for k in range(TOGETHER)]
+        pairs = [[_larger(builder, *sizes[j : j + 2]) for j in (0, 2)] for _, sizes in groups]
+        most = _in_one(builder, [_larger(builder, *pair) for pair in pairs])
+        scale, inverses, usual = _scales(builder, most, has_sign)
+        builder.store(scale, _at(builder, args[2], scale.type), align=1)
+        for k, (numbers, sizes) in enumerate(groups):
+            inverse = _lanes(builder, inverses, [k] * LANES)
+            word = sign = of_type(numbers[0], 0)
+            for j, (x, size) in enumerate(zip(numbers, sizes, strict=True)):
+                y = builder.fadd(builder.fmul(builder.bitcast(size, _FLOATS), inverse), _floats(FROM[has_sign]))
+                draw = of_type(x, 1 << SHIFT - 1)
+                if drawn and j % 2 == 0:
+                    lane = ir.Constant(_BITS, list(range(LANES * j, LANES * (j + 1))))
+                    first = builder.add(builder.trunc(args[5], _I32), _I32(GROUP * k))
+                    begin = builder.add(builder.extract_value(args[4], k), builder.mul(first, _I32(MIX[0])))
+                    random = mixed(builder, _everywhere(builder, begin), lane)
+                    draw = _left(builder, random, SHIFT - 32)
+                elif drawn:
+                    draw = _bits_of(builder, random, (1 << SHIFT) - 1)
+                code = _left(builder, builder.add(builder.bitcast(y, _BITS), draw), 8 * j - SHIFT)
+                word = builder.or_(word, _bits_of(builder, code, LAST[has_sign] << 8 * j))
+                sign = builder.or_(sign, _bits_of(builder, _left(builder, x, 8 * j - 24), 128 << 8 * j))
+            word = builder.or_(word, sign) if has_sign else word
+            word = builder.select(_lanes(builder, usual, [k] * LANES), word, of_type(word, 0))
+            builder.store(word, _at(builder, args[1], _BITS, k), align=1)
+        return context.get_dummy_value()
+
+    return types.void(signed, types.uint64, types.uint64, types.uint64, start, types.uint64), generate
+
+
+def _slot(tag: Any, column: int) -> Any:
+    return KERNEL_OF[tag.instance_class].slots[column - 2]
+
+
+def _reader(tag, column, number):
+    signed, room_at = int(is_signed(_slot(tag, column))), np.uint64(room_of(number))
+
+    @register_jitable
+    def read(base, room, start, end):
+        block, home = base[column] + start // BLOCK * IN_BLOCK, room + room_at
+        for k in range(np.uint64(0), end - start, IN_GROUP):
+            _unpack_group(signed, block + k, block + BLOCK + k // IN_GROUP * FLOAT, home + k * FLOAT)
+
+    return read
+
+
+def _writer(tag, column, number):
+    slot, room_at = _slot(tag, column), np.uint64(room_of(number))
+    signed, drawn = int(is_signed(slot)), is_drawn(slot)
+
+    @register_jitable
+    def write(tag, base, room, start, end, key):
+        block, home, n = base[column] + start // BLOCK * IN_BLOCK, room + room_at, end - start
+        for i in range(n, (n + IN_STRIP - np.uint64(1)) // IN_STRIP * IN_STRIP):
+            put(home, i, NOTHING)
+        for k in range(np.uint64(0), n, IN_STRIP):
+            scales = block + BLOCK + k // IN_GROUP * FLOAT
+            if drawn:
+                at = start + k
+                starts = (
+                    random_start(tag, key, base[-1], at),
+                    random_start(tag, key, base[-1], at + IN_GROUP),
+                    random_start(tag, key, base[-1], at + IN_GROUP * np.uint64(2)),
+                    random_start(tag, key, base[-1], at + IN_GROUP * np.uint64(3)),
+                )
+                _pack_strip(signed, block + k, scales, home + k * FLOAT, starts, at)
+            else:
+                _pack_strip(signed, block + k, scales, home + k * FLOAT, None, start)
+
+    return write
+
+
+def _every(functions):
+    """One function that calls all of these."""
+    if len(functions) == 1:
+        return functions[0]
+    first, others = functions[0], _every(functions[1:])
+
+    @register_jitable
+    def run(*args):
+        first(*args)
+        others(*args)
+
+    return run
+
+
+@intrinsic
+def _in_rooms(typing, tag, base, room, start):
+    """The addresses with those of scratch for slots of 8 bits, less what `start` adds to them."""
+
+    def generate(context, builder, signature, args):
+        out = args[1]
+        for number, column in enumerate(coded(tag)):
+            home = builder.add(args[2], _I64(room_of(number)))
+            home = builder.sub(home, builder.mul(args[3], _I64(4)))
+            out = builder.insert_value(out, home, column)
+        return out
+
+    return base(tag, base, types.uint64, types.uint64), generate
+
+
+def opened(tag, base, room, start, end):
+    """Where each stream of elements start to end - 1 can be read and written as one of floats."""
+
+
+@overload(opened)
+def _opened(tag, base, room, start, end):
+    if not coded(tag):
+        return lambda tag, base, room, start, end: base
+    read = _every([_reader(tag, column, number) for number, column in enumerate(coded(tag))])
+
+    def compiled(tag, base, room, start, end):
+        read(base, room, start, end)
+        return _in_rooms(tag, base, room, start)
+
+    return compiled
+
+
+def closed(tag, base, room, start, end, key):
+    """What `opened` read from codes, written back as codes."""
+
+
+@overload(closed)
+def _closed(tag, base, room, start, end, key):
+    if not coded(tag):
+        return lambda tag, base, room, start, end, key: None
+    write = _every([_writer(tag, column, number) for number, column in enumerate(coded(tag))])
+    return lambda tag, base, room, start, end, key: write(tag, base, room, start, end, key)
