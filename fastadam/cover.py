@@ -147,10 +147,10 @@ def stored() -> list[Stored]:
     return [one for one in STORED if "bfloat16" not in one or find_spec("ml_dtypes")]
 
 
-def chores_for(asked: dict[str, Any], params: Sequence[Array]) -> dict[str, Any]:
-    """The arguments of an optimizer over a list of arrays that ask for these chores."""
+def chores_for(asked: dict[str, Any], params: Sequence[Array], master: str | None = None) -> dict[str, Any]:
+    """The arguments of an optimizer over a list of arrays that ask for these chores; no copies of params that are."""
     found = {name: value for name, value in asked.items() if value is not None}
-    if kind := found.get("copy_to"):
+    if (kind := found.pop("copy_to", None)) and master != "float32":
         if kind == "bfloat16":
             from ml_dtypes import bfloat16 as kind
         found["copy_to"] = [home_of(params).put(np.zeros(p.shape, kind)) for p in params]
@@ -181,16 +181,20 @@ class Case:
 def cases(everything: bool = False, backends: Sequence[str] = ON_HOST) -> list[Case]:
     """The cases that cover every pair of kernel, dtype and backend, of two chores, and every rule; or the full product.
 
-    A kernel is taken with each set of its optional slots; each walk (serial, parallel) counts as a backend. Chores are
-    held against NumPy's bits; by default each set of them on one kernel, which changes from set to set.
+    A kernel is taken with each set of its optional slots; each walk (serial, parallel) counts as a backend. Chores and
+    formats are held against NumPy's bits; by default each set of them on one kernel, which changes from set to set.
     """
     walks = [(name, threads) for name in backends for threads in ((1, 2) if name == "numba" else (1,))]
     if everything:
         plain = [Case(v, dtype, *walk) for v in variants() for dtype in DTYPES for walk in walks]
-        return plain + [
-            Case(v, dtype, walk[0], walk[1], asked)
-            for v, dtype, walk, asked in product(kernels_in_use(), DTYPES, walks, chores())
-            if walk[0] != "numpy"  # whose bits the others' chores are held against
+        others = [walk for walk in walks if walk[0] != "numpy"]  # whose bits the others are held against
+        return [
+            *plain,
+            *(Case(v, d, name, n, a) for v, d, (name, n), a in product(kernels_in_use(), DTYPES, others, chores())),
+            *(
+                Case(v, x.dtypes()[0], name, n, {}, x)
+                for v, (name, n), x in product(kernels_in_use(), others, stored())
+            ),
         ]
     kernels = kernels_in_use()
     found = [Case(kernels[k], DTYPES[d], *walks[w]) for k, d, w in pairwise(kernels, DTYPES, walks)]
@@ -205,6 +209,9 @@ def cases(everything: bool = False, backends: Sequence[str] = ON_HOST) -> list[C
         for k, asked in enumerate(chores()):
             walk = own[-1 - k % len(own)]
             found.append(Case(kernels[k % len(kernels)], DTYPES[k % len(DTYPES)], *walk, asked))
+        for k, one in enumerate(stored() if BACKENDS[name].home is HOST else ()):
+            asked = chores()[k % len(chores())] if k % 3 == 0 else {}
+            found.append(Case(kernels[k % len(kernels)], one.dtypes()[0], *own[-1 - k % len(own)], asked, one))
     return found
 
 

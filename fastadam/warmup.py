@@ -4,7 +4,8 @@ import sys
 
 import numpy as np
 
-from fastadam.cover import DTYPES, kernels_in_use
+from fastadam.arrays import DTYPES
+from fastadam.cover import kernels_in_use
 
 
 def run() -> int:

@@ -130,6 +130,7 @@ def _in_order(codes: Any) -> Any:
     return codes.reshape(-1, LANES, GROUP // LANES).transpose(0, 2, 1).reshape(-1)
 
 
+@np.errstate(all="ignore")
 def decode_8bit(coded: Any, signed: bool, n: int) -> Any:
     """(n,) float32 from their blocks."""
     rested, scales = codes_and_scales(coded)
@@ -141,6 +142,7 @@ def decode_8bit(coded: Any, signed: bool, n: int) -> Any:
     return x.reshape(-1)[:n]
 
 
+@np.errstate(all="ignore")
 def encode_8bit(x: Any, signed: bool, drawn: tuple[int, int] | None = None) -> Any:
     """The blocks of flat float32 x, filled up with zeros. drawn: the key and x's first index; None: to nearest."""
     count = blocks(x.size)

@@ -8,19 +8,11 @@ from cases import hostile, kernels_in_use, label, same_bits, state_arrays
 from ml_dtypes import bfloat16
 
 import fastadam as fa
-from fastadam.cover import chores, chores_for
+from fastadam.cover import chores, chores_for, stored
 from fastadam.kernels import formats
 
 F16, F32, F64 = np.float16, np.float32, np.float64
-STORED = [  # p, g, moments, master
-    (bfloat16, bfloat16, None), (bfloat16, bfloat16, "bfloat16"), (F32, F32, "bfloat16"), (F32, bfloat16, None),
-    (F16, F16, None), (F16, F32, "bfloat16"), (bfloat16, F32, "bfloat16"), (F32, F16, "bfloat16"), (F64, F32, None),
-    (F32, F64, None), (F64, bfloat16, None), (bfloat16, F16, None), (F32, F64, "bfloat16"),
-    (F32, F32, "8bit"), (bfloat16, bfloat16, "8bit"), (F16, F32, "8bit"), (F32, bfloat16, "8bit"),
-    (bfloat16, bfloat16, "bfloat16", "remainder"), (bfloat16, F32, None, "remainder"),
-    (bfloat16, bfloat16, "8bit", "remainder"), (bfloat16, bfloat16, None, "float32"), (F16, F16, "8bit", "float32"),
-]  # fmt: skip
-STORED = [stored if len(stored) == 4 else (*stored, None) for stored in STORED]
+STORED = [(*one.dtypes(), one.moments, one.master) for one in stored()]
 SIZES = (3, 0, 17, 1023, 1025, 40_000, 8192 + 5)
 
 
@@ -34,11 +26,11 @@ def tree_of(rng, dtype, bad=False):
         return [hostile(rng, n + k, F32, bad=bad)[k:].astype(dtype) for k, n in enumerate(SIZES)]
 
 
-def stepped(case, stored, asked, backend, threads, semantics=None):
-    (method, chosen), (p_dtype, g_dtype, moments, master) = case, stored
+def stepped(case, formats_of, asked, backend, threads, semantics=None):
+    (method, chosen), (p_dtype, g_dtype, moments, master) = case, formats_of
     rng = np.random.default_rng(3)
     params = tree_of(rng, p_dtype)
-    more = chores_for({**asked, "copy_to": asked.get("copy_to") if master != "float32" else None}, params)
+    more = chores_for(asked, params, master)
     where = {"moments": moments, "master": master, "index_offset": 2**32 - 20_000}
     opt = method(params, backend=backend, seed=5, **where, **chosen, **more)
     found = []
@@ -63,7 +55,7 @@ def test_every_backend_gives_the_same_bits(number):
     for asked in ({},) if number % 3 else (sets[number % len(sets)],):
         case = kernels[number % len(kernels)]
         reference = stepped(case, STORED[number], asked, "numpy", 1)
-        for threads in (1, 2):
+        for threads in (1, 2) if number % 3 else (2,):
             assert_same(stepped(case, STORED[number], asked, "numba", threads), reference)
 
 
@@ -215,11 +207,11 @@ def test_copies_draw_the_same_bits():
     assert same_bits(p, q)
 
 
-@pytest.mark.parametrize("number", [1, 14, 17], ids=lambda k: name_of(STORED[k]))
-@pytest.mark.parametrize("case", kernels_in_use(), ids=label)
-def test_every_kernel_in_few_bytes(case, number):
-    reference = stepped(case, STORED[number], {}, "numpy", 1)
-    assert_same(stepped(case, STORED[number], {}, "numba", 2), reference)
+@pytest.mark.parametrize("k", range(len(kernels_in_use())), ids=lambda k: label(kernels_in_use()[k]))
+def test_every_kernel_in_few_bytes(k):
+    case, formats_of = kernels_in_use()[k], STORED[(1, 11, 16)[k % 3]]
+    reference = stepped(case, formats_of, {}, "numpy", 1)
+    assert_same(stepped(case, formats_of, {}, "numba", 2), reference)
 
 
 # ---- 8 bits
@@ -286,16 +278,14 @@ def test_8_bits_of_extremes(signed):
     x[192:256] = 3.4e38
     x[260], x[330] = np.inf, np.nan
     x[384:448] = 2.0**-126
-    with np.errstate(all="ignore"):
-        coded = formats.encode_8bit(x, signed)
-        y = formats.decode_8bit(coded, signed, x.size)
+    y = formats.decode_8bit(formats.encode_8bit(x, signed), signed, x.size)
     assert (y[:64] == 0).all()
     assert np.isnan(y[256:384]).all()
     assert np.isfinite(y[:256]).all()
     assert (y[448:] == 0).all()
     assert abs(y[130] / F32(3e38) - 1) < 1e-6
     assert (abs(y[192:256] / F32(3.4e38) - 1) < 1e-6).all()
-    assert (abs(y[384:448] / F32(2.0**-126) - 1) < 0.1).all()
+    assert (abs(y[384:448] / F32(2.0**-126) - 1) <= (0 if signed else 3 / 16)).all()  # half a step is the least scale's
     assert signed or (y[64:256] > 0).all()
 
 
@@ -363,8 +353,9 @@ def test_splitting_loses_nothing():
     assert same_bits(formats.join(high, low)[number], x[number])
     assert np.isnan(formats.join(high, low)[~number]).all()
     assert np.isnan(high[~number].astype(F32)).all()
-    nearest = np.abs(high.astype(F64) - x)[np.abs(x) < 3e38]
-    assert (nearest <= np.maximum(np.abs(x[np.abs(x) < 3e38]).astype(F64) * 2.0**-8, 2.0**-134)).all()
+    usual = np.abs(x) < 3e38
+    off = np.abs(high[usual].astype(F64) - x[usual])
+    assert (off <= np.maximum(np.abs(x[usual]).astype(F64) * 2.0**-8, 2.0**-134)).all()
 
 
 @pytest.mark.parametrize("master", ["remainder", "float32"])
@@ -382,14 +373,14 @@ def test_parameters_from_outside(master):
 
 def test_sizes():
     """DESIGN's table: bytes of state, and bytes that a step moves, for each parameter."""
-    n = 2**16
+    n = 2**12
     for (p, moments, master), state, moved in (
         ((F32, None, None), 8, 28), ((bfloat16, None, "remainder"), 10, 26), ((F32, "bfloat16", None), 4, 20),
         ((bfloat16, "bfloat16", "remainder"), 6, 18), ((F32, "8bit", None), 2.125, 16.25),
         ((bfloat16, "bfloat16", None), 4, 14), ((bfloat16, "8bit", None), 2.125, 10.25),
         ((bfloat16, None, "float32"), 12, 28), ((F64, None, None), 16, 56),
     ):  # fmt: skip
-        opt = fa.Adam(np.ones(n, p), moments=moments, master=master)
+        opt = fa.Adam(np.ones(n, p), moments=moments, master=master, backend="numpy")
         assert (opt.state_bytes / n, opt.bytes_per_step / n) == (state, moved)
 
 
@@ -412,8 +403,8 @@ def test_the_format_changes_in_the_middle(backend):
 
 
 def test_state_of_few_bytes_comes_back():
-    for stored in (F32, F32, "8bit", None), (bfloat16, bfloat16, "8bit", "remainder"), (F16, F32, None, "float32"):
-        p_dtype, g_dtype, moments, master = stored
+    for which in (F32, F32, "8bit", None), (bfloat16, bfloat16, "8bit", "remainder"), (F16, F32, None, "float32"):
+        p_dtype, g_dtype, moments, master = which
         p = np.random.default_rng(3).standard_normal(2_000).astype(p_dtype)
         opt = fa.Adam([p], moments=moments, master=master, seed=2)
         opt.step([np.ones(2_000, g_dtype)])
