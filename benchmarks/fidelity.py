@@ -107,8 +107,8 @@ class Library:
     @property
     def v(self):
         flat = problems.room(self.shapes)
-        for view, moments in zip(problems.views(flat, self.shapes), self.opt.moments()["v"], strict=True):
-            view[:] = moments
+        for view, own in zip(problems.views(flat, self.shapes), self.opt.moments().values(), strict=True):
+            view[:] = own["v"]
         return flat
 
 

@@ -29,8 +29,8 @@ GROUP, LANES = 64, 16
 BYTES = BLOCK + BLOCK // GROUP * 4
 SHIFT, TWO = 20, 0x40000000  # of a float32's bits: below the code; 2.0, whose bits there are 0
 LAST = {True: 127, False: 255}  # the largest code with and without a sign
-FROM = {True: np.float32(2), False: np.float32(2.125)}  # what 0 is encoded as: code 0, code 1
-TO = {True: np.float32(2), False: np.float32(2.0625)}  # what is decoded to 0
+TO = {True: np.float32(2), False: np.float32(2.125)}  # what is decoded to 0, and to nearest encoded
+DRAWN = np.float32(2.25)  # what 0 is encoded as stochastically: code 1, which is worth 1/8
 TOP = {signed: np.uint32(TWO + (last << SHIFT)).view(np.float32) - TO[signed] for signed, last in LAST.items()}
 REACH = {signed: top * np.float32(1 - 2.0**-21) for signed, top in TOP.items()}  # however rounded, not beyond LAST
 PART = {signed: np.float32(1) / top for signed, top in TOP.items()}
@@ -155,7 +155,7 @@ def encode_8bit(x: Any, signed: bool, drawn: tuple[int, int] | None = None) -> A
     scale = np.where(size.max(axis=1) == 0, np.float32(0), scale)
     finite = size.max(axis=1) < np.uint32(0x7F800000)
     inverse = np.minimum(REACH[signed] / largest, LARGE)
-    y = (size.view(np.float32) * inverse[:, None] + FROM[signed]).view(np.uint32)
+    y = (size.view(np.float32) * inverse[:, None] + (TO[signed] if drawn is None else DRAWN)).view(np.uint32)
     y += np.uint32(1 << SHIFT - 1) if drawn is None else random_codes(*drawn, len(bits))
     codes = (y >> np.uint32(SHIFT)) & np.uint32(LAST[signed])
     codes |= bits >> np.uint32(31) << np.uint32(7) if signed else np.uint32(0)

@@ -9,6 +9,8 @@ import sys
 import pytest
 from cases import kernels_in_use, label
 
+from fastadam.cover import stored
+
 pytestmark = pytest.mark.skipif(
     platform.machine() not in ("x86_64", "AMD64"),
     reason="the test reads x86-64 assembly; this is " + platform.machine(),
@@ -64,17 +66,42 @@ for dtype, kind in ((np.float32, "s"), (np.float64, "d")):
 """
 
 
+def run_apart(program, number):
+    """The lines that a program prints in a process of its own, without cached code, which has no text."""
+    environment = {**os.environ, "FASTADAM_CACHE": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", program, str(number)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+NARROW = """
+import sys
+import numpy as np
+import fastadam as fa
+from fastadam.cover import stored
+from test_assembly import judge
+from fastadam.kernels.cpu import traversal
+
+one = stored()[int(sys.argv[1])]
+(p, g), kind = one.dtypes(), "d" if one.p == "float64" else "s"
+opt = fa.AdamW(np.ones(32_768, p), backend="numba", **one.chosen())
+opt.step(np.ones(32_768, g))
+walk = traversal.walk_parallel if opt._plan._threads.threads_for(32_768) > 1 else traversal.walk_serial
+print(*judge(walk.inspect_asm(walk.signatures[-1]), kind))
+"""
+
+
+@pytest.mark.parametrize("number", range(len(stored())), ids=map(str, stored()))
+def test_every_format_is_vectorised(number):
+    """With the conversions and the random bits in the loop, which a call or a carry would make scalar."""
+    for hot, mixed, remainders in map(str.split, run_apart(NARROW, number)):
+        assert int(hot) >= 1, "no packed loop"
+        assert int(mixed) == 0, "scalar roots or quotients in a packed loop"
+        assert int(remainders) <= 2 * int(hot), "more scalar loops than remainders of packed ones"
+
+
 @pytest.mark.parametrize("number", range(len(kernels_in_use())), ids=[label(case) for case in kernels_in_use()])
 def test_hot_loops_are_packed(number):
-    environment = {
-        **os.environ,
-        "FASTADAM_CACHE": "0",
-        "PYTHONPATH": os.pathsep.join(sys.path),
-    }  # cached code has no text
-    run = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(number)], env=environment, capture_output=True, text=True, check=True
-    )
-    rows = [line.split() for line in run.stdout.splitlines()]
+    rows = [line.split() for line in run_apart(PROGRAM, number)]
     assert [row[:2] for row in rows] == [
         [dtype, walk] for dtype in ("float32", "float64") for walk in ("walk_serial", "walk_parallel")
     ]

@@ -238,7 +238,7 @@ def test_what_codes_are_worth():
     assert m[:9].tolist() == [0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2]
     assert m[127] == 2**16 * 1.875 - 2
     assert same_bits(m[128:], -m[:128])
-    assert v[:4].tolist() == [-0.0625, 0.1875, 0.4375, 0.6875]
+    assert v[:4].tolist() == [-0.125, 0.125, 0.375, 0.625]  # no number is encoded as the first
     assert v[255] == F32(2.0**32 * 1.875)
     assert (np.diff(m[:128]) > 0).all()
     assert (np.diff(v) > 0).all()
@@ -259,13 +259,14 @@ def test_all_codes_survive(signed):
 
 @SIGNS
 def test_8_bits_are_close(signed):
-    """To nearest within half a step: 1/16 of 2 units + x, where the largest number has 2^17 or 2^33 units."""
+    """To nearest within half a step: 1/16 of 2 units + x."""
     rng = np.random.default_rng(0)
     x = (rng.standard_normal(64 * 500) * 10.0 ** rng.uniform(-3, 3, 64 * 500)).astype(F32)
     x = x if signed else np.abs(x)
     y = formats.decode_8bit(formats.encode_8bit(x, signed), signed, x.size)
     unit = np.abs(x).reshape(-1, 64).max(axis=1).repeat(64) / float(formats.TOP[signed])
-    assert (np.abs(y - x.astype(F64)) <= (np.abs(x) + 2.2 * unit) / 16 * (1 + 1e-5)).all()
+    off = np.abs(y - x.astype(F64))
+    assert (off <= (np.abs(x) + 2.25 * unit) / 16 * (1 + 1e-5)).all()
     assert signed or (y > 0).all()
 
 
@@ -285,12 +286,12 @@ def test_8_bits_of_extremes(signed):
     assert (y[448:] == 0).all()
     assert abs(y[130] / F32(3e38) - 1) < 1e-6
     assert (abs(y[192:256] / F32(3.4e38) - 1) < 1e-6).all()
-    assert (abs(y[384:448] / F32(2.0**-126) - 1) <= (0 if signed else 3 / 16)).all()  # half a step is the least scale's
+    assert (abs(y[384:448] / F32(2.0**-126) - 1) <= (0 if signed else 1 / 8)).all()  # half a step is the least scale's
     assert signed or (y[64:256] > 0).all()
 
 
 def test_stochastic_codes_are_unbiased():
-    """The mean of n roundings is off by less than 5 standard deviations of a draw, besides 1/16 of a unit for zero."""
+    """The mean of n roundings is off by less than 5 standard deviations of a draw, besides 1/8 of a unit for zero."""
     n = 64 * 4_000
     for share in (0.9, 0.31, 1e-3, 1e-6, 1e-8):
         x = np.full(n, share, F32)
@@ -299,7 +300,8 @@ def test_stochastic_codes_are_unbiased():
         y = np.delete(y.reshape(-1, 64), 0, axis=1).reshape(-1)
         unit = 1 / float(formats.TOP[False])
         assert len(np.unique(y)) <= 2
-        assert abs(y.mean() - share - unit / 16) <= 5 * y.std() / np.sqrt(y.size) + 1e-6 * share
+        assert (y > 0).all()
+        assert abs(y.mean() - share - unit / 8) <= 5 * y.std() / np.sqrt(y.size) + 1e-6 * share
 
 
 def test_random_codes_are_uniform_and_independent():
@@ -431,3 +433,19 @@ def test_storage_that_cannot_be_is_refused():
     for wrong in (-1, 1.5, 2**63):
         with pytest.raises((TypeError, ValueError), match="index_offset"):
             fa.Adam(p, index_offset=wrong)
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_8_bit_v_of_dead_units_is_never_zero_or_negative(backend):
+    """Groups in which one gradient came once, and groups without any: v decays, and no step explodes."""
+    p = np.zeros(256, F32)
+    opt = fa.Adam([p], moments="8bit", lr=1e-3, backend=backend)
+    for t in range(300):
+        g = np.zeros(256, F32)
+        g[3], g[70:128] = t == 0, 1e-20 * (t % 7 == 0)
+        opt.step([g])
+        v = opt.moments()["params[0]"]["v"]
+        assert (v[:64] > 0).all()
+        assert (v[128:] == 0).all()
+    assert np.isfinite(p).all()
+    assert abs(p).max() < 0.1

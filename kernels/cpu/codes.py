@@ -16,7 +16,7 @@ from fastadam.kernels.cpu.elements import KERNEL_OF, coded, random_start
 from fastadam.kernels.cpu.formats import mixed, of_type
 from fastadam.kernels.formats import (
     BYTES,
-    FROM,
+    DRAWN,
     GROUP,
     LANES,
     LARGE,
@@ -143,7 +143,9 @@ def _pack_strip(typing, signed, codes, scales, room, start, at):
             inverse = _lanes(builder, inverses, [k] * LANES)
             word = sign = of_type(numbers[0], 0)
             for j, (x, size) in enumerate(zip(numbers, sizes, strict=True)):
-                y = builder.fadd(builder.fmul(builder.bitcast(size, _FLOATS), inverse), _floats(FROM[has_sign]))
+                y = builder.fadd(
+                    builder.fmul(builder.bitcast(size, _FLOATS), inverse), _floats(DRAWN if drawn else TO[has_sign])
+                )
                 draw = of_type(x, 1 << SHIFT - 1)
                 if drawn and j % 2 == 0:
                     lane = ir.Constant(_BITS, list(range(LANES * j, LANES * (j + 1))))
