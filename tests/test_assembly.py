@@ -90,7 +90,10 @@ print(*judge(walk.inspect_asm(walk.signatures[-1]), kind))
 """
 
 
-@pytest.mark.parametrize("number", range(len(stored())), ids=map(str, stored()))
+ONE_OF_EACH = [1, 4, 9, 12, 14, 17]  # every conversion in some: compiling all of them takes a minute
+
+
+@pytest.mark.parametrize("number", ONE_OF_EACH, ids=[str(stored()[k]) for k in ONE_OF_EACH])
 def test_every_format_is_vectorised(number):
     """With the conversions and the random bits in the loop, which a call or a carry would make scalar."""
     for hot, mixed, remainders in map(str.split, run_apart(NARROW, number)):
