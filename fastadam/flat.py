@@ -18,7 +18,7 @@ class FlatBuffer:
 
     A copy (deepcopy, pickle) has memory of its own: take its views from the copy, not from a copied tree of views.
 
-    array:   (n,) float32 or float64, from the start of a page; on huge pages where Linux offers them.
+    array:   (n,) floats of one dtype, from the start of a page; on huge pages where Linux offers them.
     views:   the tree, of arrays that share array's memory, in C order.
     names:   the path of each leaf in the tree, such as ['dense1']['weight'].
     shapes:  the shape of each leaf.
@@ -26,7 +26,7 @@ class FlatBuffer:
     """
 
     def __init__(self, tree: Tree) -> None:
-        """Copies the values of `tree`. Raises TypeError unless every leaf is float32, or every leaf is float64."""
+        """Copies the values of `tree`. Raises TypeError unless all leaves are floats of one dtype."""
         structure = Structure(tree)
         home = home_of(structure.leaves)
         leaves = [

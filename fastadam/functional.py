@@ -1,6 +1,6 @@
 """One step on arrays that the caller keeps: in place, no hidden state.
 
-Every function takes p, g and the kernel's slots, arrays of one shape and dtype (float32 or float64), dense in the same
+Every function takes p, g and the kernel's slots, arrays of one shape, all float64 or none, dense in the same
 order of axes; `t`, the count of this step from 1; and by name the hyperparameters of the method it is named after (see
 fastadam.Adam and so on), with the same defaults. Slots start at zeros. An Optimizer does the same with less overhead.
 """

@@ -29,9 +29,10 @@ ACCUMULATED = object()  # what step takes the accumulated gradients for
 class Optimizer:
     """One method's state over a tree of parameters, which its steps change in place.
 
-    params: float32 or float64 numpy.ndarrays, dense in any axis order, writable, in dicts, lists and tuples to any
-        depth; or one array; or a FlatBuffer for any array. A list whose items are all dicts with the key "params" is
-        a list of param groups: each has a tree of its own under that key, and hyperparameters that it does not share.
+    params: numpy.ndarrays of float64, float32, bfloat16 (ml_dtypes) or float16, dense in any axis order, writable, in
+        dicts, lists and tuples to any depth; or one array; or a FlatBuffer for any array. A list whose items are all
+        dicts with the key "params" is a list of param groups: each has a tree of its own under that key, and
+        hyperparameters that it does not share.
 
     backend: "auto", "numpy", "numba" or "cuda"; "auto" follows $FASTADAM_BACKEND, and takes "cuda" for arrays on a
         device, else the fastest that is ready.
@@ -173,7 +174,8 @@ class Optimizer:
     def step(self, grads: Tree = ACCUMULATED, grad_scale: float = ONE, reduction: str = "mean") -> StepInfo:
         """Update params in place. Returns what the chores have found out.
 
-        grads: like params (same tree, shapes, dtypes), read only; with param groups, a list with one tree per group.
+        grads: like params (same tree and shapes), floats of any width, read only; with param groups, a list with one
+            tree per group.
             A leaf that is None is left alone, its own count included. Other strides than the parameter's cost a copy.
         grad_scale: multiplies grads first, so unscaling costs no pass of its own.
         reduction: without grads, the step takes the "mean" or the "sum" of what has been accumulated.
