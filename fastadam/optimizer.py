@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fastadam import chores, kernels, sparse, state, storage
+from fastadam import chores, kernels, rows, sparse, state, storage
 from fastadam.arrays import Array, flat
 from fastadam.backend import choose
 from fastadam.checks import integer, number
@@ -17,7 +17,6 @@ from fastadam.flat import FlatBuffer, move
 from fastadam.group import hyperparameters as hyperparameter_names
 from fastadam.group import is_grouped, make_groups
 from fastadam.kernels.chores import Numbers
-from fastadam.kernels.formats import key
 from fastadam.rules import Rule
 from fastadam.storage import Storage
 from fastadam.tree import Structure, Tree, rebuild
@@ -64,6 +63,17 @@ class Optimizer:
     """
 
     rule: ClassVar[type[Rule]]
+
+    # What rows.py makes and keeps.
+    _row: Array
+    _rows: Array
+    _counts: Array
+    _carried: Array
+    _row_of_groups: Array
+    _format: struct.Struct
+    _bytes: memoryview
+    _regular: bool
+    _even: bool
 
     def __init__(
         self, params: Tree, *hyperparameters: Any, backend: str = "auto", moments: str | None = None,
@@ -119,16 +129,7 @@ class Optimizer:
         n = len(arrays)
         self._totalled = np.zeros(n + 1, np.int64)  # per leaf, whether `totals` holds anything; then of how many
         width = len(self._kernel.Coefficients._fields) + len(self.rule.carried) + len(self._extra)  # type: ignore[attr-defined]
-        self._row = np.zeros(n + 1, np.int64)
-        self._rows = np.zeros((max(n, len(self.groups), 1), width))
-        self._format, self._bytes = struct.Struct(f"{width}d"), self._rows.data
-        self._counts = np.zeros(n + 1, np.int64)
-        self._carried = np.tile(np.array(list(self.rule.carried.values()), np.float64), (n + 1, 1))
-        self._row_of_groups = np.zeros(n + 1, np.int64)
-        for k, group in enumerate(self.groups):
-            self._row_of_groups[group._leaves.start : group._leaves.stop] = k
-        self._regular = False  # whether `row` now says that every group has one row
-        self._even = True  # whether all leaves of each group have taken the same steps
+        rows.allocate(self, width)
         self._behind = sparse.Behind(len(self._rows), width)
         self._arrays = arrays
         with self._backend.home.near(arrays):
@@ -159,7 +160,8 @@ class Optimizer:
 
         With capturable=True the device counts, and this waits for it.
         """
-        return self._counts.item(-1) + (0 if self._window is None else self._window.taken())
+        taken: int = self._counts.item(-1)
+        return taken if self._window is None else taken + self._window.taken()
 
     @property
     def skipped(self) -> int:
@@ -199,9 +201,9 @@ class Optimizer:
             return self._window.step(leaves, scale, after)  # type: ignore[no-any-return]
         t = self._counts.item(-1) + 1
         if missing == 0 and self._even:
-            self._one_row_per_group(t, scale)
+            rows.one_per_group(self, t, scale)
         else:
-            self._one_row_per_count([leaf is not None for leaf in leaves], t, scale)
+            rows.one_per_count(self, [leaf is not None for leaf in leaves], t, scale)
         if self._behind.at:
             self.catch_up()
         if self._plain and not after and leaves:
@@ -317,51 +319,6 @@ class Optimizer:
         `step`, state_dict and load_state_dict bring all rows to date first; pickle and deepcopy keep them behind.
         """
         sparse.catch_up(self, rows)
-
-    def _fill(self, row: int, numbers: tuple[float, ...], count: int) -> None:
-        """rows[row] = numbers, in 0.3 µs instead of NumPy's 1."""
-        drawn = float(key(self._seed, count)) if self._drawing else 0.0
-        self._format.pack_into(self._bytes, row * self._format.size, *numbers, *self._extra[:-1], drawn)
-
-    def _one_row_per_group(self, t: int, scale: float) -> None:
-        """This step's coefficients where every leaf has a gradient and all leaves of a group have one count."""
-        if not self._plain:
-            self._extra = self._chores.numbers(t)
-        for k, group in enumerate(self.groups):
-            lr, first = group.lr_at(t), group._leaves.start
-            if group._leaves:
-                carried = self._carried[first].tolist() if self.rule.carried else ()
-                count = self._counts.item(first) + 1
-                self._fill(k, group.coefficients_at(count, lr, scale, *carried), count)
-        if not self._regular:
-            self._row[:] = self._row_of_groups
-            self._regular = True
-
-    def _one_row_per_count(self, live: list[bool], t: int, scale: float) -> None:
-        """This step's coefficients in general: a row for every group and count, -1 for leaves without a gradient."""
-        self._regular = False
-        if not self._plain:
-            self._extra = self._chores.numbers(t)
-        self._even = self._even and all(len({live[leaf] for leaf in group._leaves}) <= 1 for group in self.groups)
-        row, used = np.full(len(live) + 1, -1), 0
-        row[-1] = 0
-        for group in self.groups:
-            lr = group.lr_at(t)
-            known: dict[Any, int] = {}
-            for leaf in group._leaves:
-                if live[leaf]:
-                    count, carried = self._counts.item(leaf), self._carried[leaf].tolist()
-                    if (count, *carried) not in known:
-                        known[count, *carried] = used
-                        self._fill(used, group.coefficients_at(count + 1, lr, scale, *carried), count + 1)
-                        used += 1
-                    row[leaf] = known[count, *carried]
-        self._row[:] = row
-
-    def _notice_counts(self) -> None:
-        """After counts were set from outside: see whether each group still has one row."""
-        histories = [(n, *carried) for n, carried in zip(self._counts.tolist(), self._carried.tolist(), strict=True)]
-        self._even = all(len({histories[leaf] for leaf in group._leaves}) <= 1 for group in self.groups)
 
     def moments(self) -> dict[str, dict[str, Array]]:
         """The slots by leaf and name, in the parameter's shape: as they lie where they rest in the compute type, else

@@ -16,6 +16,7 @@ from fastadam import chores
 from fastadam.arrays import FLOATS, Array, Host, describe, flat_like, memory_order
 from fastadam.checks import number
 from fastadam.flat import FlatBuffer
+from fastadam.rows import one_per_count
 
 if TYPE_CHECKING:
     from fastadam.optimizer import Optimizer
@@ -200,7 +201,7 @@ def step_rows(opt: Optimizer, tree: Tree, grad_scale: float, semantics: str) -> 
     if opt._chores.zero_grads:
         plan.check_clearable([g[1] if leaf in given else g for leaf, g in enumerate(leaves)])
     plan.accept([None if leaf in given else g for leaf, g in enumerate(leaves)])
-    opt._one_row_per_count([g is not None for g in leaves], opt.t + 1, opt._scale)
+    one_per_count(opt, [g is not None for g in leaves], opt.t + 1, opt._scale)
     if not leaves:
         opt._counts[-1] += 1
         return chores.NOTHING

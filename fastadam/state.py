@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fastadam.arrays import describe
 from fastadam.checks import integer, number
 from fastadam.group import hyperparameters, is_grouped
+from fastadam.rows import notice_counts
 from fastadam.storage import views
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def load_state_dict(opt: Optimizer, state: dict[str, Any]) -> None:
         for slot, view in views(opt, leaf).items():
             opt._backend.home.write(view, own[slot])
     opt._counts[-1], opt._seed, opt._skipped = t, seed, skipped
-    opt._notice_counts()
+    notice_counts(opt)
 
 
 def pickled(opt: Optimizer) -> dict[str, Any]:

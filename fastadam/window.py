@@ -15,6 +15,7 @@ import numpy as np
 from fastadam.arrays import Array
 from fastadam.checks import integer
 from fastadam.chores import NOTHING
+from fastadam.rows import one_per_group
 from fastadam.signature import WINDOW
 from fastadam.upload import Uploaded
 
@@ -171,7 +172,7 @@ class Window:
         start = counts.item(-1)
         try:
             for k in range(steps):
-                opt._one_row_per_group(start + k + 1, 1.0)
+                one_per_group(opt, start + k + 1, 1.0)
                 table[k] = rows
                 counts += 1
                 if opt.rule.carried:

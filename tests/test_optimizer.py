@@ -13,6 +13,7 @@ from cases import METHODS, hostile, label, same_bits, state_arrays, variants
 
 import fastadam as fa
 from fastadam.chores import Chores
+from fastadam.storage import Storage
 
 Layer = namedtuple("Layer", "weight bias")
 SHAPES = [(), (1,), (5,), (2, 3), (2, 1, 4), (0, 3)]
@@ -489,8 +490,9 @@ def test_names_order_and_defaults_are_torchs(name):
     assert first == {"params": inspect.Parameter.empty, **positional}
     extra = OURS if name in ("Adam", "AdamW") else {}
     chores = {each.name: each.default for each in fields(Chores)} | {"copy_to": None}
+    storage = {each.name: each.default for each in fields(Storage)}
     ours = {"backend": "auto", "seed": 0, "capturable": False}
-    assert second == {**keywords, **extra, **ours, **chores}
+    assert second == {**keywords, **extra, **ours, **chores, **storage}
     assert len(shown) == len(first) + len(second)  # no *args, no **kwargs
     (group,) = method(np.ones(2, np.float32)).groups
     assert {k: getattr(group, k) for k in positional | keywords | extra} == positional | keywords | extra
