@@ -67,7 +67,7 @@ def bfloat16() -> Any:
     try:
         from ml_dtypes import bfloat16 as found
     except ImportError as error:
-        raise RuntimeError(f"bfloat16 needs ml_dtypes ({error}): pip install ml_dtypes") from None
+        raise ImportError(f"bfloat16 needs ml_dtypes ({error}): pip install ml_dtypes") from None
     return np.dtype(found)
 
 
