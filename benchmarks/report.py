@@ -157,6 +157,31 @@ def whole_step(result):
     yield taken_on(result, "torch")
 
 
+def pytorch(result):
+    """Whole steps under PyTorch, and the share of a training step that they take."""
+    rows = []
+    for name, entry in result["steps"].items():
+        (a, b), ratio = (
+            (duration(entry[side][1] * 1e-6) for side in ("fastadam_us", "torch_us")),
+            entry["times_as_fast"],
+        )
+        met = "met" if ratio >= entry["wanted"] else "**missed**"
+        rows.append([name, a, b, number(ratio), f"≥ {entry['wanted']:g}, {met}"])
+    yield "AdamW, one whole `opt.step()` against torch's fused; with max_norm, against clip_grad_norm_ and that."
+    yield ""
+    yield from table(["", "fastadam.torch", "torch", "times as fast", "asked"], rows)
+    yield ""
+    rows = []
+    for name, entry in result.get("examples", {}).items():
+        shares = [f"{entry[side]['us_per_step']:.0f} µs, {entry[side]['share']:.1%}" for side in ("fastadam", "torch")]
+        rows.append([f"{name}, {entry['parameters']:,} parameters", *shares, f"{entry['curves_apart']:.1g}"])
+    yield "Learning digits: `opt.step()`, its share of a training step, and how far apart the two loss curves ever are."
+    yield ""
+    yield from table(["", "fastadam.torch", "torch", "apart"], rows)
+    yield ""
+    yield taken_on(result, "torch").replace("torch's tensors on huge pages, as large NumPy arrays are; ", "")
+
+
 def _side(entry, name):
     if name in entry.get("wrong", {}):
         return "wrong"
@@ -170,6 +195,7 @@ TABLES = {
     "core-speed": ("core", core_speed),
     "chain": ("chain", whole_step),
     "fidelity": ("fidelity", fidelity_report.section),
+    "pytorch": ("pytorch", pytorch),
 }
 
 

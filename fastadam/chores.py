@@ -120,8 +120,8 @@ def launch(
             for group, factor in zip(opt.groups, factors, strict=True):
                 for r in set(row[group._leaves.start : group._leaves.stop].tolist()) - {-1}:
                     rows[r, 0] *= factor
-    if row is opt._row and not after:
-        plan.launch()
+    if row is opt._row:
+        plan.launch(after)
     else:
         plan.launch_some(work, row, rows, opt._counts, [*plan.unread, *after])
     stats = None

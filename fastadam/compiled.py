@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from itertools import starmap
+from itertools import accumulate, chain, starmap
 from operator import call, setitem
 from struct import Struct
 from typing import Any
@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from fastadam.arrays import Array
-from fastadam.kernels.chores import NOTES
+from fastadam.kernels.chores import NOTES, Flags
+from fastadam.kernels.contract import Kernel
 from fastadam.plan import Plan, Work
 
 THERE = np.empty(0, np.uint8)  # what a tag holds for a flag that is set
@@ -36,7 +37,7 @@ class NumbaPlan(Plan):
             ],
             np.uint64,
         )
-        self._size = sum(p.size for p in self._params)
+        self._size = sum(self._sizes())
         self._look_at_grads()
         self._objects, self._format = np.zeros(len(self._params), np.int64), Struct(f"{len(self._params)}q")
         self._natively = (
@@ -127,21 +128,21 @@ class NumbaPlan(Plan):
     def _place(self, leaf: int, g: Array) -> None:
         self._table[leaf, 1] = g.ctypes.data
 
-    def launch(self) -> None:
+    def launch(self, after: Sequence[tuple[Any, Any, Any]] = ()) -> None:
         if self.unread:
-            super().launch()
+            super().launch(after)
         elif self._size < self._threads.PARALLEL_FROM:
-            self._run(1)
+            self._run(1, after)
         else:
-            self._on_threads(self._run, self._size)
+            self._on_threads(lambda workers: self._run(workers, after), self._size)
 
-    def _run(self, workers: int) -> None:
+    def _run(self, workers: int, after: Sequence[tuple[Any, Any, Any]]) -> None:
         calls = self._calls.get(workers) or self._prepare(workers)
-        if len(calls) == 1:
+        if len(calls) == 1 and not after:
             walk, *args = calls[0]
             walk(*args)
         else:  # in C from the first call to the last: no signal handler runs between two signatures of one step
-            deque(starmap(call, calls), maxlen=0)
+            deque(chain(starmap(call, calls), starmap(setitem, after)), maxlen=0)
 
     def launch_some(
         self, work: Sequence[Work], row: Array, rows: Array, counts: Array, after: Sequence[tuple[Any, Any, Any]]
@@ -189,6 +190,37 @@ class NumbaPlan(Plan):
         found[:] = 0
         deque(starmap(call, calls), maxlen=0)
         return found
+
+
+class AddressPlan(NumbaPlan):
+    """Leaves of which only sizes, dtypes and addresses are known: whoever owns the memory keeps it, and checks it.
+
+    sizes: (leaves,) elements. formats: per leaf, the dtypes of p, the slots, the average and the copy; None for an
+    absent one. The other arguments: see Plan; counts are the owner's own.
+    """
+
+    def __init__(
+        self, kernel: Kernel, names: Sequence[Sequence[str]], sizes: Sequence[int],
+        formats: Sequence[Sequence[Any]], row: Array, rows: Array, carried: int, flags: Flags,
+    ) -> None:  # fmt: skip
+        self._given = sizes
+        empty = [[None if dtype is None else np.empty(0, dtype) for dtype in (*own, None)] for own in formats]
+        nothing = np.zeros(0, np.int64), np.zeros((1, carried))
+        firsts = list(accumulate(sizes, initial=0))[:-1]
+        params, slots = [p for p, *_ in empty], [own for _, *own in empty]
+        super().__init__(kernel, names, params, slots, row, rows, *nothing, flags, firsts, [None] * len(sizes))
+
+    def _sizes(self) -> Sequence[int]:
+        return self._given
+
+    def put(self, leaf: int, addresses: dict[int, int]) -> None:
+        """Where some of a leaf's streams begin, by their place among p, g, the slots, the average and the copy."""
+        for column, address in addresses.items():
+            self._table[leaf, column] = address
+
+    def put_gradients(self, addresses: Sequence[int]) -> None:
+        """Where each leaf's gradient begins; of no meaning for leaves whose row is -1."""
+        self._table[:-1, 1] = addresses
 
 
 def _like(p: Array, dtype: Any) -> Array:

@@ -112,6 +112,12 @@ class CudaPlan(GradientsOnDevice):
             calls = [one.launch(row, rows, NO_WINDOW) for one in self._adding]
             deque(starmap(call, [*calls, *((setitem, *one) for one in (*self.unread, *after))]), maxlen=0)
 
+    def put_gradients(self, addresses: Sequence[int]) -> None:
+        """Where each leaf's gradient begins, kept and checked by its owner; no matter what where the row is -1."""
+        table = np.array(addresses, np.uint64)
+        for one in self.signatures:
+            one.words[: len(one.leaves)] = table[one.leaves]
+
     def load(self) -> None:
         """Compile or load what a step with a window launches: impossible while a graph is captured."""
         with self.on_stream():
@@ -130,10 +136,11 @@ class CudaPlan(GradientsOnDevice):
         """Rows as kernels of this dtype read them."""
         return next(one for one in self.signatures if one.real == real).packed(rows).astype(real, copy=False)
 
-    def launch(self) -> None:
+    def launch(self, after: Sequence[tuple[Any, Any, Any]] = ()) -> None:
         with self.on_stream():
             # In C from the first launch to the last count: no signal handler runs between.
-            deque(starmap(call, [*self.steps(), *self.counting()]), maxlen=0)
+            later = [(setitem, *one) for one in after]
+            deque(starmap(call, [*self.steps(), *self.counting(), *later]), maxlen=0)
 
     def steps(self) -> list[tuple[Any, ...]]:
         """The calls that step every signature."""

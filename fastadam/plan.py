@@ -97,12 +97,13 @@ class Plan:
         for leaf, (p, _, *own) in enumerate(self._streams):
             key = p.dtype, g_dtypes[leaf], *(None if x is None else x.dtype for x in own)
             signatures.setdefault(key, []).append(leaf)
+        sizes = self._sizes()
         chunks = [
             np.array(
                 [
-                    (leaf, first, min(CHUNK, self._params[leaf].size - first), leaf, first, 0)
+                    (leaf, first, min(CHUNK, sizes[leaf] - first), leaf, first, 0)
                     for leaf in leaves
-                    for first in range(0, self._params[leaf].size, CHUNK)
+                    for first in range(0, sizes[leaf], CHUNK)
                 ],
                 np.int64,
             ).reshape(-1, 6)
@@ -112,6 +113,10 @@ class Plan:
         self._signature_of = {leaf: k for k, leaves in enumerate(signatures.values()) for leaf in leaves}
         self.everything = [Work(k, some, self._notes(some, self._flags.stats)) for k, some in enumerate(chunks)]
         self._measured: list[Work] = []
+
+    def _sizes(self) -> Sequence[int]:
+        """How many elements each leaf has."""
+        return [p.size for p in self._params]
 
     def accept(self, grads: list[Any]) -> int:
         """Take this step's gradients, one per leaf, None among them; returns how many are None.
@@ -246,9 +251,9 @@ class Plan:
         """Within it, work on the parameters comes after the steps before, and before those after."""
         return nullcontext()
 
-    def launch(self) -> None:
-        """Step every leaf whose row is not -1 and advance the counts."""
-        self.launch_some(self.everything, self._row, self._rows, self._counts, self.unread)
+    def launch(self, after: Sequence[tuple[Any, Any, Any]] = ()) -> None:
+        """Step every leaf whose row is not -1 and advance the counts; then `after` as in launch_some."""
+        self.launch_some(self.everything, self._row, self._rows, self._counts, [*self.unread, *after])
 
     def launch_some(
         self, work: Sequence[Work], row: Array, rows: Array, counts: Array, after: Sequence[tuple[Any, Any, Any]]

@@ -1,0 +1,43 @@
+"""Drop-in optimizers for PyTorch: `opt = fastadam.torch.AdamW(model.parameters(), lr=3e-4)`.
+
+Each is torch.optim's class of that name (Lion: torch has none) with one compiled walk over memory in place of its step.
+Arguments, defaults, errors, param groups, hooks and state are torch's; state_dict goes both ways. Beside them:
+
+max_norm: clip the gradients, after a GradScaler's unscaling, to this global L2 norm; a group's own limits that group's.
+ema_decay: keep exponential moving averages in the state, as "ema": a number, or a function of the step count.
+copy_to: bfloat16 or float16 tensors, one per parameter; hold them rounded to nearest even, from now on.
+skip_nonfinite: True leaves out a step whose gradients hold NaN or infinity, "raise" raises FloatingPointError.
+stats: "group" or "tensor": report the norms of gradients, updates and parameters, and the largest update, of each.
+`opt.info` is a fastadam.chores.StepInfo: what the last step found out. `with opt.averaged():` swaps the averages in.
+
+A step changes memory where it lies: float32, float64 and complex tensors in any dense order of axes, on the CPU through
+Numba, on CUDA devices through CuPy, FSDP2's DTensors through their local shards. What has gaps is copied in and out.
+bfloat16 and float16 parameters have float32 state, which load_state_dict leaves as wide as it is, and are rounded
+stochastically: torch's own keep bfloat16 state and round to nearest.
+
+What torch can and these refuse: differentiable=True, because autograd cannot follow; a parameter that is given twice,
+or shares memory with another, because threads would step both at once; sparse gradients with SGD's momentum or weight
+decay, which are not sparse; max_norm, skip_nonfinite and stats over DTensors or several devices, where a norm would be
+that of a part. Not built yet: moments other than float32, and master; on CUDA 16-bit parameters, sparse gradients,
+copy_to and captured graphs.
+With a GradScaler, torch's fused optimizers leave p.grad unscaled; here it stays as it was.
+"""
+
+from fastadam.torch.checkpoints import convert, load_state_from, to_torch_state
+from fastadam.torch.methods import SGD, Adagrad, Adam, Adamax, AdamW, Lion, NAdam, RAdam, RMSprop, SparseAdam
+
+__all__ = [
+    "SGD",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "Lion",
+    "NAdam",
+    "RAdam",
+    "RMSprop",
+    "SparseAdam",
+    "convert",
+    "load_state_from",
+    "to_torch_state",
+]

@@ -1,0 +1,103 @@
+"""State of other optimizers, taken over; ours, given away."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import torch
+
+from fastadam.torch import methods
+from fastadam.torch.optimizer import Fast
+
+WRAPPED = "__bnb_optimizer_quant_state__"  # where bitsandbytes keeps what load_state_dict must not cast
+TAKEN = ("lr", "betas", "eps", "weight_decay", "momentum", "alpha", "amsgrad")
+
+
+def convert(optimizer: torch.optim.Optimizer, **own: Any) -> Fast:
+    """Our optimizer in place of one of torch.optim, with its groups, state and hooks; schedulers go on working.
+
+    own: our options, as the constructors take them. Both share groups and state: drop the old one.
+    Raises TypeError where there is no such method here, ValueError as the constructor does.
+    """
+    method = getattr(methods, type(optimizer).__name__, None)
+    if method is None or type(optimizer) is not getattr(torch.optim, type(optimizer).__name__, None):
+        raise TypeError(f"optimizer is {type(optimizer).__name__}, expected one of torch.optim that fastadam.torch has")
+    for group in optimizer.param_groups:
+        method.check_group(group)
+    new: Fast = method.__new__(method)
+    new._choose(**own)
+    new.__setstate__(vars(optimizer))
+    return new
+
+
+def to_torch_state(opt: Fast) -> dict[str, Any]:
+    """opt's state_dict as torch.optim's optimizer of that name has it: nothing of ours, and no tensor shared."""
+    state = opt.state_dict()
+    kept = {*opt.slots.values(), *opt.numbers}
+    own = {
+        k: {key: x.clone() if isinstance(x, torch.Tensor) else x for key, x in each.items() if key in kept}
+        for k, each in state["state"].items()
+    }
+    return {"state": own, "param_groups": [{**group} for group in state["param_groups"]]}
+
+
+def load_state_from(opt: Fast, state: dict[str, Any]) -> None:
+    """Take over the state_dict of another library's optimizer of the same method, and its hyperparameters.
+
+    DeepSpeed's DeepSpeedCPUAdam, apex's FusedAdam (which counts in its groups), bitsandbytes' 32-bit and 8-bit
+    optimizers (8-bit: blocks of one scale, decoded here). Whether weight decay is decoupled is opt's: their states do
+    not say. Values are copied. Raises ValueError naming what does not fit; then nothing has changed.
+    """
+    mine = opt.state_dict()["param_groups"]
+    if [len(group["params"]) for group in mine] != [len(group["params"]) for group in state["param_groups"]]:
+        raise ValueError(
+            f"state has groups of {[len(group['params']) for group in state['param_groups']]} parameters, "
+            f"this optimizer of {[len(group['params']) for group in mine]}"
+        )
+    found: dict[int, Any] = {}
+    for k, (group, own) in enumerate(zip(state["param_groups"], mine, strict=True)):
+        if not group.get("bias_correction", True):
+            raise ValueError(f"state['param_groups'][{k}]['bias_correction'] is {group['bias_correction']}, not True")
+        own.update({name: group[name] for name in TAKEN if name in group and name in own})
+        for at, at_theirs, p in zip(own["params"], group["params"], opt.param_groups[k]["params"], strict=True):
+            if at_theirs in state["state"]:
+                found[at] = _one(opt, f"state['state'][{at_theirs}]", state["state"][at_theirs], group, p)
+    opt.load_state_dict({"state": found, "param_groups": mine})
+
+
+def _one(opt: Fast, where: str, theirs: dict[str, Any], group: dict[str, Any], p: Any) -> dict[str, Any]:
+    """One parameter's state under torch's keys."""
+    theirs = {**theirs, **theirs.get(WRAPPED, {})}
+    found: dict[str, Any] = {}
+    if "step" in opt.numbers:
+        if (step := theirs.get("step", group.get("step"))) is None:
+            raise ValueError(f"{where} has no 'step', nor has its group")
+        found["step"] = torch.tensor(float(step))
+    keys = list(opt.slots.values())
+    for k, key in enumerate(keys, start=1):
+        if f"state{k}" in theirs:  # bitsandbytes numbers them
+            found[key] = _decoded(theirs, str(k), p)
+        elif key in theirs:
+            found[key] = theirs[key].detach().clone()
+    if keys[0] not in found:
+        raise ValueError(f"{where} has {', '.join(map(repr, theirs))}, expected {keys[0]!r} or 'state1'")
+    for key in found.keys() & set(keys):
+        if found[key].numel() != p.numel():
+            raise ValueError(f"{where} has {found[key].numel()} numbers for a parameter of shape {tuple(p.shape)}")
+        found[key] = found[key].reshape(p.shape)
+    return found
+
+
+def _decoded(theirs: dict[str, Any], k: str, p: Any) -> Any:
+    """bitsandbytes' state: float32, or codes into a table, times one scale for each block in the order of memory."""
+    codes = theirs[f"state{k}"].detach()
+    if codes.dtype != torch.uint8:
+        return codes.clone()
+    table, scales = theirs[f"qmap{k}"].float(), theirs[f"absmax{k}"].float()
+    n = prod(codes.shape)
+    block = next((size for size in (256, 2048, 4096) if -(-n // size) == scales.numel()), None)
+    if block is None:
+        raise ValueError(f"absmax{k} has {scales.numel()} scales for {n} codes, expected one for each 256 or 2,048")
+    values = table[codes.reshape(-1).long()]
+    return (values * scales.repeat_interleave(block)[:n]).reshape(p.shape)

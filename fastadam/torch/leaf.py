@@ -1,0 +1,219 @@
+"""One parameter as a walk sees it: its tensors, where they lie, and how far its state has come."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from operator import is_
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastadam.arrays import PAGE, allocate_beside
+
+REAL = {
+    torch.float32: np.dtype(np.float32), torch.complex64: np.dtype(np.float32),
+    torch.float64: np.dtype(np.float64), torch.complex128: np.dtype(np.float64),
+    torch.bfloat16: np.dtype(np.uint16), torch.float16: np.dtype(np.int16),  # what their bits travel as
+}  # fmt: skip
+
+COPIES = {dtype: REAL[dtype] for dtype in (torch.bfloat16, torch.float16)}
+
+
+class Moved(Exception):
+    """A parameter has become another in dtype, shape or strides: the walk must be laid out anew."""
+
+
+class Cohort:
+    """Leaves of one group that have taken the same steps, and take the next one together.
+
+    count, carried: the steps, and what the rule has accumulated in them.
+    places: per number of the state, where each leaf keeps it: (array or dict, index).
+    """
+
+    def __init__(self, group: int, count: int, carried: Sequence[float]) -> None:
+        self.group, self.count, self.carried = group, count, tuple(carried)
+        self.places: list[list[tuple[Any, Any]]] = []
+
+
+def local(x: Any) -> Any:
+    """This process's share of a DTensor; any other tensor as it is."""
+    return x.to_local() if hasattr(x, "to_local") else x
+
+
+def describe(x: Any) -> str:
+    """What errors call a tensor: float32(3, 4) on cpu."""
+    return f"{str(x.dtype).removeprefix('torch.')}{tuple(x.shape)} on {x.device}"
+
+
+class OnDevice:
+    """A number in the memory of a device: read from there only when somebody else has written it."""
+
+    def __init__(self, x: Any) -> None:
+        self._x, self._version, self._value = x.detach(), -1, 0.0
+
+    def __getitem__(self, at: tuple[()]) -> float:
+        if self._x._version != self._version:
+            self._value, self._version = self._x.item(), self._x._version
+        return self._value
+
+    def __setitem__(self, at: tuple[()], value: float) -> None:
+        self._x.fill_(value)
+        self._value, self._version = float(torch.tensor(value, dtype=self._x.dtype)), self._x._version
+
+
+def _place(x: Any) -> tuple[Any, tuple[()]]:
+    """Where a tensor of one number is read and written as array[()]."""
+    return (OnDevice(x) if x.device.type != "cpu" else x.detach().numpy()), ()
+
+
+class Leaf:
+    """The tensors of one parameter, as they were when last looked at.
+
+    slots, numbers: torch's keys in its state of what is as large as p, and of what is one number ("step", ...).
+    strides: of p and of everything beside it; where p has gaps, of the dense copy that stands in for it.
+    by_row: whether rows must follow each other in memory, for sparse gradients; else p counts as having gaps.
+    """
+
+    def __init__(
+        self, name: str, p: Any, group: int, slots: Sequence[str], numbers: Sequence[str], by_row: bool
+    ) -> None:
+        self.name, self.p, self.group = name, p, group
+        self.slots, self.keys = tuple(slots), (*slots, *numbers)
+        here = local(p)
+        if here.dtype not in REAL:
+            raise TypeError(
+                f"{name} is {describe(here)}, expected float32, float64, bfloat16, float16, complex64 or complex128"
+            )
+        self.real: Any = REAL[here.dtype]
+        self.short = here.dtype in COPIES
+        # What state rests in and steps are worked out in: float32 where p is shorter.
+        self.wide: Any = np.dtype(np.float32) if self.short else self.real
+        self.state_dtype = torch.float32 if self.short else here.dtype
+        self.dtype, self.shape, self._complex = here.dtype, here.shape, here.is_complex()
+        self.size = here.numel() * (2 if self._complex else 1)
+        form = torch.contiguous_format if by_row else torch.preserve_format
+        self.strides = torch.empty_like(here, device="meta", memory_format=form).stride()
+        self.gaps, self.shared = self.strides != here.stride(), here is not p
+        # Strides alone show how its gradient lies: a negated view, of the imaginary part of a conjugate, has gaps.
+        self.usual = not self._complex and not self.shared and here.dim() > 0
+        self._scratch: Any = None
+        self.copied: list[Any] = []  # the tensor of copy_to, if any
+        # As last looked at:
+        self.state: Any = None
+        self.tensors: list[str] = []  # the keys of its tensors
+        self.seen: list[Any] = []  # these
+        self.found = [self.dense() if self.gaps else here]  # p, or its copy, and then this process's share of the state
+        self.addresses: list[int] = []  # of these
+        self.places: list[tuple[Any, Any]] = []  # of the numbers
+        self.values: list[float] = []
+        self.cohort = Cohort(group, 0, ())
+
+    def dense(self, dtype: Any = None) -> Any:
+        """A new tensor that lies as a walk wants it, of p's dtype unless told otherwise."""
+        return torch.empty_strided(self.shape, self.strides, dtype=dtype or self.dtype, device=local(self.p).device)
+
+    def copies(self, copy: Any) -> Any:
+        """Let each step round p into this tensor, from now on; returns what its bits travel as. None: nothing."""
+        if copy is None:
+            return None
+        both = f"copy_to has {describe(copy)} for {self.name}, which is {describe(self.p)}"
+        if copy.dtype not in COPIES or self._complex:
+            raise TypeError(f"{both}: expected bfloat16 or float16")
+        copy, here = local(copy.detach()), local(self.p).detach()
+        if copy.shape != self.shape or copy.stride() != self.strides or copy.device != here.device:
+            raise ValueError(f"{both}: expected its shape, and dense memory in the same order of axes")
+        self.copied = [copy.copy_(here.float())]  # as the walk does: float64 goes through float32
+        return COPIES[copy.dtype]
+
+    def zeros(self, column: int) -> Any:
+        """A new tensor of zeros like p, in memory of its own: for slot `column`, where a walk does not wait for it."""
+        x = self.found[0].detach()
+        if self.shared or x.nbytes < PAGE or x.device.type != "cpu":
+            form = torch.preserve_format
+            return torch.zeros_like(self.p.detach(), dtype=self.state_dtype, memory_format=form)
+        x = torch.view_as_real(x) if self._complex else x.view(torch.int16) if self.short else x
+        real = x.as_strided((self.size,), (1,)).numpy()
+        own = torch.from_numpy(allocate_beside([real], column, self.wide, [self.size])[0])
+        return (torch.view_as_complex(own.view(-1, 2)) if self._complex else own).as_strided(self.shape, self.strides)
+
+    def gradient(self, g: Any) -> int:
+        """The address of p's gradient; one that lies otherwise than p is copied, in memory kept for the next step."""
+        g = local(g)
+        if g.stride() != self.strides or g.dtype is not self.dtype or g.is_neg() or g.is_conj():
+            if self._scratch is None:
+                self._scratch = self.dense()
+            g = self._scratch.copy_(g.detach())
+        address: int = g.data_ptr()
+        return address
+
+    def rows(self, g: Any) -> tuple[Any, int, Any]:
+        """(rows that a sparse gradient has values for, elements of each, the values), every row once."""
+        g = g.detach().coalesce()
+        width = self.size // max(1, prod(self.shape[: g.sparse_dim()]))
+        rows = np.zeros(g._nnz(), np.int64)
+        for axis, indices in enumerate(g.indices().numpy()):
+            if len(indices) and not 0 <= indices.min() <= indices.max() < self.shape[axis]:
+                raise IndexError(f"the gradient of {self.name} has indices beyond {describe(local(self.p))}")
+            rows = rows * self.shape[axis] + indices
+        return rows, width, g.values().to(self.dtype).resolve_conj().contiguous()
+
+    def changed(self, state: dict[str, Any]) -> bool:
+        """Whether anything is not as it was when last looked at."""
+        if self.shared and not self.gaps:
+            self.found[0] = local(self.p)
+        now = [state.get(key) for key in self.tensors]
+        return (
+            self.state is not state
+            or not all(map(is_, now, self.seen))
+            or [x.data_ptr() for x in self.found] != self.addresses
+            or [array[at] for array, at in self.places] != self.values
+        )
+
+    def complete(self, state: dict[str, Any]) -> bool:
+        """Whether the state holds all that a step needs."""
+        return all(state.get(key) is not None for key in self.keys)
+
+    def look(self, state: dict[str, Any]) -> None:
+        """Take up p and its complete state as they are now. State that lies otherwise than p is replaced by a copy.
+
+        Raises ValueError where the state does not fit, Moved where p is not what it was.
+        """
+        here = local(self.p)
+        if (here.dtype, here.shape) != (self.dtype, self.shape) or (not self.gaps and here.stride() != self.strides):
+            raise Moved
+        for key in self.slots:
+            x = local(state[key])
+            shorter = self.short and x.is_floating_point()  # as torch's own optimizer keeps it
+            if (x.dtype is not self.state_dtype and not shorter) or x.shape != self.shape or x.device != here.device:
+                raise ValueError(f"state[{key!r}] of {self.name} is {describe(x)}, {self.name} is {describe(here)}")
+            if x.stride() != self.strides or x.dtype is not self.state_dtype or x.is_conj() or x.is_neg():
+                if self.shared:
+                    state[key] = state[key].to(self.state_dtype)
+                if self.shared and local(state[key]).stride() != self.strides:
+                    raise ValueError(f"state[{key!r}] of {self.name} has strides {x.stride()}, not {self.strides}")
+                if not self.shared:
+                    state[key] = self.dense(self.state_dtype).copy_(x.detach())
+        for key in self.keys[len(self.slots) :]:
+            if isinstance(state[key], Tensor) and state[key].dtype in COPIES:  # torch's load_state_dict casts them
+                state[key] = state[key].float()
+        self.state, self.tensors = state, [key for key in self.keys if isinstance(state[key], Tensor)]
+        self.seen = [state[key] for key in self.tensors]
+        self.found = [self.found[0] if self.gaps else here, *self.copied, *map(local, self.seen)]
+        self.addresses = [x.data_ptr() for x in self.found]
+        # A number is a tensor, or Python's own.
+        numbers = [(key, state[key]) for key in self.keys[len(self.slots) :]]
+        self.places = [_place(x) if isinstance(x, Tensor) else (state, key) for key, x in numbers]
+        if (values := [array[at] for array, at in self.places]) != self.values or not values:
+            self.values = values
+            self.cohort = Cohort(self.group, int(values[0]) if values else 1, [float(x) for x in values[1:]])
+
+    def gather(self) -> None:
+        """Fill the copy that stands in for p."""
+        self.found[0].copy_(local(self.p).detach())
+
+    def scatter(self) -> None:
+        """Write it back."""
+        local(self.p).detach().copy_(self.found[0])

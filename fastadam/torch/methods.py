@@ -1,0 +1,96 @@
+"""The optimizers by torch's names: torch's class says what is accepted, a rule what is done."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from fastadam import rules
+from fastadam.torch.leaf import Leaf
+from fastadam.torch.optimizer import Fast
+
+MOMENTS = {"m": "exp_avg", "v": "exp_avg_sq", "vmax": "max_exp_avg_sq"}
+
+
+class Adam(Fast, torch.optim.Adam):
+    rule, slots = rules.Adam, MOMENTS
+    instead = ", please consider SparseAdam instead"
+
+
+class AdamW(Fast, torch.optim.AdamW):
+    rule, slots = rules.Adam, MOMENTS
+    instead = ", please consider SparseAdam instead"
+
+
+class NAdam(Fast, torch.optim.NAdam):
+    rule, slots, numbers = rules.NAdam, MOMENTS, ("step", "mu_product")
+
+
+class RAdam(Fast, torch.optim.RAdam):
+    rule, slots = rules.RAdam, MOMENTS
+
+
+class Adamax(Fast, torch.optim.Adamax):
+    rule, slots = rules.Adamax, {"m": "exp_avg", "u": "exp_inf"}
+
+
+class Lion(Fast, torch.optim.Optimizer):
+    """Chen et al. 2023, Algorithm 2. torch.optim has none: arguments and defaults are the authors'."""
+
+    rule, slots, numbers = rules.Lion, {"m": "exp_avg"}, ()
+
+    def __init__(
+        self, params: Any, lr: float | torch.Tensor = 1e-4, betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.0, *, maximize: bool = False, foreach: bool | None = None, capturable: bool = False,
+        differentiable: bool = False, fused: bool | None = None, **own: Any,
+    ) -> None:  # fmt: skip
+        if not lr >= 0.0:
+            raise ValueError(f"Invalid learning rate: {lr}")
+        for k, beta in enumerate(betas):
+            if not 0.0 <= beta < 1.0:
+                raise ValueError(f"Invalid beta parameter at index {k}: {beta}")
+        if not weight_decay >= 0.0:
+            raise ValueError(f"Invalid weight_decay value: {weight_decay}")
+        defaults = {
+            "lr": lr, "betas": betas, "weight_decay": weight_decay, "maximize": maximize, "foreach": foreach,
+            "capturable": capturable, "differentiable": differentiable, "fused": fused,
+        }  # fmt: skip
+        super().__init__(params, defaults, **own)
+
+
+class SGD(Fast, torch.optim.SGD):
+    rule, slots, numbers = rules.SGD, {"m": "momentum_buffer"}, ()
+    by_row = True
+
+    def _check_layout(self, leaf: Leaf, g: Any) -> None:
+        if g.layout is torch.strided:
+            return
+        group = self.param_groups[leaf.group]
+        if g.layout is not torch.sparse_coo or group["momentum"] or group["weight_decay"]:
+            raise RuntimeError(
+                f"{leaf.name} has a gradient of layout {g.layout}, with momentum {group['momentum']} and weight_decay "
+                f"{group['weight_decay']}: expected torch.sparse_coo, with neither"
+            )
+
+
+class RMSprop(Fast, torch.optim.RMSprop):
+    rule, slots = rules.RMSprop, {"v": "square_avg", "mean": "grad_avg", "m": "momentum_buffer"}
+
+
+class Adagrad(Fast, torch.optim.Adagrad):
+    rule, slots = rules.Adagrad, {"sum": "sum"}
+    by_row = True
+
+    def _check_layout(self, leaf: Leaf, g: Any) -> None:
+        if g.layout is not torch.strided and self.param_groups[leaf.group]["weight_decay"] != 0:
+            raise RuntimeError("weight_decay option is not compatible with sparse gradients")
+
+
+class SparseAdam(Fast, torch.optim.SparseAdam):
+    rule, slots, fixed = rules.Adam, MOMENTS, {"eps_hat": True}
+    by_row = plain_numbers = True
+
+    def _check_layout(self, leaf: Leaf, g: Any) -> None:
+        if g.layout is torch.strided:
+            raise RuntimeError("SparseAdam does not support dense gradients, please consider Adam instead")

@@ -1,0 +1,220 @@
+"""What the optimizers for PyTorch share: torch's class, with one compiled walk in place of its step."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from operator import is_
+from typing import Any, ClassVar
+
+import torch
+from torch.optim import optimizer
+
+from fastadam.chores import NOTHING, Chores, StepInfo
+from fastadam.rules import Rule
+from fastadam.torch.cuda import CudaWalk
+from fastadam.torch.leaf import COPIES, Leaf, local
+from fastadam.torch.walk import Walk
+
+WALKS: dict[str, type[Walk]] = {"cpu": Walk, "cuda": CudaWalk}  # by the type of the device
+OWN = ("max_norm", "ema_decay", "copy_to", "skip_nonfinite", "stats", "moments", "master")
+
+
+class Fast(torch.optim.Optimizer):
+    """A torch.optim optimizer whose step is one walk over memory; see fastadam.torch."""
+
+    rule: ClassVar[type[Rule]]
+    slots: ClassVar[dict[str, str]]  # torch's names in the state of the kernel's slots
+    numbers: ClassVar[tuple[str, ...]] = ("step",)  # and of what is one number: the count, then what the rule carries
+    fixed: ClassVar[dict[str, Any]] = {}  # what the rule is told beside torch's hyperparameters
+    instead = ""  # what takes sparse gradients
+    by_row = False  # whether gradients may be sparse
+    plain_numbers = False  # whether the state's numbers are Python's
+
+    _step_supports_amp_scaling = True  # GradScaler leaves unscaling to the step
+
+    def __init__(
+        self, params: Any, *args: Any, max_norm: float | None = None,
+        ema_decay: float | Callable[[int], float] | None = None, copy_to: Iterable[Any] | None = None,
+        skip_nonfinite: bool | str = False, stats: str | None = None, moments: str | None = None,
+        master: str | None = None, **named: Any,
+    ) -> None:  # fmt: skip
+        if moments not in (None, "float32") or master is not None:
+            raise ValueError(
+                f"moments is {moments!r} and master is {master!r}, expected None or 'float32', and None: state is as "
+                "wide as its parameter, or float32 where that is shorter"
+            )
+        self._choose(
+            max_norm=max_norm, ema_decay=ema_decay, copy_to=copy_to, skip_nonfinite=skip_nonfinite, stats=stats
+        )
+        super().__init__(params, *args, **named)
+        if copy_to is not None:
+            self._current()  # which fills the copies
+
+    def _choose(self, copy_to: Iterable[Any] | None = None, **own: Any) -> None:
+        """Take our own options."""
+        self._chores, self._copy_to = Chores(**own), None if copy_to is None else list(copy_to)
+        self._walks: list[Walk] | None = None
+        self._members: list[Any] = []
+        self._averaging = False
+        self.info: StepInfo = NOTHING
+
+    def __init_subclass__(cls) -> None:
+        """A method's signature: torch's, then our options."""
+        super().__init_subclass__()
+        if "rule" in vars(cls):
+            torchs = next(base for base in cls.__mro__ if "__init__" in vars(base) and base is not Fast)
+            theirs = [p for p in inspect.signature(torchs).parameters.values() if p.kind is not p.VAR_KEYWORD]
+            own = [p.replace(kind=p.KEYWORD_ONLY) for p in inspect.signature(Fast.__init__).parameters.values()]
+            own = [p for p in own if p.name in OWN]
+            cls.__signature__ = inspect.Signature([*theirs, *own])  # type: ignore[attr-defined]
+
+    def _check_layout(self, leaf: Leaf, g: Any) -> None:
+        """Refuse a gradient of a layout that this method does not take: all but dense ones."""
+        if g.layout is not torch.strided:
+            raise RuntimeError(f"{type(self).__name__} does not support sparse gradients{self.instead}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_chores": self._chores, "_copy_to": self._copy_to}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, but state that is wider than its parameter stays so."""
+        handle = self.register_load_state_dict_pre_hook(lambda opt, loaded: setattr(self, "_loaded", loaded))
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+            self.__dict__.pop("_loaded", None)
+
+    def _widen(self, state: dict[str, Any]) -> None:
+        """Undo torch's cast to 16-bit parameters' dtype of what load_state_dict was given."""
+        loaded: Any = self.__dict__.get("_loaded")
+        for group, given in zip(state["param_groups"], loaded["param_groups"], strict=True) if loaded else ():
+            for p, at in zip(group["params"], given["params"], strict=True):
+                for name, x in loaded["state"].get(at, {}).items() if p.dtype in COPIES else ():
+                    if name in self.numbers:
+                        state["state"][p][name] = x
+                    elif isinstance(x, torch.Tensor):
+                        state["state"][p][name] = x.to(p.device)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if "_loaded" in self.__dict__:
+            self._widen(state)
+        if "info" not in self.__dict__:
+            self._averaging, self.info = False, NOTHING
+        super().__setstate__(state)
+        self._walks, self._members = None, []
+
+    @staticmethod
+    def check_group(group: dict[str, Any]) -> None:
+        """Refuse what a group of torch's may ask for and no step here can do."""
+        if group.get("differentiable"):
+            raise ValueError(
+                "differentiable is True, expected False: a step changes memory in place, where autograd cannot follow"
+            )
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        self.check_group({**self.defaults, **param_group} if isinstance(param_group, dict) else {})
+        super().add_param_group(param_group)
+        self._walks = None
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Perform a single optimization step.
+
+        closure: reevaluates the model and returns the loss, which is returned.
+        """
+        if torch.compiler.is_compiling():  # what is compiled already is run as it is
+            return self._step_apart(closure)
+        return self._step_watched(closure) if self._watched() else self._step(closure)
+
+    step.hooked = True  # type: ignore[attr-defined]  # torch would wrap it in what _step_watched is, 7 µs a step
+
+    def _watched(self) -> bool:
+        """Whether anyone wants to know of this step: a hook or the profiler."""
+        return bool(
+            self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks
+            or optimizer._global_optimizer_pre_hooks or optimizer._global_optimizer_post_hooks
+            or torch.autograd._profiler_enabled()
+        )  # fmt: skip
+
+    def _step(self, closure: Callable[[], Any] | None = None) -> Any:
+        if self._averaging:
+            raise RuntimeError("a step inside averaged() would be lost: the parameters hold the averaged weights there")
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        found, scale = self.__dict__.get("found_inf"), self.__dict__.get("grad_scale")  # a GradScaler's
+        if found is not None and found.item():
+            return loss
+        for walk in self._current():
+            self.info = walk.step(1.0 if scale is None else 1.0 / scale.item())
+        return loss
+
+    _step_watched = torch.optim.Optimizer.profile_hook_step(_step)
+    _step_apart = torch._disable_dynamo(_step_watched)
+
+    def _current(self) -> Iterable[Walk]:
+        """The walks over the parameters as the groups have them now."""
+        now = [p for group in self.param_groups for p in group["params"]]
+        if self._walks is None or len(now) != len(self._members) or not all(map(is_, now, self._members)):
+            copies = self._copy_to or [None] * len(now)
+            if len(copies) != len(now):
+                raise ValueError(f"copy_to has {len(copies)} tensors for {len(now)} parameters")
+            by_id = dict(zip(map(id, now), copies, strict=True))
+            self._walks = [kind(self, members, by_id) for kind, members in self._by_device()]
+            self._members = now
+        return self._walks
+
+    def _by_device(self) -> Iterator[tuple[type[Walk], list[list[tuple[str, Any]]]]]:
+        """For each device, the walk that serves it and the parameters of each group that lie there."""
+        found: dict[Any, list[list[tuple[str, Any]]]] = {}
+        for k, group in enumerate(self.param_groups):
+            names = group.get("param_names") or range(len(group["params"]))
+            for n, p in zip(names, group["params"], strict=True):
+                members = found.setdefault(local(p).device, [[] for _ in self.param_groups])
+                members[k].append((f"params[{k}][{n!r}]", p))
+        chosen = self._chores
+        if len(found) > 1 and (chosen.max_norm or chosen.skip_nonfinite or chosen.stats):
+            devices = ", ".join(map(str, found))
+            raise ValueError(f"the parameters lie on {devices}: max_norm, skip_nonfinite and stats need one device")
+        for device, members in found.items():
+            if device.type not in WALKS:
+                name = next(name for own in members for name, _ in own)
+                raise ValueError(f"{name} lies on {device}, expected {' or '.join(WALKS)}")
+            yield WALKS[device.type], members
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within it the parameters hold their averages; afterwards they get their own bits back."""
+        if self._chores.ema_decay is None:
+            raise ValueError("averaged() needs averages: expected an optimizer made with ema_decay")
+        if self._averaging:
+            raise RuntimeError("averaged() is in use already: the parameters hold the averaged weights")
+        there = [(p.detach(), state["ema"]) for p, state in self.state.items() if "ema" in state]
+        kept = [p.clone() for p, _ in there]
+        try:
+            self._averaging = True
+            for p, average in there:
+                p.copy_(average)
+            yield
+        finally:
+            for (p, _), own in zip(there, kept, strict=True):
+                p.copy_(own)
+            self._averaging = False
+
+    def _begin(self, leaf: Leaf) -> None:
+        """What torch's own optimizer puts into the state before a parameter's first step, as far as it is not there."""
+        group, state = self.param_groups[leaf.group], self.state[leaf.p]
+        with torch.no_grad():
+            wide = torch.get_default_dtype() == torch.float64 and not group.get("fused")
+            for name, x in zip(self.numbers, (0.0, *self.rule.carried.values()), strict=False):
+                if name not in state:
+                    dtype = torch.float64 if wide else torch.float32
+                    state[name] = int(x) if self.plain_numbers else torch.tensor(x, dtype=dtype)
+            for key in leaf.slots:
+                if state.get(key) is None:
+                    state[key] = leaf.zeros(leaf.slots.index(key))
+                    if key == "ema":
+                        state[key].copy_(leaf.p)

@@ -1,0 +1,353 @@
+"""The leaves of one device: one step of all of them is one walk over memory."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import fields
+from itertools import pairwise
+from operator import is_, itemgetter
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+
+from fastadam import chores, kernels
+from fastadam.backend import choose
+from fastadam.checks import positive
+from fastadam.compiled import AddressPlan
+from fastadam.group import Group
+from fastadam.kernels.chores import Numbers
+from fastadam.kernels.formats import key
+from fastadam.rules import Rule
+from fastadam.sparse import row_chunks
+from fastadam.torch.leaf import Cohort, Leaf, Moved, local
+
+if TYPE_CHECKING:
+    from fastadam.torch.optimizer import Fast
+
+EMPTY: dict[str, Any] = {}
+PLAIN, NUMBERS = chores.Chores(), Numbers()
+
+
+class Names(NamedTuple):
+    """The leaves' names, where chores look for them."""
+
+    names: list[str]
+
+
+class Walk:
+    """One optimizer's leaves on one device, here the CPU; what fastadam.chores sees as the optimizer.
+
+    members: per param group, (name, parameter) of those that lie here. copies: by parameter's id, its copy or None.
+    """
+
+    backend = "numba"
+
+    def __init__(self, opt: Fast, members: Sequence[Sequence[tuple[str, Any]]], copies: dict[int, Any]) -> None:
+        choose(self.backend)
+        self._opt, self._members, self._copies, self._chores = opt, members, copies, opt._chores
+        self._kernel = kernels.ALL[opt.rule.kernel]
+        self._names = [each.name for each in fields(opt.rule) if each.init and each.name != "lr"]
+        self._width = len(self._kernel.Coefficients._fields)  # type: ignore[attr-defined]
+        self._skipped = 0
+        self._begun: list[int] = []  # the leaves to whose state this step is the first
+        self._by_row: set[int] = set()  # parameters that got a sparse gradient
+        self._lay_out()
+
+    def _lay_out(self) -> None:
+        """Leaves, groups and plan, from what the optimizer's groups say now."""
+        opt, averaged = self._opt, self._chores.ema_decay is not None
+        self._read: list[Any] = [None] * len(self._members)
+        self._settings: list[Any] = [None] * len(self._members)
+        self.leaves: list[Leaf] = []
+        self.groups: list[Group] = []
+        self._columns: list[list[int]] = []  # per leaf, where in its row of the plan's table its addresses go
+        formats: list[list[Any]] = []
+        for k, members in enumerate(self._members):
+            rule = self._rule(k)
+            there = [not slot.optional or slot.name in rule.options for slot in self._kernel.slots]
+            keys = [opt.slots[slot.name] for slot, on in zip(self._kernel.slots, there, strict=True) if on]
+            leaves = [
+                Leaf(name, p, k, [*keys, *["ema"] * averaged], opt.numbers, id(p) in self._by_row)
+                for name, p in members
+            ]
+            for leaf in leaves:
+                slots = [column for column, on in enumerate([*there, averaged], start=2) if on]
+                copied = leaf.copies(self._copies[id(leaf.p)])
+                self._columns.append([0, *[3 + len(there)] * (copied is not None), *slots])
+                formats.append([leaf.real, *(leaf.wide if on else None for on in [*there, averaged]), copied])
+            limit = opt.param_groups[k].get("max_norm")
+            for leaf in leaves:
+                if leaf.shared and (
+                    limit or self._chores.max_norm or self._chores.skip_nonfinite or self._chores.stats
+                ):
+                    raise ValueError(
+                        f"{leaf.name} is a DTensor: max_norm, skip_nonfinite and stats would see one shard"
+                    )
+            own = range(len(self.leaves), len(self.leaves) + len(leaves))
+            self.groups.append(Group(rule, f"param_groups[{k}]: ", own, {leaf.wide for leaf in leaves}, limit))
+            self.leaves += leaves
+        n, carried = len(self.leaves), len(opt.rule.carried)
+        self._structure = Names([leaf.name.removeprefix("params") for leaf in self.leaves])
+        self._totalled, self._counts = np.zeros(n + 1, np.int64), np.zeros(0, np.int64)
+        self._row, self._rows = np.full(n + 1, -1), np.zeros((max(n, 1), self._width + carried + len(NUMBERS)))
+        self._format, self._bytes = struct.Struct(f"{self._rows.shape[1]}d"), self._rows.data
+        self._plan: Any = self._make_plan(formats)
+        self._params = [leaf.p for leaf in self.leaves]
+        self._drawing = any(leaf.short for leaf in self.leaves)  # whether rounding draws random bits
+        self._plain = self._chores == PLAIN and not any(group.max_norm for group in self.groups)
+        self._cohorts: list[Cohort] = []
+        self._missing: list[bool] | None = None  # which leaves had no gradient when last looked at
+
+    def _make_plan(self, formats: list[list[Any]]) -> Any:
+        """The plan for these leaves; formats: per leaf, the dtypes of p, the slots, the average and the copy."""
+        return AddressPlan(
+            self._kernel, self._labels(), [leaf.size for leaf in self.leaves], formats,
+            self._row, self._rows, len(self._opt.rule.carried), self._chores.flags,
+        )  # fmt: skip
+
+    def _labels(self) -> list[list[str]]:
+        """What errors call each leaf's streams."""
+        labels = "params", "grads", *(slot.name for slot in self._kernel.slots), "ema", "copy_to", "remainder"
+        return [[label + name for label in labels] for name in self._structure.names]
+
+    def _rule(self, k: int) -> Rule:
+        """The rule that group k's hyperparameters make."""
+        own = self._opt.param_groups[k]
+        given = {name: own[name] for name in self._names if name in own}
+        numbers = {name: x.item() if isinstance(x, torch.Tensor) else x for name, x in given.items()}
+        self._read[k] = itemgetter(*given)
+        fixed = not any(isinstance(x, torch.Tensor) for x in given.values())  # in place a tensor's value may change
+        self._settings[k] = self._read[k](own) if fixed else None
+        return self._opt.rule(**numbers, **self._opt.fixed)
+
+    def _refresh(self) -> None:
+        """Take up hyperparameters that have been set since the last step."""
+        for k, group in enumerate(self.groups):
+            own = self._opt.param_groups[k]
+            if self._read[k](own) != self._settings[k]:
+                rule = self._rule(k)
+                if rule.options != group._rule.options:
+                    raise Moved
+                group._check(rule)
+                group.__dict__["_rule"] = rule
+            if own.get("max_norm") != group.max_norm:
+                group.__dict__["max_norm"] = positive(f"param_groups[{k}]: max_norm", own.get("max_norm"))
+                self._plain = False
+
+    def step(self, scale: float) -> chores.StepInfo:
+        """Step every leaf that has a gradient; scale multiplies the gradients first.
+
+        Raises TypeError, ValueError, RuntimeError before anything has changed.
+        """
+        try:
+            return self._step(scale)
+        except Moved:
+            self._lay_out()
+            return self._step(scale)
+
+    def _step(self, scale: float) -> chores.StepInfo:
+        self._refresh()
+        grads = [p.grad for p in self._params]
+        missing = [g is None for g in grads]
+        begun: list[int] = []
+        if looking := missing != self._missing or not self._as_before():
+            begun = self._look(missing)
+        if not self._cohorts:
+            return chores.NOTHING
+        sparse: dict[int, Any] = {}
+        addresses = self._usual_gradients(grads)
+        if addresses is None:
+            sparse = self._sparse(grads)
+            addresses = self._gradients(grads, sparse)
+        numbers = self._coefficients(scale)
+        # Nothing is refused from here on.
+        if looking:
+            for k in begun:
+                self._begin(k)
+            self._remember(missing)
+        self._settle()
+        self._plan.put_gradients(addresses)
+        after = self._after(numbers)
+        for leaf in self._gaps:
+            leaf.gather()
+        self._scale = scale
+        self._begun = begun
+        info = self._launch(sparse, after)
+        if self._chores.skip_nonfinite and info.skipped:
+            return info
+        for cohort, (count, *carried) in zip(self._cohorts, numbers, strict=True):
+            cohort.count, cohort.carried = count, tuple(carried)
+        self._values[:] = [array[at] for array, at in self._numbers]
+        for leaf in self._gaps:
+            leaf.scatter()
+        return info
+
+    def _settle(self) -> None:
+        """Before each launch."""
+
+    def _after(self, numbers: list[tuple[Any, ...]]) -> list[tuple[Any, Any, Any]]:
+        """What launch has to write into the state: (array or dict, where, number)."""
+        if len(numbers) == 1 and len(numbers[0]) == 1 and self._numbers:  # one cohort, that counts and carries nothing
+            ((count,),) = numbers
+            return [(array, at, count) for array, at in self._numbers]
+        return [
+            (array, at, x)
+            for cohort, new in zip(self._cohorts, numbers, strict=True)
+            for places, x in zip(cohort.places, new, strict=False)
+            for array, at in places
+        ]
+
+    def _launch(self, sparse: dict[int, Any], after: list[Any]) -> chores.StepInfo:
+        row, work = self._row, self._plan.everything
+        if sparse:  # another array of rows, by which chores know that not every leaf is stepped whole
+            row, work = row.copy(), self._work(sparse)
+        elif self._plain:
+            self._plan.launch(after)
+            return chores.NOTHING
+        return chores.launch(self, (), work, row, self._rows, after)  # type: ignore[arg-type]
+
+    def forget(self) -> None:
+        """A step is not taken: where nothing counts steps, a slot's being there would say that one was."""
+        for k in self._begun if not self._opt.numbers else ():
+            self._opt.state.pop(self._params[k], None)
+
+    def _as_before(self) -> bool:
+        """Whether the memory of the leaves with a gradient, and the numbers in their state, are as they were left."""
+        for k, leaf in self._shared:
+            self._found[k] = local(leaf.p)
+        return (
+            all(map(is_, map(self._opt.state.get, self._live), self._states))
+            and all(map(is_, [state.get(key) for state, key in self._keys], self._seen))
+            and [x.data_ptr() for x in self._found] == self._addresses
+            and [array[at] for array, at in self._numbers] == self._values
+        )
+
+    def _look(self, missing: list[bool]) -> list[int]:
+        """Take up what has changed; returns the leaves that have no state yet."""
+        self._missing = None
+        begun: list[int] = []
+        cohorts: dict[Any, Cohort] = {}
+        new = 0
+        self._row[:-1] = -1
+        for k, leaf in enumerate(self.leaves):
+            if missing[k]:
+                continue
+            state = self._opt.state.get(leaf.p) or EMPTY
+            if not leaf.complete(state):
+                begun.append(k)
+                leaf.cohort = Cohort(leaf.group, int(state.get("step", 0)), tuple(self._opt.rule.carried.values()))
+            elif leaf.changed(state):
+                leaf.look(state)
+                self._place(k)
+                new += 1
+            own = leaf.cohort
+            leaf.cohort = cohorts.setdefault(
+                (own.group, own.count, *own.carried), Cohort(own.group, own.count, own.carried)
+            )
+        order = {id(cohort): row for row, cohort in enumerate(cohorts.values())}
+        for k, leaf in enumerate(self.leaves):
+            if not missing[k]:
+                self._row[k] = order[id(leaf.cohort)]
+        self._cohorts = list(cohorts.values())
+        if new or begun:
+            self._check_separate()
+        return begun
+
+    def _begin(self, k: int) -> None:
+        """Give a leaf the state that it lacks."""
+        leaf, cohort = self.leaves[k], self.leaves[k].cohort
+        self._opt._begin(leaf)
+        leaf.look(self._opt.state.get(leaf.p) or EMPTY)
+        leaf.cohort = cohort
+        self._place(k)
+
+    def _place(self, k: int) -> None:
+        self._plan.put(k, dict(zip(self._columns[k], self.leaves[k].addresses, strict=False)))
+
+    def _remember(self, missing: list[bool]) -> None:
+        """Keep what the next steps compare with, in lists that Python goes through quickly."""
+        live = [leaf for leaf, none in zip(self.leaves, missing, strict=True) if not none]
+        self._live = [leaf.p for leaf in live if leaf.keys]
+        self._states = [leaf.state for leaf in live if leaf.keys]
+        self._keys = [(leaf.state, key) for leaf in live for key in leaf.tensors]
+        self._seen = [x for leaf in live for x in leaf.seen]
+        self._found = [x for leaf in live for x in leaf.found]
+        self._addresses = [address for leaf in live for address in leaf.addresses]
+        self._numbers = [place for leaf in live for place in leaf.places]
+        self._values = [value for leaf in live for value in leaf.values]
+        self._gaps = [leaf for leaf in live if leaf.gaps]
+        self._shared, at = [], 0
+        for leaf in live:
+            if leaf.shared and not leaf.gaps:
+                self._shared.append((at, leaf))
+            at += len(leaf.found)
+        for cohort in self._cohorts:
+            own = [leaf for leaf in live if leaf.cohort is cohort]
+            cohort.places = [list(places) for places in zip(*(leaf.places for leaf in own), strict=True)]
+        self._alike = not any(missing) and all(leaf.usual and id(leaf.p) not in self._by_row for leaf in live)
+        self._dtypes, self._strides = [leaf.dtype for leaf in live], [leaf.strides for leaf in live]
+        self._missing = missing
+
+    def _usual_gradients(self, grads: list[Any]) -> list[int] | None:
+        """The address of each leaf's gradient if all leaves have one, and each lies as its parameter does."""
+        if self._missing is None or not self._alike or self._dtypes != [g.dtype for g in grads]:
+            return None
+        try:
+            return [g.data_ptr() for g in grads] if self._strides == [g.stride() for g in grads] else None
+        except RuntimeError:  # a layout that has no strides
+            return None
+
+    def _gradients(self, grads: list[Any], sparse: dict[int, Any]) -> list[int]:
+        """The address of each leaf's gradient, 0 where there is none; of a sparse one's values."""
+        return [
+            0 if g is None else sparse[k][2].data_ptr() if k in sparse else leaf.gradient(g)
+            for k, (leaf, g) in enumerate(zip(self.leaves, grads, strict=True))
+        ]
+
+    def _sparse(self, grads: list[Any]) -> dict[int, tuple[Any, int, Any]]:
+        """What leaf.rows says of each sparse gradient. Raises RuntimeError for what this method does not take."""
+        if not self._opt.by_row and not [g for g in grads if g is not None and g.layout is not torch.strided]:
+            return EMPTY  # type: ignore[return-value]
+        found = {}
+        for k, (leaf, g) in enumerate(zip(self.leaves, grads, strict=True)):
+            if g is not None:
+                self._opt._check_layout(leaf, g)
+                if g.layout is not torch.strided:
+                    if id(leaf.p) not in self._by_row:
+                        self._by_row.add(id(leaf.p))
+                        if not leaf.p.is_contiguous():
+                            raise Moved
+                    found[k] = leaf.rows(g)
+        return found
+
+    def _work(self, sparse: dict[int, tuple[Any, int, Any]]) -> Any:
+        """The walk over some rows of these leaves, and over the whole of the others."""
+        chunks = [self._plan.dense_chunks(k) for k in range(len(self.leaves)) if k not in sparse]
+        chunks += [row_chunks(k, rows, k, np.arange(len(rows)), 0, width) for k, (rows, width, _) in sparse.items()]
+        return self._plan.work(chunks)
+
+    def _coefficients(self, scale: float) -> list[tuple[Any, ...]]:
+        """Fill this step's row for each cohort; returns the numbers of its state after it."""
+        extra: tuple[float, ...] = NUMBERS
+        if self._chores.ema_decay is not None:
+            extra = self._chores.numbers(1 + max(cohort.count for cohort in self._cohorts))
+        after = []
+        for row, cohort in enumerate(self._cohorts):
+            lr = self._opt.param_groups[cohort.group]["lr"]
+            lr, count = lr.item() if isinstance(lr, torch.Tensor) else lr, cohort.count + 1
+            numbers = self.groups[cohort.group].coefficients_at(count, lr, scale, *cohort.carried)
+            if self._drawing:
+                extra = (*extra[:-1], float(key(0, count)))
+            self._format.pack_into(self._bytes, row * self._format.size, *numbers, *extra)
+            after.append((count, *numbers[self._width :]))
+        return after
+
+    def _check_separate(self) -> None:
+        """Leaves that share memory would be stepped by two threads at once."""
+        homes = [(leaf.found[0].data_ptr(), leaf) for leaf in self.leaves if leaf.size]
+        pieces = sorted((at, at + leaf.size * leaf.real.itemsize, leaf.name) for at, leaf in homes)
+        for (_, end, name), (start, _, other) in pairwise(pieces):
+            if start < end:
+                raise ValueError(f"{name} and {other} share memory, expected separate parameters")
