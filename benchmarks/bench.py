@@ -67,7 +67,7 @@ def collect(task, env, show):
     """One whole run: a process, and another for the rest of the cases when one dies, without who killed it."""
     run, died = {"absent": {}, "cases": {}}, {}
     while True:
-        run["absent"], case, trying = dict(died), None, None
+        run["absent"], case, trying, began = dict(died), None, None, time.time()
         for event in events(task, env):
             trying = event.get("trying", trying)
             if "absent" in event:
@@ -77,7 +77,7 @@ def collect(task, env, show):
             elif "gpu" in event:
                 run["gpu"] = event["gpu"]
             elif "case" in event:
-                case = event["case"]
+                began, case = began if case else time.time(), event["case"]
                 run["cases"][case] = {"samples": {}, "wrong": {}}
             elif "skipped" in event:
                 run["cases"][case]["skipped"] = event["skipped"]
@@ -88,10 +88,13 @@ def collect(task, env, show):
             elif "ended" in event:
                 break
             show(case, trying, run)
-        if event["ended"] == 0:
+        if event["ended"] == 0 and not trying and case == task["cases"][-1]:
             return run
         how = f"the process ended with {ending(event['ended'])}: {event['words']}"
         left = task["cases"][task["cases"].index(case) if case else 0 :]
+        if trying in task["peers"]:
+            raise Refused(refusal({"absent": trying, "reason": how, "install": ""}))
+        task = task | {"seconds": max(1.0, task["seconds"] - (time.time() - began) * (case is not None))}
         if trying:
             died[trying] = {"reason": how, "install": ""}
             task = task | {"without": [*task["without"], trying], "cases": left}
@@ -120,7 +123,7 @@ def run(args):
             task = {
                 "rule": args.rule, "format": args.format, "threads": args.threads, "rounds": args.rounds, "seed": seed,
                 "cases": args.cases, "backends": args.backends, "peers": args.peers, "without": [],
-                "until": begin + args.seconds * (seed + 1) / args.processes,
+                "seconds": args.seconds / args.processes,
             }  # fmt: skip
             with Live() as live:
                 screen.begin(live, last=seed == args.processes - 1)

@@ -28,4 +28,6 @@ def read(path, *kinds):
         raise Unusable(f"{path}: expected a file written by bench --json or chain --json")
     if result["bench"] not in kinds:
         raise Unusable(f"{path}: a result of {result['bench']}, expected one of {' or '.join(kinds)}")
+    if result["bench"] == "core" and not isinstance(result.get("cases"), dict):
+        raise Unusable(f"{path}: a result of core without cases")
     return result

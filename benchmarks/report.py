@@ -13,7 +13,7 @@ from typing import NamedTuple
 if not __package__:  # a script of a clone, installed or not
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fastadam.benchmarks import chain, fidelity_report, files, first_use, machine, summary
+from fastadam.benchmarks import chain, fidelity_report, files, first_use, machine, options, summary
 from fastadam.benchmarks.summary import duration, number
 
 HERE = Path(__file__).resolve().parent
@@ -218,7 +218,12 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing; fail if README differs from the results")
     parser.add_argument("--summary", nargs="+", metavar="FILE.json", help="print these results instead, in few lines")
-    parser.add_argument("--plot", metavar="FILE.png", help="draw the newest core result instead (needs matplotlib)")
+    parser.add_argument(
+        "--plot",
+        type=options.picture,
+        metavar="FILE.png",
+        help="draw the newest core result instead (needs matplotlib)",
+    )
     args = parser.parse_args(argv)
     try:
         return _run(args)

@@ -26,7 +26,7 @@ def table(task, say):
     """Everyone on every case."""
     import numpy as np
 
-    from fastadam.benchmarks import cases, machine, ours
+    from fastadam.benchmarks import cases, contestants, machine, ours
 
     setting = cases.setting(task["rule"], task["format"])
     rng = np.random.default_rng(task["seed"])
@@ -42,13 +42,22 @@ def table(task, say):
             say(absent=one.name, reason=why, install=one.install if "not installed" in why else "")
         else:
             present.append(one)
+    for one in present:  # compiled before the time runs, for one thread and for all
+        if not one.peer:
+            say(trying=one.name)
+            for n in (1_024, TELLING):
+                ready = one(contestants.Start([(n,)], setting.dtype, task["seed"]), setting, task["threads"])
+                ready.give(0)
+                ready.step()
+                ready.finish()
     say(trying="")
     if any(one.device == "cuda" for one in present):
         say(gpu=machine.gpu())
+    until = time.time() + task["seconds"]
     pace = {}  # seconds per parameter in the last telling case
     for k, case in enumerate(task["cases"]):
         say(case=case)
-        left = task["until"] - time.time()
+        left = until - time.time()
         if left < 0:
             say(skipped="no time left")
             continue
@@ -82,7 +91,7 @@ def _case(shapes, present, setting, task, seconds, pace, rng, say):
         pace |= {name: min(times) / n for name, times in samples.items()}
 
 
-SHARE = 1 / 8  # a case of 2^26 may take 4 times as long as one of 2^10
+SHARE = 1 / 4  # a case of 2^26 may take 16 times as long as one of 2^10, whose peers must be checked too
 TELLING = 1 << 17  # parameters below which a step's time is the call's, and says nothing of larger cases
 PREPARING = 5e-8  # seconds per parameter and contestant for its arrays and for what the oracle compares
 SLOWEST = 0.5  # seconds for one step, by what one took in the case before, from which a contestant stays out

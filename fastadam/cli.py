@@ -128,6 +128,8 @@ COMMANDS = (demo, info, verify, warmup, bench)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0 done, 1 not possible here, 2 not understood, 141 nobody reads."""
     try:
+        if sys.stdout is not None and hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(errors="replace")  # a terminal without – and × gets ? there, not a traceback
         try:
             return _main(argv)
         finally:

@@ -43,17 +43,36 @@ def test_a_peer_that_kills_the_process_takes_nobody_with_it(monkeypatch):
             yield {"ended": 0, "words": ""}
 
     monkeypatch.setattr(bench, "events", events)
-    run = bench.collect({"without": [], "peers": [], "cases": ["2^10", "2^14"]}, {}, lambda *_: None)
+    run = bench.collect({"without": [], "peers": [], "seconds": 9, "cases": ["2^10", "2^14"]}, {}, lambda *_: None)
     assert [task["without"] for task in tasks] == [[], ["optax"], ["optax"]]
     assert run["absent"] == {"optax": {"reason": "the process ended with SIGABRT: bad_alloc", "install": ""}}
     assert "SIGKILL" in run["cases"]["2^10"]["skipped"]
     assert run["cases"]["2^14"]["samples"] == {"limit": [1.0]}
 
 
+def test_a_peer_that_leaves_is_named(monkeypatch):
+    """It ends the process with status 0, or the peer was asked for by name."""
+
+    def events(task, env):
+        if "optax" not in task["without"]:
+            yield {"trying": "optax"}
+        else:
+            yield {"case": "2^10"}
+        yield {"ended": 0, "words": ""}
+
+    monkeypatch.setattr(bench, "events", events)
+    task = {"without": [], "peers": [], "seconds": 9, "cases": ["2^10"]}
+    assert bench.collect(task, {}, lambda *_: None)["absent"]["optax"]["reason"].startswith(
+        "the process ended with exit"
+    )
+    with pytest.raises(bench.Refused, match="optax: the process ended"):
+        bench.collect(task | {"peers": ["optax"]}, {}, lambda *_: None)
+
+
 def test_a_process_that_cannot_start_is_an_error(monkeypatch):
     monkeypatch.setattr(bench, "events", lambda task, env: iter([{"ended": 1, "words": "no module"}]))
     with pytest.raises(RuntimeError, match="exit status 1: no module"):
-        bench.collect({"without": [], "cases": ["2^10"]}, {}, lambda *_: None)
+        bench.collect({"without": [], "peers": [], "seconds": 9, "cases": ["2^10"]}, {}, lambda *_: None)
 
 
 def test_memory_and_time_decide_who_is_admitted(monkeypatch):
