@@ -1,10 +1,26 @@
 # Written by tests/test_typing.py from the rules.
 
 from collections.abc import Callable
+from typing import TypedDict, Unpack
 
 from fastadam.optimizer import Optimizer
 from fastadam.rules import LearningRate
 from fastadam.tree import Tree
+
+class Options(TypedDict, total=False):
+    backend: str
+    moments: str | None
+    master: str | None
+    seed: int
+    index_offset: int
+    max_norm: float | None
+    max_value: float | None
+    ema_decay: float | Callable[[int], float] | None
+    copy_to: Tree | None
+    zero_grads: bool
+    skip_nonfinite: bool | str
+    stats: str | None
+    capturable: bool
 
 class Adam(Optimizer):
     def __init__(
@@ -19,19 +35,7 @@ class Adam(Optimizer):
         maximize: bool = False,
         decoupled_weight_decay: bool = False,
         eps_hat: bool = False,
-        backend: str = "auto",
-        moments: str | None = None,
-        master: str | None = None,
-        seed: int = 0,
-        index_offset: int = 0,
-        max_norm: float | None = None,
-        max_value: float | None = None,
-        ema_decay: float | Callable[[int], float] | None = None,
-        copy_to: Tree | None = None,
-        zero_grads: bool = False,
-        skip_nonfinite: bool | str = False,
-        stats: str | None = None,
-        capturable: bool = False,
+        **options: Unpack[Options],
     ) -> None: ...
 
 class AdamW(Optimizer):
@@ -46,19 +50,7 @@ class AdamW(Optimizer):
         *,
         maximize: bool = False,
         eps_hat: bool = False,
-        backend: str = "auto",
-        moments: str | None = None,
-        master: str | None = None,
-        seed: int = 0,
-        index_offset: int = 0,
-        max_norm: float | None = None,
-        max_value: float | None = None,
-        ema_decay: float | Callable[[int], float] | None = None,
-        copy_to: Tree | None = None,
-        zero_grads: bool = False,
-        skip_nonfinite: bool | str = False,
-        stats: str | None = None,
-        capturable: bool = False,
+        **options: Unpack[Options],
     ) -> None: ...
 
 class NAdam(Optimizer):
@@ -73,19 +65,7 @@ class NAdam(Optimizer):
         decoupled_weight_decay: bool = False,
         *,
         maximize: bool = False,
-        backend: str = "auto",
-        moments: str | None = None,
-        master: str | None = None,
-        seed: int = 0,
-        index_offset: int = 0,
-        max_norm: float | None = None,
-        max_value: float | None = None,
-        ema_decay: float | Callable[[int], float] | None = None,
-        copy_to: Tree | None = None,
-        zero_grads: bool = False,
-        skip_nonfinite: bool | str = False,
-        stats: str | None = None,
-        capturable: bool = False,
+        **options: Unpack[Options],
     ) -> None: ...
 
 class RAdam(Optimizer):
@@ -99,19 +79,7 @@ class RAdam(Optimizer):
         decoupled_weight_decay: bool = False,
         *,
         maximize: bool = False,
-        backend: str = "auto",
-        moments: str | None = None,
-        master: str | None = None,
-        seed: int = 0,
-        index_offset: int = 0,
-        max_norm: float | None = None,
-        max_value: float | None = None,
-        ema_decay: float | Callable[[int], float] | None = None,
-        copy_to: Tree | None = None,
-        zero_grads: bool = False,
-        skip_nonfinite: bool | str = False,
-        stats: str | None = None,
-        capturable: bool = False,
+        **options: Unpack[Options],
     ) -> None: ...
 
 class Adamax(Optimizer):
@@ -124,19 +92,7 @@ class Adamax(Optimizer):
         weight_decay: float = 0.0,
         *,
         maximize: bool = False,
-        backend: str = "auto",
-        moments: str | None = None,
-        master: str | None = None,
-        seed: int = 0,
-        index_offset: int = 0,
-        max_norm: float | None = None,
-        max_value: float | None = None,
-        ema_decay: float | Callable[[int], float] | None = None,
-        copy_to: Tree | None = None,
-        zero_grads: bool = False,
-        skip_nonfinite: bool | str = False,
-        stats: str | None = None,
-        capturable: bool = False,
+        **options: Unpack[Options],
     ) -> None: ...
 
 class AdaBelief(Optimizer):
@@ -150,19 +106,7 @@ class AdaBelief(Optimizer):
         decoupled_weight_decay: bool = True,
         *,
         maximize: bool = False,
-        backend: str = "auto",
-        moments: str | None = None,
-        master: str | None = None,
-        seed: int = 0,
-        index_offset: int = 0,
-        max_norm: float | None = None,
-        max_value: float | None = None,
-        ema_decay: float | Callable[[int], float] | None = None,
-        copy_to: Tree | None = None,
-        zero_grads: bool = False,
-        skip_nonfinite: bool | str = False,
-        stats: str | None = None,
-        capturable: bool = False,
+        **options: Unpack[Options],
     ) -> None: ...
 
 class Lion(Optimizer):
@@ -174,19 +118,7 @@ class Lion(Optimizer):
         weight_decay: float = 0.0,
         *,
         maximize: bool = False,
-        backend: str = "auto",
-        moments: str | None = None,
-        master: str | None = None,
-        seed: int = 0,
-        index_offset: int = 0,
-        max_norm: float | None = None,
-        max_value: float | None = None,
-        ema_decay: float | Callable[[int], float] | None = None,
-        copy_to: Tree | None = None,
-        zero_grads: bool = False,
-        skip_nonfinite: bool | str = False,
-        stats: str | None = None,
-        capturable: bool = False,
+        **options: Unpack[Options],
     ) -> None: ...
 
 class SGD(Optimizer):
@@ -200,19 +132,7 @@ class SGD(Optimizer):
         nesterov: bool = False,
         *,
         maximize: bool = False,
-        backend: str = "auto",
-        moments: str | None = None,
-        master: str | None = None,
-        seed: int = 0,
-        index_offset: int = 0,
-        max_norm: float | None = None,
-        max_value: float | None = None,
-        ema_decay: float | Callable[[int], float] | None = None,
-        copy_to: Tree | None = None,
-        zero_grads: bool = False,
-        skip_nonfinite: bool | str = False,
-        stats: str | None = None,
-        capturable: bool = False,
+        **options: Unpack[Options],
     ) -> None: ...
 
 class RMSprop(Optimizer):
@@ -227,19 +147,7 @@ class RMSprop(Optimizer):
         centered: bool = False,
         *,
         maximize: bool = False,
-        backend: str = "auto",
-        moments: str | None = None,
-        master: str | None = None,
-        seed: int = 0,
-        index_offset: int = 0,
-        max_norm: float | None = None,
-        max_value: float | None = None,
-        ema_decay: float | Callable[[int], float] | None = None,
-        copy_to: Tree | None = None,
-        zero_grads: bool = False,
-        skip_nonfinite: bool | str = False,
-        stats: str | None = None,
-        capturable: bool = False,
+        **options: Unpack[Options],
     ) -> None: ...
 
 class Adagrad(Optimizer):
@@ -253,17 +161,5 @@ class Adagrad(Optimizer):
         eps: float = 1e-10,
         *,
         maximize: bool = False,
-        backend: str = "auto",
-        moments: str | None = None,
-        master: str | None = None,
-        seed: int = 0,
-        index_offset: int = 0,
-        max_norm: float | None = None,
-        max_value: float | None = None,
-        ema_decay: float | Callable[[int], float] | None = None,
-        copy_to: Tree | None = None,
-        zero_grads: bool = False,
-        skip_nonfinite: bool | str = False,
-        stats: str | None = None,
-        capturable: bool = False,
+        **options: Unpack[Options],
     ) -> None: ...

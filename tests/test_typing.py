@@ -11,6 +11,7 @@ from pathlib import Path
 import fastadam
 from fastadam import functional
 from fastadam.cover import METHODS
+from fastadam.optimizer import Optimizer
 
 FOLDER = Path(fastadam.__file__).parent
 
@@ -30,23 +31,33 @@ def argument(p):
     return f"{p.name}: {text}" + (f" = {p.default!r}" if p.default is not p.empty else "")
 
 
-def signature(function, first=()):
+def signature(function, first=(), options=None):
+    """options: parameters that go without saying, and the name of the TypedDict that says them."""
     words, starred = list(first), False
     for p in inspect.signature(function).parameters.values():
+        if options and p.name in options[0]:
+            continue
         if p.kind is p.KEYWORD_ONLY and not starred:
             words.append("*")
             starred = True
         words.append(argument(p))
+    if options:
+        words.append(f"**options: Unpack[{options[1]}]")
     return "(\n" + "".join(f"        {word},\n" for word in words) + "    )"
 
 
 def methods_stub():
-    head = "# Written by tests/test_typing.py from the rules.\n\nfrom collections.abc import Callable\n\n"
-    head += "from fastadam.optimizer import Optimizer\n"
+    head = "# Written by tests/test_typing.py from the rules.\n\nfrom collections.abc import Callable\n"
+    head += "from typing import TypedDict, Unpack\n\nfrom fastadam.optimizer import Optimizer\n"
     head += "from fastadam.rules import LearningRate\nfrom fastadam.tree import Tree\n"
-    return head + "".join(
-        f"\nclass {m.__name__}(Optimizer):\n    def __init__{signature(m, ['self'])} -> None: ...\n" for m in METHODS
-    )
+    own = inspect.signature(Optimizer.__init__).parameters.values()
+    own = [p for p in own if p.kind is p.KEYWORD_ONLY]
+    options = "".join(f"    {argument(p.replace(default=p.empty))}\n" for p in own)
+    text = f"{head}\nclass Options(TypedDict, total=False):\n{options}"
+    for m in METHODS:
+        said = signature(m, ["self"], ({p.name for p in own}, "Options"))
+        text += f"\nclass {m.__name__}(Optimizer):\n    def __init__{said} -> None: ...\n"
+    return text
 
 
 def functional_stub():
