@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastadam.arrays import Array, compute, describe, flat, shaped_like
-from fastadam.kernels.formats import BYTES, blocks, codes_and_scales
-from fastadam.kernels.reference import decoded, encoded
+from fastadam.kernels.formats import BYTES, blocks, codes_and_scales, decoded, encoded
 
 if TYPE_CHECKING:
     from fastadam.kernels.contract import Slot

@@ -165,3 +165,26 @@ def encode_8bit(x: Any, signed: bool, drawn: tuple[int, int] | None = None) -> A
     for home, values in zip(codes_and_scales(coded), (codes, np.where(finite, scale, np.float32(np.nan))), strict=True):
         home[...] = values.reshape(home.shape)
     return coded
+
+
+def decoded(x: Any, slot: Slot, n: int, wide: Any) -> Any:
+    """n elements of a slot in the compute type; None where there is none."""
+    if x is None or x.dtype != np.uint8:
+        return None if x is None else x.astype(wide, copy=False)
+    return decode_8bit(x, is_signed(slot), n)
+
+
+def encoded(values: Any, like: Any, slot: Any = None, drawn: Any = None) -> Any:
+    """values in the storage format of `like`: to nearest, or by the random bits of a key and a first index. slot: None
+    for p."""
+    if values is None or like is None or values.dtype == like.dtype:
+        return values
+    if like.dtype == np.uint8:
+        return encode_8bit(values, is_signed(slot), drawn)
+    if like.dtype.itemsize > 2:
+        return values.astype(like.dtype)
+    short = values.astype(np.float32)
+    if like.dtype.name == "bfloat16" and drawn is not None:
+        random = random_bits(drawn[0], drawn[1], len(short))
+        return stochastic(short, for_p(random) if slot is None else for_slots(random), like.dtype)
+    return short.astype(like.dtype)

@@ -6,21 +6,8 @@ from typing import Any
 import numpy as np
 
 from fastadam.kernels.chores import BLOCK, NOTES, Numbers, average, clip, in_pairs, largest, sum_of_squares
-from fastadam.kernels.contract import Kernel, Slot
-from fastadam.kernels.formats import (
-    BYTES,
-    blocks,
-    decode_8bit,
-    encode_8bit,
-    for_p,
-    for_slots,
-    is_drawn,
-    is_signed,
-    join,
-    random_bits,
-    split,
-    stochastic,
-)
+from fastadam.kernels.contract import Kernel
+from fastadam.kernels.formats import BYTES, blocks, decoded, encoded, is_drawn, join, split
 
 
 def step(
@@ -79,29 +66,6 @@ def _piece(x: Any, first: int, n: int) -> Any:
 
 def _whole(p: Any, low: Any) -> Any:
     return p if low is None else join(p, low)
-
-
-def decoded(x: Any, slot: Slot, n: int, wide: Any) -> Any:
-    """n elements of a slot in the compute type; None where there is none."""
-    if x is None or x.dtype != np.uint8:
-        return None if x is None else x.astype(wide, copy=False)
-    return decode_8bit(x, is_signed(slot), n)
-
-
-def encoded(values: Any, like: Any, slot: Any = None, drawn: Any = None) -> Any:
-    """values in the storage format of `like`: to nearest, or by the random bits of a key and a first index. slot: None
-    for p."""
-    if values is None or like is None or values.dtype == like.dtype:
-        return values
-    if like.dtype == np.uint8:
-        return encode_8bit(values, is_signed(slot), drawn)
-    if like.dtype.itemsize > 2:
-        return values.astype(like.dtype)
-    short = values.astype(np.float32)
-    if like.dtype.name == "bfloat16" and drawn is not None:
-        random = random_bits(drawn[0], drawn[1], len(short))
-        return stochastic(short, for_p(random) if slot is None else for_slots(random), like.dtype)
-    return short.astype(like.dtype)
 
 
 def measure(streams: Any, chunks: Any, row: Any, notes: Any) -> None:

@@ -273,7 +273,8 @@ def test_the_cases_cover_every_pair_and_every_rule():
     walks = {(case.backend, case.threads) for case in found}
     assert walks == {("numpy", 1), ("numba", 1), ("numba", 2)}
     assert {cover.label(case.variant) for case in found} == {cover.label(v) for v in variants()}
-    found, every = [case for case in found if not case.chores], found
+    assert {case.stored for case in found} == {None, *cover.stored()}
+    found, every = [case for case in found if not (case.chores or case.stored)], found
     kinds = {cover._signature(v) for v in kernels_in_use()}
     dtypes = {case.dtype for case in found}
     assert len(dtypes) == 2
@@ -282,12 +283,13 @@ def test_the_cases_cover_every_pair_and_every_rule():
         assert {d for k, d, _ in seen if k == kind} == dtypes
         assert {w for k, _, w in seen if k == kind} == walks
     assert {(d, w) for _, d, w in seen} == {(d, w) for d in dtypes for w in walks}
-    sets = [case.chores for case in every if case.chores]
+    sets = [case.chores for case in every if case.chores and not case.stored]
     for one, other in combinations(cover.CHORES, 2):
         pairs = product(cover.CHORES[one], cover.CHORES[other])
         assert {(str(s[one]), str(s[other])) for s in sets} == {(str(a), str(b)) for a, b in pairs}
     chosen = len(kernels_in_use()) * len(cover.chores()) * (len(walks) - 1)
-    assert len(cover.cases(everything=True)) == (len(variants()) * len(walks) + chosen) * len(dtypes)
+    narrow = len(kernels_in_use()) * len(cover.stored()) * (len(walks) - 1)
+    assert len(cover.cases(everything=True)) == (len(variants()) * len(walks) + chosen) * len(dtypes) + narrow
     assert len(found) < len(cover.cases(everything=True)) / 3
 
 
