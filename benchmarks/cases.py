@@ -108,21 +108,21 @@ class Format:
         return dict(word.split("=") for word in self.name.split(":")[1:])
 
     @property
-    def narrow(self):
-        """Whether results may differ from those of one dtype throughout."""
-        return bool(self.options)
+    def moments(self):
+        """What the slots rest in."""
+        return self.options.get("moments", "float64" if self.dtype == np.float64 else "float32")
 
     def bytes(self, slots):
         """Per parameter and step: p, its master and the slots read and written, g read."""
         itemsize = self.dtype.itemsize
-        slot = MOMENTS.get(self.options.get("moments"), max(itemsize, 4))
-        return 3 * itemsize + 2 * (slots * slot + MASTERS.get(self.options.get("master"), 0))
+        return 3 * itemsize + 2 * (slots * MOMENTS[self.moments] + MASTERS.get(self.options.get("master"), 0))
 
 
 MOMENTS = {"float64": 8, "float32": 4, "bfloat16": 2, "8bit": 1 + 4 / 64}  # with a float32 scale for each 64
 MASTERS = {"float32": 4, "remainder": 2}  # beside p
 NARROW = (
-    "bfloat16:master=remainder", "float32:moments=bfloat16", "bfloat16:moments=bfloat16:master=remainder",
+    "bfloat16", "float16", "bfloat16:master=remainder",
+    "float32:moments=bfloat16", "bfloat16:moments=bfloat16:master=remainder",
     "float32:moments=8bit", "bfloat16:moments=bfloat16", "bfloat16:moments=8bit",
 )  # fmt: skip
 

@@ -46,15 +46,22 @@ class Contestant:
     needs: tuple[str, ...] = ()  # modules without which it is absent
     on_request = ""  # why it runs only if asked for by name
     device = "cpu"
-    judged = STEPS  # steps whose error is held against the bound; with 8-bit moments, only the first
+    judged = STEPS  # steps whose error is held against the bound
     peer = True  # see truth.Method
     spare = 2  # arrays of temporaries
     chose = ""  # what it chose for itself, for the result
     needs_wall = False  # a library with CUDA streams of its own, which no event sees
 
     @classmethod
+    def holds(cls, format):
+        """Whether its p, g and state rest in that cases.Format."""
+        return format.name in ("float32", "float64")
+
+    @classmethod
     def missing(cls, setting):
         """Why it cannot do this, or None: found out by trying."""
+        if not cls.holds(setting.format):
+            return f"has no {setting.format.name}"
         for module in cls.needs:
             if find_spec(module) is None:
                 return f"{module} is not installed"
@@ -79,7 +86,7 @@ class Contestant:
     @property
     def oracle_key(self):
         """Contestants of one key share an oracle."""
-        return self.setting.name, self.peer
+        return self.setting.name, self.setting.format.name, self.peer
 
     def give(self, k):
         self.grads = self.sets[k % len(self.sets)]

@@ -19,6 +19,10 @@ class Fastadam(Contestant):
     more: ClassVar[dict] = {}  # arguments of the method
 
     @classmethod
+    def holds(cls, format):
+        return True
+
+    @classmethod
     def missing(cls, setting):
         status = fastadam.backends().get(cls.backend, "this version has none")
         return status if status != "ready" else super().missing(setting)
@@ -30,8 +34,6 @@ class Fastadam(Contestant):
         self.opt = setting.method(
             self.p, backend=self.backend, **setting.options, **setting.format.options, **self.more
         )
-        if setting.format.narrow:
-            self.judged = 1  # from zero state the first step has nothing to forget
 
     def arrays(self, start):
         return [p.copy() for p in start.params], start.grads
@@ -124,12 +126,6 @@ class Limit(Contestant):
     """No optimizer: the time that moving the same bytes takes. See limit.py."""
 
     name, install, needs, peer = "limit", "pip install numba", ("numba",), False
-
-    @classmethod
-    def missing(cls, setting):
-        if setting.format.narrow or setting.dtype.name not in ("float32", "float64"):
-            return f"has no {setting.format.name}"
-        return super().missing(setting)
 
     def __init__(self, start, setting, threads):
         from fastadam.benchmarks import limit

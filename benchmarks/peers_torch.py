@@ -110,10 +110,24 @@ class TorchGraph(Torch):
         torch.cuda.synchronize()
 
 
+class TorchFused(Torch):
+    """The fused kernels: arithmetic in float32, the state in p's dtype. The loops round every operation to that."""
+
+    more: ClassVar[dict] = {"fused": True}
+
+    @classmethod
+    def holds(cls, format):
+        return format.moments == format.dtype.name and "master" not in format.options
+
+
 class DeepSpeed(Torch):
     """DeepSpeed's CPU optimizers, which compile C++ at first use, for a minute."""
 
     name, install, needs = "DeepSpeedCPUAdam", "pip install deepspeed ninja", ("torch", "deepspeed")
+
+    @classmethod
+    def holds(cls, format):
+        return format.moments in ("float32", format.dtype.name) and "master" not in format.options
 
     @classmethod
     def missing(cls, setting):
@@ -127,7 +141,8 @@ class DeepSpeed(Torch):
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
         cpuinfo.get_cpu_info = cache(cpuinfo.get_cpu_info)  # asked by each construction, for 1.3 s
-        return self.made(partial(DeepSpeedCPUAdam, adamw_mode=method == "AdamW"))  # only where weight decay goes
+        cls = partial(DeepSpeedCPUAdam, fp32_optimizer_states=self.setting.format.moments == "float32")
+        return self.made(partial(cls, adamw_mode=method == "AdamW"))  # only where weight decay goes
 
 
 class BitsAndBytes(Torch):
@@ -146,7 +161,11 @@ class BitsAndBytes(Torch):
 class EightBit:
     """Moments of 8 bits where a tensor has 4096 elements or more: fewer bytes, other results."""
 
-    judged = 1
+    judged = 1  # from zero state the first step has nothing to forget; then v may be 0, and p anywhere
+
+    @classmethod
+    def holds(cls, format):
+        return format.name in ("float32", "float32:moments=8bit")
 
     @classmethod
     def bytes(cls, setting):
@@ -170,7 +189,7 @@ class TorchAO(EightBit, Torch):
 
 
 TORCH: tuple = (
-    named(Torch, "torch fused", more={"fused": True}),
+    named(TorchFused, "torch fused"),
     named(Torch, "torch foreach", more={"foreach": True}, spare=5),
     named(Torch, "torch for-loop", more={"foreach": False}, spare=4),
 )

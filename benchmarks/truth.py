@@ -3,11 +3,14 @@
 Two steps from shared values: the paper's in wider arithmetic (fastadam/papers.py), and how far roundings may move them
 (fastadam/bounds.py), carried from the first step to the second. Ours may round as the kernel does. A peer may order
 the same operations otherwise, twice the roundings, and work out 1 - β^t in float32, which costs 1 / (1 - β) of one.
+What rests in a short format is off by one rounding to it more (lost); ours round v and bfloat16 p stochastically.
 """
 
 import numpy as np
 
 from fastadam import bounds, kernels, papers
+from fastadam.arrays import compute
+from fastadam.kernels.formats import GROUP, TINY, TOP, is_drawn, is_signed
 from fastadam.verify import host_error, oracle_of
 
 STEPS = 2
@@ -16,7 +19,7 @@ PIECE = 4096
 
 
 def sample(shapes, rng):
-    """Which elements: (leaf, slice) pieces. The first and the last of every leaf are among them."""
+    """Which elements: (leaf, slice) pieces of whole groups. The first and the last of every leaf are among them."""
     sizes = [int(np.prod(shape)) for shape in shapes]
     share = MOST / max(sum(sizes), 1)
     pieces = []
@@ -25,13 +28,41 @@ def sample(shapes, rng):
             pieces.append((leaf, slice(0, n)))
             continue
         between = rng.integers(PIECE, n - PIECE, int(n * share / PIECE))
-        pieces += [(leaf, slice(int(a), int(a) + PIECE)) for a in (0, *np.sort(between), n - PIECE)]
+        firsts = [int(a) // GROUP * GROUP for a in (0, *np.sort(between), n - PIECE)]
+        pieces += [(leaf, slice(a, a + PIECE)) for a in firsts[:-1]] + [(leaf, slice(firsts[-1], n))]
     return pieces
+
+
+def groups_of(pieces):
+    """Where among the elements of the pieces the groups of 8-bit formats begin."""
+    firsts, at = [], 0
+    for _, part in pieces:
+        n = part.stop - part.start
+        firsts += range(at, at + n, GROUP)
+        at += n
+    return np.array(firsts, np.int64)
 
 
 def pick(arrays, pieces):
     """Those elements, one after the other."""
     return np.concatenate([arrays[leaf].reshape(-1)[part] for leaf, part in pieces])
+
+
+def lost(size, name, slot, drawn, groups):
+    """How far numbers of at most this size are moved by a rounding to the format of that name.
+
+    drawn: stochastically, so up to a whole step. groups: where each begins (8-bit). slot: None for p.
+    """
+    if name != "8bit":
+        from ml_dtypes import finfo
+
+        step = float(finfo(name).eps) * size + float(finfo(name).smallest_subnormal)
+        return step if drawn else step / 2
+    top = np.maximum.reduceat(size, groups) if size.size else size
+    unit = np.where(top > 0, np.maximum(top / TOP[is_signed(slot)], TINY), 0.0)
+    unit = np.repeat(unit, np.diff([*groups, size.size]))
+    step = (size + 2.25 * unit) / 8  # the code is the start of the bits of a float, with three of mantissa
+    return step + unit / 8 if drawn else step / 2
 
 
 class Trivial:
@@ -40,7 +71,7 @@ class Trivial:
     def __init__(self, lr):
         self._lr = lr
 
-    def steps(self, p, grads):
+    def steps(self, p, grads, groups):
         """Yields (p, bound) after each step."""
         unit = bounds.Running.arithmetic(p.dtype)
         wide = np.longdouble if p.dtype == np.float64 else np.float64
@@ -76,24 +107,38 @@ class Method:
         return [off if name.startswith("one_minus") or a != b else 0.0 for name, a, b in rows]
 
     @np.errstate(all="ignore")
-    def steps(self, p, grads):
-        """Yields (p, bound) after each step."""
-        setting, dtype = self._setting, p.dtype
+    def steps(self, p, grads, groups):
+        """Yields (p, bound) after each step. groups: where those of 8-bit formats begin."""
+        setting, dtype, slots = self._setting, compute(p.dtype), self._kernel.slots
         wide, unit = (np.longdouble if dtype == np.float64 else np.float64), bounds.Running.arithmetic(dtype)
         oracle, taken = oracle_of(setting.method, setting.hyperparameters)
         state = papers.start(oracle.__name__, p.astype(wide), **taken)
-        exact, errors = p.astype(wide), [0.0] * (1 + len(self._kernel.slots))
+        exact, errors = p.astype(wide), [0.0] * (1 + len(slots))
         for t, g in enumerate(grads, start=1):
             carried = [float(state[key]) for key in setting.rule.carried]
-            values = [exact, *(state.get(slot.name) for slot in self._kernel.slots)]
-            p_now, *slots = (
+            values = [exact, *(state.get(slot.name) for slot in slots)]
+            p_now, *now = (
                 None if x is None else bounds.Running(x, error, unit) for x, error in zip(values, errors, strict=True)
             )
-            streams = [p_now, bounds.Running(g.astype(wide), 0.0, unit), *slots]
+            streams = [p_now, bounds.Running(g.astype(wide), 0.0, unit), *now]
             row = self._row(t, carried)
-            errors = bounds.one_step(self._kernel, dtype, streams, row, self._host(t, dtype, carried))
+            inner, *errors = bounds.one_step(self._kernel, dtype, streams, row, self._host(t, dtype, carried))
             exact, state = oracle(t, exact, g.astype(wide), state, **taken)
-            yield exact, errors[0] * (2 if self._peer else 1)
+            shown = self._rested(exact, inner * (2 if self._peer else 1), p.dtype.name, None, groups)
+            if "master" not in setting.format.options:
+                inner = self._rested(exact, inner, p.dtype.name, None, groups)
+            moments = setting.format.options.get("moments", dtype.name)
+            parts = zip(slots, errors, strict=True)
+            errors = [inner, *(self._rested(state.get(slot.name), e, moments, slot, groups) for slot, e in parts)]
+            yield exact, shown
+
+    def _rested(self, value, error, name, slot, groups):
+        """A stream's error (None: absent) once it rests in the format of that name. slot: None for p."""
+        if error is None or name in ("float32", "float64"):
+            return error
+        short = slot is None and name == "bfloat16" and "master" not in self._setting.format.options
+        drawn = not self._peer and (short or (slot is not None and is_drawn(slot)))
+        return error + lost(np.abs(value) + error, name, slot, drawn, groups)
 
 
 def check(contestants, start, rng, report=lambda name: None):
@@ -102,13 +147,14 @@ def check(contestants, start, rng, report=lambda name: None):
     Returns {name: error in ulp of the larger of old and new p} and {name: what is wrong}. report(name) comes first.
     """
     pieces = sample(start.shapes, rng)
+    groups = groups_of(pieces)
     first, grads = pick(start.params, pieces), [pick(some, pieces) for some in start.grads]
     truths, ulps, wrong = {}, {}, {}
     for one in contestants:
         report(one.name)
         key = one.oracle_key
         if key not in truths:
-            truths[key] = list(one.oracle().steps(first, [grads[k % len(grads)] for k in range(STEPS)]))
+            truths[key] = list(one.oracle().steps(first, [grads[k % len(grads)] for k in range(STEPS)], groups))
         for k, (exact, allowed) in enumerate(truths[key]):
             one.give(k)
             one.step()

@@ -18,6 +18,8 @@ from fastadam.benchmarks import cases, clock, limit, summary, truth
 from fastadam.benchmarks.contestants import Start
 from fastadam.benchmarks.ours import Limit, everyone, ours
 from fastadam.benchmarks.peers import PlainNumpy
+from fastadam.kernels.contract import NonNegative, Signed
+from fastadam.kernels.reference import decoded, encoded
 
 RNG = np.random.default_rng
 
@@ -130,6 +132,72 @@ def test_the_oracle_refuses_a_mistake(spoil, shapes):
     assert list(wrong) == ["mutant"]
     assert "where the oracle has" in wrong["mutant"]
     assert ulps["plain NumPy"] < 10
+
+
+NARROW = [name for name in cases.formats() if name not in ("float32", "float64")]
+
+
+@pytest.mark.parametrize("rule", ["Adam", "AdamW-amsgrad", "Lion"])
+@pytest.mark.parametrize("format", NARROW)
+def test_the_oracle_knows_what_a_format_loses(format, rule):
+    setting, start = cases.setting(rule, format), Start([(30, 41), (7,), (9_001,)], cases.Format(format).dtype)
+    _, wrong = truth.check([ours()["numpy"][0](start, setting, 1)], start, RNG(0))  # whose bits the others have
+    assert not wrong
+
+
+def v_forgotten(opt):
+    opt.load_state_dict(edited(opt.state_dict(), "v", lambda x: x // 2 if x.dtype == np.uint8 else x * 0.25))
+
+
+def m_forgotten(opt):
+    opt.load_state_dict(edited(opt.state_dict(), "m", np.zeros_like))
+
+
+def p_stepped_back(opt):
+    opt._arrays[0][0] *= 1.02
+
+
+def edited(state, slot, change):
+    """That state with the first leaf's slot changed."""
+    own = next(iter(state["leaves"].values()))
+    own[slot] = np.asarray(change(own[slot])).astype(own[slot].dtype)
+    return state
+
+
+@pytest.mark.parametrize("mistake", [v_forgotten, m_forgotten, p_stepped_back])
+@pytest.mark.parametrize("format", NARROW)
+def test_the_oracle_refuses_a_mistake_in_every_format(format, mistake):
+    """Made before the second step, whose bound has grown by what the first one stored."""
+
+    class Mistaken(ours()["numpy"][0]):
+        def give(self, k):
+            super().give(k)
+            if k == 1:
+                mistake(self.opt)
+
+    setting, start = cases.setting("Adam", format), Start([(300, 40), (7,)], cases.Format(format).dtype)
+    _, wrong = truth.check([Mistaken(start, setting, 1)], start, RNG(0))
+    assert list(wrong) == ["fastadam numpy"]
+    assert wrong["fastadam numpy"].startswith("step 2")
+
+
+@pytest.mark.parametrize(
+    ("name", "slot", "drawn"),
+    [
+        ("bfloat16", None, False), ("bfloat16", None, True), ("float16", None, False),
+        ("8bit", Signed, False), ("8bit", NonNegative, False), ("8bit", NonNegative, True),
+    ],
+)  # fmt: skip
+def test_what_a_rounding_loses_is_within_the_bound_and_comes_near_it(name, slot, drawn):
+    rng, slot = RNG(0), slot and slot("x")
+    x = (rng.standard_normal(1 << 16) * 10.0 ** rng.uniform(-4, 2, 1 << 16)).astype(np.float32)
+    x = np.abs(x) if isinstance(slot, NonNegative) else x
+    like = np.empty(0, np.uint8 if name == "8bit" else cases.Format(name).dtype)
+    short = encoded(x, like, slot, (12345, 0) if drawn else None)
+    back = decoded(short, slot, len(x), np.float32) if slot else short.astype(np.float32)
+    groups = truth.groups_of([(0, slice(0, len(x)))])
+    share = np.abs(back - x) / truth.lost(np.abs(x).astype(np.float64), name, slot, drawn, groups)
+    assert 0.9 < share.max() <= 1
 
 
 def test_a_sample_holds_the_ends_of_every_leaf():
