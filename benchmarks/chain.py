@@ -194,10 +194,7 @@ def parsed(argv):
     args = parser.parse_args(argv)
     if args.device == "cuda" and fa.backends()["cuda"] != "ready":
         parser.error(f"argument --device: cuda: {fa.backends()['cuda']}")
-    needs, free = NEEDS * args.size, machine.available_memory()
-    if needs > free:
-        room = f"{needs / 2**30:.1f} GiB of memory, {max(0, free) / 2**30:.1f} GiB are left"
-        parser.error(f"argument --size: {cases.flat(args.size)} needs about {room}")
+    options.need(parser, args.size, NEEDS)
     return args
 
 

@@ -1,6 +1,6 @@
 """Makes README's results and tables anew: `python benchmarks/measure.py`, in some ten minutes on a quiet machine.
 
-It runs the two commands that README names, for the cases and peers of report.py's targets, each once the machine is
+It runs the three commands that README names, for the cases and peers of report.py's targets, each once the machine is
 quiet, puts their results into results/ and lets report.py write the tables. With `--dry-run` it only says what it runs.
 """
 
@@ -30,11 +30,11 @@ def commands():
     peers = dict.fromkeys([*(target.other for target in report.TARGETS if target.other != "limit"), "torch foreach"])
     core = ["fastadam", "bench", "--sizes", ",".join(flats), "--workload", ",".join(models), "--processes", "3"]
     core += ["--rounds", "25", "--peers", ",".join(peers)]
-    return {"core": core, "chain": ["fastadam.benchmarks.chain"]}
+    return {"core": core, "chain": ["fastadam.benchmarks.chain"], "narrow": ["fastadam.benchmarks.narrow"]}
 
 
 def measure():
-    """Both results, into results/ once both are there. Raises files.Unusable if a command fails."""
+    """All results, into results/ once all are there. Raises files.Unusable if a command fails."""
     slug = re.sub(r"[^a-z0-9]+", "-", f"{machine.machine()['cpu']} {machine.machine()['cores']}".lower())
     slug = f"{slug}-{machine.commit().replace(' ', '-')}"
     paths = [str(report.HERE.parent), os.environ.get("PYTHONPATH")]

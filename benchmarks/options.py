@@ -116,6 +116,16 @@ def size(text):
     return n
 
 
+def need(parser, size, needs):
+    """Refuse more parameters than there is memory for, at so many bytes each."""
+    from fastadam.benchmarks.machine import available_memory
+
+    free = available_memory()
+    if needs * size > free:
+        room = f"{needs * size / 2**30:.1f} GiB of memory, {max(0, free) / 2**30:.1f} GiB are left"
+        parser.error(f"argument --size: {cases.flat(size)} needs about {room}")
+
+
 def count(text):
     if not text.isdecimal() or not 1 <= int(text) <= 10**9:
         raise argparse.ArgumentTypeError(f"expected an integer of at least 1, got {text!r}")

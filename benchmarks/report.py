@@ -1,7 +1,8 @@
 """Writes README's speed tables from results/: `python benchmarks/report.py`; with `--check`, only compares.
 
 core-speed: the newest core result, whatever machine it is from, and what DESIGN asks of it. chain: the newest of a
-whole step. measure.py makes both results anew. fidelity: the newest study of formats; fidelity.py makes it anew.
+whole step. narrow: of steps in fewer bytes. measure.py makes these anew. fidelity: the newest study of formats;
+fidelity.py makes it anew.
 """
 
 import argparse
@@ -13,7 +14,17 @@ from typing import NamedTuple
 if not __package__:  # a script of a clone, installed or not
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fastadam.benchmarks import chain, fidelity_report, files, first_use, machine, options, summary
+from fastadam.benchmarks import (
+    chain,
+    fidelity_report,
+    files,
+    first_use,
+    machine,
+    narrow,
+    narrow_report,
+    options,
+    summary,
+)
 from fastadam.benchmarks.summary import duration, number
 
 HERE = Path(__file__).resolve().parent
@@ -194,6 +205,7 @@ def _side(entry, name):
 TABLES = {
     "core-speed": ("core", core_speed),
     "chain": ("chain", whole_step),
+    "narrow": ("narrow", narrow_report.section),
     "fidelity": ("fidelity", fidelity_report.section),
     "pytorch": ("pytorch", pytorch),
 }
@@ -211,7 +223,7 @@ def filled(text):
     return text
 
 
-SHOW = {"core": summary.show, "first-use": first_use.show, "chain": chain.show}
+SHOW = {"core": summary.show, "first-use": first_use.show, "chain": chain.show, "narrow": narrow.show}
 
 
 def main(argv=None):

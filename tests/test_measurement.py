@@ -19,7 +19,7 @@ from fastadam.benchmarks.contestants import Start
 from fastadam.benchmarks.ours import Limit, everyone, ours
 from fastadam.benchmarks.peers import PlainNumpy
 from fastadam.kernels.contract import NonNegative, Signed
-from fastadam.kernels.reference import decoded, encoded
+from fastadam.kernels.formats import decoded, encoded
 
 RNG = np.random.default_rng
 
