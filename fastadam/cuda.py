@@ -6,14 +6,16 @@ from collections import deque
 from collections.abc import Sequence
 from itertools import starmap
 from operator import call, setitem
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from fastadam.arrays import Array
 from fastadam.cuda_gradients import GradientsOnDevice, only_on_host
 from fastadam.kernels.chores import Numbers
-from fastadam.kernels.cuda import Pass
+from fastadam.kernels.contract import Kernel
+from fastadam.kernels.cuda import Chores, Pass
+from fastadam.kernels.formats import is_drawn
 from fastadam.norm import Norm
 from fastadam.nvrtc import function
 from fastadam.signature import NO_WINDOW, Signature, Touched
@@ -24,49 +26,99 @@ if TYPE_CHECKING:
     from fastadam.window import Window
 
 
+class Laid(NamedTuple):
+    """What steps gradients of certain dtypes; the signatures for accumulation are made when first asked for."""
+
+    signatures: list[Signature]
+    norm: Norm | None
+    home: dict[int, tuple[Signature, int]]
+    adding: list[Signature]
+
+
+def draws(kernel: Kernel, streams: Sequence[Any]) -> bool:
+    """Whether any of a leaf's streams is rounded stochastically."""
+    p, _, *slots, _, _, low = streams
+    short = [slot for slot, x in zip(kernel.slots, slots, strict=True) if x is not None and x.itemsize < 4]
+    return (p.dtype.name == "bfloat16" and low is None) or any(map(is_drawn, short))
+
+
 class CudaPlan(GradientsOnDevice):
     """Arrays on one device; steps run on the current stream of whoever owns the parameters."""
 
-    def __init__(self, kernel: Any, names: Any, params: Sequence[Any], *rest: Any, asked: Any = None) -> None:
+    def __init__(
+        self, kernel: Any, names: Any, params: Sequence[Any], *rest: Any, asked: tuple[Any, Any] | None = None
+    ) -> None:
         """asked: (chores, groups), where anything is measured."""
+        self._asked = asked
+        self._laid: dict[Any, Laid] = {}  # by the gradients' dtypes; all are kept, since captured graphs know theirs
+        self.window: Window | None = None
         super().__init__(kernel, names, params, *rest)
-        cupy = self._cupy
+        for labels, own in zip(names, self._streams, strict=True):
+            for label, x in zip(labels, own, strict=True):
+                if x is not None and x.dtype == np.uint8:
+                    raise only_on_host(f"{label} in 8 bits")
         self._width = len(kernel.Coefficients._fields)
-        for labels, streams in zip(names, self._streams, strict=True):
-            for label, x in zip(labels, streams[:-2], strict=False):
-                if x is not None and x.dtype not in (np.float32, np.float64):
-                    raise only_on_host(f"{label} in {x.dtype}")
-        # What kernels read of a row: not what the rule carries, and the chores' numbers only where there are any.
-        riding = (
-            asked is not None or any(self._flags) or any(x is not None for own in self._streams for x in own[-3:-1])
-        )
-        first = self._rows.shape[1] - len(Numbers._fields)
-        numbers = range(first, self._rows.shape[1] - 1) if riding else ()
-        self.columns = np.array([*range(self._width), *numbers])
-        groups: dict[int, list[int]] = {}
+        # What kernels read of a row: not what the rule carries, and the chores' numbers only where there are any; the
+        # key of random bits where any are drawn.
+        riding = [x is not None for own in self._streams for x in own[-3:-1]]
+        self._riding = asked is not None or any(self._flags) or any(riding)
+        self._drawing = any(draws(kernel, own) for own in self._streams)
+        numbers = range(self._rows.shape[1] - len(Numbers._fields), self._rows.shape[1] - 1)
+        key = [self._rows.shape[1] - 1] * self._drawing
+        self.columns = np.array([*range(self._width), *(numbers if self._riding else ()), *key])
+        self._upload = AnySize()
+        self._begin()
+
+    def _lay_out(self, g_dtypes: Sequence[Any]) -> None:
+        if self.window is not None:
+            with self.on_stream():
+                if self.stream().is_capturing():
+                    leaf = next(k for k, known in enumerate(self._g_dtypes) if known != g_dtypes[k])
+                    raise TypeError(
+                        f"{self._names[leaf][1]} is {g_dtypes[leaf]} and was {self._g_dtypes[leaf]}: expected what the "
+                        "step before had, while a graph is captured"
+                    )
+        super()._lay_out(g_dtypes)
+        if self._laid:
+            self._begin()
+
+    def _begin(self) -> None:
+        """Step from here on by what was laid out for these dtypes of gradients."""
+        before = self._home if self._laid else {}
+        key = tuple(dtype.name for dtype in self._g_dtypes)
+        if key not in self._laid:
+            self._laid[key] = self._made()
+        self.signatures, self.norm, self._home, self._adding = self._laid[key]
+        for leaf in before.keys() & self._home.keys():
+            (old, at), (new, k) = before[leaf], self._home[leaf]
+            new.words[k] = old.words[at]
+        if self.window is not None:
+            self.load()
+
+    def _made(self) -> Laid:
+        """Signatures and norm for gradients of the dtypes as they come now."""
+        cupy = self._cupy
+        leaves_of: dict[int, list[int]] = {}
         for leaf, k in self._signature_of.items():
-            groups.setdefault(k, []).append(leaf)
+            leaves_of.setdefault(k, []).append(leaf)
         with self._device:
-            own = [sorted(leaves) for leaves in groups.values()]
-            self.norm = None if asked is None else Norm(asked[0], asked[1], own, [p.size for p in self._params])
-            scaled, noted = self.norm.flags if self.norm else (False, False)
-            flags = self._flags.limit, self._flags.clear, scaled, noted
-            self.signatures, streams = [], [own[:-1] for own in self._streams]
+            own = [sorted(leaves) for leaves in leaves_of.values()]
+            norm = None if self._asked is None else Norm(*self._asked, own, [p.size for p in self._params])
+            scaled, noted = norm.flags if norm else (False, False)
+            asked, signatures = Chores(self._flags.limit, self._flags.clear, scaled, noted), []
             for k, leaves in enumerate(own):
-                more = [self.norm.columns(k, j) if self.norm else [0, 0] for j in range(len(self._params))]
-                self.signatures.append(
+                more = [norm.columns(k, j) if norm else [0, 0] for j in range(len(self._params))]
+                signatures.append(
                     Signature(
-                        kernel.name, leaves, streams, len(self._rows), self.columns, flags, k,
-                        more if riding else (),
+                        self._kernel.name, leaves, self._streams, self._g_dtypes[leaves[0]], len(self._rows),
+                        self.columns, asked, k, more if self._riding else (), self._firsts if self._drawing else (),
                     )
                 )  # fmt: skip
             cupy.cuda.get_current_stream().synchronize()  # zeros and tables are there, whichever stream steps first
-        self.signatures = [one for one in self.signatures if one.blocks]
+        signatures = [one for one in signatures if one.blocks]
         # Who steps a leaf, and as the how-manieth of its leaves.
-        self._home = {int(leaf): (one, k) for one in self.signatures for k, leaf in enumerate(one.leaves)}
-        self._upload = AnySize()
-        self.window: Window | None = None
-        self._adding: list[Signature] = []  # as signatures, for accumulation
+        home = {int(leaf): (one, k) for one in signatures for k, leaf in enumerate(one.leaves)}
+        return Laid(signatures, norm, home, [])
 
     def row_chunks(self, leaf: int, rows: Array, place: ByRow | None, missed: Array | int) -> Touched:
         p = self._params[leaf]
@@ -100,12 +152,11 @@ class CudaPlan(GradientsOnDevice):
         clear, rows = self._flags.clear, np.array([[0.0, 0, 0], [1.0, 0, 0]])
         with self.on_stream():
             if not self._adding:
-                streams = [[x, None, None, None] for x in totals]
+                streams = [[x, None, None, None, None] for x in totals]
                 columns, more = np.arange(3 if clear else 1), [[0, 0]] * len(totals) if clear else ()
-                flags = False, clear, False, False
-                self._adding = [
-                    Signature("accumulate", one.leaves.tolist(), streams, 2, columns, flags, 0, more)
-                    for one in self.signatures
+                some = [(one.leaves.tolist(), streams, one.g_dtype) for one in self.signatures]
+                self._adding += [
+                    Signature("accumulate", *own, 2, columns, Chores(clear=clear), 0, more) for own in some
                 ]
             for one, own in zip(self._adding, self.signatures, strict=True):
                 one.words[: len(one.leaves)] = own.words[: len(one.leaves)]
@@ -126,6 +177,14 @@ class CudaPlan(GradientsOnDevice):
                 one.load(0, ahead=True)
             if self.norm is not None:
                 self.norm.load(self.signatures)
+                self.norm.send(1.0, 1.0)  # not first while a graph is captured, which would send it again and again
+
+    def send(self) -> None:
+        """Let the device know of changed limits, for captured graphs too."""
+        with self.on_stream():
+            for each in self._laid.values():
+                if each.norm is not None:
+                    each.norm.send(1.0, 1.0)
 
     @property
     def reals(self) -> set[Any]:

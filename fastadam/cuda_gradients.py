@@ -59,6 +59,11 @@ class GradientsOnDevice(Plan):
         if self._flags.clear:
             self._check_separate(grads, dict(usable))
         self._others = [s for s in map(stream_of, (grads[leaf] for leaf in new)) if s is not None]
+        dtypes = self._g_dtypes.copy()
+        for leaf, g in usable:
+            dtypes[leaf] = g.dtype
+        if dtypes != self._g_dtypes:
+            self._lay_out(dtypes)
         for leaf, g in usable:
             self._take(leaf, g)
         return missing
@@ -66,8 +71,8 @@ class GradientsOnDevice(Plan):
     def _take(self, leaf: int, g: Any) -> None:
         p, straight = self._params[leaf], flat_like(g, self._params[leaf])
         if straight is None:  # other strides than p's: copied, in memory kept for the next step
-            if leaf not in self._scratch:
-                self._scratch[leaf] = self._cupy.empty(p.size, p.dtype)
+            if leaf not in self._scratch or self._scratch[leaf].dtype != g.dtype:
+                self._scratch[leaf] = self._cupy.empty(p.size, g.dtype)
             straight = self._scratch[leaf]
             with self.on_stream():
                 shaped_like(straight, p)[...] = g
@@ -98,13 +103,6 @@ class GradientsOnDevice(Plan):
         now, then = [(extent(x) if x.size else 0, x.dtype, x.shape, x.strides) for x in (p, anchor)]
         if now != then:
             raise ValueError(f"{name} is {describe(p)} and was {describe(anchor)}: expected the memory of construction")
-
-    def _usable(self, leaf: int, g: Any) -> Array:
-        here, p = super()._usable(leaf, g), self._params[leaf]
-        if here.dtype != p.dtype:
-            both = f"{self._names[leaf][1]} is {describe(g)}, {self._names[leaf][0]} is {describe(p)}"
-            raise TypeError(f"{both}: expected one dtype on a CUDA device")
-        return here
 
     def _as_array(self, name: str, both: str, g: Any) -> Array:
         if not on_device(g):
@@ -142,7 +140,7 @@ class GradientsOnDevice(Plan):
         if self._values[leaf] is None:  # another order of axes than p's, or gaps
             order = memory_order(p)
             with self.on_stream():
-                home = self._cupy.empty([here.shape[axis] for axis in order], p.dtype)
+                home = self._cupy.empty([here.shape[axis] for axis in order], here.dtype)
                 home[...] = here.transpose(order)
             self._values[leaf] = home.reshape(-1)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fastadam.arrays import DTYPES, Array, Host, describe, extent, flat, memory_order
+from fastadam.arrays import FLOATS, Array, Host, describe, extent, flat, memory_order
 
 ALIGNED = 256  # bytes: what CUDA's own allocations are aligned to
 
@@ -114,10 +114,9 @@ class Device(Host):
     @staticmethod
     def own(name: str, x: Any) -> Array:
         view = _view(name, x, written=True)
-        if view.dtype not in DTYPES or not view.dtype.isnative:
-            raise TypeError(
-                f"{name} is {view.dtype.str} ({describe(view)}), expected float32 or float64 in native byte order"
-            )
+        if view.dtype.name not in FLOATS or not view.dtype.isnative:
+            expected = f"one of {', '.join(FLOATS)}, in native byte order"
+            raise TypeError(f"{name} is {view.dtype.str} ({describe(view)}), expected {expected}")
         if flat(view) is None:
             raise ValueError(
                 f"{name} has strides {view.strides} for shape {view.shape}, expected dense memory in any axis order, "
@@ -151,13 +150,14 @@ class Device(Host):
     def allocate_beside(params: Sequence[Array], column: int, dtype: Any, sizes: Sequence[int]) -> list[Array]:
         """Flat zeros of a dtype and these sizes, for each of these parameters, in one piece of memory.
 
-        Each lies as its parameter does within the bytes of one access, so that both can be accessed whole.
+        Each lies as its parameter does within the bytes of one access, so that both can be accessed whole. Bytes are
+        those of blocks, which are accessed from their own start.
         """
         import cupy
 
         starts, end, width = [], 0, np.dtype(dtype).itemsize
         for p, size in zip(params, sizes, strict=True):
-            place = extent(p)[0] % ALIGNED * width // p.itemsize if p.size else 0
+            place = extent(p)[0] % ALIGNED * width // p.itemsize if p.size and width > 1 else 0
             starts.append(-(-end // ALIGNED) * ALIGNED + place // width * width if p.size else end)
             end = starts[-1] + size * width
         with Device.near(params):

@@ -17,7 +17,7 @@ import numpy as np
 from fastadam.arrays import Array
 from fastadam.chores import Chores, StepInfo, statistics
 from fastadam.kernels.chores import BLOCK, LANES, NOTES, in_pairs
-from fastadam.kernels.cuda import FORMATS, Pass
+from fastadam.kernels.cuda import Pass, format_of
 from fastadam.nvrtc import function
 from fastadam.signature import chunk_table
 from fastadam.upload import Uploaded
@@ -143,7 +143,7 @@ class Norm:
 
     def _measure(self, signature: Signature, table: Array) -> tuple[Any, ...]:
         where = "ByValue" if table.dtype["words"].shape else "Uploaded"
-        measure = self._function("MEASURE", where, FORMATS[signature.real.name])
+        measure = self._function("MEASURE", where, format_of(signature.real), format_of(signature.g_dtype))
         blocks = self._blocks[signature.number]
         return measure, (len(blocks) // 16,), (LANES,), (blocks, table, self._notes_of(signature.number))
 

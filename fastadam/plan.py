@@ -316,7 +316,9 @@ class NumpyPlan(Plan):
     def accumulate(self, totals: Sequence[Array], row: Array, after: Sequence[tuple[Any, Any, Any]]) -> None:
         with np.errstate(all="ignore"):
             sums = [
-                g if r == 0 else x + g for x, (_, g, *_), r in zip(totals, self._streams, row, strict=False) if r >= 0
+                g if r == 0 else x + g.astype(x.dtype, copy=False)
+                for x, (_, g, *_), r in zip(totals, self._streams, row, strict=False)
+                if r >= 0
             ]
         live = np.flatnonzero(row[:-1] >= 0).tolist()
         done: list[Any] = [(totals[leaf], ..., x) for leaf, x in zip(live, sums, strict=True)]

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastadam.arrays import Array
+from fastadam.arrays import Array, compute
 from fastadam.kernels.cuda import THREADS, WORDS, Chores, Step
 from fastadam.nvrtc import function
 from fastadam.upload import BY_VALUE, Uploaded
@@ -54,36 +54,47 @@ class Touched(NamedTuple):
 
 
 class Signature:
-    """The leaves of one dtype with the same slots: what one launch steps.
+    """The leaves whose streams have the same formats: what one launch steps.
 
     The table of a step holds a gradient's address and a row's number for each leaf, then the rows. It travels as a
     kernel parameter where it fits, else it is uploaded.
     """
 
     def __init__(
-        self, kernel: str, leaves: list[int], streams: Sequence[Sequence[Any]], most_rows: int, columns: Array,
-        flags: tuple[bool, bool, bool, bool], number: int, more: Sequence[Sequence[int]],
+        self, kernel: str, leaves: list[int], streams: Sequence[Sequence[Any]], g_dtype: Any, most_rows: int,
+        columns: Array, chores: Chores, number: int, more: Sequence[Sequence[int]], firsts: Sequence[int] = (),
     ) -> None:  # fmt: skip
+        """streams: as a plan has them. columns: of rows, the last the key of random bits if `firsts` are given.
+
+        chores: but for what the streams tell. more: per leaf, two addresses; nothing where there are no numbers.
+        """
         import cupy
 
-        first = streams[leaves[0]]
-        *dtypes, ema, copy = (None if x is None else x.dtype for x in (first[0], first[0], *first[2:]))
-        chores = Chores(*flags, ema, copy)
-        self._steps = tuple(Step(kernel, table, tuple(dtypes), chores) for table in ("ByValue", "Uploaded", "Rows"))
-        self._functions: list[Any] = [None, None, None]
+        p: Any
+        p, _, *slots, ema, copy, low = (None if x is None else x.dtype for x in streams[leaves[0]])
+        drawn = bool(firsts) and compute(p) == np.float32
+        chores = chores._replace(ema=ema, copy=copy)
+        chores = chores._replace(more=bool(more) and not chores.riding, drawn=drawn)
+        self._steps = tuple(
+            Step(kernel, table, (p, g_dtype, *slots), chores, low is not None) for table in ("ByValue", "Uploaded")
+        )
+        self._functions: list[Any] = [None, None]
         self.leaves, self.real, self._columns, width = np.array(leaves), self._steps[0].real, columns, len(columns)
-        self.number, self._unrounded = number, chores.scaled
-        width += chores.scaled * 8 // self.real.itemsize
+        self.number, self.g_dtype, self._unrounded, self._drawn = number, g_dtype, chores.scaled, drawn
+        self._rounded = width - bool(firsts)
+        width = self._rounded + chores.scaled * 8 // self.real.itemsize + drawn
         self.width = width
-        last = None if more else -2
-        own = [[0 if x is None else x.data.ptr for x in (streams[k][0], *streams[k][2:last])] for k in leaves]
-        own = [[*addresses, *more[leaf]] for leaf, addresses in zip(leaves, own, strict=True)] if more else own
+        own = []
+        for leaf in leaves:
+            at = [0 if x is None else x.data.ptr for x in streams[leaf]]
+            riding = [*at[-3:-1], *more[leaf]] if more else []
+            own.append([at[0], *at[2:-3], *riding, *at[-1:] * (low is not None), *firsts[leaf : leaf + drawn]])
         self.threads = self._steps[0].threads
-        heads = [0 if chores.noted else p // first[0].itemsize % (self._steps[0].chunk // THREADS) for p, *_ in own]
+        self._places = [at // p.itemsize for at, *_ in own]  # in elements
+        heads = [0 if chores.noted else place % self._steps[0].width for place in self._places]
         chunks = chunk_table([streams[leaf][0].size for leaf in leaves], heads, self._steps[0].chunk)
         self.blocks = len(chunks)
         self._blocks_before = np.searchsorted(chunks["leaf"], np.arange(len(leaves) + 1))  # each leaf's
-        self._heads, self._per_thread = heads, self._steps[0].chunk // THREADS
         self._chunks, self._own = cupy.asarray(chunks.view(np.uint8)), cupy.asarray(np.array(own, np.uint64))
         n = len(leaves)
         self._rows_at = n + (n + 1) // 2
@@ -117,12 +128,18 @@ class Signature:
         return step, (self.blocks,), (self.threads,), (self._chunks, self._own, table, window)
 
     def packed(self, rows: Array) -> Array:
-        """Rows of float64 as the kernel reads them: rounded, and the gradient's scale once more as it was."""
-        if not self._unrounded:
+        """Rows of float64 as the kernel reads them: rounded; the gradient's scale once more as it was, where norm.cu
+        multiplies it; the key of random bits, folded to 32, where any are drawn."""
+        if rows.shape[-1] == self.width and not self._drawn:
             return rows
         with np.errstate(all="ignore"):
-            rounded = rows.astype(self.real)
-        return np.concatenate([rounded, rows[..., :1].copy().view(self.real)], axis=-1)
+            found = [rows[..., : self._rounded].astype(self.real)]
+        if self._unrounded:
+            found.append(rows[..., :1].copy().view(self.real))
+        if self._drawn:
+            key = rows[..., -1:].astype(np.uint64)
+            found.append((key ^ key >> np.uint64(32)).astype(np.uint32).view(self.real))
+        return np.concatenate(found, axis=-1)
 
     def load(self, rows: int, ahead: bool = False) -> tuple[Any, Array, int]:
         """The function for a table with so many rows, compiled or loaded; that table, with memory for it; its words if
@@ -142,6 +159,7 @@ class Signature:
         return self._function(int(table is self._there)), table, words
 
     def _function(self, which: int) -> Any:
+        """0, 1: of whole leaves, whose table travels by value, is uploaded."""
         if self._functions[which] is None:
             self._functions[which] = function(self._device, self._steps[which])
         return self._functions[which]
@@ -157,21 +175,25 @@ class Signature:
 
     def launch_rows(self, k: int, touched: Touched, at: int) -> tuple[Any, ...]:
         """The call that steps rows of the k-th of these leaves; touched.table(...) lies at that address."""
-        phases = (self._heads[k] + touched.first) % self._per_thread
+        p_dtype, _, *slots = self._steps[0].streams
+        g_dtype = self.g_dtype if touched.values is None else touched.values.dtype
+        step = self._steps[0]._replace(table="Rows", streams=(p_dtype, g_dtype, *slots))
+        phases = (self._places[k] + touched.first) % step.width
         told = np.zeros((), ROWS)
         told["count"], told["width"] = len(touched.first), touched.width
-        told["threads"] = threads = int((-(-(touched.width + phases) // self._per_thread)).max())
+        told["threads"] = threads = int((-(-(touched.width + phases) // step.width)).max())
         told["own"] = self._own[k : k + 1].data.ptr
         told["values"] = 0 if touched.values is None else touched.values.data.ptr
         tables = touched.first, touched.missed, touched.start, touched.place
         for name, table in zip(("first", "missed", "start", "place"), tables, strict=True):
             told[name], at = at, at + table.nbytes
         told["last"] = at + int(touched.missed.max()) * self.width * self.real.itemsize
-        return self._function(2), (-(-len(touched.first) * threads // THREADS),), (THREADS,), (told,)
+        grid = (-(-len(touched.first) * threads // THREADS),)
+        return function(self._device, step), grid, (THREADS,), (told,)
 
     def table(self, touched: Touched, row: int, rows: Array) -> Array:
         """What launch_rows finds on the device, in whole words: the rows, then the coefficients of all their steps."""
-        numbers = rows[row - int(touched.missed.max()) : row + 1, self._columns].astype(self.real)
+        numbers = self.packed(rows[row - int(touched.missed.max()) : row + 1, self._columns]).astype(self.real)
         words = np.zeros(-(-numbers.nbytes // 8), np.int64)
         words.view(self.real)[: numbers.size] = numbers.reshape(-1)
         return np.concatenate([touched.first, touched.missed, touched.start, touched.place, words])

@@ -48,9 +48,6 @@ class Window:
             self._place = Uploaded(24)
         self.at = self._place.memory.view(np.int64)
         plan.load()
-        if plan.norm is not None:  # not first while a graph is captured, which would send it again and again
-            with plan.on_stream():
-                plan.norm.send(1.0, 1.0)
         self._start()
         plan.window = self
 
@@ -133,9 +130,7 @@ class Window:
             self.refill()
         else:
             self._send(table)
-        if self._plan.norm is not None:
-            with self._plan.on_stream():
-                self._plan.norm.send(1.0, 1.0)
+        self._plan.send()
 
     def restart(self) -> None:
         """Begin at the host's counts, which were set anew."""

@@ -4,9 +4,9 @@ import re
 from itertools import pairwise
 
 import pytest
-from cuda_host import steps
+from cuda_host import steps, stored_steps
 
-from fastadam.kernels.cuda import OPTIONS, PASSES, source
+from fastadam.kernels.cuda import OPTIONS, PASSES, Step, source
 
 nvrtc = pytest.importorskip("cuda.bindings.nvrtc", reason="no cuda-bindings: pip install '.[cuda-ci]'")
 
@@ -107,3 +107,43 @@ def test_what_these_tests_look_for_is_there_in_plain_cuda():
     ptx, _ = compiled(text, 90)
     assert "fma.rn.ftz.f32" in ptx
     assert re.search(r"setp\.\w+\.ftz\.f32", ptx)
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES, ids="sm_{}".format)
+def formats(request):
+    return compiled(source(stored_steps()), request.param)
+
+
+def test_formats_spill_nothing_and_keep_to_one_type(formats):
+    """As above, for streams of 16 and 8 bits and what draws random bits."""
+    ptx, log = formats
+    assert [line for line in log.splitlines() if line and not line.startswith(ASSEMBLER)] == []
+    memory = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", log)
+    assert len(memory) == len(stored_steps()) + 1
+    assert set(memory) == {("0", "0", "0")}
+    assert max(int(n) for n in re.findall(r"Used (\d+) registers", log)) <= 128
+    found = bodies(ptx)
+    for step in stored_steps():
+        text = found[step.name]
+        assert ".ftz" not in text, step.name
+        assert ".approx" not in text, step.name
+        assert not re.search(r"\b(fma|mad)(\.\w+)*\.f(32|64)\b", text), step.name
+        operations = re.findall(r"\b(?:add|sub|mul|div|sqrt)(?:\.\w+)*\.f\d\d\b", text)
+        assert all(".rn.f" in operation for operation in operations), step.name
+        assert not re.search(r"\b(ld|st)\.(v\d|f\d|u\d|b\d|local)", text), step.name  # generic, or the stack
+        if isinstance(step, Step) and not step.chores.noted:
+            other = "f32" if step.real == "float64" else "f64"
+            assert step.chores.scaled or not re.search(rf"\b(add|sub|mul|div|sqrt)\.rn\.{other}\b", text), step.name
+
+
+def test_whole_accesses_of_16_bits_are_of_16_bytes(formats):
+    found = bodies(formats[0])
+    for step in stored_steps():
+        if not isinstance(step, Step) or step.table == "Rows" or step.width != 8:
+            continue
+        short = [dtype for dtype in step.streams if dtype is not None and dtype.itemsize == 2]
+        wide = [dtype for dtype in step.streams if dtype is not None and dtype.itemsize == 4]
+        wide += [dtype for dtype in [step.chores.ema] if dtype is not None]
+        doubles = sum(dtype is not None and dtype.itemsize == 8 for dtype in step.streams)
+        loads = re.findall(r"ld\.global\.(?:v4\.[fbu]32|v2\.[fbu]64)", found[step.name])
+        assert len(loads) == 2 * (len(short) + step.split + 2 * len(wide) + 4 * doubles), step.name  # as above, twice

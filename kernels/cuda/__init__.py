@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
+from fastadam import kernels
+from fastadam.arrays import compute
 from fastadam.kernels.chores import BLOCK, LANES
+from fastadam.kernels.formats import MIX, is_drawn
 
 THREADS = 128  # a block; 512 float32 elements a chunk, so that 100,000 fill the 132 multiprocessors of an H100
-WIDTH = 16  # bytes of one access
+WIDTH = 16  # bytes of one access; a thread makes at most two of the arithmetic's type
 WORDS = 480  # what travels by value: with the other parameters within the 4 KB that any driver takes
 
 OPTIONS = ("-std=c++17",)
@@ -26,6 +27,9 @@ def format_of(dtype: Any) -> str:
     return "None" if dtype is None else FORMATS[dtype.name]
 
 
+FLAGS = "limit", "clear", "scaled", "noted", "more", "drawn"
+
+
 class Chores(NamedTuple):
     """What rides along with a step: flags as kernels/chores.py has them, the dtypes of the average and the copy."""
 
@@ -35,11 +39,20 @@ class Chores(NamedTuple):
     noted: bool = False  # for statistics
     ema: Any = None
     copy: Any = None
+    more: bool = False  # rows and tables are as where other leaves have chores
+    drawn: bool = False  # rows and tables say what random bits depend on
+
+    @property
+    def riding(self) -> bool:
+        """Whether any chore is done."""
+        # Not by the dtypes' truth: that of NumPy's is False.
+        flags = self.limit, self.clear, self.scaled, self.noted
+        return any(flags) or self.ema is not None or self.copy is not None
 
     @property
     def types(self) -> str:
         """The type of chores.cuh."""
-        flags = [name.upper() for name in ("limit", "clear", "scaled", "noted") if getattr(self, name)]
+        flags = [name.upper() for name in FLAGS if getattr(self, name)]
         return f"Chores<{' | '.join(flags) or 0}, {format_of(self.ema)}, {format_of(self.copy)}>"
 
 
@@ -53,26 +66,28 @@ class Step(NamedTuple):
     table: str  # ByValue or Uploaded: where a step's table lies; Rows: rows of one leaf are stepped, nothing else
     streams: tuple[Any, ...]
     chores: Chores = NO_CHORES
+    split: bool = False  # whether p is bfloat16 whose other bits rest beside it
 
     @property
     def real(self) -> Any:
         """The dtype of the arithmetic: float64 for float64 parameters, else float32."""
-        return np.dtype(np.float64 if self.streams[0] == np.float64 else np.float32)
+        return compute(self.streams[0])
+
+    @property
+    def width(self) -> int:
+        """The elements that a thread steps; as width_of of traversal.cu."""
+        narrowest = min(int(dtype.itemsize) for dtype in self.streams if dtype is not None)
+        return min(WIDTH // narrowest, 2 * WIDTH // int(self.real.itemsize))
 
     @property
     def chunk(self) -> int:
-        """The most elements a block steps: one access a thread of the narrowest stream; with statistics, BLOCK."""
-        return (
-            BLOCK
-            if self.chores.noted
-            else THREADS * WIDTH // min(int(dtype.itemsize) for dtype in self.streams if dtype is not None)
-        )
+        """The most elements a block steps: what its threads do at once; with statistics, BLOCK."""
+        return BLOCK if self.chores.noted else THREADS * self.width
 
     @property
     def threads(self) -> int:
         """The threads of a block."""
-        width = WIDTH // min(int(dtype.itemsize) for dtype in self.streams if dtype is not None)
-        return BLOCK // width if self.chores.noted else THREADS
+        return BLOCK // self.width if self.chores.noted else THREADS
 
     @property
     def name(self) -> str:
@@ -82,7 +97,11 @@ class Step(NamedTuple):
 
     @property
     def _types(self) -> list[str]:
-        return [format_of(dtype) for dtype in (self.real, *self.streams)]
+        p, g, *slots = (format_of(dtype) for dtype in self.streams)
+        p = "split" if self.split else "bf16_p" if p == "bf16" else p
+        own = kernels.ALL[self.kernel].slots if slots else ()
+        slots = ["bf16_slot" if x == "bf16" and is_drawn(slot) else x for x, slot in zip(slots, own, strict=True)]
+        return [format_of(self.real), p, g, *slots]
 
     @property
     def text(self) -> str:
@@ -93,7 +112,7 @@ class Step(NamedTuple):
 
 
 class Pass(NamedTuple):
-    """CARRY, or a kernel of norm.cu: ADD_UP, JUDGE, TOTALS, ADVANCE_UNLESS, or MEASURE with its table and dtype."""
+    """CARRY, or a kernel of norm.cu: ADD_UP, JUDGE, TOTALS, ADVANCE_UNLESS, or MEASURE with its table and dtypes."""
 
     macro: str
     arguments: tuple[str, ...] = ()
@@ -108,7 +127,7 @@ class Pass(NamedTuple):
 
 
 PASSES = [
-    *(Pass("MEASURE", (table, real)) for table in ("ByValue", "Uploaded") for real in ("f32", "f64")),
+    *(Pass("MEASURE", (table, real, real)) for table in ("ByValue", "Uploaded") for real in ("f32", "f64")),
     *(Pass(macro) for macro in ("CARRY", "ADD_UP", "JUDGE", "TOTALS", "ADVANCE_UNLESS")),
 ]
 
@@ -123,4 +142,5 @@ def source(steps: Sequence[Step | Pass]) -> str:
         here / "traversal.cu", here / "rows.cu", here / "carry.cu", here / "norm.cu",
     ]  # fmt: skip
     head = f"constexpr int WORDS = {WORDS}, BLOCK = {BLOCK}, LANES = {LANES};\n"
+    head += "".join(f"constexpr unsigned MIX{k} = {number:#x};\n" for k, number in enumerate(MIX))
     return head + "".join(file.read_text() for file in files) + "ADVANCE\n" + "".join(step.text for step in steps)

@@ -30,12 +30,18 @@ struct Unrounded<f64> {
     DEVICE f64 value() const { return whole; }
 };
 
-template <bool more, bool scaled, class C, class real>
-struct RowOf : C {};
-template <class C, class real>
-struct RowOf<true, false, C, real> : C, Numbers<real> {};
-template <class C, class real>
-struct RowOf<true, true, C, real> : C, Numbers<real>, Unrounded<real> {};
+// What the step's random bits begin with: 32 bits in the room of a float.
+struct Fold {
+    f32 bits;
+};
+
+template <bool wanted, class T>
+struct If {};
+template <class T>
+struct If<true, T> : T {};
+
+template <class C, class... More>
+struct RowOf : C, More... {};
 
 // What norm.cu found out about a leaf's gradient: multiply it by both, or leave everything as it is.
 struct Ruling {
@@ -43,18 +49,34 @@ struct Ruling {
     i64 skip;
 };
 
-constexpr int LIMIT = 1, CLEAR = 2, SCALED = 4, NOTED = 8;
+constexpr int LIMIT = 1, CLEAR = 2, SCALED = 4, NOTED = 8, MORE = 16, DRAWN = 32;
 
 template <int flags, class Average, class Short>
 struct Chores {
     using Ema = Average;
     using Copy = Short;
     static constexpr bool limit = flags & LIMIT, clear = flags & CLEAR, scaled = flags & SCALED, noted = flags & NOTED;
-    static constexpr bool any = flags || there<Ema> || there<Copy>;
-    // In the table of addresses, behind the slots: the average, the copy, the leaf's Ruling, the signature's notes.
-    static constexpr int columns = any ? 4 : 0;
+    static constexpr bool drawn = flags & DRAWN;
+    // MORE: rows and tables are as where other leaves have chores.
+    static constexpr bool any = flags & (LIMIT | CLEAR | SCALED | NOTED | MORE) || there<Ema> || there<Copy>;
+    // In the table of addresses, behind the slots: the average, the copy, the leaf's Ruling, the signature's notes; then
+    // what p's other bits rest in; then the index of the leaf's first element.
+    template <class P>
+    static constexpr int columns = (any ? 4 : 0) + splits<P> + drawn;
     template <class C, class real>
-    using Row = RowOf<any, scaled, C, real>;
+    using Row = RowOf<C, If<any, Numbers<real>>, If<scaled, Unrounded<real>>, If<drawn, Fold>>;
+
+    template <class R>
+    static DEVICE unsigned fold(const R& row) {
+        if constexpr (drawn) return bits_of(row.bits);
+        else return 0;
+    }
+    // The random bits of the element of that index.
+    template <class R>
+    static DEVICE unsigned random(const R& row, u64 index) {
+        if constexpr (drawn) return mixed(started(bits_of(row.bits), index));
+        else return 0;
+    }
 
     // The gradient that the kernel gets, and its numbers: both as they are, or g scaled and clipped and scale 1.
     template <class real, class R>

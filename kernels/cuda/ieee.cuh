@@ -50,6 +50,8 @@ DEVICE f64 of_bits(unsigned low, unsigned high) {
     return y;
 }
 DEVICE unsigned bits_of(f32 a) { unsigned y; asm("mov.b32 %0, %1;" : "=r"(y) : "f"(a.x)); return y; }
+DEVICE f32 of_bits(unsigned a) { f32 y; asm("mov.b32 %0, %1;" : "=f"(y.x) : "r"(a)); return y; }
+DEVICE f32 of_half(unsigned short a) { f32 y; asm("cvt.f32.f16 %0, %1;" : "=f"(y.x) : "h"(a)); return y; }
 DEVICE unsigned short half_of(f32 a) { unsigned short y; asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y) : "f"(a.x)); return y; }
 #undef UNARY
 #undef BINARY
@@ -71,6 +73,8 @@ DEVICE f32 narrow(f64 a) { return float(a.x); }
 DEVICE f64 widen(f32 a) { return double(a.x); }
 DEVICE f64 of_bits(unsigned low, unsigned high) { return __builtin_bit_cast(double, high * 0x100000000ull + low); }
 DEVICE unsigned bits_of(f32 a) { return __builtin_bit_cast(unsigned, a.x); }
+DEVICE f32 of_bits(unsigned a) { return __builtin_bit_cast(float, a); }
+DEVICE f32 of_half(unsigned short a) { return float(__builtin_bit_cast(_Float16, a)); }
 DEVICE unsigned short half_of(f32 a) { return __builtin_bit_cast(unsigned short, _Float16(a.x)); }
 #endif
 #undef ARITHMETIC

@@ -2,18 +2,18 @@
 
 // Note the squares of every block of every gradient and its largest magnitude: one block of LANES threads each. Both,
 // though skipping alone asks for no squares: the read is what costs, and one text serves both.
-template <class Table, class real>
+template <class Table, class real, class G>
 DEVICE void measure(const Chunk* blocks, const Table& table, Note* notes, i64 block) {
     __shared__ Lanes<2> lanes;
     const Chunk own = blocks[block];
     const bool there = reinterpret_cast<const int*>(table.words + table.leaves)[own.leaf] >= 0;
-    const u64 address = table.words[own.leaf] + own.first * i64(sizeof(real));
-    const real* g = static_cast<const real*>(__cvta_global_to_generic(address));
+    const u64 address = table.words[own.leaf] + own.first * i64(sizeof(G));
+    const G* g = static_cast<const G*>(__cvta_global_to_generic(address));
     together(LANES, [&](int thread) {
         Lane<real> lane;
 #pragma unroll
         for (int k = 0; k < BLOCK / LANES; ++k)
-            lane.x[k] = there && thread + k * LANES < own.n ? g[thread + k * LANES] : real(0);
+            decode(there && thread + k * LANES < own.n ? g[thread + k * LANES] : G(), lane.x[k]);
         lanes.of[0][thread] = lane.squares(), lanes.of[1][thread] = lane.largest();
     });
     lanes.combine(LANES);
@@ -113,9 +113,9 @@ DEVICE void advance_unless(i64* at, const Ruling& ruling) {
 }
 
 #ifndef MEASURE
-#define MEASURE(name, Table, real)                                                                                \
+#define MEASURE(name, Table, real, G)                                                                             \
     extern "C" __global__ void name(const Chunk* blocks, const __grid_constant__ Table table, Note* notes) {      \
-        measure<Table, real>(blocks, table, notes, blockIdx.x);                                                   \
+        measure<Table, real, G>(blocks, table, notes, blockIdx.x);                                                \
     }
 #define ADD_UP(name) \
     extern "C" __global__ void name(const Piece* p, Note* notes, i64 from) { add_up(p, notes, from, blockIdx.x, blockDim.x); }

@@ -13,8 +13,8 @@ struct Rows {
 };
 
 // A row's gradient: the first of its values stored, the others added, in their order; zeros where there are none. Then p
-// is read in their place, since a branch would stand between the loads.
-template <class real, int W, class S>
+// is read in their place, since a branch would stand between the loads; nothing where p has fewer bytes.
+template <class real, int W, class P, class S>
 struct Sum : Stream<real, W, S> {
     const i64 *next, *end;
     u64 values;
@@ -31,7 +31,8 @@ struct Sum : Stream<real, W, S> {
     }
     DEVICE void load(bool all, int from, int to) {
         low = from, high = to;
-        Stream<real, W, S>::load(all, low, high);
+        if (sizeof(S) <= sizeof(P) || !none) Stream<real, W, S>::load(all, low, high);
+        else Stream<real, W, S>::clear();
     }
     DEVICE void open() {
         Stream<real, W, S>::open();
@@ -55,29 +56,29 @@ struct Replay {
 };
 
 template <class On, class K, int W, class C, class real, class Room, class Ema, class Copy, class P, class G, class... S>
-DEVICE void elements(const Replay<C, real>& steps, const Room& room, Ema& ema, Copy& copy, P& p, G& g, S&... slots) {
+DEVICE void elements(const Replay<C, real>& steps, u64 at, const Room& room, Ema& ema, Copy& copy, P& p, G& g, S&... slots) {
     constexpr int width = sizeof(C) / sizeof(real);
     struct {
         real now[W];
     } zeros = {};
     for (i64 k = steps.missed; k > 0; --k)
-        elements<On, K, W>(coefficients<C>(steps.last - k * width), room, ema, copy, p, zeros, slots...);
-    elements<On, K, W>(coefficients<C>(steps.last), room, ema, copy, p, g, slots...);
+        elements<On, K, W>(coefficients<C>(steps.last - k * width), at, room, ema, copy, p, zeros, slots...);
+    elements<On, K, W>(coefficients<C>(steps.last), at, room, ema, copy, p, g, slots...);
 }
 
 template <class On, class K, class real, class P, class G, class... S>
 DEVICE void step_rows(const Rows& rows, i64 thread) {
     using C = typename On::template Row<typename K::template Coefficients<real>, real>;
-    constexpr int W = width_of<P, G, S...>();
+    constexpr int W = width_of<real, P, G, S...>();
     const i64 row = thread / rows.threads;
     if (row >= rows.count) return;
     const i64 first = rows.first[row];
     const Share<W, P, i64> share(rows.own[0], first, rows.width, thread % rows.threads);
     if (share.low >= share.high) return;
     const Replay<C, real> steps{static_cast<const real*>(rows.last), rows.missed[row]};
-    visit<On, K, W>(rows.own, rows.values, first + share.i, share.low, share.high, steps, None(),
-                    Stream<real, W, typename On::Ema>(), Stream<real, W, typename On::Copy>(), Stream<real, W, P>(),
-                    Sum<real, W, G>(rows, row), Stream<real, W, S>()...);
+    visit<On, P, K, W>(rows.own, rows.values, first + share.i, share.low, share.high, steps, None(),
+                       Stream<real, W, typename On::Ema>(), Stream<real, W, typename On::Copy>(), Stream<real, W, P>(),
+                       Sum<real, W, P, G>(rows, row), Stream<real, W, S>()...);
 }
 
 #ifndef STEP_ROWS

@@ -26,11 +26,26 @@ struct Window {
     i64 width;         // all numbers of one step
 };
 
+template <int>
+struct Bits {
+    using Type = u64;
+};
+template <>
+struct Bits<32> {
+    using Type = unsigned;
+};
+
 // One thread's few elements of one stream; those from low to high belong to the chunk.
 template <class real, int W, class S>
 struct Stream {
-    struct alignas(sizeof(S) * W < 16 ? sizeof(S) * W : 16) Resting {
+    static constexpr int bytes = sizeof(S) * W < 16 ? sizeof(S) * W : 16;  // of one access
+    struct alignas(bytes) Resting {
         S x[W];
+    };
+    using Word = typename Bits<sizeof(S) * W < 8 ? 32 : 64>::Type;  // of 16 bits, which nvcc would store one at a time
+    static constexpr int halves = sizeof(Word) / 2;
+    struct alignas(bytes) Words {
+        Word x[(W + halves - 1) / halves];
     };
     S* at;
     bool whole;  // one access: all elements belong to the chunk, at an address that allows it
@@ -39,34 +54,47 @@ struct Stream {
 
     DEVICE void place(u64 leaf, i64 i, bool full) {
         at = static_cast<S*>(__cvta_global_to_generic(leaf + i * i64(sizeof(S))));  // for ld.global instead of ld
-        whole = full && reinterpret_cast<u64>(at) % alignof(Resting) == 0;
+        whole = full && reinterpret_cast<u64>(at) % bytes == 0;
     }
     DEVICE void load(bool all, int low, int high) {
-        if (all || whole) resting = *reinterpret_cast<const Resting*>(at);
+        if (all || whole) get();
         else
 #pragma unroll
-            for (int k = 0; k < W; ++k) resting.x[k] = low <= k && k < high ? at[k] : S(0);
+            for (int k = 0; k < W; ++k) resting.x[k] = low <= k && k < high ? at[k] : S();
     }
     DEVICE void open() {
 #pragma unroll
-        for (int k = 0; k < W; ++k) now[k] = decode(resting.x[k]);
+        for (int k = 0; k < W; ++k) decode(resting.x[k], now[k]);
+    }
+    // What is left of a new value: to be stored, and to go on with.
+    DEVICE void close(int k, unsigned random) {
+        encode(now[k], resting.x[k], random);
+        decode(resting.x[k], now[k]);
+    }
+    DEVICE void clear() {
+#pragma unroll
+        for (int k = 0; k < W; ++k) resting.x[k] = S();
     }
     DEVICE void store(bool all, int low, int high) {
-#pragma unroll
-        for (int k = 0; k < W; ++k) encode(now[k], resting.x[k]);
         if (all || whole) put();
         else
 #pragma unroll
             for (int k = 0; k < W; ++k)
                 if (low <= k && k < high) at[k] = resting.x[k];
     }
-    DEVICE void put() {
-        if constexpr (sizeof(S) == 2) {  // as one word: nvcc would store 16 bits at a time
-            u64 word = 0;
+    DEVICE void get() {
+        if constexpr (sizeof(S) == 2 && W > 1) {
+            const Words words = *reinterpret_cast<const Words*>(at);
 #pragma unroll
-            for (int k = 0; k < W; ++k) word |= u64(resting.x[k].bits) << 16 * k;
-            if constexpr (W == 4) *reinterpret_cast<u64*>(at) = word;
-            else *reinterpret_cast<unsigned*>(at) = unsigned(word);
+            for (int k = 0; k < W; ++k) resting.x[k].bits = (unsigned short)(words.x[k / halves] >> k % halves * 16);
+        } else resting = *reinterpret_cast<const Resting*>(at);
+    }
+    DEVICE void put() {
+        if constexpr (sizeof(S) == 2 && W > 1) {
+            Words words = {};
+#pragma unroll
+            for (int k = 0; k < W; ++k) words.x[k / halves] |= Word(resting.x[k].bits) << k % halves * 16;
+            *reinterpret_cast<Words*>(at) = words;
         } else *reinterpret_cast<Resting*>(at) = resting;
     }
 };
@@ -78,28 +106,52 @@ struct Stream<real, W, None> {
     DEVICE void place(u64, i64, bool) {}
     DEVICE void load(bool, int, int) {}
     DEVICE void open() {}
+    DEVICE void close(int, unsigned) {}
     DEVICE void store(bool, int, int) {}
 };
 
-// Elements a thread steps: one access of 16 bytes for the narrowest stream, several for a wider one. A copy's is shorter.
-template <class... S>
+// p as bfloat16, and its other 16 bits.
+template <class real, int W>
+struct Stream<real, W, split> {
+    Stream<real, W, bf16> upper, lower;
+    bool whole;
+    real now[W];
+
+    DEVICE void place(u64 leaf, i64 i, bool full) { upper.place(leaf, i, full), whole = upper.whole; }
+    DEVICE void place_rest(u64 leaf, i64 i, bool full) { lower.place(leaf, i, full), whole = whole && lower.whole; }
+    DEVICE void load(bool all, int low, int high) { upper.load(all, low, high), lower.load(all, low, high); }
+    DEVICE void open() {
+#pragma unroll
+        for (int k = 0; k < W; ++k) now[k] = joined(upper.resting.x[k].bits, lower.resting.x[k].bits);
+    }
+    DEVICE void close(int k, unsigned) {
+        take_apart(now[k], upper.resting.x[k].bits, lower.resting.x[k].bits);
+        now[k] = joined(upper.resting.x[k].bits, lower.resting.x[k].bits);
+    }
+    DEVICE void store(bool all, int low, int high) { upper.store(all, low, high), lower.store(all, low, high); }
+};
+
+// Elements a thread steps: one access of 16 bytes for the narrowest stream, several for a wider one, but no more than two
+// in the type of the arithmetic, for the registers' sake. A copy's is shorter.
+template <class real, class... S>
 DEVICE constexpr int width_of() {
     int most = 1;
     ((most = there<S> && 16 / int(sizeof(S)) > most ? 16 / int(sizeof(S)) : most), ...);
-    return most;
+    return most < 32 / int(sizeof(real)) ? most : 32 / int(sizeof(real));
 }
 
-// The step itself, and the chores that ride along.
+// The step itself, and the chores that ride along. at: the index of the first element among all of the tree.
 template <class On, class K, int W, class C, class Room, class Ema, class Copy, class P, class G, class... S>
-DEVICE void elements(const C& c, const Room& room, Ema& ema, Copy& copy, P& p, G& g, S&... slots) {
+DEVICE void elements(const C& c, u64 at, const Room& room, Ema& ema, Copy& copy, P& p, G& g, S&... slots) {
 #pragma unroll
     for (int k = 0; k < W; ++k) {
         if constexpr (On::noted) room.before(k, g.now[k], p.now[k]);
         K::element(p.now[k], On::gradient(g.now[k], c), slots.now[k]..., On::numbers(c));
+        if constexpr (there<typename On::Ema>) ema.now[k] = average(ema.now[k], p.now[k], c), ema.close(k, 0);
+        if constexpr (there<typename On::Copy>) copy.now[k] = p.now[k], copy.close(k, 0);
+        const unsigned random = On::random(c, at + k);
+        p.close(k, random), (slots.close(k, random), ...);
         if constexpr (On::noted) room.after(k, p.now[k]);
-        if constexpr (there<typename On::Ema>) ema.now[k] = average(ema.now[k], p.now[k], c);
-        if constexpr (there<typename On::Copy>) copy.now[k] = p.now[k];
-        if constexpr (On::clear) g.now[k] = 0;
     }
 }
 
@@ -112,27 +164,29 @@ DEVICE C coefficients(const real* row) {
 }
 
 template <class On, class K, int W, class C, class Room, class Ema, class Copy, class P, class G, class... S>
-DEVICE void walk(bool all, int low, int high, const C& c, const Room& room, Ema& ema, Copy& copy, P& p, G& g,
+DEVICE void walk(bool all, int low, int high, const C& c, u64 at, const Room& room, Ema& ema, Copy& copy, P& p, G& g,
                  S&... slots) {
     p.load(all, low, high), g.load(all, low, high), (slots.load(all, low, high), ...);  // all loads, then arithmetic
     ema.load(all, low, high);
     p.open(), g.open(), (slots.open(), ...), ema.open();
-    elements<On, K, W>(c, room, ema, copy, p, g, slots...);
+    elements<On, K, W>(c, at, room, ema, copy, p, g, slots...);
     p.store(all, low, high), (slots.store(all, low, high), ...), ema.store(all, low, high), copy.store(all, low, high);
-    if constexpr (On::clear) g.store(all, low, high);
+    if constexpr (On::clear) g.clear(), g.store(all, low, high);
 }
 
 // The elements of one leaf from i on, of which those from low to high are to be stepped.
-template <class On, class K, int W, class C, class Room, class Ema, class Copy, class P, class G, class... S>
+template <class On, class T, class K, int W, class C, class Room, class Ema, class Copy, class P, class G, class... S>
 DEVICE void visit(const u64* own, u64 gradient, i64 i, int low, int high, const C& c, const Room& room, Ema ema,
                   Copy copy, P p, G g, S... slots) {
     const bool full = low == 0 && high == W;
     int column = 0;
     p.place(own[column++], i, full), g.place(gradient, i, full), (slots.place(own[column++], i, full), ...);
-    if constexpr (On::any) ema.place(own[column++], i, full), copy.place(own[column++], i, full);
+    if constexpr (On::any) ema.place(own[column], i, full), copy.place(own[column + 1], i, full), column += 4;
+    if constexpr (splits<T>) p.place_rest(own[column++], i, full);
+    const u64 at = On::drawn ? own[column] + i : 0;
     if (p.whole && g.whole && (slots.whole && ...) && ema.whole && copy.whole)
-        walk<On, K, W>(true, low, high, c, room, ema, copy, p, g, slots...);
-    else walk<On, K, W>(false, low, high, c, room, ema, copy, p, g, slots...);
+        walk<On, K, W>(true, low, high, c, at, room, ema, copy, p, g, slots...);
+    else walk<On, K, W>(false, low, high, c, at, room, ema, copy, p, g, slots...);
 }
 
 // One thread's share of n elements of a leaf from `first` on: those from i + low to i + high, where i + first is where p
@@ -151,14 +205,14 @@ template <class Table, class On, class K, class real, class P, class G, class...
 DEVICE void step(const Chunk* chunks, const u64* leaves, const Table& table, const Window& window, i64 block, int thread,
                  Noted<real>* noted = nullptr) {
     using C = typename On::template Row<typename K::template Coefficients<real>, real>;
-    constexpr int W = width_of<P, G, S...>(), width = sizeof(C) / sizeof(real);
+    constexpr int W = width_of<real, P, G, S...>(), width = sizeof(C) / sizeof(real);
     const Chunk chunk = chunks[block];
     const int* rows_of = reinterpret_cast<const int*>(table.words + table.leaves);
     const i64 row = rows_of[chunk.leaf];
     const i64 now = window.rows ? window.at[0] : 0;
     if (row < 0 || (window.rows && now >= window.at[1])) return;
 
-    const u64* own = leaves + chunk.leaf * i64(1 + sizeof...(S) + On::columns);
+    const u64* own = leaves + chunk.leaf * i64(1 + sizeof...(S) + On::template columns<P>);
     const Share<W, P, int> share(On::noted ? 0 : own[0], chunk.first, chunk.n, thread);
     if (share.low >= share.high) return;
     const real* rows = reinterpret_cast<const real*>(table.words + table.leaves + (table.leaves + 1) / 2);
@@ -171,18 +225,16 @@ DEVICE void step(const Chunk* chunks, const u64* leaves, const Table& table, con
             if constexpr (On::clear) {
                 Stream<real, W, G> g;
                 g.place(table.words[chunk.leaf], chunk.first + share.i, share.low == 0 && share.high == W);
-#pragma unroll
-                for (int k = 0; k < W; ++k) g.now[k] = 0;
-                g.store(g.whole, share.low, share.high);
+                g.clear(), g.store(g.whole, share.low, share.high);
             }
             return;
         }
         encode(c.value() * ruling.scale * ruling.factor, c.grad_scale);
     }
     const Room<real> room{noted, share.i, share.low, share.high};
-    visit<On, K, W>(own, table.words[chunk.leaf], chunk.first + share.i, share.low, share.high, c, room,
-                    Stream<real, W, typename On::Ema>(), Stream<real, W, typename On::Copy>(), Stream<real, W, P>(),
-                    Stream<real, W, G>(), Stream<real, W, S>()...);
+    visit<On, P, K, W>(own, table.words[chunk.leaf], chunk.first + share.i, share.low, share.high, c, room,
+                       Stream<real, W, typename On::Ema>(), Stream<real, W, typename On::Copy>(), Stream<real, W, P>(),
+                       Stream<real, W, G>(), Stream<real, W, S>()...);
 }
 
 // A step of one block with statistics.
@@ -191,11 +243,11 @@ DEVICE void step_and_note(const Chunk* chunks, const u64* leaves, const Table& t
                           int threads) {
     __shared__ Noted<real> noted;
     together(threads, [&](int thread) {
-        constexpr int W = width_of<P, G, S...>();
+        constexpr int W = width_of<real, P, G, S...>();
         noted.clear(thread * W, W);
         step<Table, On, K, real, P, G, S...>(chunks, leaves, table, window, block, thread, &noted);
     });
-    const u64* own = leaves + chunks[block].leaf * i64(1 + sizeof...(S) + On::columns);
+    const u64* own = leaves + chunks[block].leaf * i64(1 + sizeof...(S) + On::template columns<P>);
     noted.sum(threads, static_cast<Note*>(__cvta_global_to_generic(own[1 + sizeof...(S) + 3])) + block);
 }
 

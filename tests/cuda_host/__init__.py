@@ -12,9 +12,11 @@ import ml_dtypes
 import numpy as np
 
 from fastadam import kernels
-from fastadam.arrays import DTYPES
-from fastadam.cover import chores, kernels_in_use, label, variants
-from fastadam.kernels.cuda import PASSES, Chores, Step, source
+from fastadam.arrays import DTYPES, compute
+from fastadam.cover import Stored, chores, kernels_in_use, label, stored, variants
+from fastadam.kernels.cuda import PASSES, Chores, Pass, Step, source
+from fastadam.kernels.formats import is_drawn
+from fastadam.storage import Storage, bfloat16
 
 SHIM = Path(__file__).parent / "shim.h"
 COMPILER = shutil.which("g++")
@@ -91,6 +93,48 @@ def covering_steps():
             for variant, dtype, asked, grouped, _ in covering()
         )
     )
+
+
+@cache
+def stored_cases():
+    """(variant, Stored, asked) for each set of formats: with which kernel and chores changes from set to set."""
+    kinds, sets = kernels_in_use(), chores()
+    return tuple(
+        (kinds[k % len(kinds)], one, sets[k % len(sets)] if k % 3 == 0 else dict.fromkeys(sets[0]))
+        for k, one in enumerate(stored())
+        if one.moments != "8bit"
+    )
+
+
+def stored_step(variant, one, asked, **changed):
+    """What is launched for it."""
+    (name, (_, _, *slots)), (p, g), storage = streams_of(variant, np.float32), one.dtypes(), Storage(**one.chosen())
+    kinds = [None if x is None else storage.slot_dtype(np.zeros(0, p)) for x in slots]
+    real, split, master = compute(p), storage.has_remainder(np.zeros(0, p)), storage.has_master(np.zeros(0, p))
+    drawn = not master and not split and p == bfloat16()
+    own = kernels.ALL[name].slots
+    drawn = drawn or any(
+        x is not None and x.itemsize < 4 and is_drawn(slot) for x, slot in zip(kinds, own, strict=True)
+    )
+    riding_along = riding(asked, real)._replace(drawn=drawn)
+    streams = real if master else p, g, *kinds
+    copied = riding_along._replace(copy=p) if master else riding_along
+    return Step(name, "ByValue", streams, copied, split)._replace(**changed)
+
+
+@cache
+def stored_steps():
+    """Every instantiation that tests of formats need."""
+    found = [stored_step(*case) for case in stored_cases()]
+    adam = next(variant for variant in kernels_in_use() if label(variant) == "Adam")
+    for g in ("float64", "float16"):
+        found.append(stored_step(adam, Stored("float32", g), dict.fromkeys(chores()[0])))
+    short = Stored("bfloat16", "bfloat16", "bfloat16")
+    found.append(stored_step(adam, short, dict.fromkeys(chores()[0])))
+    found.append(stored_step(adam, short, dict.fromkeys(chores()[0]), table="Rows"))
+    for table, g in product(("ByValue", "Uploaded"), ("f16", "bf16", "f32", "f64")):
+        found += [Pass("MEASURE", (table, real, g)) for real in ("f32", "f64") if real != g]
+    return tuple(dict.fromkeys(found))
 
 
 def library(folder):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cuda_host import covering_steps, library_of, run, steps
+from cuda_host import covering_steps, library_of, run, steps, stored_steps
 from fastadam.kernels.cuda import source
 
 
@@ -275,12 +275,14 @@ class RawModule:
 class Function:
     def __init__(self, module, name):
         self.module, self.name = module, name
-        known = next((step for step in (*steps(), *covering_steps()) if step.name == name), None)
+        programs = (steps(), covering_steps(), stored_steps())
+        home = next((some for some in programs if name in {step.name for step in some}), ())
+        known = next((step for step in home if step.name == name), None)  # by name: to NumPy float64 equals None
         assert known is None or module.code == source([known]), "not the text that was compiled for the host"
-        if name == "advance" or name in {step.name for step in steps()}:  # by name: to NumPy float64 equals None
+        if name == "advance" or home is steps():
             native = state.library
         else:
-            native = library_of(module.code if known is None else source(covering_steps()))
+            native = library_of(source(home) if home else module.code)
         self.native = getattr(native, name)
 
     def __call__(self, grid, block, arguments):

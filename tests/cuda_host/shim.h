@@ -33,10 +33,10 @@ const T& argument(void** arguments, int k) {
                                               argument<const u64*>(arguments, 1), argument<Table>(arguments, 2),      \
                                               argument<Window>(arguments, 3), block, threads);                        \
     }
-#define MEASURE(name, Table, real)                                                                                    \
+#define MEASURE(name, Table, real, G)                                                                                 \
     extern "C" void name(i64 blocks, int, void** arguments) {                                                         \
         for (i64 block = 0; block < blocks; ++block)                                                                  \
-            measure<Table, real>(argument<const Chunk*>(arguments, 0), argument<Table>(arguments, 1),                 \
+            measure<Table, real, G>(argument<const Chunk*>(arguments, 0), argument<Table>(arguments, 1),                 \
                                  argument<Note*>(arguments, 2), block);                                               \
     }
 #define ADD_UP(name)                                                                                                  \
