@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fastadam.arrays import Array
-from fastadam.cuda_gradients import GradientsOnDevice, only_on_host
+from fastadam.cuda_gradients import GradientsOnDevice
 from fastadam.kernels.chores import Numbers
 from fastadam.kernels.contract import Kernel
 from fastadam.kernels.cuda import Chores, Pass
@@ -53,10 +53,6 @@ class CudaPlan(GradientsOnDevice):
         self._laid: dict[Any, Laid] = {}  # by the gradients' dtypes; all are kept, since captured graphs know theirs
         self.window: Window | None = None
         super().__init__(kernel, names, params, *rest)
-        for labels, own in zip(names, self._streams, strict=True):
-            for label, x in zip(labels, own, strict=True):
-                if x is not None and x.dtype == np.uint8:
-                    raise only_on_host(f"{label} in 8 bits")
         self._width = len(kernel.Coefficients._fields)
         # What kernels read of a row: not what the rule carries, and the chores' numbers only where there are any; the
         # key of random bits where any are drawn.

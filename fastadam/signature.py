@@ -91,7 +91,7 @@ class Signature:
             own.append([at[0], *at[2:-3], *riding, *at[-1:] * (low is not None), *firsts[leaf : leaf + drawn]])
         self.threads = self._steps[0].threads
         self._places = [at // p.itemsize for at, *_ in own]  # in elements
-        heads = [0 if chores.noted else place % self._steps[0].width for place in self._places]
+        heads = [0 if self._steps[0].blocked else place % self._steps[0].width for place in self._places]
         chunks = chunk_table([streams[leaf][0].size for leaf in leaves], heads, self._steps[0].chunk)
         self.blocks = len(chunks)
         self._blocks_before = np.searchsorted(chunks["leaf"], np.arange(len(leaves) + 1))  # each leaf's

@@ -11,7 +11,24 @@ from typing import Any, NamedTuple
 from fastadam import kernels
 from fastadam.arrays import compute
 from fastadam.kernels.chores import BLOCK, LANES
-from fastadam.kernels.formats import MIX, is_drawn
+from fastadam.kernels.contract import Slot
+from fastadam.kernels.formats import (
+    BYTES,
+    DRAWN,
+    GROUP,
+    LARGE,
+    LAST,
+    MIX,
+    PART,
+    REACH,
+    SHIFT,
+    TINY,
+    TO,
+    TWO,
+    is_drawn,
+    is_signed,
+)
+from fastadam.kernels.formats import LANES as IN_ROW
 
 THREADS = 128  # a block; 512 float32 elements a chunk, so that 100,000 fill the 132 multiprocessors of an H100
 WIDTH = 16  # bytes of one access; a thread makes at most two of the arithmetic's type
@@ -22,9 +39,14 @@ OPTIONS = ("-std=c++17",)
 FORMATS = {"float32": "f32", "float64": "f64", "float16": "f16", "bfloat16": "bf16"}
 
 
-def format_of(dtype: Any) -> str:
-    """What formats.cuh calls a stream of this dtype; None for an absent one."""
-    return "None" if dtype is None else FORMATS[dtype.name]
+def format_of(dtype: Any, slot: Slot | None = None, number: int = 0) -> str:
+    """What formats.cuh calls a stream of this dtype, that of a kernel's slot of this number; None for an absent one."""
+    if dtype is None:
+        return "None"
+    if slot is not None and dtype.itemsize == 1:
+        return f"Codes<{int(is_signed(slot))}, {int(is_drawn(slot))}, {number}>"
+    short = FORMATS[dtype.name]
+    return f"{short}_slot" if short == "bf16" and slot is not None and is_drawn(slot) else short
 
 
 FLAGS = "limit", "clear", "scaled", "noted", "more", "drawn"
@@ -76,37 +98,43 @@ class Step(NamedTuple):
     @property
     def width(self) -> int:
         """The elements that a thread steps; as width_of of traversal.cu."""
-        narrowest = min(int(dtype.itemsize) for dtype in self.streams if dtype is not None)
-        return min(WIDTH // narrowest, 2 * WIDTH // int(self.real.itemsize))
+        sizes = {int(dtype.itemsize) for dtype in self.streams if dtype is not None} - {1}
+        return min(WIDTH // min(sizes), 2 * WIDTH // int(self.real.itemsize))
+
+    @property
+    def blocked(self) -> bool:
+        """Whether it has statistics or slots of 8 bits, for which each block of BLOCK elements is stepped in phases."""
+        return self.chores.noted or any(dtype is not None and dtype.itemsize == 1 for dtype in self.streams)
 
     @property
     def chunk(self) -> int:
-        """The most elements a block steps: what its threads do at once; with statistics, BLOCK."""
-        return BLOCK if self.chores.noted else THREADS * self.width
+        """The most elements a block steps."""
+        return self.threads * self.width
 
     @property
     def threads(self) -> int:
         """The threads of a block."""
-        return BLOCK // self.width if self.chores.noted else THREADS
+        return BLOCK // self.width if self.blocked else THREADS
 
     @property
     def name(self) -> str:
         # By text: NumPy says that float64 equals None.
         riding = re.findall(r"\w+", self.chores.types) if self.chores.types != NO_CHORES.types else []
-        return "_".join([self.kernel, self.table, *self._types, *riding])
+        codes = [re.sub(r"\W+", "_", each).strip("_") for each in self._types]
+        return "_".join([self.kernel, self.table, *codes, *riding])
 
     @property
     def _types(self) -> list[str]:
-        p, g, *slots = (format_of(dtype) for dtype in self.streams)
-        p = "split" if self.split else "bf16_p" if p == "bf16" else p
+        p, g, *slots = self.streams
+        of_p = "split" if self.split else "bf16_p" if format_of(p) == "bf16" else format_of(p)
         own = kernels.ALL[self.kernel].slots if slots else ()
-        slots = ["bf16_slot" if x == "bf16" and is_drawn(slot) else x for x, slot in zip(slots, own, strict=True)]
-        return [format_of(self.real), p, g, *slots]
+        of_slots = [format_of(dtype, slot, k) for k, (dtype, slot) in enumerate(zip(slots, own, strict=True))]
+        return [format_of(self.real), of_p, format_of(g), *of_slots]
 
     @property
     def text(self) -> str:
         """The line that instantiates it."""
-        macro = "STEP_ROWS" if self.table == "Rows" else "STEP_AND_NOTE" if self.chores.noted else "STEP"
+        macro = "STEP_ROWS" if self.table == "Rows" else "STEP_IN_PHASES" if self.blocked else "STEP"
         table = [] if self.table == "Rows" else [self.table]
         return f"{macro}({', '.join([self.name, *table, self.chores.types, self.kernel, *self._types])})\n"
 
@@ -132,15 +160,33 @@ PASSES = [
 ]
 
 
+def _coding() -> str:
+    """What formats.py says of 8 bits, in a struct, since nvcc warns of other constants that a program does without."""
+    whole = f"int GROUP = {GROUP}, BYTES = {BYTES}, IN_ROW = {IN_ROW}, SHIFT = {SHIFT}", f"unsigned TWO = {TWO}u"
+    floats = f"float TINY = {_exact(TINY)}, LARGE = {_exact(LARGE)}, OF_DRAWN = {_exact(DRAWN)}"
+    by_sign = [f"unsigned LAST = has_sign ? {LAST[True]} : {LAST[False]}"]
+    for name, values in {"TO": TO, "PART": PART, "REACH": REACH}.items():
+        by_sign.append(f"float {name} = has_sign ? {_exact(values[True])} : {_exact(values[False])}")
+    lines = [*whole, floats, *(f"template <bool has_sign> static constexpr {each}" for each in by_sign)]
+    return (
+        "struct Coding {\n" + "".join(f"{x};\n" if x[0] == "t" else f"static constexpr {x};\n" for x in lines) + "};\n"
+    )
+
+
+def _exact(number: Any) -> str:
+    """A float32 as CUDA reads it."""
+    return f"{float(number).hex()}f"
+
+
 def source(steps: Sequence[Step | Pass]) -> str:
     """The program that holds these steps and `advance`. One text without #include: CuPy's cache looks at no other."""
     here = Path(__file__).parent
     kernels = sorted({step.kernel for step in steps if isinstance(step, Step)})
     files = [
-        here / "ieee.cuh", here / "formats.cuh", here / "chores.cuh", here / "norm.cuh",
+        here / "ieee.cuh", here / "formats.cuh", here / "chores.cuh", here / "norm.cuh", here / "codes.cuh",
         *((here if name == "accumulate" else here.parent / name) / f"{name}.cuh" for name in kernels),
         here / "traversal.cu", here / "rows.cu", here / "carry.cu", here / "norm.cu",
     ]  # fmt: skip
     head = f"constexpr int WORDS = {WORDS}, BLOCK = {BLOCK}, LANES = {LANES};\n"
-    head += "".join(f"constexpr unsigned MIX{k} = {number:#x};\n" for k, number in enumerate(MIX))
+    head += f"constexpr unsigned MIX0 = {MIX[0]}u, MIX1 = {MIX[1]}u;\n" + _coding()
     return head + "".join(file.read_text() for file in files) + "ADVANCE\n" + "".join(step.text for step in steps)

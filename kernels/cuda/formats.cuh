@@ -7,6 +7,9 @@ constexpr bool there = true;
 template <>
 constexpr bool there<None> = false;
 
+template <class S>
+constexpr bool coded = false;  // 8 bits; see codes.cuh
+
 struct f16 {
     unsigned short bits;
 };

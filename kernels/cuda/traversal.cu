@@ -136,7 +136,7 @@ struct Stream<real, W, split> {
 template <class real, class... S>
 DEVICE constexpr int width_of() {
     int most = 1;
-    ((most = there<S> && 16 / int(sizeof(S)) > most ? 16 / int(sizeof(S)) : most), ...);
+    ((most = there<S> && !coded<S> && 16 / int(sizeof(S)) > most ? 16 / int(sizeof(S)) : most), ...);
     return most < 32 / int(sizeof(real)) ? most : 32 / int(sizeof(real));
 }
 
@@ -201,9 +201,19 @@ struct Share {
           low(i < 0 ? int(-i) : 0), high(n - i < W ? int(n - i) : W) {}
 };
 
+// Whether blocks begin at multiples of BLOCK, wherever p lies.
+template <class On, class... S>
+constexpr bool in_blocks = On::noted || (coded<S> || ...);
+
+// What a block's phases after its step must know: whether it took one, and what its random bits begin with.
+struct Begun {
+    bool stepped;
+    unsigned fold;
+};
+
 template <class Table, class On, class K, class real, class P, class G, class... S>
 DEVICE void step(const Chunk* chunks, const u64* leaves, const Table& table, const Window& window, i64 block, int thread,
-                 Noted<real>* noted = nullptr) {
+                 Noted<real>* noted = nullptr, Begun* begun = nullptr) {
     using C = typename On::template Row<typename K::template Coefficients<real>, real>;
     constexpr int W = width_of<real, P, G, S...>(), width = sizeof(C) / sizeof(real);
     const Chunk chunk = chunks[block];
@@ -213,7 +223,7 @@ DEVICE void step(const Chunk* chunks, const u64* leaves, const Table& table, con
     if (row < 0 || (window.rows && now >= window.at[1])) return;
 
     const u64* own = leaves + chunk.leaf * i64(1 + sizeof...(S) + On::template columns<P>);
-    const Share<W, P, int> share(On::noted ? 0 : own[0], chunk.first, chunk.n, thread);
+    const Share<W, P, int> share(in_blocks<On, S...> ? 0 : own[0], chunk.first, chunk.n, thread);
     if (share.low >= share.high) return;
     const real* rows = reinterpret_cast<const real*>(table.words + table.leaves + (table.leaves + 1) / 2);
     C c = window.rows
@@ -231,24 +241,43 @@ DEVICE void step(const Chunk* chunks, const u64* leaves, const Table& table, con
         }
         encode(c.value() * ruling.scale * ruling.factor, c.grad_scale);
     }
+    if (begun && thread == 0) *begun = {true, On::fold(c)};
     const Room<real> room{noted, share.i, share.low, share.high};
     visit<On, P, K, W>(own, table.words[chunk.leaf], chunk.first + share.i, share.low, share.high, c, room,
                        Stream<real, W, typename On::Ema>(), Stream<real, W, typename On::Copy>(), Stream<real, W, P>(),
                        Stream<real, W, G>(), Stream<real, W, S>()...);
 }
 
-// A step of one block with statistics.
+// A step of one block with statistics, or with slots of 8 bits.
 template <class Table, class On, class K, class real, class P, class G, class... S>
-DEVICE void step_and_note(const Chunk* chunks, const u64* leaves, const Table& table, const Window& window, i64 block,
-                          int threads) {
-    __shared__ Noted<real> noted;
+DEVICE void step_in_phases(const Chunk* chunks, const u64* leaves, const Table& table, const Window& window, i64 block,
+                           int threads) {
+    constexpr int W = width_of<real, P, G, S...>();
+    const Chunk chunk = chunks[block];
+    const u64* own = leaves + chunk.leaf * i64(1 + sizeof...(S) + On::template columns<P>);
+    Noted<real>* noted = nullptr;
+    if constexpr (On::noted) noted = &shared<Noted<real>>();
+    Begun& begun = shared<Begun>();
     together(threads, [&](int thread) {
-        constexpr int W = width_of<real, P, G, S...>();
-        noted.clear(thread * W, W);
-        step<Table, On, K, real, P, G, S...>(chunks, leaves, table, window, block, thread, &noted);
+        if (thread == 0) begun = {false, 0};
+        if constexpr (On::noted) noted->clear(thread * W, W);
+        if (chunk.n < BLOCK) (Packing<S>::fill(thread * W, W), ...);
+        step<Table, On, K, real, P, G, S...>(chunks, leaves, table, window, block, thread, noted, &begun);
     });
-    const u64* own = leaves + chunks[block].leaf * i64(1 + sizeof...(S) + On::template columns<P>);
-    noted.sum(threads, static_cast<Note*>(__cvta_global_to_generic(own[1 + sizeof...(S) + 3])) + block);
+    if constexpr ((coded<S> || ...)) {
+        together(threads, [&](int thread) {
+            for (int word = thread; word < BLOCK / 4; word += threads) (Packing<S>::look(word), ...);
+        });
+        together(threads, [&](int thread) {
+            const u64 index = On::drawn ? own[sizeof...(S) + On::template columns<P>] + chunk.first : 0;
+            for (int word = thread; begun.stepped && word < BLOCK / 4; word += threads) {
+                int column = 1;
+                (Packing<S>::write(word, own[column++], chunk.first, begun.fold, index), ...);
+            }
+        });
+    }
+    if constexpr (On::noted)
+        noted->sum(threads, static_cast<Note*>(__cvta_global_to_generic(own[1 + sizeof...(S) + 3])) + block);
 }
 
 #ifndef STEP  // tests have one of their own, which loops over blocks and threads on the host
@@ -259,11 +288,11 @@ DEVICE void step_and_note(const Chunk* chunks, const u64* leaves, const Table& t
                                     const __grid_constant__ Window window) {                         \
         step<Table, __VA_ARGS__>(chunks, leaves, table, window, blockIdx.x, threadIdx.x);            \
     }
-#define STEP_AND_NOTE(name, Table, ...)                                                              \
+#define STEP_IN_PHASES(name, Table, ...)                                                             \
     extern "C" __global__ void name(const Chunk* chunks, const u64* leaves,                          \
                                     const __grid_constant__ Table table,                             \
                                     const __grid_constant__ Window window) {                         \
-        step_and_note<Table, __VA_ARGS__>(chunks, leaves, table, window, blockIdx.x, blockDim.x);    \
+        step_in_phases<Table, __VA_ARGS__>(chunks, leaves, table, window, blockIdx.x, blockDim.x);   \
     }
 #define ADVANCE \
     extern "C" __global__ void advance(i64* at) { *at += 1; }

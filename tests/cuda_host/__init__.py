@@ -102,7 +102,6 @@ def stored_cases():
     return tuple(
         (kinds[k % len(kinds)], one, sets[k % len(sets)] if k % 3 == 0 else dict.fromkeys(sets[0]))
         for k, one in enumerate(stored())
-        if one.moments != "8bit"
     )
 
 

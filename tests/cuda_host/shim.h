@@ -26,12 +26,12 @@ const T& argument(void** arguments, int k) {
                                          argument<Table>(arguments, 2), argument<Window>(arguments, 3), block,        \
                                          thread);                                                                     \
     }
-#define STEP_AND_NOTE(name, Table, ...)                                                                               \
+#define STEP_IN_PHASES(name, Table, ...)                                                                              \
     extern "C" void name(i64 blocks, int threads, void** arguments) {                                                 \
         for (i64 block = 0; block < blocks; ++block)                                                                  \
-            step_and_note<Table, __VA_ARGS__>(argument<const Chunk*>(arguments, 0),                                   \
-                                              argument<const u64*>(arguments, 1), argument<Table>(arguments, 2),      \
-                                              argument<Window>(arguments, 3), block, threads);                        \
+            step_in_phases<Table, __VA_ARGS__>(argument<const Chunk*>(arguments, 0),                                  \
+                                               argument<const u64*>(arguments, 1), argument<Table>(arguments, 2),     \
+                                               argument<Window>(arguments, 3), block, threads);                       \
     }
 #define MEASURE(name, Table, real, G)                                                                                 \
     extern "C" void name(i64 blocks, int, void** arguments) {                                                         \
