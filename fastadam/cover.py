@@ -209,7 +209,7 @@ def cases(everything: bool = False, backends: Sequence[str] = ON_HOST) -> list[C
         for k, asked in enumerate(chores()):
             walk = own[-1 - k % len(own)]
             found.append(Case(kernels[k % len(kernels)], DTYPES[k % len(DTYPES)], *walk, asked))
-        for k, one in enumerate(stored() if BACKENDS[name].home is HOST else ()):
+        for k, one in enumerate(stored()):
             asked = chores()[k % len(chores())] if k % 3 == 0 else {}
             found.append(Case(kernels[k % len(kernels)], one.dtypes()[0], *own[-1 - k % len(own)], asked, one))
     return found

@@ -130,7 +130,7 @@ class Signature:
     def packed(self, rows: Array) -> Array:
         """Rows of float64 as the kernel reads them: rounded; the gradient's scale once more as it was, where norm.cu
         multiplies it; the key of random bits, folded to 32, where any are drawn."""
-        if rows.shape[-1] == self.width and not self._drawn:
+        if rows.shape[-1] == self._rounded == self.width:
             return rows
         with np.errstate(all="ignore"):
             found = [rows[..., : self._rounded].astype(self.real)]

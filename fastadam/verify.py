@@ -106,6 +106,7 @@ def same_as_numpy(
     outcomes = []
     p_dtype, g_dtype = stored.dtypes() if stored else (dtype, dtype)
     formats = stored.chosen() if stored else {}
+    spreading = formats.get("moments") == "8bit"  # one NaN takes its group along: only in the end, lest all be NaN then
     for name in ("numpy", backend):
         rng = np.random.default_rng(12)
         home = BACKENDS[name].home
@@ -114,7 +115,8 @@ def same_as_numpy(
         opt = method(p, backend=name, **chosen, **more, **formats)
         found = []
         for t in range(STEPS):
-            g = [home.put(stored_as(hostile(rng, n, np.float32 if stored else dtype, bad=t != 1), g_dtype))]
+            bad = t == STEPS - 1 if spreading else t != 1
+            g = [home.put(stored_as(hostile(rng, n, np.float32 if stored else dtype, bad), g_dtype))]
             found.append(repr(opt.step(g)))
             found.append(repr(home.get(g[0])[:9]))
         copies = {f"copy {k}": home.get(x).view(np.int16) for k, x in enumerate(more.get("copy_to", ()))}

@@ -1017,7 +1017,7 @@ def test_functional_calls_work_on_the_device(name, cupy):
 
 
 def test_verify_holds_the_device_against_the_papers(cupy):
-    found = cover.cases(backends=("cuda",))
+    found = [case for case in cover.cases(backends=("cuda",)) if not case.stored]
     assert {np.dtype(case.dtype) for case in found} == {np.dtype(np.float32), np.dtype(np.float64)}
     case = next(case for case in found if str(case).startswith("AdamW "))
     units, _, same = verify.check(case)
@@ -1027,7 +1027,7 @@ def test_verify_holds_the_device_against_the_papers(cupy):
 
 def test_verify_holds_the_devices_chores_against_numpy(cupy, monkeypatch):
     monkeypatch.setattr(verify, "same_as_numpy", functools.partial(verify.same_as_numpy, n=3000))
-    found = [case for case in cover.cases(backends=("cuda",)) if case.chores]
+    found = [case for case in cover.cases(backends=("cuda",)) if case.chores and not case.stored]
     assert [case.chores for case in found] == cover.chores()
     for case in found[1:3]:
         assert verify.check(case)[-1], case
