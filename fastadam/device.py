@@ -179,9 +179,16 @@ class Device(Host):
 
     @staticmethod
     def write(x: Array, values: Array) -> None:
+        import cupy
+
         order = memory_order(x)
+        straight: Any = x.transpose(order)
         with Device.near([x]):
-            x.transpose(order).set(np.asarray(values.transpose(order), order="C"))  # type: ignore[attr-defined]
+            given = np.asarray(values.transpose(order), order="C")
+            if straight.flags.c_contiguous:
+                straight.set(given)
+            else:  # such as the codes of blocks, between which scales lie
+                straight[...] = cupy.asarray(given)
 
 
 def home_of(leaves: Iterable[Any]) -> Host:

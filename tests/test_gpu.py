@@ -15,6 +15,19 @@ from cases import METHODS, hostile, kernels_in_use, label, same_bits, variants
 from test_bits import LAYOUTS, gradients_like, tree_of_offsets
 from test_cuda import differing, moved
 
+# Collected here once more, with this module's cupy and its marks.
+from test_cuda_formats import (  # noqa: F401
+    Both,
+    test_8_bits_wherever_p_lies,
+    test_a_gradient_that_stays_is_known_after_another_changed_its_format,
+    test_a_gradient_with_gaps_in_another_format,
+    test_averages_and_views_of_bfloat16_parameters,
+    test_formats_move_are_copied_and_converted,
+    test_leaves_of_many_formats_in_one_tree,
+    test_micro_batches_of_other_formats,
+)
+from test_cuda_formats import names as name_of_formats
+
 import fastadam as fa
 
 STATUS = fa.backends()["cuda"]
@@ -336,3 +349,42 @@ def test_chores_have_numpys_bits(number, cupy):
     assert differing(here, there, b, a) == []
     for x, y in zip(copies_of(a), copies_of(b), strict=True):
         assert same_bits(x, y.get())
+
+
+@pytest.mark.parametrize("case", cuda_host.stored_cases(), ids=name_of_formats)
+def test_formats_have_numpys_bits(case, cupy):
+    """As test_cuda_formats.py has it, and over a leaf of many blocks."""
+    from test_formats import tree_of
+
+    (method, chosen), stored, asked = case
+    rng, (p_dtype, g_dtype) = np.random.default_rng(3), stored.dtypes()
+
+    def tree(dtype, bad=False):
+        with np.errstate(all="ignore"):
+            return [*tree_of(rng, dtype, bad), hostile(rng, 1_300_001, np.float32, bad).astype(dtype)]
+
+    both = Both(cupy, method, tree(p_dtype), asked, index_offset=2**32 - 20_000, **stored.chosen(), **chosen)
+    for t in range(STEPS):
+        assert both.step(tree(g_dtype, bad=t == 3), 0.5) == []
+        assert t < 2 or both.differing() == []
+
+
+def test_a_graph_draws_what_eager_steps_draw(cupy):
+    rng = np.random.default_rng(7)
+    p = rng.standard_normal(300_000).astype(np.float32)
+    a = fa.Adam([p], backend="numpy", moments="8bit", seed=8)
+    there = cupy.asarray(p.copy())
+    b = fa.Adam([there], capturable=True, moments="8bit", seed=8)
+    g = cupy.asarray(rng.standard_normal(300_000).astype(np.float32))
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with stream:
+        b.step([g])
+        stream.begin_capture()
+        b.step([g])
+        graph = stream.end_capture()
+        for _ in range(5):
+            graph.launch()
+        stream.synchronize()
+    for _ in range(6):
+        a.step([g.get()])
+    assert differing([p], [there], a, b) == []

@@ -230,6 +230,8 @@ class ndarray:
 
     def set(self, values, stream=None):
         assert (values.dtype, values.shape, values.flags.c_contiguous) == (self.dtype, self.shape, True)
+        if not self.host.flags.c_contiguous:
+            raise RuntimeError("Cannot set to non-contiguous array")
         source = values if is_pinned(values) else values.copy()
         (stream or state.stream).do(lambda: np.copyto(self.host, source))
 
