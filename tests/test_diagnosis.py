@@ -147,9 +147,9 @@ if "a child" in sys.argv and (child := os.fork()):
 if "another thread" in sys.argv:
     threading.Thread(target=threading.Event().wait, daemon=True).start()
 used, run = set(), NumbaPlan._run
-def watched(plan, workers):
+def watched(plan, workers, after):
     used.add(workers)
-    run(plan, workers)
+    run(plan, workers, after)
 NumbaPlan._run = watched
 kernel = cover.kernels_in_use()[-1]
 verify.cases = lambda *_: [cover.Case(kernel, verify.np.float32, "numba", threads) for threads in (1, 2)]

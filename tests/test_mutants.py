@@ -133,8 +133,8 @@ def _starts_wrong(mutant):
 
 
 WALKS = [
-    ("in range(start, end)", "in range(start, end - end % u64(16))"),  # the tail skipped
-    ("in range(start, end)", "in range(start + u64(1), end)"),
+    ("in range(at, until)", "in range(at, until - until % u64(16))"),  # the tail skipped
+    ("in range(at, until)", "in range(at + u64(1), until)"),
     ("while k < spans[victim, 2]", "while k + 1 < spans[victim, 2]"),  # the last chunk of every share
     ("if r >= 0:\n        for", "if r != 0:\n        for"),
     ("range(r - chunks[k, 5], r + 1)", "range(r, r + 1)"),  # missed steps forgotten
