@@ -61,7 +61,7 @@ class Group:
             before, self.__dict__["max_norm"] = self.max_norm, limit
             try:
                 self._changed()
-            except Exception:
+            except BaseException:
                 self.__dict__["max_norm"] = before
                 raise
             return
@@ -72,7 +72,7 @@ class Group:
         before, self.__dict__["_rule"] = self._rule, self.with_rule(self._where, **{name: value})
         try:
             self._changed()
-        except Exception:
+        except BaseException:
             self.__dict__["_rule"] = before
             raise
 

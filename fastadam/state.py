@@ -89,6 +89,8 @@ def load_state_dict(opt: Optimizer, state: dict[str, Any]) -> None:
                 raise ValueError(f"{where}[{slot!r}] is {describe(own[slot])}, expected {expected}")
 
     opt.catch_up()
+    if opt._window is not None:
+        opt._window.pause()
     for group, rule in zip(opt.groups, rules, strict=True):
         group.__dict__["_rule"] = rule
     for leaf, name in enumerate(names):

@@ -1,5 +1,8 @@
 """Small tables on their way to a CUDA device: copied by the device from memory that nobody writes meanwhile."""
 
+from collections import deque
+from itertools import starmap
+from operator import call
 from typing import Any
 
 import numpy as np
@@ -36,17 +39,20 @@ class Uploaded:
 
     def __call__(self, values: Array) -> None:
         """Let the first bytes on the device be those of `values`, after what the current stream has to do before."""
+        if self._cupy.cuda.get_current_stream().is_capturing():
+            self._carry(values.reshape(-1).view(np.uint8))
+        else:
+            deque(starmap(call, self.calls(values)), maxlen=0)
+
+    def calls(self, values: Array) -> list[tuple[Any, ...]]:
+        """What does so outside a capture, to be called at once, and before `calls` again. All memory is there then."""
         stream, given = self._cupy.cuda.get_current_stream(), values.reshape(-1).view(np.uint8)
-        if stream.is_capturing():
-            self._carry(given)
-            return
-        k = next((k for k, (_, event) in enumerate(self._buffers) if event.done), None)
-        buffer, event = self._buffer() if k is None else self._buffers.pop(k)
-        source = buffer[: given.size]
+        found = next((one for one in self._buffers if one[1].done), None)
+        if found is None:
+            self._buffers.append(found := self._buffer())
+        source, event = found[0][: given.size], found[1]
         source[:] = given
-        self.memory[: given.size].set(source, stream=stream)
-        event.record(stream)
-        self._buffers.append((buffer, event))
+        return [(self.memory[: given.size].set, source, stream), (event.record, stream)]
 
     def load(self) -> None:
         """Compile or load what carries bytes into a graph: impossible while it is captured."""

@@ -7,7 +7,10 @@ next refill is an error.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
+from itertools import starmap
+from operator import call, setitem
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,33 +35,40 @@ class Window:
     of: by compute dtype, what a launch takes: the rows' address, the counter's, and the numbers of one step.
     at: three int64 on the device: how many of the steps have been taken, how many there are, how many were skipped.
 
-    The window ends early where a schedule raises; the step at which it does raises that error.
+    The window ends early where a schedule raises; the step at which it does raises that error. Any other error, or
+    Ctrl-C, leaves the device's window, its counter and the host's counts as they were.
     """
 
     def __init__(self, opt: Optimizer, plan: CudaPlan) -> None:
         self._opt, self._plan = opt, plan
         self.of: dict[Any, Array] = {}
         self._rows: dict[Any, Uploaded] = {}
-        self._steps = self._launched = 0  # of those ready, how many the host has launched itself
+        self._steps, self._launched = 0, np.zeros((), np.int64)  # those ready, and how many the host has launched
         self._room = 0  # the steps that there is memory for
         self._wanted = STEPS  # what the window is to hold
+        self._carried: list[Array] = []  # what the rule carries after each of those ready
         self._error: Exception | None = None  # what a schedule raised beyond its end
         self._captured = False  # whether a graph may replay steps that the host does not see
         with plan.on_stream():
             self._place = Uploaded(24)
         self.at = self._place.memory.view(np.int64)
         plan.load()
-        self._start()
+        self.restart()
         plan.window = self
 
     def taken(self) -> int:
         """The steps since the last refill; waits for the device."""
-        taken, steps, _ = self.at.get().tolist()  # type: ignore[attr-defined]
-        return int(min(taken, steps))
+        taken, steps, _ = self._read()
+        return min(taken, steps)
 
     def skipped(self) -> int:
         """The steps skipped since the last refill; waits for the device."""
-        return int(self.at.get()[2])  # type: ignore[attr-defined]
+        return self._read()[2]
+
+    def _read(self) -> list[int]:
+        with self._plan.on_stream():
+            read: list[int] = self.at.get().tolist()  # type: ignore[attr-defined]
+        return read
 
     def step(self, grads: list[Any], scale: float, after: Sequence[Any]) -> Any:
         """Launch a step by the device's own count."""
@@ -74,28 +84,24 @@ class Window:
             )
         if self._capturing():
             self._captured = True
-        elif self._launched < self._steps:
-            self._launched += 1
-        elif self._captured:
-            raise RuntimeError(f"the {self._steps} steps that were prepared may be used up: call prepare() first")
-        else:  # no step was taken that the host did not see: it knows the device's count
-            self._advance(self._collect()[0] if norm is not None and norm.skipping else self._steps)
-            self._start()
-            if self._steps == 0:
-                raise self._error  # type: ignore[misc]
-            self._launched = 1
+        else:
+            if self._launched >= self._steps:
+                self._go_on(norm is not None and norm.skipping)
+            after = [*after, (self._launched, ..., self._launched + 1)]
         if norm is not None:
             return norm.launch(self._plan, opt, scale, after)
-        self._plan.launch()
-        for x, where, values in after:
-            x[where] = values
+        self._plan.launch(after)
         return NOTHING
 
-    def _collect(self) -> tuple[int, int]:
-        """The steps taken, and those asked for beyond the window's end; what was skipped is the host's now."""
-        taken, steps, skipped = self.at.get().tolist()  # type: ignore[attr-defined]
-        self._opt._skipped += skipped
-        return min(taken, steps), max(0, taken - steps)
+    def _go_on(self, counted: bool) -> None:
+        """Refill for an eager step. counted: whether only the device knows how many steps it has taken."""
+        if self._captured:
+            raise RuntimeError(f"the {self._steps} steps that were prepared may be used up: call prepare() first")
+        # Else no step was taken that the host did not see: it knows the device's count.
+        taken, _, skipped = self._read() if counted else (self._steps, 0, 0)
+        self._begin(taken, skipped, self._wanted)
+        if self._error is not None and self._steps == 0:
+            raise self._error
 
     def refill(self, steps: int | None = None) -> None:
         """Let the window begin at the device's count; waits for the device.
@@ -107,13 +113,11 @@ class Window:
             raise ValueError(f"steps is {asked}, expected at most {self._room}, whose place captured graphs know")
         if self._capturing():
             raise RuntimeError("the window cannot be refilled while a graph is captured")
-        prepared, self._wanted = self._steps, asked
-        taken, beyond = self._collect()
-        self._advance(taken)
-        self._start()
-        if beyond:
+        taken, prepared, skipped = self._read()
+        self._begin(min(taken, prepared), skipped, asked)
+        if taken > prepared:
             raise RuntimeError(
-                f"{beyond} steps were replayed beyond the {prepared} that were prepared, and were not taken: "
+                f"{taken - prepared} steps were replayed beyond the {prepared} that were prepared, and were not taken: "
                 "call prepare() in time"
             )
         if steps is not None and self._error is not None:
@@ -129,65 +133,72 @@ class Window:
         if self._error or len(table) < self._steps:  # or carried: what steps taken carry must not be worked out anew
             self.refill()
         else:
-            self._send(table)
+            with self._plan.on_stream():
+                deque(starmap(call, self._sending(table, self._room)[0]), maxlen=0)
         self._plan.send()
+
+    def pause(self) -> None:
+        """Let the host's counts be the device's, and no step be ready until the window begins anew."""
+        taken, prepared, skipped = self._read()
+        self._begin(min(taken, prepared), skipped, 0)
 
     def restart(self) -> None:
         """Begin at the host's counts, which were set anew."""
-        self._start()
+        self._begin(0, 0, self._wanted)
 
     def _capturing(self) -> bool:
         with self._plan.on_stream():
             return bool(self._plan.stream().is_capturing())
 
-    def _advance(self, taken: int) -> None:
-        """Let the host's counts be those after so many steps."""
-        self._opt._counts += taken
-        if taken and self._opt.rule.carried:
-            self._opt._carried[:] = self._carried[taken - 1]
-
-    def _start(self) -> None:
-        """Let the window begin after the host's counts."""
-        table, self._carried, self._error = self._work_out(self._wanted)
-        self._send(table)
-        self._steps, self._launched = len(table), 0
-        with self._plan.on_stream():
-            self._place(np.array([0, self._steps, 0]))
-
-    def _work_out(self, steps: int) -> tuple[Array, list[Array], Exception | None]:
-        """The rows of the steps after the host's counts, what the rule carries after each, what ended them early."""
+    def _begin(self, taken: int, skipped: int, steps: int) -> None:
+        """Let the window begin after so many steps of the present one; the host's counts take these over."""
         opt = self._opt
-        if not opt._even:
-            raise ValueError("leaves of one group have different counts, expected one count with capturable=True")
-        before, groups = (opt._counts.copy(), opt._carried.copy()), len(opt.groups)
+        table, carried, error = self._work_out(steps, taken)
+        now = self._carried[taken - 1] if taken and opt.rule.carried else opt._carried.copy()
+        room = max(self._room, steps)
+        with self._plan.on_stream():
+            sending, known = self._sending(table, room)
+            known |= {"_steps": len(table), "_room": room, "_carried": carried, "_error": error}
+            known |= {"_wanted": steps or self._wanted}
+            sending += self._place.calls(np.array([0, len(table), 0]))
+            sending += [(setitem, opt._counts, ..., opt._counts + taken), (setitem, opt._carried, ..., now)]
+            sending += [(setattr, opt, "_skipped", opt._skipped + skipped)]
+            sending += [(setitem, self._launched, ..., 0), (vars(self).update, known)]
+            # In C from the first row to the last count: no signal handler runs between, and all memory is there.
+            deque(starmap(call, sending), maxlen=0)
+
+    def _work_out(self, steps: int, taken: int = 0) -> tuple[Array, list[Array], Exception | None]:
+        """The rows of the steps after those taken, what the rule carries after each, what ended them early."""
+        opt, groups = self._opt, len(self._opt.groups)
+        ahead = object.__new__(type(opt))  # as it will be; the optimizer itself stays as it is whatever a schedule does
+        rows, counts, carries = opt._rows.copy(), opt._counts + taken, opt._carried.copy()
+        ahead.__dict__ = {**vars(opt), "_rows": rows, "_bytes": rows.data, "_counts": counts, "_carried": carries}
+        if taken and opt.rule.carried:
+            carries[:] = self._carried[taken - 1]
         first = len(opt._kernel.Coefficients._fields)  # type: ignore[attr-defined]
-        table, carried = np.empty((steps, groups, opt._rows.shape[1])), []
+        table, carried = np.empty((steps, groups, rows.shape[1])), []
         error: Exception | None = None
-        rows, counts = opt._rows[:groups], opt._counts
-        start = counts.item(-1)
         try:
             for k in range(steps):
-                one_per_group(opt, start + k + 1, 1.0)
-                table[k] = rows
+                one_per_group(ahead, counts.item(-1) + 1, 1.0)
+                table[k] = rows[:groups]
                 counts += 1
                 if opt.rule.carried:
-                    opt._carried[:] = opt._rows[opt._row, first : first + opt._carried.shape[1]]
-                    carried.append(opt._carried.copy())
+                    carries[:] = rows[opt._row, first : first + carries.shape[1]]
+                    carried.append(carries.copy())
         except Exception as raised:
             error, table = raised, table[:k]
-        finally:
-            opt._counts[:], opt._carried[:] = before
         return table[:, :, self._plan.columns], carried, error
 
-    def _send(self, table: Array) -> None:
-        """Let the device have these rows of steps."""
-        room = max(self._room, self._wanted)
-        with self._plan.on_stream():
-            for real in self._plan.reals:
-                packed = self._plan.packed(table, real)
-                if room > self._room:
-                    self._rows[real] = Uploaded(room * packed[:1].nbytes or 8)
-                    where = self._rows[real].address, self._place.address, packed.shape[1] * packed.shape[2]
-                    self.of[real] = np.array(where, WINDOW)
-                self._rows[real](packed)
-        self._room = room
+    def _sending(self, table: Array, room: int) -> tuple[list[Any], dict[str, Any]]:
+        """The calls that let the device have these rows of steps, and what is known of it then; changes nothing."""
+        sending: list[Any] = []
+        rows, of = dict(self._rows), dict(self.of)
+        for real in self._plan.reals:
+            packed = self._plan.packed(table, real)
+            if room > self._room:
+                width = packed.shape[1] * packed.shape[2]
+                rows[real] = Uploaded(room * width * packed.itemsize)
+                of[real] = np.array((rows[real].address, self._place.address, width), WINDOW)
+            sending += rows[real].calls(packed)
+        return sending, {"_rows": rows, "of": of}

@@ -709,6 +709,82 @@ def test_limits_that_change_reach_a_graph_captured_before(cupy):
             assert (p.get() == 0.25).all()
 
 
+class Stoppable:
+    """A schedule during which Ctrl-C comes."""
+
+    stops = False
+
+    def __call__(self, t):
+        if self.stops and t > 6:
+            raise KeyboardInterrupt
+        return 0.1 / t
+
+
+class OutOfMemory(window.Uploaded):
+    """What a device without memory does."""
+
+    def __init__(self, nbytes):
+        raise MemoryError("out of memory")
+
+
+@pytest.mark.parametrize("method", [fa.AdamW, fa.NAdam])
+@pytest.mark.parametrize(
+    ("interrupted", "error"),
+    [
+        (lambda opt: opt.prepare(10**9), MemoryError),
+        (lambda opt: opt.prepare(4_000), MemoryError),
+        (lambda opt: opt.prepare(), KeyboardInterrupt),
+        (lambda opt: opt.state_dict(), KeyboardInterrupt),
+        (lambda opt: setattr(opt.groups[0], "weight_decay", 0.5), KeyboardInterrupt),
+    ],
+    ids=["prepare too many", "no memory", "prepare", "state_dict", "weight_decay"],
+)
+def test_an_interrupted_window_counts_no_step_twice(method, interrupted, error, cupy, monkeypatch):
+    schedule = Stoppable()
+    pair = Pair(cupy, method, [np.ones(4, np.float32)], lr=schedule, capturable=True)
+    for _ in range(4):
+        pair.step([np.ones(4, np.float32)])
+    schedule.stops = error is KeyboardInterrupt
+    with monkeypatch.context() as patch, pytest.raises(error):
+        patch.setattr(window, "Uploaded", OutOfMemory)
+        interrupted(pair.opt)
+    schedule.stops = False
+    assert pair.opt.t == pair.reference.t
+    for _ in range(3):
+        pair.step([np.ones(4, np.float32)])
+        pair.opt.prepare(8)
+    assert pair.differing() == []
+
+
+def test_an_interrupted_load_has_either_windows_counts(cupy):
+    schedule = Stoppable()
+    pair = Pair(cupy, fa.NAdam, [np.ones(4, np.float32)], lr=schedule, capturable=True)
+    states = []
+    for _ in range(3):
+        pair.step([np.ones(4, np.float32)])
+        states.append(pair.reference.state_dict())
+    schedule.stops = True
+    with pytest.raises(KeyboardInterrupt):
+        pair.opt.load_state_dict(states[1])
+    schedule.stops = False
+    pair.reference.load_state_dict(states[1])
+    for _ in range(3):
+        pair.step([np.ones(4, np.float32)])
+    assert pair.differing() == []
+
+
+def test_an_interrupted_launch_is_no_step_of_the_windows(cupy, monkeypatch):
+    monkeypatch.setattr(window, "STEPS", 3)
+    pair = Pair(cupy, fa.Adam, [np.ones(4, np.float32)], lr=wavy, capturable=True)
+    for k in range(8):
+        if k % 2:
+            with monkeypatch.context() as patch, pytest.raises(MemoryError):
+                patch.setattr(type(pair.opt._plan), "steps", lambda plan: OutOfMemory(8))
+                pair.opt.step([cupy.asarray(np.ones(4, np.float32))])
+        pair.step([np.ones(4, np.float32)])
+    assert pair.differing() == []
+
+
 # Sparse rows.
 
 
