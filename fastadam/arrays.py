@@ -142,8 +142,8 @@ class Host:
     allocate_beside = staticmethod(allocate_beside)
 
     @staticmethod
-    def near(arrays: Iterable[Any]) -> AbstractContextManager[Any]:
-        """Within it, what is allocated or filled lies where these arrays do."""
+    def near(arrays: Iterable[Any], owners: Sequence[Any] = ()) -> AbstractContextManager[Any]:
+        """Within it, what is allocated or filled lies where these arrays do, and is done when their owners work."""
         return nullcontext()
 
     @staticmethod

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from fastadam.arrays import Array, Memory, describe, extent, flat_like, memory_order, shaped_like
-from fastadam.device import DEVICE, on_device, stream_of
+from fastadam.device import DEVICE, foreign, joined, on_device, stream_of
 from fastadam.plan import Plan
 from fastadam.sparse import RowGradient, by_row
 
@@ -28,7 +28,7 @@ class GradientsOnDevice(Plan):
 
         self._cupy = cupy
         # Where another library owns a parameter: how to look at it again, since its memory may move.
-        self._foreign = {k: p for k, p in enumerate(params) if not hasattr(p, "views") and type(p) is not cupy.ndarray}
+        self._foreign = {k: p for k, p in enumerate(params) if foreign(p)}
         viewed = [DEVICE.own(names[k][0], p) if k in self._foreign else p for k, p in enumerate(params)]
         super().__init__(kernel, names, viewed, *rest)
         first: Any = self._params[0] if self._params else None
@@ -59,6 +59,8 @@ class GradientsOnDevice(Plan):
         if self._flags.clear:
             self._check_separate(grads, dict(usable))
         self._others = [s for s in map(stream_of, (grads[leaf] for leaf in new)) if s is not None]
+        if self._foreign and ndarray in map(type, grads) and not self.capturing():
+            self._others.append(self.stream())  # of CuPy's gradients, where steps run on another
         dtypes = self._g_dtypes.copy()
         for leaf, g in usable:
             dtypes[leaf] = g.dtype
@@ -152,12 +154,13 @@ class GradientsOnDevice(Plan):
         stack.enter_context(self._device)
         if (stream := stream_of(next(iter(self._foreign.values()), None))) is not None:
             stack.enter_context(stream)
-        for other in self._others:
-            here = self.stream()
-            if other.ptr != here.ptr:
-                here.wait_event(other.record())
-                stack.callback(_wait, other, here)
+        stack.enter_context(joined(self._others))
         return stack
+
+    def capturing(self) -> bool:
+        """Whether what is launched now goes into a graph."""
+        with self.on_stream():
+            return bool(self.stream().is_capturing())
 
     def stream(self) -> Any:
         """The current stream, within on_stream the parameters' owner's."""
@@ -167,8 +170,3 @@ class GradientsOnDevice(Plan):
 def only_on_host(what: str) -> NotImplementedError:
     """The error for what arrays on a device cannot have yet."""
     return NotImplementedError(f"{what}: on the CPU backends only, and these parameters lie on a CUDA device")
-
-
-def _wait(first: Any, second: Any) -> None:
-    """Let what comes next on one stream come after what another has to do."""
-    first.wait_event(second.record())

@@ -5,7 +5,7 @@ Importing this module loads no cupy; whoever has an array on a device has what i
 
 import sys
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from math import prod
 from typing import Any
 
@@ -83,6 +83,13 @@ class _Handle:
         return 0, self._handle
 
 
+def foreign(x: Any) -> bool:
+    """Whether another library than CuPy, whose arrays FlatBuffers hold, owns an array on a device."""
+    import cupy
+
+    return not hasattr(x, "views") and type(x) is not cupy.ndarray
+
+
 def stream_of(x: Any) -> Any:
     """The stream on which the owner of x works with it; None for CuPy's arrays and for owners that name none."""
     import cupy
@@ -100,16 +107,36 @@ def stream_of(x: Any) -> Any:
     return cupy.cuda.Stream.ptds if handle == 2 else cupy.cuda.Stream.from_external(_Handle(int(handle)))
 
 
+def _wait(first: Any, second: Any) -> None:
+    """Let what comes next on one stream come after what another has to do."""
+    first.wait_event(second.record())
+
+
+def joined(others: Iterable[Any]) -> ExitStack:
+    """Within it the current stream comes after what other streams have to do; they wait for it afterwards."""
+    import cupy
+
+    stack, here = ExitStack(), cupy.cuda.get_current_stream()
+    for other in others:
+        if other is not None and other.ptr != here.ptr:
+            _wait(here, other)
+            stack.callback(_wait, other, here)
+    return stack
+
+
 class Device(Host):
     """The memory of CUDA devices, through CuPy."""
 
     @staticmethod
-    def near(arrays: Iterable[Any]) -> AbstractContextManager[Any]:
-        """Their device; the current one where there are none."""
+    def near(arrays: Iterable[Any], owners: Sequence[Any] = ()) -> AbstractContextManager[Any]:
+        """Their device, the current one where there are none; and the stream of the first owner that is not CuPy."""
         import cupy
 
         devices: list[AbstractContextManager[Any]] = [x.device for x in arrays]
-        return devices[0] if devices else cupy.cuda.Device()  # type: ignore[no-any-return]
+        stack = ExitStack()
+        stack.enter_context(devices[0] if devices else cupy.cuda.Device())
+        stack.enter_context(stream_of(next(filter(foreign, owners), None)) or nullcontext())
+        return stack
 
     @staticmethod
     def own(name: str, x: Any) -> Array:

@@ -1,12 +1,13 @@
 """FlatBuffer: named arrays <-> one aligned flat buffer."""
 
+from contextlib import nullcontext
 from itertools import accumulate
 from typing import Any
 
 import numpy as np
 
 from fastadam.arrays import FLOATS, Array, describe, memory_order
-from fastadam.device import DEVICE, HOST, home_of
+from fastadam.device import DEVICE, HOST, home_of, joined, stream_of
 from fastadam.tree import Structure, Tree, rebuild
 
 
@@ -54,7 +55,7 @@ class FlatBuffer:
             here[...] = leaf
             return here
 
-        with home.near(leaves):
+        with home.near(leaves), nullcontext() if home is HOST else joined(map(stream_of, structure.leaves)):
             self.views = rebuild(tree, view)
 
     def to(self, where: str) -> "FlatBuffer":
@@ -102,4 +103,5 @@ def move(leaf: Any, where: str) -> Any:
         return DEVICE.put(leaf)
     there = DEVICE.read(leaf)
     order = memory_order(there)
-    return DEVICE.get(there.transpose(order)).transpose(np.argsort(order).tolist())
+    with stream_of(leaf) or nullcontext():
+        return DEVICE.get(there.transpose(order)).transpose(np.argsort(order).tolist())

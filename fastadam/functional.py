@@ -30,7 +30,7 @@ def _step(
     """Check everything, then step once. Returns the new values of what the rule carries."""
     t = integer("t", t, low=1, most=2**63 - 1)
     chosen = choose(backend, [p])
-    p = chosen.home.own("p", p)
+    owned, p = p, chosen.home.own("p", p)
     kernel = kernels.ALL[rule.kernel]
     flats: list[Array | None] = []
     for slot in kernel.slots:
@@ -52,7 +52,7 @@ def _step(
     row, counts, state = np.zeros(2, np.int64), np.zeros(2, np.int64), np.array([carried, carried], np.float64)
     names = ["p", "g", *(slot.name for slot in kernel.slots), "ema", "copy_to", "remainder"]
     rows = np.array([(*numbers, *Numbers(key=float(key(0, t))))])
-    plan = chosen.plan(kernel, [names], [p], [[*flats, None, None, None]], row, rows, counts, state)
+    plan = chosen.plan(kernel, [names], [owned], [[*flats, None, None, None]], row, rows, counts, state)
     plan.accept([g])
     plan.launch()
     return [float(x) for x in state[0]]

@@ -132,7 +132,7 @@ class Optimizer:
         rows.allocate(self, width)
         self._behind = sparse.Behind(len(self._rows), width)
         self._arrays = arrays
-        with self._backend.home.near(arrays):
+        with self._backend.home.near(arrays, self._structure.leaves):
             self._slots, self._masters = storage.allocate(self, copies)
         rested = [p.dtype.name for p in arrays] + [x.dtype.name for own in self._slots for x in own if x is not None]
         self._drawing = not {"bfloat16", "uint8"}.isdisjoint(rested)
@@ -144,7 +144,7 @@ class Optimizer:
             firsts, self._masters,
         )  # fmt: skip
         if copies is not None:
-            with np.errstate(all="ignore"):
+            with np.errstate(all="ignore"), self._plan.on_stream():
                 home = self._backend.home
                 for p, copy in zip(arrays, copies, strict=True):
                     home.write(copy, home.get(flat(p)).astype(np.float32).astype(copy.dtype))  # type: ignore[arg-type]

@@ -25,7 +25,8 @@ def state_dict(opt: Optimizer) -> dict[str, Any]:
     leaves = {}
     for leaf, name in enumerate(opt._structure.names):
         carried = dict(zip(opt.rule.carried, opt._carried[leaf].tolist(), strict=True))
-        slots = {slot: opt._backend.home.get(view) for slot, view in views(opt, leaf).items()}
+        with opt._plan.on_stream():
+            slots = {slot: opt._backend.home.get(view) for slot, view in views(opt, leaf).items()}
         count, stored = int(opt._counts[leaf]), str(opt._arrays[leaf].dtype)
         leaves[f"params{name}"] = {"count": count, "format": stored, **carried, **slots}
     groups = [{each.name: getattr(group, each.name) for each in fields(opt.rule)} for group in opt.groups]
@@ -97,8 +98,9 @@ def load_state_dict(opt: Optimizer, state: dict[str, Any]) -> None:
         own = state["leaves"][name]
         opt._counts[leaf] = own["count"]
         opt._carried[leaf] = [own[carried] for carried in opt.rule.carried]
-        for slot, view in views(opt, leaf).items():
-            opt._backend.home.write(view, own[slot])
+        with opt._plan.on_stream():
+            for slot, view in views(opt, leaf).items():
+                opt._backend.home.write(view, own[slot])
     opt._counts[-1], opt._seed, opt._skipped = t, seed, skipped
     notice_counts(opt)
 
@@ -109,10 +111,12 @@ def pickled(opt: Optimizer) -> dict[str, Any]:
     own = {name: value for name, value in vars(opt).items() if name not in opt._built}  # a subclass's
     # Rows that are behind stay so: of a tree that is copied together with its optimizer, they are copied behind.
     opt._check_idle("a copy inside averaged() would keep no parameters of its own")
+    with opt._plan.on_stream():  # and before the state, which waits for that stream
+        totals = deepcopy(opt._totals)
     kept = {"state": state_dict(opt), "behind": deepcopy(opt._behind), "chores": opt._chores, "copy_to": opt._copy_to}
     kept |= {"storage": opt._storage}
     kept |= {"limits": [group.max_norm for group in opt.groups]}
-    kept |= {"totals": deepcopy(opt._totals), "totalled": opt._totalled.copy()}
+    kept |= {"totals": totals, "totalled": opt._totalled.copy()}
     kept |= {"backend": opt._asked, "capturable": opt._capturable}
     return {"params": opt._tree, "rules": rules, **kept, "own": own}
 

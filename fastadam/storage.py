@@ -156,7 +156,7 @@ def moments(opt: Optimizer) -> dict[str, dict[str, Array]]:
             if values is not None:
                 wide = values
                 if values.dtype != compute(p.dtype):
-                    with np.errstate(all="ignore"):
+                    with np.errstate(all="ignore"), opt._plan.on_stream():
                         home = opt._backend.home
                         wide = home.put(decoded(home.get(values), slot, p.size, compute(p.dtype)))
                 own[slot.name] = shaped_like(wide, p)
@@ -175,7 +175,8 @@ def convert(opt: Optimizer, to: str | None) -> None:
         for slot in opt._kernel.slots:
             if slot.name in own:
                 state.pop(f"{slot.name}_scales", None)
-                values = home.get(flat(own[slot.name]))  # type: ignore[arg-type]
+                with opt._plan.on_stream():
+                    values = home.get(flat(own[slot.name]))  # type: ignore[arg-type]
                 with np.errstate(all="ignore"):
                     short = encoded(values, like, slot)
                 if like.dtype == np.uint8:

@@ -82,7 +82,7 @@ class Window:
                 f"grad_scale is {scale!r}, or the mean of accumulated gradients asks for it: expected 1 with "
                 "capturable=True, where it would be frozen in a graph"
             )
-        if self._capturing():
+        if self._plan.capturing():
             self._captured = True
         else:
             if self._launched >= self._steps:
@@ -111,7 +111,7 @@ class Window:
         asked = self._wanted if steps is None else integer("steps", steps, low=1)
         if self._captured and asked > self._room:
             raise ValueError(f"steps is {asked}, expected at most {self._room}, whose place captured graphs know")
-        if self._capturing():
+        if self._plan.capturing():
             raise RuntimeError("the window cannot be refilled while a graph is captured")
         taken, prepared, skipped = self._read()
         self._begin(min(taken, prepared), skipped, asked)
@@ -125,7 +125,7 @@ class Window:
 
     def rewrite(self) -> None:
         """Take changed hyperparameters over from the next step on; waits only if the rule carries numbers."""
-        if self._capturing():
+        if self._plan.capturing():
             raise RuntimeError("hyperparameters cannot be changed while a graph is captured")
         if (error := self._work_out(1)[-1]) is not None:
             raise error
@@ -145,10 +145,6 @@ class Window:
     def restart(self) -> None:
         """Begin at the host's counts, which were set anew."""
         self._begin(0, 0, self._wanted)
-
-    def _capturing(self) -> bool:
-        with self._plan.on_stream():
-            return bool(self._plan.stream().is_capturing())
 
     def _begin(self, taken: int, skipped: int, steps: int) -> None:
         """Let the window begin after so many steps of the present one; the host's counts take these over."""

@@ -340,13 +340,17 @@ def test_arrays_of_other_libraries_are_stepped_where_they_lie(kind, cupy, monkey
     monkeypatch.setitem(sys.modules, "torch", torch)
     tree = [rng.standard_normal((3, 4)).astype(np.float32), np.ones(0, np.float32)]
     here, homes = [p.copy() for p in tree], [moved(cupy, p) for p in tree]
+    cupy.state.stream.synchronize()
     a, b = fa.Adam(here, backend="numpy"), fa.Adam([kind(p) for p in homes])
     assert b.backend == "cuda"
     for _ in range(STEPS):
         grads = [rng.standard_normal(p.shape).astype(p.dtype) for p in tree]
         a.step(grads)
-        b.step([kind(moved(cupy, g)) for g in grads])
+        on = [moved(cupy, g) for g in grads]
+        cupy.state.stream.synchronize()  # on which `moved` works, not on the owner's
+        b.step([kind(g) for g in on])
     assert {launch.stream for launch in cupy.state.launches} == {cupy.state.stream if kind is Capsule else theirs}
+    theirs.synchronize()
     assert differing(here, homes, a, b) == []
 
 
@@ -363,12 +367,84 @@ def test_a_gradient_from_another_stream_is_waited_for_and_waits(cupy):
     assert (p.get() == -1).all()
 
 
+class Owner:
+    """Another library with a stream of its own, which the device is always behind on."""
+
+    def __init__(self, cupy):
+        self.cupy, self.stream = cupy, cupy.Stream(ptr=77)
+
+    def array(self, values):
+        """An array that will have these values once the owner's stream has come so far."""
+        x = self.cupy.asarray(np.zeros_like(values))
+        self.cupy.state.stream.synchronize()
+        self.stream.do(lambda: np.copyto(x.host, values))
+        return Interface(x)
+
+    def read(self, x):
+        with self.stream:
+            return x.x.get()
+
+
+@pytest.mark.parametrize("asked", [{}, {"capturable": True}, {"skip_nonfinite": True, "max_norm": 1.0}], ids=str)
+def test_all_work_beside_the_steps_is_on_the_owners_stream(asked, cupy):
+    rng, owner = np.random.default_rng(24), Owner(cupy)
+    here = [rng.standard_normal(n).astype(np.float32) for n in (5, 700)]
+    copies = [np.zeros(p.shape, np.float16) for p in here]
+    there, shorts = ([owner.array(x) for x in tree] for tree in (here, copies))
+    chores = {name: value for name, value in asked.items() if name != "capturable"}
+    a = fa.NAdam(here, ema_decay=0.5, copy_to=copies, backend="numpy", **chores)
+    b = fa.NAdam(there, ema_decay=0.5, copy_to=shorts, **asked)
+
+    def step(rounds=3):
+        for _ in range(rounds):
+            g = [rng.standard_normal(p.shape).astype(np.float32) for p in here]
+            a.step(g)
+            b.step([owner.array(x) for x in g])
+
+    assert all(same_bits(x, owner.read(y)) for x, y in zip(copies, shorts, strict=True))
+    step()
+    assert (b.t, b.skipped) == (3, 0)
+    step()
+    moments, own = a.moments(), b.moments()
+    with owner.stream:
+        assert all(same_bits(x, own[p][key].get()) for p in moments for key, x in moments[p].items())
+    known = b.state_dict()
+    assert state_arrays(a).keys() == state_arrays(b).keys()
+    assert all(same_bits(x, state_arrays(b)[key]) for key, x in state_arrays(a).items())
+    step()
+    for opt in (a, b):
+        opt.load_state_dict(known)
+    assert b.t == 6
+    step()
+    if asked:
+        b.prepare(2)
+    step()
+    assert b.t == 12
+    if "capturable" not in asked:
+        assert all(same_bits(x, y) for x, y in zip(here, b.to("cpu").params, strict=True))
+    assert all(same_bits(x, owner.read(y)) for x, y in zip([*here, *copies], [*there, *shorts], strict=True))
+    assert all(same_bits(x, state_arrays(b)[key]) for key, x in state_arrays(a).items())
+
+
+def test_a_buffer_is_packed_once_the_owners_have_written(cupy):
+    owner, values = Owner(cupy), np.arange(4, dtype=np.float32)
+    x = owner.array(values)
+    buffer = fa.FlatBuffer([x])
+    owner.stream.do(lambda: x.x.host.fill(np.nan))  # what the owner writes afterwards comes after
+    assert same_bits(buffer.array.get(), values)
+    moved = fa.FlatBuffer([owner.array(values)]).to("cpu")
+    assert same_bits(moved.array, values)
+
+
 def test_a_strided_interface_is_taken_as_it_lies(cupy):
+    theirs = cupy.Stream(ptr=77)
     home = cupy.asarray(np.arange(12, dtype=np.float32).reshape(3, 4))
+    cupy.state.stream.synchronize()
     p = Interface(home.transpose(1, 0))
     assert p.__cuda_array_interface__["strides"] is not None
     opt = fa.SGD(p, lr=1.0)
     opt.step(cupy.asarray(np.arange(12, dtype=np.float32).reshape(3, 4)).transpose(1, 0))
+    theirs.synchronize()
     assert (home.get() == 0).all()
 
 
@@ -948,10 +1024,12 @@ def test_rows_from_another_stream_are_waited_for(cupy, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", torch)
     tensors = fa.SGD({"w": Tensor(p)}, lr=1.0)
     at, values = (Tensor(cupy.asarray(x)) for x in (np.array([0, 0]), np.ones((2, 2), np.float32)))
+    cupy.state.stream.synchronize()
     tensors.step_rows({"w": (at, values)}, semantics="exact")
     tensors.catch_up({"w": at})
     tensors.catch_up()
     assert cupy.state.launches[-1].stream is theirs
+    theirs.synchronize()
     assert p.get().tolist() == [[-1, -1], [1, 1], [1, 1], [-1, -1]]
 
 
@@ -1090,6 +1168,14 @@ def test_functional_calls_work_on_the_device(name, cupy):
 
 
 # What is here.
+
+
+def test_functional_calls_run_on_the_owners_stream(cupy):
+    owner, ones = Owner(cupy), np.ones(4, np.float32)
+    p, m = owner.array(ones), owner.array(np.zeros(4, np.float32))
+    fa.momentum_step(p, owner.array(ones), m, t=1, lr=0.5, momentum=0.9)
+    assert [launch.stream for launch in cupy.state.launches] == [owner.stream]
+    assert owner.read(p).tolist() == [0.5] * 4
 
 
 def test_verify_holds_the_device_against_the_papers(cupy):

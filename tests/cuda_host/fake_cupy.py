@@ -63,6 +63,7 @@ class Graph:
 class Stream:
     def __init__(self, null=False, non_blocking=False, ptr=None):
         self.queue, self.graph, self.ptr = [], None, ptr if ptr is not None else id(self)
+        self.external = bool(ptr)
         streams.append(self)
 
     @staticmethod
@@ -221,8 +222,12 @@ class ndarray:
         return made
 
     def get(self, stream=None, out=None):
-        for stream in streams:
-            stream.synchronize()
+        """Waits for one stream, as CuPy does. The default one and each of CuPy's come after what the other has been
+        given, but those that other libraries made do not."""
+        stream = stream or state.stream
+        for one in streams:
+            if one is stream or (Stream.null in (one, stream) and not (one.external or stream.external)):
+                one.synchronize()
         if out is None:
             return self.host.copy()
         np.copyto(out, self.host)
