@@ -43,6 +43,7 @@ class GradientsOnDevice(Plan):
         self._values: dict[int, Any] = {}  # the gradients of rows
         # What a gradient was like that was accepted before: (shape, strides, dtype, address).
         self._known: list[Any] = [None] * len(self._params)
+        self._separate: list[Any] = []  # where the gradients began that were last found separate
         self._others: list[Any] = []  # the streams of gradients whose owners name one
 
     def accept(self, grads: list[Any]) -> int:
@@ -89,8 +90,10 @@ class GradientsOnDevice(Plan):
         for leaf in usable:
             DEVICE.to_write(self._names[leaf][1], getattr(grads[leaf], "array", grads[leaf]))
         now = [None if g is None else usable.get(leaf, g) for leaf, g in enumerate(grads)]
-        if usable:
+        places = [None if g is None else g.data.ptr for g in now]
+        if usable or places != self._separate:  # else those of the last time, all of them
             Memory((self._names[leaf][1], g) for leaf, g in enumerate(now) if g is not None)
+            self._separate = places
 
     def _place(self, leaf: int, g: Array) -> None:
         if leaf in self._home:
