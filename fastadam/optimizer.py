@@ -233,13 +233,16 @@ class Optimizer:
 
         `params` of the result are the copies, and so are its `copy_to` and what has been accumulated. Tensors of other
         libraries become CuPy's or NumPy's arrays.
-        Raises RuntimeError where CUDA cannot run: fastadam.backends() says why.
+        Raises RuntimeError where CUDA cannot run: fastadam.backends() says why. ValueError where the device is to
+        count with skip_nonfinite=True, and the leaves of a group have not taken the same steps.
         """
         moved = rebuild(self._tree, lambda leaf: move(leaf, where))
         if all(a is b for a, b in zip(Structure(moved).leaves, Structure(self._tree).leaves, strict=True)):
             return self
-        other = type(self).__new__(type(self))
-        kept = {**self.__getstate__(), "params": moved, "backend": "cuda" if where == "cuda" else "auto"}
+        other, kept = type(self).__new__(type(self)), self.__getstate__()
+        if where == "cuda" and self._chores.skip_nonfinite is True:
+            state.check_even(self, kept["state"])
+        kept |= {"params": moved, "backend": "cuda" if where == "cuda" else "auto"}
         kept |= {key: rebuild(kept[key], lambda leaf: move(leaf, where)) for key in ("copy_to", "totals") if kept[key]}
         other.__setstate__(kept)
         return other
@@ -359,7 +362,8 @@ class Optimizer:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a state_dict of the same method over parameters of the same names, shapes and dtypes.
 
-        Values are copied. Raises TypeError, ValueError naming what differs; then nothing has changed.
+        Values are copied. Raises TypeError, ValueError naming what differs, or where a device counts the steps and the
+        leaves of a group have not taken the same; then nothing has changed.
         """
         state.load_state_dict(self, state_dict)
         self.forget()

@@ -54,6 +54,20 @@ def _keys(where: str, came: Any, expected: Any) -> None:
             raise ValueError(f"{where} has {key!r}, this optimizer has not")
 
 
+def check_even(opt: Optimizer, state: dict[str, Any]) -> None:
+    """Refuse a state that no device can count: it has one count for all leaves of a group."""
+    for group in opt.groups:
+        names = [f"params{name}" for name in opt._structure.names[group._leaves.start : group._leaves.stop]]
+        for name in names:
+            for key in ("count", *opt.rule.carried):
+                first, own = (state["leaves"][one][key] for one in (names[0], name))
+                if own != first:
+                    raise ValueError(
+                        f"state['leaves'][{name!r}][{key!r}] is {own!r}, of {names[0]!r} it is {first!r}: expected one "
+                        "for each group with capturable=True or skip_nonfinite=True on a GPU, where the device counts"
+                    )
+
+
 def load_state_dict(opt: Optimizer, state: dict[str, Any]) -> None:
     """See Optimizer.load_state_dict. Checks first, work last."""
     _keys("state", state, ("version", "method", "t", "seed", "skipped", "groups", "leaves"))
@@ -88,6 +102,8 @@ def load_state_dict(opt: Optimizer, state: dict[str, Any]) -> None:
         for slot, view in here.items():
             if describe(own[slot]) != (expected := f"{view.dtype}{view.shape}"):
                 raise ValueError(f"{where}[{slot!r}] is {describe(own[slot])}, expected {expected}")
+    if opt._window is not None:
+        check_even(opt, state)
 
     opt.catch_up()
     if opt._window is not None:

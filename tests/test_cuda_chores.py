@@ -245,6 +245,32 @@ def test_skipped_steps_at_the_windows_end(cupy, monkeypatch):
         b.step([None])
 
 
+@pytest.mark.parametrize("asked", [{"capturable": True}, {"skip_nonfinite": True}], ids=str)
+def test_uneven_counts_are_refused_where_the_device_counts(asked, cupy):
+    """By name, before anything has changed."""
+    ones = np.ones(3, np.float32)
+    uneven, even = fa.Adam([ones, ones * 2], backend="numpy", skip_nonfinite=True), fa.Adam([ones.copy(), ones * 2])
+    for grads in ([ones, None], [ones, ones]):
+        uneven.step([g if g is None else g.copy() for g in grads])
+    there = on_device(cupy, [ones, ones * 2])
+    opt = fa.Adam(there, **asked)
+    for one, grads in ((even, [ones.copy(), ones.copy()]), (opt, on_device(cupy, [ones, ones]))):
+        one.step(grads)
+        one.load_state_dict(one.state_dict())
+    expected = r"\['params\[1\]'\]\['count'\] is 1, of 'params\[0\]' it is 2: expected one for each group"
+    with pytest.raises(ValueError, match=expected):
+        opt.load_state_dict(uneven.state_dict())
+    if asked == {"skip_nonfinite": True}:
+        held = len(cupy.state.allocated)
+        with pytest.raises(ValueError, match=expected):
+            uneven.to("cuda")
+        assert len(cupy.state.allocated) - held == 2  # the copies of the parameters
+    assert opt.t == even.t == 1
+    assert [x.tolist() for x in opt.state_dict()["leaves"]["params[1]"].values() if isinstance(x, np.ndarray)] == [
+        x.tolist() for x in even.state_dict()["leaves"]["params[1]"].values() if isinstance(x, np.ndarray)
+    ]
+
+
 def test_bad_chores_are_refused_on_the_device(cupy):
     p, g = cupy.asarray(np.ones(4, np.float32)), cupy.asarray(np.ones(4, np.float32))
     with pytest.raises(TypeError, match=r"copy_to is float32\(4,\) on cuda:0, .* expected an array of float16 or bfl"):
@@ -253,6 +279,13 @@ def test_bad_chores_are_refused_on_the_device(cupy):
         fa.Adam(p, copy_to=np.ones(4, np.float16))
     with pytest.raises(ValueError, match="share memory"):
         fa.Adam([p[:2], p[2:]], zero_grads=True).step([g[:2], g[1:3]])
+    opt, x = fa.SGD([p[:2], p[2:]], zero_grads=True), g[:2]
+    opt.step([x, None])
+    opt.step([None, x])
+    for _ in range(2):  # each leaf has had it before
+        with pytest.raises(ValueError, match=r"grads\[0\] and grads\[1\] share memory"):
+            opt.step([x, x])
+    assert opt.t == 2
 
 
 def test_the_norm_survives_what_float32_squares_do_not_in_leaves_of_any_size(cupy):
