@@ -18,7 +18,7 @@ import numpy as np
 from fastadam.arrays import Array, Host, compute, describe, flat, flat_like, shaped_like
 from fastadam.checks import at_count, number, positive
 from fastadam.flat import FlatBuffer
-from fastadam.kernels.chores import Flags, Numbers, in_pairs
+from fastadam.kernels.chores import NOTES, Flags, Numbers, in_pairs
 
 if TYPE_CHECKING:
     from fastadam.optimizer import Optimizer
@@ -90,6 +90,10 @@ def check_copies(
     found = []
     for name, leaf, p, copy in zip(names, leaves, arrays, copies, strict=True):
         both = f"copy_to{name} is {describe(copy)}, params{name} is {describe(leaf)}"
+        if isinstance(copy, FlatBuffer):
+            if not isinstance(leaf, FlatBuffer) or (copy.names, copy.shapes) != (leaf.names, leaf.shapes):
+                raise ValueError(f"{both}: expected the same names and shapes")
+            copy = copy.array
         if not home.is_array(copy) or (copy := home.to_write(f"copy_to{name}", copy)).dtype.name not in SHORT:
             raise TypeError(f"{both}: expected an array of float16 or bfloat16 (ml_dtypes) on the same processor")
         if copy.shape != p.shape or not copy.dtype.isnative:
@@ -106,13 +110,14 @@ def launch(
 ) -> StepInfo:
     """Measure as far as asked, then step or skip. rows[row] are this step's numbers, but for the clipping factor."""
     chores, plan = opt._chores, opt._plan
-    if plan.norm is not None:
+    nothing = None if leaves else np.zeros((0, NOTES))  # and nothing to launch
+    if plan.norm is not None and nothing is None:
         return plan.norm.launch(plan, opt, opt._scale, after)  # type: ignore[no-any-return]
     limits = [group.max_norm for group in opt.groups]
     clipping, skipping = chores.max_norm is not None or any(limits), bool(chores.skip_nonfinite)
     norm, factors = None, None
     if clipping or skipping:
-        measured = plan.measure(work, row, clipping, skipping)
+        measured = plan.measure(work, row, clipping, skipping) if nothing is None else nothing
         if skipping and not (finite := np.isfinite(measured[:, -1])).all():
             return _skip(opt, leaves, int(np.argmin(finite)), after)
         if clipping:
@@ -120,13 +125,16 @@ def launch(
             for group, factor in zip(opt.groups, factors, strict=True):
                 for r in set(row[group._leaves.start : group._leaves.stop].tolist()) - {-1}:
                     rows[r, 0] *= factor
-    if row is opt._row:
+    if nothing is not None:
+        for x, where, values in [(opt._counts, -1, opt._counts[-1] + 1), *after]:
+            x[where] = values
+    elif row is opt._row:
         plan.launch(after)
     else:
         plan.launch_some(work, row, rows, opt._counts, [*plan.unread, *after])
     stats = None
     if chores.stats is not None:
-        sums = plan.sums(work, row)
+        sums = plan.sums(work, row) if nothing is None else nothing
         norm = norm if clipping else abs(opt._scale) * math.sqrt(in_pairs(sums[:, 0].tolist()))
         stats = statistics(opt, sums, opt._scale)
     own = None if factors is None else tuple(factors) if any(limits) else factors[0]

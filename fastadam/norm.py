@@ -111,8 +111,8 @@ class Norm:
         limits = [self._chores.max_norm, *(group.max_norm for group in self._groups)]
         asked = np.array([abs(scale), of_rows, self.skipping, *(limit or 0.0 for limit in limits)])
         if asked.tobytes() != self._sent:
-            self._sent = asked.tobytes()
             self._asked(asked)
+            self._sent = asked.tobytes()
 
     def launch(self, plan: CudaPlan, opt: Optimizer, scale: float, after: Sequence[Any]) -> Any:
         """Measure, judge, step or not, note. Returns what reads the findings when it is asked for them."""
@@ -184,21 +184,16 @@ class DeviceInfo:
             totals = self._totals.get(stream=self._stream)
         return norm.info(self._opt, found, totals, self._scale)
 
-    @property
-    def grad_norm(self) -> float | None:
-        return self.read().grad_norm
+    def __getattr__(self, name: str) -> Any:
+        if not hasattr(StepInfo, name):
+            raise AttributeError(f"StepInfo has no {name!r}")
+        return getattr(self.read(), name)
 
-    @property
-    def clip_factor(self) -> float | tuple[float, ...] | None:
-        return self.read().clip_factor
+    def __getitem__(self, where: Any) -> Any:
+        return self.read()[where]
 
-    @property
-    def skipped(self) -> bool:
-        return self.read().skipped
-
-    @property
-    def stats(self) -> dict[str, dict[str, float]] | None:
-        return self.read().stats
+    def __len__(self) -> int:
+        return len(StepInfo._fields)
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.read())

@@ -52,11 +52,13 @@ class Optimizer:
     max_value: then clip each of their elements to ±max_value.
     ema_decay: keep exponential moving averages of the parameters, in `ema`: a number, or a function of t. A leaf
         without a gradient leaves its average alone, too.
-    copy_to: a tree of float16 or bfloat16 arrays like params; holds them rounded to nearest even, from now on.
+    copy_to: a tree of float16 or bfloat16 arrays like params, or FlatBuffers where these are; holds them rounded to
+        nearest even, from now on.
     zero_grads: zero the gradients once they are read.
     skip_nonfinite: True leaves everything as it is, counts included, if any gradient is NaN or infinite, and `skipped`
         counts it; "raise" raises FloatingPointError naming the leaf, instead. On a GPU the device decides and counts
-        with True, where every leaf must have a gradient; "raise" waits for it.
+        with True, where every leaf must have a gradient, and schedules are asked for up to 1,024 steps ahead: if what
+        they say may change from outside, call prepare(1). "raise" waits for the device.
     stats: "group" or "tensor": report the norms of gradients, updates and parameters, and the largest update, of each.
 
     Raises TypeError, ValueError that name the argument, what came and what was expected.
@@ -209,23 +211,26 @@ class Optimizer:
         if self._plain and not after and leaves:
             self._plan.launch()
             return NOTHING
-        if not leaves:
-            self._counts[-1] = t
-            return NOTHING
         self._scale = scale
         return chores.launch(self, leaves, self._plan.everything, self._row, self._rows, after)
 
     def prepare(self, steps: int | None = None) -> None:
-        """With capturable=True: make the coefficients of the next steps ready, 1,024 unless asked for others.
+        """Where the device counts, with capturable=True, and with skip_nonfinite=True on a GPU: make the coefficients
+        of the next steps ready, 1,024 unless asked for others.
 
         Call it before a captured graph has been replayed that often; waits for the device. Eager steps need no call.
         Fewer are ready where a schedule raises before. A change of lr works out all of them anew, 3 to 5 µs each: a
-        program that sets one before every replay calls prepare(1) first.
+        program that sets one before every replay calls prepare(1) first. So does one whose schedules (lr, ema_decay)
+        look at what changes from outside, such as a loss: they are then asked right before each eager step but the
+        first, which with skip_nonfinite=True waits for the step before.
         Raises RuntimeError if more steps were replayed than were ready: the rest was not taken. Raises what a schedule
         raises within as many steps as were asked for.
         """
         if self._window is None:
-            raise ValueError("capturable is False, expected an optimizer that was made with capturable=True")
+            raise ValueError(
+                "capturable is False, expected an optimizer made with capturable=True, or with skip_nonfinite=True on "
+                "a GPU: no other has steps prepared"
+            )
         self._window.refill(steps)
 
     def to(self, where: str) -> "Optimizer":

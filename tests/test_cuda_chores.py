@@ -271,6 +271,76 @@ def test_uneven_counts_are_refused_where_the_device_counts(asked, cupy):
     ]
 
 
+def test_what_a_step_returns_is_alike_on_a_device(cupy):
+    p, g = np.ones(4, np.float32), np.full(4, 2, np.float32)
+    asked = {"max_norm": 1.0, "stats": "group"}
+    ours = fa.SGD(cupy.asarray(p), **asked).step(cupy.asarray(g))
+    theirs = fa.SGD(p, backend="numpy", **asked).step(g)
+    assert ours == theirs
+    assert len(ours) == len(theirs) == 4
+    assert ours[0] == ours[-4] == ours.grad_norm == 4.0
+    assert ours[:2] == theirs[:2] == (4.0, 0.25)
+    assert ours._asdict() == theirs._asdict()
+    assert ours._fields == theirs._fields
+    assert ours._replace(skipped=True) == theirs._replace(skipped=True)
+    assert [*ours] == [*theirs]
+    with pytest.raises(AttributeError, match="StepInfo has no 'gradnorm'"):
+        _ = ours.gradnorm
+
+
+@pytest.mark.parametrize("asked", [{}, {"max_norm": 1.0}, {"skip_nonfinite": True}, {"stats": "group"}], ids=str)
+def test_an_empty_tree_is_stepped_alike_everywhere(asked, cupy):
+    found = set()
+    for chosen in (
+        {"backend": "numpy"},
+        {"backend": "numba"},
+        {"backend": "cuda"},
+        {"backend": "cuda", "capturable": 1},
+    ):
+        opt = fa.Adam({}, **chosen | {"capturable": "capturable" in chosen}, **asked)
+        found.add(repr([opt.step({}), opt.accumulate({}), opt.step(), opt.step({}), opt.t, opt.skipped]))
+    assert len(found) == 1
+    assert ("clip_factor=1.0" in found.pop()) == ("max_norm" in asked)
+
+
+def test_schedules_are_asked_right_before_each_step_once_one_is_prepared(cupy):
+    said = []
+    opt = fa.SGD(cupy.asarray(np.zeros(4, np.float32)), lr=lambda t: said[-1] if said else 1.0, skip_nonfinite=True)
+    opt.prepare(1)
+    ones = cupy.asarray(np.ones(4, np.float32))
+    opt.step(ones)
+    for lr in (0.5, 0.25):
+        said.append(lr)
+        opt.step(ones)
+    assert opt.params.get().tolist() == [-1.75] * 4
+    with pytest.raises(
+        ValueError, match="capturable is False, expected an optimizer made with capturable=True, or with"
+    ):
+        fa.SGD(ones).prepare(1)
+
+
+def test_copies_in_a_buffer_beside_a_buffer(cupy):
+    rng = np.random.default_rng(25)
+    tree = {"a": rng.standard_normal((3, 2)).astype(np.float32), "b": rng.standard_normal(7).astype(np.float32)}
+    here, short = (fa.FlatBuffer({key: x.astype(kind) for key, x in tree.items()}) for kind in (np.float32, np.float16))
+    pairs = [(here, short), (here.to("cuda"), short.to("cuda"))]
+    for p, copies in pairs:
+        opt = fa.SGD(p, copy_to=copies)
+        opt.step(p.zeros_like())
+        copies.array[:] = 0
+        opt = pickle.loads(pickle.dumps(opt))
+        opt.step(opt.params.zeros_like())
+        found = opt.copy_to.views["b"]
+        assert same_bits(getattr(found, "get", lambda x=found: x)(), tree["b"].astype(np.float16))
+        other = fa.FlatBuffer({"a": p.views["b"], "b": p.views["a"]})
+        with pytest.raises(ValueError, match=r"copy_to is FlatBuffer of .*: expected the same names and shapes"):
+            fa.SGD(other, copy_to=copies)
+        with pytest.raises(ValueError, match=r"copy_to\['b'\] is FlatBuffer of .*: expected the same names and shapes"):
+            fa.SGD(p.views, copy_to={"a": copies, "b": copies} | {"a": opt.copy_to.views["a"]})
+        with pytest.raises(TypeError, match=r"copy_to is FlatBuffer of float32.*: expected an array of float16 or"):
+            fa.SGD(p, copy_to=p.zeros_like())
+
+
 def test_bad_chores_are_refused_on_the_device(cupy):
     p, g = cupy.asarray(np.ones(4, np.float32)), cupy.asarray(np.ones(4, np.float32))
     with pytest.raises(TypeError, match=r"copy_to is float32\(4,\) on cuda:0, .* expected an array of float16 or bfl"):
