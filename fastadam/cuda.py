@@ -74,9 +74,15 @@ class CudaPlan(GradientsOnDevice):
                         f"{self._names[leaf][1]} is {g_dtypes[leaf]} and was {self._g_dtypes[leaf]}: expected what the "
                         "step before had, while a graph is captured"
                     )
+        before = getattr(self, "_g_dtypes", ())
         super()._lay_out(g_dtypes)
-        if self._laid:
+        try:
+            if self._laid:
+                self._begin()
+        except BaseException:  # no memory, or no compiler: the next step must not take these for laid out
+            super()._lay_out(before)
             self._begin()
+            raise
 
     def _begin(self) -> None:
         """Step from here on by what was laid out for these dtypes of gradients."""

@@ -73,6 +73,20 @@ def test_gradients_may_change_their_format_between_steps(cupy):
     assert launches == [1, 2, 2, 2, 2, 1]
 
 
+def test_formats_that_cannot_be_laid_out_leave_those_before(cupy, monkeypatch):
+    p = cupy.asarray(np.zeros(100, F32))
+    opt = fa.SGD(p, lr=1.0)
+    opt.step(cupy.asarray(np.ones(100, F32)))
+    with monkeypatch.context() as broken:
+        broken.setattr(cupy.cuda, "get_current_stream", lambda: 1 / 0)
+        for _ in range(2):
+            with pytest.raises(ZeroDivisionError):
+                opt.step(cupy.asarray(np.ones(100, F16)))
+    for dtype in (F32, F16):
+        opt.step(cupy.asarray(np.ones(100, dtype)))
+    assert (p.get() == -3).all()
+
+
 def test_a_gradient_that_stays_is_known_after_another_changed_its_format(cupy):
     """What is looked at once, since it is the same array, goes to the new launches, too."""
     p, q = (cupy.asarray(np.zeros(100, F32)) for _ in range(2))
@@ -84,16 +98,20 @@ def test_a_gradient_that_stays_is_known_after_another_changed_its_format(cupy):
     assert (q.get() == -3).all()
 
 
-def test_exact_rows_are_the_dense_step(cupy):
+@pytest.mark.parametrize("g_dtype", [bfloat16, F32])
+def test_exact_rows_are_the_dense_step(g_dtype, cupy):
+    """With gradients wider than p, too, in whose place nothing is read where a row has none."""
     rng = np.random.default_rng(4)
     ours = rng.standard_normal((30, 50)).astype(bfloat16)
     theirs = ours.copy()
     there = moved(cupy, ours)
     a = fa.AdamW(there, moments="bfloat16", seed=3)
     b = fa.AdamW(theirs, backend="numpy", moments="bfloat16", seed=3)
+    a.step(cupy.asarray(np.ones((30, 50), g_dtype)))
+    b.step(np.ones((30, 50), g_dtype))
     for _ in range(12):
         at = rng.permutation(30)[:3]
-        g = np.zeros((30, 50), bfloat16)
+        g = np.zeros((30, 50), g_dtype)
         g[at] = rng.standard_normal((3, 50))
         a.step_rows((at, moved(cupy, g[at])), semantics="exact")
         b.step(g)

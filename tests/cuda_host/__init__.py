@@ -128,9 +128,8 @@ def stored_steps():
     adam = next(variant for variant in kernels_in_use() if label(variant) == "Adam")
     for g in ("float64", "float16"):
         found.append(stored_step(adam, Stored("float32", g), dict.fromkeys(chores()[0])))
-    short = Stored("bfloat16", "bfloat16", "bfloat16")
-    found.append(stored_step(adam, short, dict.fromkeys(chores()[0])))
-    found.append(stored_step(adam, short, dict.fromkeys(chores()[0]), table="Rows"))
+    for g, table in product(("bfloat16", "float32"), ("ByValue", "Rows")):
+        found.append(stored_step(adam, Stored("bfloat16", g, "bfloat16"), dict.fromkeys(chores()[0]), table=table))
     for table, g in product(("ByValue", "Uploaded"), ("f16", "bf16", "f32", "f64")):
         found += [Pass("MEASURE", (table, real, g)) for real in ("f32", "f64") if real != g]
     return tuple(dict.fromkeys(found))
