@@ -327,6 +327,27 @@ def test_a_second_process_loads_and_a_changed_kernel_is_compiled_anew(directory,
     assert step() == ({"compiled": set(), "loaded": names}, MOVED)
 
 
+def test_code_of_several_processes_meets_in_one(directory, fresh):
+    """Numba's names hold how many functions a process compiled before: slots in other places get the same name."""
+    step = """
+import numpy as np
+import fastadam as fa
+def bits(backend, **named):
+    p = np.linspace(-1, 1, 3000, dtype=np.float32)
+    opt = fa.AdamW(p, lr=0.1, moments="8bit", backend=backend, **named)
+    for g in (p + 1, -2 * p):
+        opt.step(g)
+    return p.tobytes()
+def check(**named):
+    assert bits("numba", **named) == bits("numpy", **named)
+"""
+    first, second = "check(amsgrad=True)\n", "check()\n"
+    shift = "from numba import njit\nassert njit(lambda x: x)(1) == 1\n"
+    for each in (first, shift + second):
+        assert uses(fresh(LOG + step + each))["compiled"]
+    assert not uses(fresh(LOG + step + first + second))["compiled"]
+
+
 def test_a_change_of_any_source_compiles_anew(directory, start, copied):
     def changed(name, edit):
         package = copied(name)

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic, overload, register_jitable
+from numba.extending import intrinsic, overload
 
 from fastadam.kernels.chores import BLOCK as BLOCK_ELEMENTS
 from fastadam.kernels.cpu.blocks import put, room_of
-from fastadam.kernels.cpu.elements import KERNEL_OF, coded, random_start
+from fastadam.kernels.cpu.elements import KERNEL_OF, closure, coded, random_start
 from fastadam.kernels.cpu.formats import mixed, of_type
 from fastadam.kernels.formats import (
     BYTES,
@@ -173,20 +173,18 @@ def _slot(tag: Any, column: int) -> Any:
 def _reader(tag, column, number):
     signed, room_at = int(is_signed(_slot(tag, column))), np.uint64(room_of(number))
 
-    @register_jitable
     def read(base, room, start, end):
         block, home = base[column] + start // BLOCK * IN_BLOCK, room + room_at
         for k in range(np.uint64(0), end - start, IN_GROUP):
             _unpack_group(signed, block + k, block + BLOCK + k // IN_GROUP * FLOAT, home + k * FLOAT)
 
-    return read
+    return closure(read, column, number, signed)
 
 
 def _writer(tag, column, number):
     slot, room_at = _slot(tag, column), np.uint64(room_of(number))
     signed, drawn = int(is_signed(slot)), is_drawn(slot)
 
-    @register_jitable
     def write(tag, base, room, start, end, key):
         block, home, n = base[column] + start // BLOCK * IN_BLOCK, room + room_at, end - start
         for i in range(n, (n + IN_STRIP - np.uint64(1)) // IN_STRIP * IN_STRIP):
@@ -205,7 +203,7 @@ def _writer(tag, column, number):
             else:
                 _pack_strip(signed, block + k, scales, home + k * FLOAT, None, start)
 
-    return write
+    return closure(write, column, number, signed, drawn)
 
 
 def _every(functions):
@@ -214,12 +212,11 @@ def _every(functions):
         return functions[0]
     first, others = functions[0], _every(functions[1:])
 
-    @register_jitable
     def run(*args):
         first(*args)
         others(*args)
 
-    return run
+    return closure(run, first.__qualname__, others.__qualname__)
 
 
 @intrinsic

@@ -1,11 +1,11 @@
 """What a walk notes of each block of a piece, where its tag asks for it; else nothing here leaves code."""
 
 import numpy as np
-from numba.extending import overload, register_jitable
+from numba.extending import overload
 
 from fastadam.kernels.chores import BLOCK as BLOCK_ELEMENTS
 from fastadam.kernels.cpu.blocks import difference, largest, put, sum_of_squares
-from fastadam.kernels.cpu.elements import asked, coded, compute_type, storage
+from fastadam.kernels.cpu.elements import asked, closure, coded, compute_type, storage
 from fastadam.kernels.cpu.memory import fetch
 
 BLOCK, WHOLE = np.uint64(BLOCK_ELEMENTS), np.uint64(1 << 62)
@@ -27,7 +27,6 @@ def _reader(tag, column, in_place=True):
     size, zero = np.uint64(dtype.bitwidth // 8), np.dtype(str(kind)).type(0)
     whole = BLOCK if in_place and dtype == kind else WHOLE
 
-    @register_jitable
     def read(tag, base, start, end, room):
         n = min(end - start, BLOCK)
         if n == whole:
@@ -38,7 +37,7 @@ def _reader(tag, column, in_place=True):
             put(room, i, zero)
         return room
 
-    return read
+    return closure(read, column, whole)
 
 
 def measured(tag, base, start, end, room, note):
