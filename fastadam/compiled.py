@@ -195,26 +195,29 @@ class NumbaPlan(Plan):
 class AddressPlan(NumbaPlan):
     """Leaves of which only sizes, dtypes and addresses are known: whoever owns the memory keeps it, and checks it.
 
-    sizes: (leaves,) elements. formats: per leaf, the dtypes of p, the slots, the average and the copy; None for an
-    absent one. The other arguments: see Plan; counts are the owner's own.
+    sizes: (leaves,) elements. formats: per leaf, the dtypes of p, the slots, the average, the copy and the remainder;
+    None for an absent one. mastered: per leaf, whether p is the copy of a float32 master, which is then stream 0.
+    first: the index of the first element of all. The other arguments: see Plan; counts are the owner's own.
     """
 
     def __init__(
         self, kernel: Kernel, names: Sequence[Sequence[str]], sizes: Sequence[int],
-        formats: Sequence[Sequence[Any]], row: Array, rows: Array, carried: int, flags: Flags,
+        formats: Sequence[Sequence[Any]], mastered: Sequence[bool], first: int,
+        row: Array, rows: Array, carried: int, flags: Flags,
     ) -> None:  # fmt: skip
         self._given = sizes
-        empty = [[None if dtype is None else np.empty(0, dtype) for dtype in (*own, None)] for own in formats]
+        empty = [[None if dtype is None else np.empty(0, dtype) for dtype in own] for own in formats]
         nothing = np.zeros(0, np.int64), np.zeros((1, carried))
-        firsts = list(accumulate(sizes, initial=0))[:-1]
+        firsts = list(accumulate(sizes, initial=first))[:-1]
         params, slots = [p for p, *_ in empty], [own for _, *own in empty]
-        super().__init__(kernel, names, params, slots, row, rows, *nothing, flags, firsts, [None] * len(sizes))
+        masters = [np.empty(0, np.float32) if there else None for there in mastered]
+        super().__init__(kernel, names, params, slots, row, rows, *nothing, flags, firsts, masters)
 
     def _sizes(self) -> Sequence[int]:
         return self._given
 
     def put(self, leaf: int, addresses: dict[int, int]) -> None:
-        """Where some of a leaf's streams begin, by their place among p, g, the slots, the average and the copy."""
+        """Where some of a leaf's streams begin, by their place among p, g, the slots and what follows."""
         for column, address in addresses.items():
             self._table[leaf, column] = address
 

@@ -37,22 +37,22 @@ class Storage:
             if value is not None and not (isinstance(value, str) and value in allowed):
                 raise ValueError(f"{name} is {value!r}, expected one of {', '.join(allowed)}, or None")
 
-    def check(self, name: str, p: Array) -> None:
-        """Refuse what does not fit a parameter, naming it."""
-        double = compute(p.dtype) == np.float64
+    def check(self, name: str, kind: str, here: str) -> None:
+        """Refuse what does not fit a parameter of this dtype, naming it; here: what errors call it."""
+        double = kind == "float64"
         if self.moments is not None and (self.moments == "float64") != double:
             fits = "'float64'" if double else "'float32', 'bfloat16', '8bit'"
-            raise ValueError(f"moments is {self.moments!r}, {name} is {describe(p)}: expected None or {fits}")
-        if self.master == "remainder" and p.dtype.name == "float16":
-            raise ValueError(f"master is 'remainder', {name} is {describe(p)}: expected None or 'float32'")
+            raise ValueError(f"moments is {self.moments!r}, {name} is {here}: expected None or {fits}")
+        if self.master == "remainder" and kind == "float16":
+            raise ValueError(f"master is 'remainder', {name} is {here}: expected None or 'float32'")
 
-    def has_master(self, p: Array) -> bool:
-        """Whether a parameter is the copy of a float32 one."""
-        return self.master == "float32" and p.dtype.name in SHORT
+    def has_master(self, kind: str) -> bool:
+        """Whether a parameter of this dtype is the copy of a float32 one."""
+        return self.master == "float32" and kind in SHORT
 
-    def has_remainder(self, p: Array) -> bool:
-        """Whether a parameter's other 16 bits rest beside it."""
-        return self.master == "remainder" and p.dtype.name == "bfloat16"
+    def has_remainder(self, kind: str) -> bool:
+        """Whether the other 16 bits of a parameter of this dtype rest beside it."""
+        return self.master == "remainder" and kind == "bfloat16"
 
     def slot_dtype(self, p: Array) -> Any:
         """What a parameter's slots rest in; uint8 for blocks of 8 bits."""
@@ -87,8 +87,8 @@ def allocate(opt: Optimizer, copies: list[Array] | None) -> tuple[list[list[Arra
     """
     arrays, home, storage, slots = opt._arrays, opt._backend.home, opt._storage, opt._kernel.slots
     for name, p in zip(opt._structure.names, arrays, strict=True):
-        storage.check(f"params{name}", p)
-        if copies is not None and storage.has_master(p):
+        storage.check(f"params{name}", p.dtype.name, describe(p))
+        if copies is not None and storage.has_master(p.dtype.name):
             raise ValueError(f"copy_to{name} is given, expected None with master='float32': params{name} is that copy")
 
     def make(column: int, owners: Sequence[int], dtype_of: Any) -> None:
@@ -107,8 +107,10 @@ def allocate(opt: Optimizer, copies: list[Array] | None) -> tuple[list[list[Arra
         owners = [leaf for group in opt.groups for leaf in group._leaves if has(group._rule, slot)]
         make(column, owners, storage.slot_dtype)
     make(ema, everyone if opt._chores.ema_decay is not None else (), lambda p: compute(p.dtype))
-    make(low, [leaf for leaf in everyone if storage.has_remainder(arrays[leaf])], lambda p: np.dtype(np.int16))
-    make(master, [leaf for leaf in everyone if storage.has_master(arrays[leaf])], lambda p: compute(p.dtype))
+    make(
+        low, [leaf for leaf in everyone if storage.has_remainder(arrays[leaf].dtype.name)], lambda p: np.dtype(np.int16)
+    )
+    make(master, [leaf for leaf in everyone if storage.has_master(arrays[leaf].dtype.name)], lambda p: compute(p.dtype))
     for group in opt.groups:
         initial = group._rule.initial()
         for leaf in group._leaves:
@@ -168,7 +170,7 @@ def convert(opt: Optimizer, to: str | None) -> None:
     """See Optimizer.convert: the optimizer is built anew, then takes its own state, in the other format."""
     storage = Storage(moments=to, master=opt._storage.master, index_offset=opt._storage.index_offset)
     for name, p in zip(opt._structure.names, opt._arrays, strict=True):
-        storage.check(f"params{name}", p)
+        storage.check(f"params{name}", p.dtype.name, describe(p))
     home, known, kept = opt._backend.home, moments(opt), opt.__getstate__()
     for p, (name, own) in zip(opt._arrays, known.items(), strict=True):
         state, like = kept["state"]["leaves"][name], np.empty(0, storage.slot_dtype(p))

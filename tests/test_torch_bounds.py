@@ -30,9 +30,16 @@ def wide_numbers():
     torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("name", METHODS)
-def test_hundred_steps(name, dtype):
+# What a 16-bit parameter loses in one step, relative to its size and beside that: less than a place where rounding is
+# stochastic, half of one to nearest.
+LOST = {torch.bfloat16: (2.0**-7, 2.0**-133), torch.float16: (2.0**-11, 2.0**-25)}
+CASES = [(name, dtype, None) for name in METHODS for dtype in (torch.float32, torch.float64, *LOST)]
+CASES += [("AdamW", torch.bfloat16, "float32"), ("AdamW", torch.bfloat16, "remainder")]
+CASES += [("AdamW", torch.float16, "float32")]
+
+
+@pytest.mark.parametrize(("name", "dtype", "master"), CASES, ids=str)
+def test_hundred_steps(name, dtype, master):
     """Each step's own roundings, carried through the steps that follow; torch's own errors are as large in float64.
 
     Gradients of 1e-6 to 1e2, rounded to dtype, so that both sides get the same.
@@ -40,10 +47,11 @@ def test_hundred_steps(name, dtype):
     random = np.random.default_rng(5)
     start = torch.tensor(random.standard_normal(N), dtype=dtype)
     a = getattr(torch.optim, name)([Parameter(start.double())], foreach=False, **METHODS[name])
-    b = getattr(fat, name)([Parameter(start.clone())], **METHODS[name])
+    b = getattr(fat, name)([Parameter(start.clone())], master=master, **METHODS[name])
     (p,), (q,) = a.param_groups[0]["params"], b.param_groups[0]["params"]
     kernel = kernels.ALL[b.rule.kernel]
-    storage = np.dtype(str(dtype).removeprefix("torch.")).type
+    storage = np.float64 if dtype is torch.float64 else np.float32
+    relative, absolute = LOST.get(dtype, (0.0, 0.0))
     units = [bounds.Running.arithmetic(storage), bounds.Running.arithmetic(np.float64)]
     errors = [[0.0] * (1 + len(kernel.slots)) for _ in units]  # ours, torch's
     keys = [b.slots[slot.name] for slot in kernel.slots]
@@ -70,6 +78,9 @@ def test_hundred_steps(name, dtype):
             streams.insert(1, g.double().numpy())
             host = host_error(walk.groups[0]._rule, t)
             errors[k] = bounds.one_step(kernel, kind, streams, row, host)
+        if master is None or t == STEPS:  # else the other bits are kept
+            here = np.abs(p.detach().numpy()) + errors[0][0]
+            errors[0][0] = errors[0][0] + relative * here + absolute
     for key, x, y, limits in zip(
         ["p", *keys], [p, *(a.state[p].get(k) for k in keys)], [q, *(b.state[q].get(k) for k in keys)],
         zip(*errors, strict=True), strict=True,
@@ -80,4 +91,7 @@ def test_hundred_steps(name, dtype):
             far = np.abs(x.detach().double().numpy() - y.detach().double().numpy())
             assert (far <= limit).all(), f"{key}: {np.max(far / limit):.3g} of what is allowed"
             size = max(1.0, x.detach().abs().max().item())
-            assert limit.max() < (1e-2 if dtype is torch.float32 else 1e-9) * size, "a bound that allows everything"
+            # Of bfloat16 100 places are 0.8 of p by themselves; beside a master only the last one counts.
+            usual = {torch.float64: 1e-9, torch.float32: 1e-2, torch.float16: 0.1, torch.bfloat16: 2.0}
+            most = usual[dtype] if master is None else 0.02
+            assert limit.max() < most * size, "a bound that allows everything"

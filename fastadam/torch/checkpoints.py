@@ -32,13 +32,21 @@ def convert(optimizer: torch.optim.Optimizer, **own: Any) -> Fast:
 
 
 def to_torch_state(opt: Fast) -> dict[str, Any]:
-    """opt's state_dict as torch.optim's optimizer of that name has it: nothing of ours, and no tensor shared."""
-    state = opt.state_dict()
-    kept = {*opt.slots.values(), *opt.numbers}
-    own = {
-        k: {key: x.clone() if isinstance(x, torch.Tensor) else x for key, x in each.items() if key in kept}
-        for k, each in state["state"].items()
-    }
+    """opt's state_dict as torch.optim's optimizer of that name has it: nothing of ours, and no tensor shared.
+
+    Slots are as wide as the arithmetic: float32 for moments of 8 or 16 bits and for 16-bit parameters.
+    """
+    state, slots = opt.state_dict(), set(opt.slots.values())
+    leaves = {leaf.p: leaf for walk in opt._current() for leaf in walk.leaves}
+    params = [p for group in opt.param_groups for p in group["params"]]  # as state_dict numbers them
+    own: dict[Any, Any] = {}
+    for k, each in state["state"].items():
+        own[k] = {}
+        for key, x in each.items():
+            if key in slots and isinstance(x, torch.Tensor):
+                own[k][key] = leaves[params[k]].decoded(key, x)
+            elif key in slots or key in opt.numbers:
+                own[k][key] = x.clone() if isinstance(x, torch.Tensor) else x
     return {"state": own, "param_groups": [{**group} for group in state["param_groups"]]}
 
 

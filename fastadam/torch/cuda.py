@@ -36,7 +36,7 @@ class Exposed:
 class CudaWalk(Walk):
     """A plan of CuPy's arrays over torch's memory, made anew when some of that is not where it was.
 
-    Not yet: 16-bit parameters, sparse gradients, copy_to, and steps inside a captured CUDA graph.
+    Not yet: 16-bit parameters, moments of 16 and of 8 bits, sparse gradients, copy_to, and captured CUDA graphs.
     """
 
     backend = "cuda"
@@ -47,6 +47,8 @@ class CudaWalk(Walk):
                 raise NotImplementedError(f"{leaf.name} is {leaf.dtype} and lies on a CUDA device")
             if leaf.copied:
                 raise NotImplementedError(f"copy_to for {leaf.name}, which lies on a CUDA device")
+            if torch.uint8 in leaf.kinds.values() or torch.bfloat16 in leaf.kinds.values():
+                raise NotImplementedError(f"moments of fewer bits for {leaf.name}, which lies on a CUDA device")
         self._formats = formats
         return None
 
@@ -63,7 +65,7 @@ class CudaWalk(Walk):
             return
         params, slots = [], []
         for leaf, formats, columns in zip(self.leaves, self._formats, self._columns, strict=True):
-            own: list[Any] = [None] * (len(formats) + 2)  # p, g, the slots, the average, the copy, the remainder
+            own: list[Any] = [None] * (len(formats) + 1)  # p, g, the slots, the average, the copy, the remainder
             if leaf.addresses:  # has a state
                 for column, x in zip(columns, leaf.found, strict=False):
                     own[column] = Exposed(x, leaf)
@@ -72,7 +74,7 @@ class CudaWalk(Walk):
 
                 with cupy.cuda.Device(leaf.found[0].device.index):
                     empty = [None if dtype is None else cupy.empty(0, dtype) for dtype in formats]
-                own = [empty[0], None, *empty[1:], None]
+                own = [empty[0], None, *empty[1:]]
             params.append(own[0])
             slots.append([DEVICE.own(leaf.name, x) if isinstance(x, Exposed) else x for x in own[2:]])
         self._plan = BACKENDS["cuda"].plan_for(

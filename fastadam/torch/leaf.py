@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 
 from fastadam.arrays import PAGE, allocate_beside
+from fastadam.kernels.contract import Slot
+from fastadam.kernels.formats import decode_8bit, encode_8bit, is_signed
+from fastadam.storage import Storage, length
 
 REAL = {
     torch.float32: np.dtype(np.float32), torch.complex64: np.dtype(np.float32),
@@ -20,6 +23,7 @@ REAL = {
 }  # fmt: skip
 
 COPIES = {dtype: REAL[dtype] for dtype in (torch.bfloat16, torch.float16)}
+STORED = {torch.uint8: np.dtype(np.uint8), torch.int16: np.dtype(np.int16), torch.bfloat16: REAL[torch.bfloat16]}
 
 
 class Moved(Exception):
@@ -72,16 +76,19 @@ def _place(x: Any) -> tuple[Any, tuple[()]]:
 class Leaf:
     """The tensors of one parameter, as they were when last looked at.
 
-    slots, numbers: torch's keys in its state of what is as large as p, and of what is one number ("step", ...).
+    slots, numbers: torch's keys in its state of what is as large as p, in order and with the kernel's slot, or None for
+        the average; and of what is one number ("step", ...). A remainder or a master comes behind the slots.
     strides: of p and of everything beside it; where p has gaps, of the dense copy that stands in for it.
     by_row: whether rows must follow each other in memory, for sparse gradients; else p counts as having gaps.
+    kinds: per key of slots, the dtype that it rests in; uint8 for one dimension of 8 bits' blocks, as kernels/formats
+        has them, of p's elements in their order in memory.
     """
 
     def __init__(
-        self, name: str, p: Any, group: int, slots: Sequence[str], numbers: Sequence[str], by_row: bool
-    ) -> None:
+        self, name: str, p: Any, group: int, slots: dict[str, Slot | None], numbers: Sequence[str], by_row: bool,
+        storage: Storage,
+    ) -> None:  # fmt: skip
         self.name, self.p, self.group = name, p, group
-        self.slots, self.keys = tuple(slots), (*slots, *numbers)
         here = local(p)
         if here.dtype not in REAL:
             raise TypeError(
@@ -93,6 +100,20 @@ class Leaf:
         self.wide: Any = np.dtype(np.float32) if self.short else self.real
         self.state_dtype = torch.float32 if self.short else here.dtype
         self.dtype, self.shape, self._complex = here.dtype, here.shape, here.is_complex()
+        kind = str(here.dtype).removeprefix("torch.")
+        storage.check(name, "float64" if self.wide == np.float64 else kind, describe(here))
+        stored = {"bfloat16": torch.bfloat16, "8bit": torch.uint8}.get(storage.moments or "", self.state_dtype)
+        if stored in STORED and (self._complex or (stored is torch.uint8 and here is not p)):
+            reason = (
+                "the shape of a DTensor says nothing of its blocks" if here is not p else "expected real parameters"
+            )
+            raise ValueError(f"moments is {storage.moments!r}, {name} is {describe(p)}: {reason}")
+        self.kinds = {key: self.state_dtype if slot is None else stored for key, slot in slots.items()}
+        self.mastered, self.split = storage.has_master(kind), storage.has_remainder(kind)
+        self.kinds |= {"master": torch.float32} if self.mastered else {"remainder": torch.int16} if self.split else {}
+        self._signed = {key: is_signed(slot) for key, slot in slots.items() if slot is not None}
+        self.rests = [STORED.get(found, self.wide) for found in self.kinds.values()]  # what their bits travel as
+        self.slots, self.keys = tuple(self.kinds), (*self.kinds, *numbers)
         self.size = here.numel() * (2 if self._complex else 1)
         form = torch.contiguous_format if by_row else torch.preserve_format
         self.strides = torch.empty_like(here, device="meta", memory_format=form).stride()
@@ -118,8 +139,10 @@ class Leaf:
     def copies(self, copy: Any) -> Any:
         """Let each step round p into this tensor, from now on; returns what its bits travel as. None: nothing."""
         if copy is None:
-            return None
+            return self.real if self.mastered else None  # p itself is the copy of its master
         both = f"copy_to has {describe(copy)} for {self.name}, which is {describe(self.p)}"
+        if self.mastered:
+            raise ValueError(f"{both}: expected None with master='float32', where that is the copy")
         if copy.dtype not in COPIES or self._complex:
             raise TypeError(f"{both}: expected bfloat16 or float16")
         copy, here = local(copy.detach()), local(self.p).detach()
@@ -128,16 +151,40 @@ class Leaf:
         self.copied = [copy.copy_(here.float())]  # as the walk does: float64 goes through float32
         return COPIES[copy.dtype]
 
-    def zeros(self, column: int) -> Any:
-        """A new tensor of zeros like p, in memory of its own: for slot `column`, where a walk does not wait for it."""
-        x = self.found[0].detach()
+    def zeros(self, key: str) -> Any:
+        """A new tensor of zeros for a slot, in memory of its own, where a walk does not wait for it."""
+        x, kind, column = self.found[0].detach(), self.kinds[key], self.slots.index(key)
+        rests = STORED.get(kind, self.wide)
         if self.shared or x.nbytes < PAGE or x.device.type != "cpu":
-            form = torch.preserve_format
-            return torch.zeros_like(self.p.detach(), dtype=self.state_dtype, memory_format=form)
+            if kind is torch.uint8:
+                return torch.zeros(length(self.size, rests), dtype=kind, device=x.device)
+            return torch.zeros_like(self.p.detach(), dtype=kind, memory_format=torch.preserve_format)
         x = torch.view_as_real(x) if self._complex else x.view(torch.int16) if self.short else x
-        real = x.as_strided((self.size,), (1,)).numpy()
-        own = torch.from_numpy(allocate_beside([real], column, self.wide, [self.size])[0])
-        return (torch.view_as_complex(own.view(-1, 2)) if self._complex else own).as_strided(self.shape, self.strides)
+        real = self._straight(x)
+        own = torch.from_numpy(allocate_beside([real], column, rests, [length(self.size, rests)])[0])
+        if kind is torch.uint8:
+            return own
+        own = torch.view_as_complex(own.view(-1, 2)) if self._complex else own.view(kind)
+        return own.as_strided(self.shape, self.strides)
+
+    def _straight(self, x: Any) -> Any:
+        """A real dense tensor's elements in their order in memory."""
+        return x.as_strided((self.size,), (1,)).numpy()
+
+    def encoded(self, key: str, x: Any) -> Any:
+        """x, which has p's shape, as a slot rests: laid out like p, or its blocks."""
+        if self.kinds[key] is not torch.uint8:
+            return self.dense(self.kinds[key]).copy_(x.detach())
+        values = self._straight(self.dense(torch.float32).copy_(x.detach()))
+        return torch.from_numpy(encode_8bit(values, self._signed[key]))
+
+    def decoded(self, key: str, x: Any) -> Any:
+        """A slot as a new tensor that is as wide as the arithmetic."""
+        if self.kinds[key] is not torch.uint8 or x.dtype is not torch.uint8:
+            return x.to(self.state_dtype, copy=True)
+        wide = self.dense(self.state_dtype)
+        self._straight(wide)[:] = decode_8bit(x.numpy(), self._signed[key], self.size)
+        return wide
 
     def gradient(self, g: Any) -> int:
         """The address of p's gradient; one that lies otherwise than p is copied, in memory kept for the next step."""
@@ -172,6 +219,14 @@ class Leaf:
             or [array[at] for array, at in self.places] != self.values
         )
 
+    def taken(self, state: dict[str, Any], carried: dict[str, float]) -> Cohort:
+        """How far a state has come that lacks something, of a checkpoint that was not ours; carried: see Rule."""
+        numbers = self.keys[len(self.slots) :]
+        if not numbers:  # where nothing counts, a slot shows that steps were taken
+            return Cohort(self.group, int(any(state.get(key) is not None for key in self._signed)), ())
+        known = [float(state.get(key, x)) for key, x in zip(numbers, (0.0, *carried.values()), strict=True)]
+        return Cohort(self.group, int(known[0]), known[1:])
+
     def complete(self, state: dict[str, Any]) -> bool:
         """Whether the state holds all that a step needs."""
         return all(state.get(key) is not None for key in self.keys)
@@ -185,17 +240,23 @@ class Leaf:
         if (here.dtype, here.shape) != (self.dtype, self.shape) or (not self.gaps and here.stride() != self.strides):
             raise Moved
         for key in self.slots:
-            x = local(state[key])
-            shorter = self.short and x.is_floating_point()  # as torch's own optimizer keeps it
-            if (x.dtype is not self.state_dtype and not shorter) or x.shape != self.shape or x.device != here.device:
+            x, kind = local(state[key]), self.kinds[key]
+            blocks = (length(self.size, STORED[torch.uint8]),)
+            if kind is x.dtype is torch.uint8 and (x.device, x.shape, x.stride()) == (here.device, blocks, (1,)):
+                continue
+            # As torch's own optimizer keeps it, or one of ours with other moments.
+            other = kind is not torch.int16 and x.is_floating_point() and (self.short or x.dtype in STORED)
+            plain = {torch.int16} if kind is torch.int16 else {self.state_dtype, kind} - {torch.uint8}
+            fits = other or x.dtype in plain
+            if not fits or x.shape != self.shape or x.device != here.device:
                 raise ValueError(f"state[{key!r}] of {self.name} is {describe(x)}, {self.name} is {describe(here)}")
-            if x.stride() != self.strides or x.dtype is not self.state_dtype or x.is_conj() or x.is_neg():
+            if x.stride() != self.strides or x.dtype is not kind or x.is_conj() or x.is_neg():
                 if self.shared:
-                    state[key] = state[key].to(self.state_dtype)
+                    state[key] = state[key].to(kind)
                 if self.shared and local(state[key]).stride() != self.strides:
                     raise ValueError(f"state[{key!r}] of {self.name} has strides {x.stride()}, not {self.strides}")
                 if not self.shared:
-                    state[key] = self.dense(self.state_dtype).copy_(x.detach())
+                    state[key] = self.encoded(key, x)
         for key in self.keys[len(self.slots) :]:
             if isinstance(state[key], Tensor) and state[key].dtype in COPIES:  # torch's load_state_dict casts them
                 state[key] = state[key].float()

@@ -11,14 +11,20 @@ from typing import Any, ClassVar
 import torch
 from torch.optim import optimizer
 
+from fastadam.checks import integer
 from fastadam.chores import NOTHING, Chores, StepInfo
 from fastadam.rules import Rule
+from fastadam.storage import Storage
 from fastadam.torch.cuda import CudaWalk
-from fastadam.torch.leaf import COPIES, Leaf, local
+from fastadam.torch.leaf import COPIES, STORED, Leaf, local
 from fastadam.torch.walk import Walk
 
 WALKS: dict[str, type[Walk]] = {"cpu": Walk, "cuda": CudaWalk}  # by the type of the device
-OWN = ("max_norm", "ema_decay", "copy_to", "skip_nonfinite", "stats", "moments", "master")
+OWN = ("max_norm", "ema_decay", "copy_to", "skip_nonfinite", "stats", "moments", "master", "seed", "index_offset")
+
+
+def _moved(x: Any, device: Any) -> Any:
+    return x.to(device) if isinstance(x, torch.Tensor) else x
 
 
 class Fast(torch.optim.Optimizer):
@@ -38,22 +44,24 @@ class Fast(torch.optim.Optimizer):
         self, params: Any, *args: Any, max_norm: float | None = None,
         ema_decay: float | Callable[[int], float] | None = None, copy_to: Iterable[Any] | None = None,
         skip_nonfinite: bool | str = False, stats: str | None = None, moments: str | None = None,
-        master: str | None = None, **named: Any,
+        master: str | None = None, seed: int = 0, index_offset: int = 0, **named: Any,
     ) -> None:  # fmt: skip
-        if moments not in (None, "float32") or master is not None:
-            raise ValueError(
-                f"moments is {moments!r} and master is {master!r}, expected None or 'float32', and None: state is as "
-                "wide as its parameter, or float32 where that is shorter"
-            )
         self._choose(
-            max_norm=max_norm, ema_decay=ema_decay, copy_to=copy_to, skip_nonfinite=skip_nonfinite, stats=stats
-        )
+            max_norm=max_norm, ema_decay=ema_decay, copy_to=copy_to, skip_nonfinite=skip_nonfinite, stats=stats,
+            moments=moments, master=master, seed=seed, index_offset=index_offset,
+        )  # fmt: skip
         super().__init__(params, *args, **named)
-        if copy_to is not None:
-            self._current()  # which fills the copies
+        if copy_to is not None or moments is not None or master is not None:
+            self._current()  # which fills the copies, and refuses what does not fit
 
-    def _choose(self, copy_to: Iterable[Any] | None = None, **own: Any) -> None:
+    def _choose(
+        self, copy_to: Iterable[Any] | None = None, moments: str | None = None, master: str | None = None,
+        seed: int = 0, index_offset: int = 0, **own: Any,
+    ) -> None:  # fmt: skip
         """Take our own options."""
+        offset = integer("index_offset", index_offset, low=0, most=2**62)
+        self._storage = Storage(moments=moments, master=master, index_offset=offset)
+        self._seed = integer("seed", seed)
         self._chores, self._copy_to = Chores(**own), None if copy_to is None else list(copy_to)
         self._walks: list[Walk] | None = None
         self._members: list[Any] = []
@@ -76,10 +84,11 @@ class Fast(torch.optim.Optimizer):
             raise RuntimeError(f"{type(self).__name__} does not support sparse gradients{self.instead}")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_chores": self._chores, "_copy_to": self._copy_to}
+        own = {name: self.__dict__[name] for name in ("_chores", "_copy_to", "_storage", "_seed")}
+        return {**super().__getstate__(), **own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's, but state that is wider than its parameter stays so."""
+        """As torch's, but state in a format of its own keeps that."""
         handle = self.register_load_state_dict_pre_hook(lambda opt, loaded: setattr(self, "_loaded", loaded))
         try:
             super().load_state_dict(state_dict)
@@ -87,20 +96,18 @@ class Fast(torch.optim.Optimizer):
             handle.remove()
             self.__dict__.pop("_loaded", None)
 
-    def _widen(self, state: dict[str, Any]) -> None:
-        """Undo torch's cast to 16-bit parameters' dtype of what load_state_dict was given."""
+    def _uncast(self, state: dict[str, Any]) -> None:
+        """Undo torch's cast to the parameters' dtype of what load_state_dict was given, where that changes formats."""
         loaded: Any = self.__dict__.get("_loaded")
         for group, given in zip(state["param_groups"], loaded["param_groups"], strict=True) if loaded else ():
             for p, at in zip(group["params"], given["params"], strict=True):
-                for name, x in loaded["state"].get(at, {}).items() if p.dtype in COPIES else ():
-                    if name in self.numbers:
-                        state["state"][p][name] = x
-                    elif isinstance(x, torch.Tensor):
-                        state["state"][p][name] = x.to(p.device)
+                for name, x in loaded["state"].get(at, {}).items():
+                    if p.dtype in COPIES or getattr(x, "dtype", None) in STORED:
+                        state["state"][p][name] = x if name in self.numbers else _moved(x, p.device)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "_loaded" in self.__dict__:
-            self._widen(state)
+            self._uncast(state)
         if "info" not in self.__dict__:
             self._averaging, self.info = False, NOTHING
         super().__setstate__(state)
@@ -204,6 +211,15 @@ class Fast(torch.optim.Optimizer):
                 p.copy_(own)
             self._averaging = False
 
+    def refresh_master(self) -> None:
+        """Take the parameters as they are now for the masters: call it when they were set from outside."""
+        with torch.no_grad():
+            for p, state in self.state.items():
+                if "master" in state:
+                    state["master"].copy_(p)
+                if "remainder" in state:
+                    state["remainder"].zero_()
+
     def _begin(self, leaf: Leaf) -> None:
         """What torch's own optimizer puts into the state before a parameter's first step, as far as it is not there."""
         group, state = self.param_groups[leaf.group], self.state[leaf.p]
@@ -215,6 +231,6 @@ class Fast(torch.optim.Optimizer):
                     state[name] = int(x) if self.plain_numbers else torch.tensor(x, dtype=dtype)
             for key in leaf.slots:
                 if state.get(key) is None:
-                    state[key] = leaf.zeros(leaf.slots.index(key))
-                    if key == "ema":
+                    state[key] = leaf.zeros(key)
+                    if key in ("ema", "master"):
                         state[key].copy_(leaf.p)

@@ -21,7 +21,7 @@ from fastadam.kernels.chores import Numbers
 from fastadam.kernels.formats import key
 from fastadam.rules import Rule
 from fastadam.sparse import row_chunks
-from fastadam.torch.leaf import Cohort, Leaf, Moved, local
+from fastadam.torch.leaf import STORED, Cohort, Leaf, Moved, local
 
 if TYPE_CHECKING:
     from fastadam.torch.optimizer import Fast
@@ -67,16 +67,19 @@ class Walk:
         for k, members in enumerate(self._members):
             rule = self._rule(k)
             there = [not slot.optional or slot.name in rule.options for slot in self._kernel.slots]
-            keys = [opt.slots[slot.name] for slot, on in zip(self._kernel.slots, there, strict=True) if on]
-            leaves = [
-                Leaf(name, p, k, [*keys, *["ema"] * averaged], opt.numbers, id(p) in self._by_row)
-                for name, p in members
-            ]
+            slots = {opt.slots[slot.name]: slot for slot, on in zip(self._kernel.slots, there, strict=True) if on}
+            keys: dict[str, Any] = {**slots, **({"ema": None} if averaged else {})}
+            leaves = [Leaf(name, p, k, keys, opt.numbers, id(p) in self._by_row, opt._storage) for name, p in members]
             for leaf in leaves:
-                slots = [column for column, on in enumerate([*there, averaged], start=2) if on]
-                copied = leaf.copies(self._copies[id(leaf.p)])
-                self._columns.append([0, *[3 + len(there)] * (copied is not None), *slots])
-                formats.append([leaf.real, *(leaf.wide if on else None for on in [*there, averaged]), copied])
+                of_slots = [column for column, on in enumerate([*there, averaged], start=2) if on]
+                copied, rests = leaf.copies(self._copies[id(leaf.p)]), iter(leaf.rests)
+                copy = 3 + len(there)  # the remainder comes behind the copy
+                self._columns.append(
+                    [copy, *of_slots, 0] if leaf.mastered
+                    else [0, *[copy] * (copied is not None), *of_slots, *[copy + 1] * leaf.split]
+                )  # fmt: skip
+                kinds = [next(rests) if on else None for on in [*there, averaged]]
+                formats.append([leaf.real, *kinds, copied, STORED[torch.int16] if leaf.split else None])
             limit = opt.param_groups[k].get("max_norm")
             for leaf in leaves:
                 if leaf.shared and (
@@ -95,15 +98,17 @@ class Walk:
         self._format, self._bytes = struct.Struct(f"{self._rows.shape[1]}d"), self._rows.data
         self._plan: Any = self._make_plan(formats)
         self._params = [leaf.p for leaf in self.leaves]
-        self._drawing = any(leaf.short for leaf in self.leaves)  # whether rounding draws random bits
+        # Whether rounding draws random bits.
+        self._drawing = any(leaf.short or STORED.keys() & set(leaf.kinds.values()) for leaf in self.leaves)
         self._plain = self._chores == PLAIN and not any(group.max_norm for group in self.groups)
         self._cohorts: list[Cohort] = []
         self._missing: list[bool] | None = None  # which leaves had no gradient when last looked at
 
     def _make_plan(self, formats: list[list[Any]]) -> Any:
-        """The plan for these leaves; formats: per leaf, the dtypes of p, the slots, the average and the copy."""
+        """The plan for these leaves; formats: per leaf, the dtypes of p, the slots and what follows."""
         return AddressPlan(
             self._kernel, self._labels(), [leaf.size for leaf in self.leaves], formats,
+            [leaf.mastered for leaf in self.leaves], self._opt._storage.index_offset,
             self._row, self._rows, len(self._opt.rule.carried), self._chores.flags,
         )  # fmt: skip
 
@@ -237,7 +242,7 @@ class Walk:
             state = self._opt.state.get(leaf.p) or EMPTY
             if not leaf.complete(state):
                 begun.append(k)
-                leaf.cohort = Cohort(leaf.group, int(state.get("step", 0)), tuple(self._opt.rule.carried.values()))
+                leaf.cohort = leaf.taken(state, self._opt.rule.carried)
             elif leaf.changed(state):
                 leaf.look(state)
                 self._place(k)
@@ -315,6 +320,8 @@ class Walk:
             if g is not None:
                 self._opt._check_layout(leaf, g)
                 if g.layout is not torch.strided:
+                    if torch.uint8 in leaf.kinds.values():
+                        raise ValueError(f"{leaf.name} has a sparse gradient and moments of 8 bits: 64 share a scale")
                     if id(leaf.p) not in self._by_row:
                         self._by_row.add(id(leaf.p))
                         if not leaf.p.is_contiguous():
@@ -339,7 +346,7 @@ class Walk:
             lr, count = lr.item() if isinstance(lr, torch.Tensor) else lr, cohort.count + 1
             numbers = self.groups[cohort.group].coefficients_at(count, lr, scale, *cohort.carried)
             if self._drawing:
-                extra = (*extra[:-1], float(key(0, count)))
+                extra = (*extra[:-1], float(key(self._opt._seed, count)))
             self._format.pack_into(self._bytes, row * self._format.size, *numbers, *extra)
             after.append((count, *numbers[self._width :]))
         return after
