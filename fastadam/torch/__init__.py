@@ -8,18 +8,26 @@ ema_decay: keep exponential moving averages in the state, as "ema": a number, or
 copy_to: bfloat16 or float16 tensors, one per parameter; hold them rounded to nearest even, from now on.
 skip_nonfinite: True leaves out a step whose gradients hold NaN or infinity, "raise" raises FloatingPointError.
 stats: "group" or "tensor": report the norms of gradients, updates and parameters, and the largest update, of each.
+moments: what slots rest in, "float32", "bfloat16" or "8bit"; see fastadam.Optimizer. In the state they are float32,
+    bfloat16, or flat uint8 tensors: of each 1,024 elements in p's order in memory 1,024 codes, then 16 float32 scales.
+    load_state_dict takes torch's state, too; to_torch_state gives it. "float64" for float64 parameters.
+master: "remainder" or "float32": the other 16 bits of bfloat16 parameters, or a float32 copy that 16-bit parameters are
+    rounded from, in the state under that name or "master". opt.refresh_master() once parameters were set from outside.
+seed, index_offset: of stochastic rounding; neither is in state_dict. Each rank of FSDP2 counts its shards' elements
+    from index_offset: give each another, such as rank * 2**40, or all round alike.
 `opt.info` is a fastadam.chores.StepInfo: what the last step found out. `with opt.averaged():` swaps the averages in.
 
 A step changes memory where it lies: float32, float64 and complex tensors in any dense order of axes, on the CPU through
 Numba, on CUDA devices through CuPy, FSDP2's DTensors through their local shards. What has gaps is copied in and out.
-bfloat16 and float16 parameters have float32 state, which load_state_dict leaves as wide as it is, and are rounded
-stochastically: torch's own keep bfloat16 state and round to nearest.
+bfloat16 and float16 parameters have float32 state unless moments says otherwise, which load_state_dict leaves as it is.
+Without a master bfloat16 is rounded stochastically: torch's own keep bfloat16 state and round to nearest.
 
 What torch can and these refuse: differentiable=True, because autograd cannot follow; a parameter that is given twice,
 or shares memory with another, because threads would step both at once; sparse gradients with SGD's momentum or weight
 decay, which are not sparse; max_norm, skip_nonfinite and stats over DTensors or several devices, where a norm would be
-that of a part. Not built yet: moments other than float32, and master; on CUDA 16-bit parameters, sparse gradients,
-copy_to and captured graphs.
+that of a part; moments of 8 bits under sparse gradients, because 64 elements share a scale, and for DTensors, whose
+shape the blocks have not; moments of 8 or 16 bits for complex parameters, because torch has no such tensors. Not built
+yet: on CUDA 16-bit parameters, moments of fewer bits, masters, sparse gradients, copy_to and captured graphs.
 With a GradScaler, torch's fused optimizers leave p.grad unscaled; here it stays as it was.
 """
 
