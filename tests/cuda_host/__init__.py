@@ -109,7 +109,7 @@ def stored_step(variant, one, asked, **changed):
     """What is launched for it."""
     (name, (_, _, *slots)), (p, g), storage = streams_of(variant, np.float32), one.dtypes(), Storage(**one.chosen())
     kinds = [None if x is None else storage.slot_dtype(np.zeros(0, p)) for x in slots]
-    real, split, master = compute(p), storage.has_remainder(np.zeros(0, p)), storage.has_master(np.zeros(0, p))
+    real, split, master = compute(p), storage.has_remainder(p.name), storage.has_master(p.name)
     drawn = not master and not split and p == bfloat16()
     own = kernels.ALL[name].slots
     drawn = drawn or any(
