@@ -55,8 +55,7 @@ def test_every_backend_gives_the_same_bits(number):
     for asked in ({},) if number % 3 else (sets[number % len(sets)],):
         case = kernels[number % len(kernels)]
         reference = stepped(case, STORED[number], asked, "numpy", 1)
-        for threads in (1, 2) if number % 3 else (2,):
-            assert_same(stepped(case, STORED[number], asked, "numba", threads), reference)
+        assert_same(stepped(case, STORED[number], asked, "numba", 1 if number % 4 == 0 else 2), reference)
 
 
 @pytest.mark.parametrize("backend", ["numpy", "numba"])
