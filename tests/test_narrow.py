@@ -5,8 +5,16 @@ import json
 import numpy as np
 import pytest
 
+import fastadam as fa
 from fastadam.benchmarks import narrow, report
 from fastadam.benchmarks.ours import Fastadam
+
+
+@pytest.fixture(autouse=True, scope="module")
+def threads():
+    """Contestants set the count of threads for their process, which is the tests' own here."""
+    with fa.num_threads(fa.get_num_threads()):
+        yield
 
 
 @pytest.fixture(scope="module")
