@@ -38,14 +38,15 @@ class Optimizer:
     capturable: whether steps may be captured in a CUDA graph: the device then counts them; see prepare. Step once
         before the capture, as every library asks that loads its kernels when they are first launched.
     moments: what the state rests in: None, as the arithmetic is; "float32", "bfloat16" or "8bit" for parameters of 32
-        bits and fewer, "float64" for others. See opt.state_bytes, opt.moments, opt.convert.
+        bits and fewer, "float64" for others. See opt.state_bytes, opt.moments, opt.convert. In 8 bits 64 elements share
+        a scale: one that is not finite makes all NaN, and so does v where a gradient beyond 1.8e19 overflows it.
     master: for parameters of 16 bits: None, they are all there is, and bfloat16 is rounded stochastically;
         "remainder", for bfloat16: the 16 bits that a float32 has more rest beside it, so steps are those of float32
         parameters to the bit; "float32": so does a whole float32 copy, and params are rounded from it to nearest.
     seed: of the stochastic rounding, of bfloat16 parameters without a master, and in short formats of slots that never
         fall below zero; part of the state. The bits depend on the seed, the leaf's count and the element's index in the
         tree, nothing else.
-    index_offset: added to that index, for the shards of a larger tree.
+    index_offset: added to that index, for the shards of a larger tree; in 8 bits cut them at multiples of 64.
 
     Chores, all in the same pass over memory as the step, in this order:
     max_norm: clip the gradients, after grad_scale, to this global L2 norm; a group's own max_norm limits that group's.
@@ -334,7 +335,10 @@ class Optimizer:
         return storage.moments(self)
 
     def convert(self, moments: str | None) -> None:
-        """Let the state rest in another format from now on, rounded to nearest; see Optimizer's `moments`."""
+        """Let the state rest in another format from now on, rounded to nearest; see Optimizer's `moments`.
+
+        `groups` and `ema` are made anew: what was taken from them before is no longer the optimizer's.
+        """
         storage.convert(self, moments)
 
     def refresh_master(self) -> None:

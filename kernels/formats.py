@@ -95,8 +95,7 @@ def stochastic(x: Any, draw: Any, dtype: Any) -> Any:
     """x in bfloat16, rounded up in size with the probability of what lies below its last bit; draw: 16 random bits."""
     bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
     kept = np.where(np.isnan(x), bits | np.uint32(0x400000), bits + (draw & np.uint32(0xFFFF)))
-    short = (kept >> np.uint32(16)).astype(np.uint16).view(dtype)
-    return np.where(np.isnan(x), np.array(np.nan, dtype), short)
+    return (kept >> np.uint32(16)).astype(np.uint16).view(dtype)
 
 
 def split(x: Any, dtype: Any) -> tuple[Any, Any]:

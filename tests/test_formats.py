@@ -151,6 +151,17 @@ def test_nan_and_infinity_are_kept():
         assert same_bits(p, np.array([np.inf, -np.inf, np.nan, 3.3e38], bfloat16))
 
 
+def test_nan_keeps_its_sign_everywhere():
+    """What eps = 0 and no gradient give: the bits themselves, which same_bits does not compare."""
+    found = []
+    for backend in ("numpy", "numba"):
+        p = np.ones(128, bfloat16)
+        fa.Adam([p], lr=1e-2, eps=0.0, backend=backend).step([np.zeros(128, bfloat16)])
+        assert np.isnan(p.astype(F32)).all()
+        found.append(p.view(np.uint16).tolist())
+    assert found[0] == found[1]
+
+
 def test_random_bits_are_uniform_and_independent():
     """Both halves of the hash: bytes equally often, and no correlation between neighbours, steps or halves."""
     n = 1 << 18
