@@ -90,7 +90,7 @@ print(*judge(walk.inspect_asm(walk.signatures[-1]), kind))
 """
 
 
-ONE_OF_EACH = [1, 5, 12, 14]  # every conversion in some: compiling all of them takes a minute
+ONE_OF_EACH = [5, 12]  # float16 and bfloat16, both ways to round, 8 bits: compiling all takes minutes
 
 
 @pytest.mark.parametrize("number", ONE_OF_EACH, ids=[str(stored()[k]) for k in ONE_OF_EACH])
