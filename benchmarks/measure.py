@@ -1,6 +1,6 @@
 """Makes README's results and tables anew: `python benchmarks/measure.py`, in some ten minutes on a quiet machine.
 
-It runs the three commands that README names, for the cases and peers of report.py's targets, each once the machine is
+It runs the commands that README names, for the cases and peers of report.py's targets, each once the machine is
 quiet, puts their results into results/ and lets report.py write the tables. With `--dry-run` it only says what it runs.
 """
 

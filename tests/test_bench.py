@@ -50,6 +50,27 @@ def test_a_peer_that_kills_the_process_takes_nobody_with_it(monkeypatch):
     assert run["cases"]["2^14"]["samples"] == {"limit": [1.0]}
 
 
+def test_results_of_other_machines_compare(tmp_path):
+    """pytest-benchmark's notices are words, not the errors that warnings are elsewhere in this project."""
+    folder = Path(__file__).parent.parent
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "benchmarks/test_steps.py",
+        "-q",
+        "-k",
+        "nosuch",
+        "-p",
+        "no:cacheprovider",
+    ]
+    for option in (f"--benchmark-json={tmp_path / 'x.json'}", "--benchmark-compare=0099"):
+        done = subprocess.run([*command, option], cwd=folder, capture_output=True, text=True)
+        assert "PytestBenchmarkWarning" in done.stdout + done.stderr
+        assert "INTERNALERROR" not in done.stdout + done.stderr
+        assert "Traceback" not in done.stdout + done.stderr
+
+
 def test_a_peer_that_leaves_is_named(monkeypatch):
     """It ends the process with status 0, or the peer was asked for by name."""
 
