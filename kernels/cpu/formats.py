@@ -67,7 +67,7 @@ def draws_from(typing, key, first, at):
     """What `draws` starts from for elements first + at on, up to the next multiple of 2^32. key: see memory.key."""
 
     def generate(context, builder, signature, args):
-        m0, m1 = (_I32(m) for m in MIX)
+        m0, m1 = (_I32(m) for m in MIX[:2])
 
         def halves(x):
             return builder.trunc(x, _I32), builder.trunc(builder.lshr(x, _I64(32)), _I32)
@@ -89,7 +89,9 @@ def of_type(like: Any, number: int) -> Any:
 def mixed(builder: Any, start: Any, i: Any) -> Any:
     """The random bits of element i, as kernels/formats.py has them: numbers, or vectors of them."""
     x = builder.add(start, builder.mul(i, of_type(i, MIX[0])))
-    return builder.mul(builder.xor(x, builder.lshr(x, of_type(x, 15))), of_type(x, MIX[1]))
+    for shift, factor in zip((16, 15), MIX[1:], strict=True):
+        x = builder.mul(builder.xor(x, builder.lshr(x, of_type(x, shift))), of_type(x, factor))
+    return x
 
 
 @intrinsic
