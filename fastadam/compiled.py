@@ -14,7 +14,7 @@ from fastadam.kernels.chores import NOTES, Flags
 from fastadam.kernels.contract import Kernel
 from fastadam.plan import Plan, Work
 
-THERE = np.empty(0, np.uint8)  # what a tag holds for a flag that is set
+THERE = np.uint8(1)  # what a tag holds for a flag that is set
 SHORT = {"bfloat16": np.uint16, "float16": np.int16}  # what the bits of a short float travel as
 
 
@@ -176,7 +176,7 @@ class NumbaPlan(Plan):
         work = [one._replace(notes=one.notes[:0]) for one in self.everything]
         clear = THERE if self._flags.clear else None
         first = [totals[leaf] for leaf in self._first_leaves]
-        tags = [self._elements.Accumulate(x[:0], tag.g, clear) for x, tag in zip(first, self._tags, strict=True)]
+        tags = [self._elements.Accumulate(_marker(x), tag.g, clear) for x, tag in zip(first, self._tags, strict=True)]
         self._run_all(work, tags, [*self.unread, *after], table, row, self._rows, self._counts[:0])
 
     def sums(self, work: Sequence[Work], row: Array) -> Array:
@@ -232,9 +232,9 @@ def _like(p: Array, dtype: Any) -> Array:
     return np.lib.stride_tricks.as_strided(np.empty(1, dtype), p.shape, strides)
 
 
-def _marker(x: Array | None) -> Array | None:
-    """What a tag holds for a stream."""
-    return None if x is None else np.empty(0, SHORT.get(x.dtype.name, x.dtype))
+def _marker(x: Array | None) -> Any:
+    """What a tag holds for a stream: a number, since arrays would be counted by reference wherever a tag goes."""
+    return None if x is None else np.dtype(SHORT.get(x.dtype.name, x.dtype)).type(0)
 
 
 def _elements(work: Sequence[Work]) -> int:

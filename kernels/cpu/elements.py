@@ -218,7 +218,7 @@ def asked(tag: Any, flag: str) -> bool:
 def storage(tag: Any) -> list[tuple[int, Any]]:
     """(column, dtype) of every stream that is there, from the Numba type of a tag."""
     fields = tag.types[: streams_of(tag)]
-    return [(k, field.dtype) for k, field in enumerate(fields) if not isinstance(field, types.NoneType)]
+    return [(k, field) for k, field in enumerate(fields) if not isinstance(field, types.NoneType)]
 
 
 def compute_type(tag: Any) -> Any:
