@@ -11,7 +11,8 @@ step: a v of 0 beside an m that is not would make the step explode. One value th
 benchmarks/fidelity.py is the evidence for the bits and for the group.
 
 BLOCK elements are BYTES bytes: their codes, then their scales. Of a group, byte 4·l + j is element 16·j + l, so that
-vectors of 16 are packed by shifts alone; there elements 16 apart share 32 random bits, the upper and the lower 20.
+vectors of 16 are packed by shifts alone; there the four elements share one hash, whose last multiplication is done
+with two factors: the upper and the lower 20 bits of each product.
 """
 
 from typing import Any
@@ -21,7 +22,7 @@ import numpy as np
 from fastadam.kernels.chores import BLOCK
 from fastadam.kernels.contract import NonNegative, Signed, Slot
 
-MIX = 0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D  # odd; 2^32 over the golden ratio, and xxHash's second and third primes
+MIX = 0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F  # odd; 2^32 over the golden ratio, and xxHash's primes 2 to 4
 WHOLE = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio
 LOW = 0xFFFFFFFF
 
@@ -51,10 +52,10 @@ def _started(key: int, index: Any) -> Any:
     return low * np.uint32(MIX[0]) + np.uint32((key ^ (key >> 32)) & LOW) + high * np.uint32(MIX[1])
 
 
-def _mixed(x: Any) -> Any:
+def _mixed(x: Any, last: int = MIX[2]) -> Any:
     # With one multiplication less, pairs of elements show dependence at a third of all distances.
     x = (x ^ (x >> np.uint32(16))) * np.uint32(MIX[1])
-    return (x ^ (x >> np.uint32(15))) * np.uint32(MIX[2])
+    return (x ^ (x >> np.uint32(15))) * np.uint32(last)
 
 
 def random_bits(key: int, first: int, n: int) -> Any:
@@ -68,9 +69,10 @@ def random_codes(key: int, first: int, groups: int) -> Any:
     All of a group belong to the same multiple of 2^32 as its first.
     """
     start = _started(key, np.uint64(first) + np.arange(0, groups * GROUP, GROUP, dtype=np.uint64))
-    lane = np.arange(GROUP, dtype=np.uint32)
-    random = _mixed(start[:, None] + (lane & ~np.uint32(LANES)) * np.uint32(MIX[0]))
-    return np.where(lane & np.uint32(LANES), random & np.uint32((1 << SHIFT) - 1), random >> np.uint32(32 - SHIFT))
+    x = start[:, None] + np.arange(LANES, dtype=np.uint32) * np.uint32(MIX[0])
+    words = _mixed(x), _mixed(x, MIX[3])
+    parts = [part for word in words for part in (word >> np.uint32(32 - SHIFT), word & np.uint32((1 << SHIFT) - 1))]
+    return np.concatenate(parts, axis=1)
 
 
 def for_p(random: Any) -> Any:

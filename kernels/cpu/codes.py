@@ -34,6 +34,7 @@ from fastadam.kernels.formats import (
 
 _I32, _I64, _F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
 _BITS, _FLOATS = ir.VectorType(_I32, LANES), ir.VectorType(_F32, LANES)
+_HALVES = ir.VectorType(ir.IntType(16), 2 * LANES)
 TOGETHER = 4  # groups whose largest numbers are found, and whose scales are worked out, in one vector
 QUARTERS = range(GROUP // LANES)
 BLOCK, IN_BLOCK = np.uint64(BLOCK_ELEMENTS), np.uint64(BYTES)
@@ -69,6 +70,12 @@ def _left(builder: Any, x: Any, by: int) -> Any:
 
 def _bits_of(builder: Any, x: Any, mask: int) -> Any:
     return builder.and_(x, of_type(x, mask))
+
+
+def _merged(builder: Any, a: Any, b: Any, mask: int) -> Any:
+    """The bits of a where the mask has them, else b's."""
+    every = (1 << a.type.element.width) - 1
+    return builder.or_(_bits_of(builder, a, mask), _bits_of(builder, b, every ^ mask))
 
 
 def _larger(builder: Any, a: Any, b: Any) -> Any:
@@ -159,21 +166,26 @@ def _pack_group(typing, signed, codes, room, found, start, at):
         if drawn:
             first = builder.mul(builder.trunc(args[5], _I32), _I32(MIX[0]))
             begin = _everywhere(builder, builder.add(args[4], first))
-        word = sign = of_type(kept, 0)
+        rounded = []
         for j in QUARTERS:
             x = builder.load(_at(builder, args[2], _BITS, j), align=1)
-            size = builder.bitcast(_bits_of(builder, x, SIGN - 1) if has_sign else x, _FLOATS)
-            y = builder.fadd(builder.fmul(size, inverse), _floats(DRAWN if drawn else TO[has_sign]))
-            draw = of_type(x, 1 << SHIFT - 1)
-            if drawn and j % 2 == 0:
-                random = mixed(builder, begin, ir.Constant(_BITS, list(range(LANES * j, LANES * (j + 1)))))
-                draw = _left(builder, random, SHIFT - 32)
-            elif drawn:
-                draw = _bits_of(builder, random, (1 << SHIFT) - 1)
-            code = _left(builder, builder.add(builder.bitcast(y, _BITS), draw), 8 * j - SHIFT)
-            word = builder.or_(word, _bits_of(builder, code, LAST[has_sign] << 8 * j))
-            sign = builder.or_(sign, _bits_of(builder, _left(builder, x, 8 * j - 24), 128 << 8 * j))
-        word = builder.and_(builder.or_(word, sign) if has_sign else word, kept)
+            to = of_type(x, int((DRAWN if drawn else TO[has_sign]).view(np.uint32)))
+            to = builder.or_(to, _bits_of(builder, x, SIGN)) if has_sign else to  # the code keeps x's sign so far
+            y = builder.fadd(builder.fmul(builder.bitcast(x, _FLOATS), inverse), builder.bitcast(to, _FLOATS))
+            y = builder.bitcast(y, _BITS)
+            if drawn:
+                random = mixed(builder, begin, ir.Constant(_BITS, list(range(LANES))), MIX[2 + j // 2])
+                draw = _bits_of(builder, random, (1 << SHIFT) - 1) if j % 2 else _left(builder, random, SHIFT - 32)
+                y = builder.add(y, draw)
+            rounded.append(y)
+        low, high = (_merged(builder, _left(builder, a, -16), b, 0xFFFF) for a, b in (rounded[::2], rounded[1::2]))
+        low, high = (builder.bitcast(x, _HALVES) for x in (low, high))
+        if not drawn:
+            low, high = (builder.add(x, of_type(x, 1 << SHIFT - 17)) for x in (low, high))
+        codes = _merged(builder, _left(builder, low, 16 - SHIFT), _left(builder, high, SHIFT - 16), 0xFF)
+        if has_sign:
+            codes = _merged(builder, codes, _merged(builder, _left(builder, low, -8), high, 0xFF), 0x7F7F)
+        word = builder.and_(builder.bitcast(codes, _BITS), kept)
         builder.store(word, _at(builder, args[1], _BITS), align=1)
         return context.get_dummy_value()
 

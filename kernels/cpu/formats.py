@@ -86,10 +86,10 @@ def of_type(like: Any, number: int) -> Any:
     return ir.Constant(like.type, [number] * like.type.count if vector else number)
 
 
-def mixed(builder: Any, start: Any, i: Any) -> Any:
+def mixed(builder: Any, start: Any, i: Any, last: int = MIX[2]) -> Any:
     """The random bits of element i, as kernels/formats.py has them: numbers, or vectors of them."""
     x = builder.add(start, builder.mul(i, of_type(i, MIX[0])))
-    for shift, factor in zip((16, 15), MIX[1:], strict=True):
+    for shift, factor in ((16, MIX[1]), (15, last)):
         x = builder.mul(builder.xor(x, builder.lshr(x, of_type(x, shift))), of_type(x, factor))
     return x
 

@@ -188,5 +188,5 @@ def source(steps: Sequence[Step | Pass]) -> str:
         here / "traversal.cu", here / "rows.cu", here / "carry.cu", here / "norm.cu",
     ]  # fmt: skip
     head = f"constexpr int WORDS = {WORDS}, BLOCK = {BLOCK}, LANES = {LANES};\n"
-    head += f"constexpr unsigned MIX0 = {MIX[0]}u, MIX1 = {MIX[1]}u, MIX2 = {MIX[2]}u;\n" + _coding()
+    head += f"constexpr unsigned MIX0 = {MIX[0]}u, MIX1 = {MIX[1]}u, MIX2 = {MIX[2]}u, MIX3 = {MIX[3]}u;\n" + _coding()
     return head + "".join(file.read_text() for file in files) + "ADVANCE\n" + "".join(step.text for step in steps)

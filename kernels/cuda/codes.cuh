@@ -107,7 +107,7 @@ struct Packing<Codes<has_sign, drawn, slot>> : Coding {
         unsigned codes = 0, random = 0;
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-            if (j % 2 == 0) random = mixed(start + (j * IN_ROW + lane) * MIX0);
+            if (j % 2 == 0) random = mixed(start + lane * MIX0, j == 0 ? MIX2 : MIX3);
             const unsigned draw = j % 2 == 0 ? random >> (32 - SHIFT) : random & ((1u << SHIFT) - 1);
             const unsigned y = bits_of(of_bits(size(x[j * IN_ROW])) * inverse + (drawn ? OF_DRAWN : TO<has_sign>));
             unsigned code = (y + (drawn ? draw : 1u << (SHIFT - 1))) >> SHIFT & LAST<has_sign>;

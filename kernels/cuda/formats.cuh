@@ -55,9 +55,9 @@ DEVICE void encode(f64 value, S& stored, unsigned random = 0) {
 
 // The random bits of an element, from the row's `fold` of the key; what is mixed for it.
 DEVICE unsigned started(unsigned fold, u64 index) { return unsigned(index) * MIX0 + fold + unsigned(index >> 32) * MIX1; }
-DEVICE unsigned mixed(unsigned x) {
+DEVICE unsigned mixed(unsigned x, unsigned last = MIX2) {
     x = (x ^ x >> 16) * MIX1;
-    return (x ^ x >> 15) * MIX2;
+    return (x ^ x >> 15) * last;
 }
 
 // float32 as bfloat16 and the signed 16 bits that it lacks, which rest in a place of their own.
