@@ -110,7 +110,7 @@ def launch(
 ) -> StepInfo:
     """Measure as far as asked, then step or skip. rows[row] are this step's numbers, but for the clipping factor."""
     chores, plan = opt._chores, opt._plan
-    nothing = None if leaves else np.zeros((0, NOTES))  # and nothing to launch
+    nothing = None if len(row) > 1 else np.zeros((0, NOTES))  # without leaves there is nothing to launch
     if plan.norm is not None and nothing is None:
         return plan.norm.launch(plan, opt, opt._scale, after)  # type: ignore[no-any-return]
     limits = [group.max_norm for group in opt.groups]

@@ -663,8 +663,9 @@ def test_chunks_beyond_32_bits():
     n = 2**31 + 5
     row, rows = np.zeros(2, np.int64), np.zeros((1, 8))
     plan = AddressPlan(
-        kernels.ALL["momentum"], [["p"] * 6], [n], [[np.dtype(np.float32), None, None, None]], row, rows, 0, Flags()
-    )
+        kernels.ALL["momentum"], [["p"] * 6], [n], [[np.dtype(np.float32), None, None, None, None]], [False], 0,
+        row, rows, 0, Flags(),
+    )  # fmt: skip
     chunks = plan.everything[0].chunks
     assert chunks[0, 1] == 0
     assert (chunks[1:, 1] == chunks[:-1, 1] + chunks[:-1, 2]).all()
