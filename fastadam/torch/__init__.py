@@ -19,6 +19,7 @@ seed, index_offset: of stochastic rounding; neither is in state_dict. Each rank 
 
 A step changes memory where it lies: float32, float64 and complex tensors in any dense order of axes, on the CPU through
 Numba, on CUDA devices through CuPy, FSDP2's DTensors through their local shards. What has gaps is copied in and out.
+On CUDA devices whatever is bfloat16 needs ml_dtypes.
 bfloat16 and float16 parameters have float32 state unless moments says otherwise, which load_state_dict leaves as it is.
 Without a master bfloat16 is rounded stochastically: torch's own keep bfloat16 state and round to nearest.
 
@@ -27,7 +28,7 @@ or shares memory with another, because threads would step both at once; sparse g
 decay, which are not sparse; max_norm, skip_nonfinite and stats over DTensors or several devices, where a norm would be
 that of a part; moments of 8 bits under sparse gradients, because 64 elements share a scale, and for DTensors, whose
 shape the blocks have not; moments of 8 or 16 bits for complex parameters, because torch has no such tensors. Not built
-yet: on CUDA 16-bit parameters, moments of fewer bits, masters, sparse gradients, copy_to and captured graphs.
+yet: on CUDA sparse gradients under max_norm, skip_nonfinite and stats, and steps captured in a graph.
 With a GradScaler, torch's fused optimizers leave p.grad unscaled; here it stays as it was.
 """
 

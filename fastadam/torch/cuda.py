@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,14 @@ import torch
 
 from fastadam.backend import BACKENDS
 from fastadam.chores import StepInfo
+from fastadam.cuda_gradients import only_on_host
 from fastadam.device import DEVICE
-from fastadam.torch.leaf import Leaf
+from fastadam.signature import Touched
+from fastadam.storage import bfloat16
+from fastadam.torch.leaf import REAL, STORED
 from fastadam.torch.walk import Walk
+
+TYPES: dict[Any, Any] = {**REAL, **STORED, torch.float16: np.dtype(np.float16)}  # bfloat16 has none: its bits
 
 
 def current_stream(x: Any) -> int:
@@ -20,15 +26,20 @@ def current_stream(x: Any) -> int:
 
 
 class Exposed:
-    """A dense tensor's memory as one dimension of real numbers, for CuPy."""
+    """A dense tensor's memory as one dimension of real numbers, which CuPy views as it views a tensor of that dtype."""
 
-    def __init__(self, x: Any, leaf: Leaf) -> None:
-        self._x, self._leaf = x.detach(), leaf
+    def __init__(self, x: Any, dtype: Any = None) -> None:
+        self._x, self.dtype = x.detach(), dtype or x.dtype
+
+    def view(self, dtype: Any) -> Exposed:
+        """The same memory in a dtype of the same size."""
+        return Exposed(self._x, dtype)
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
+        size = self._x.numel() * (2 if self._x.is_complex() else 1)
         return {
-            "shape": (self._leaf.size,), "typestr": self._leaf.real.str, "data": (self._x.data_ptr(), False),
+            "shape": (size,), "typestr": TYPES[self.dtype].str, "data": (self._x.data_ptr(), False),
             "strides": None, "stream": current_stream(self._x), "version": 3,
         }  # fmt: skip
 
@@ -36,24 +47,21 @@ class Exposed:
 class CudaWalk(Walk):
     """A plan of CuPy's arrays over torch's memory, made anew when some of that is not where it was.
 
-    Not yet: 16-bit parameters, moments of 16 and of 8 bits, sparse gradients, copy_to, and captured CUDA graphs.
+    Not yet: sparse gradients where all gradients are looked at first, and captured CUDA graphs.
     """
 
     backend = "cuda"
 
     def _make_plan(self, formats: list[list[Any]]) -> Any:
+        self._placed: dict[int, list[int]] = {}  # per leaf with a state, where the plan knows its tensors
         for leaf in self.leaves:
-            if leaf.short:
-                raise NotImplementedError(f"{leaf.name} is {leaf.dtype} and lies on a CUDA device")
-            if leaf.copied:
-                raise NotImplementedError(f"copy_to for {leaf.name}, which lies on a CUDA device")
-            if torch.uint8 in leaf.kinds.values() or torch.bfloat16 in leaf.kinds.values():
-                raise NotImplementedError(f"moments of fewer bits for {leaf.name}, which lies on a CUDA device")
-        self._formats = formats
+            if torch.bfloat16 in (leaf.dtype, *leaf.kinds.values(), *(x.dtype for x in leaf.copied)):
+                bfloat16()  # while nothing has changed: raises where there is no such dtype
         return None
 
     def _place(self, k: int) -> None:
-        self._plan = None
+        if self._placed.get(k) != self.leaves[k].addresses:
+            self._placed[k], self._plan = self.leaves[k].addresses, None
 
     def _step(self, scale: float) -> StepInfo:
         if torch.cuda.is_current_stream_capturing():
@@ -63,32 +71,41 @@ class CudaWalk(Walk):
     def _settle(self) -> None:
         if self._plan is not None:
             return
-        params, slots = [], []
-        for leaf, formats, columns in zip(self.leaves, self._formats, self._columns, strict=True):
-            own: list[Any] = [None] * (len(formats) + 1)  # p, g, the slots, the average, the copy, the remainder
-            if leaf.addresses:  # has a state
-                for column, x in zip(columns, leaf.found, strict=False):
-                    own[column] = Exposed(x, leaf)
-            else:
-                import cupy
+        import cupy
 
-                with cupy.cuda.Device(leaf.found[0].device.index):
-                    empty = [None if dtype is None else cupy.empty(0, dtype) for dtype in formats]
-                own = [empty[0], None, *empty[1:]]
-            params.append(own[0])
-            slots.append([DEVICE.own(leaf.name, x) if isinstance(x, Exposed) else x for x in own[2:]])
-        self._plan = BACKENDS["cuda"].plan_for(
-            self, self._kernel, self._labels(), params, slots, self._row, self._rows, self._counts,
-            np.zeros((1, len(self._opt.rule.carried))), self._chores.flags, [0] * len(params), [None] * len(params),
-        )  # fmt: skip
+        params: list[Any] = []
+        masters, slots = [], []
+        with cupy.cuda.Device(self.leaves[0].found[0].device.index):
+            for leaf, columns in zip(self.leaves, self._columns, strict=True):
+                own: list[Any] = [None] * (len(self._kernel.slots) + 5)  # p, g, slots, average, copy, remainder
+                if leaf.addresses:  # has a state
+                    for column, x in zip(columns, leaf.found, strict=False):
+                        own[column] = DEVICE.to_write(leaf.name, Exposed(x))
+                params.append(Exposed(leaf.found[0]) if leaf.addresses else cupy.empty(0, leaf.wide))
+                masters.append(own[0] if leaf.mastered else None)
+                slots.append(own[2:])
+            firsts = list(accumulate([leaf.size for leaf in self.leaves], initial=self._opt._storage.index_offset))
+            self._plan = BACKENDS["cuda"].plan_for(
+                self, self._kernel, self._labels(), params, slots, self._row, self._rows, self._counts,
+                np.zeros((1, len(self._opt.rule.carried))), self._chores.flags, firsts[:-1], masters,
+            )  # fmt: skip
 
     def _sparse(self, grads: list[Any]) -> dict[int, tuple[Any, int, Any]]:
-        for leaf, g in zip(self.leaves, grads, strict=True):
-            if g is not None:
-                self._opt._check_layout(leaf, g)
-                if g.layout is not torch.strided:
-                    raise NotImplementedError(f"{leaf.name} lies on a CUDA device and has a sparse gradient")
-        return {}
+        found, chosen = super()._sparse(grads), self._chores
+        limits = [chosen.max_norm, *(group.max_norm for group in self.groups)]
+        if found and (any(limits) or chosen.skip_nonfinite or chosen.stats):
+            name = self.leaves[min(found)].name
+            raise only_on_host(f"the sparse gradient of {name} with max_norm, skip_nonfinite or stats")
+        return found
+
+    def _work(self, sparse: dict[int, tuple[Any, int, Any]]) -> Any:
+        return [
+            Touched(
+                k, width, DEVICE.read(Exposed(values)), rows * width, np.zeros_like(rows), np.arange(len(rows) + 1),
+                np.arange(len(rows)) * width,
+            )
+            for k, (rows, width, values) in sparse.items()
+        ]  # fmt: skip
 
     def _launch(self, sparse: dict[int, Any], after: list[Any]) -> StepInfo:
         before = [(array, at, array[at]) for array, at, _ in after] if self._chores.skip_nonfinite is True else []

@@ -168,22 +168,23 @@ class Leaf:
         return own.as_strided(self.shape, self.strides)
 
     def _straight(self, x: Any) -> Any:
-        """A real dense tensor's elements in their order in memory."""
-        return x.as_strided((self.size,), (1,)).numpy()
+        """A real dense tensor's elements in their order in memory, copied only from a device."""
+        return x.as_strided((self.size,), (1,)).cpu().numpy()
 
     def encoded(self, key: str, x: Any) -> Any:
         """x, which has p's shape, as a slot rests: laid out like p, or its blocks."""
         if self.kinds[key] is not torch.uint8:
             return self.dense(self.kinds[key]).copy_(x.detach())
         values = self._straight(self.dense(torch.float32).copy_(x.detach()))
-        return torch.from_numpy(encode_8bit(values, self._signed[key]))
+        return torch.from_numpy(encode_8bit(values, self._signed[key])).to(x.device)
 
     def decoded(self, key: str, x: Any) -> Any:
         """A slot as a new tensor that is as wide as the arithmetic."""
         if self.kinds[key] is not torch.uint8 or x.dtype is not torch.uint8:
             return x.to(self.state_dtype, copy=True)
         wide = self.dense(self.state_dtype)
-        self._straight(wide)[:] = decode_8bit(x.numpy(), self._signed[key], self.size)
+        values = decode_8bit(x.cpu().numpy(), self._signed[key], self.size)
+        wide.as_strided((self.size,), (1,)).copy_(torch.from_numpy(values))
         return wide
 
     def gradient(self, g: Any) -> int:
@@ -201,7 +202,7 @@ class Leaf:
         g = g.detach().coalesce()
         width = self.size // max(1, prod(self.shape[: g.sparse_dim()]))
         rows = np.zeros(g._nnz(), np.int64)
-        for axis, indices in enumerate(g.indices().numpy()):
+        for axis, indices in enumerate(g.indices().cpu().numpy()):
             if len(indices) and not 0 <= indices.min() <= indices.max() < self.shape[axis]:
                 raise IndexError(f"the gradient of {self.name} has indices beyond {describe(local(self.p))}")
             rows = rows * self.shape[axis] + indices
@@ -242,7 +243,7 @@ class Leaf:
         for key in self.slots:
             x, kind = local(state[key]), self.kinds[key]
             blocks = (length(self.size, STORED[torch.uint8]),)
-            if kind is x.dtype is torch.uint8 and (x.device, x.shape, x.stride()) == (here.device, blocks, (1,)):
+            if kind is x.dtype is torch.uint8 and (x.device, x.shape) == (here.device, blocks) and x.is_contiguous():
                 continue
             # As torch's own optimizer keeps it, or one of ours with other moments.
             other = kind is not torch.int16 and x.is_floating_point() and (self.short or x.dtype in STORED)
