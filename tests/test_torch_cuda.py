@@ -168,6 +168,23 @@ def test_sparse_gradients(device, cupy, monkeypatch, case):
     check_equal(there, trained(method, params(), lambda: None, gradient=gradient, seed=3, **chosen))
 
 
+@pytest.mark.parametrize("chosen", [{"moments": "8bit", "master": "float32"}, {"moments": "bfloat16"}])
+def test_gaps(device, cupy, monkeypatch, chosen):
+    """A parameter with gaps steps through its copy, what lies between stays; in order with torch's own work on it."""
+
+    def run():
+        torch.manual_seed(7)
+        wide = [torch.randn(40, 60).bfloat16() for _ in range(3)]
+        params = [Parameter(x[:, ::2]) for x in wide]
+        params, states, _, infos = trained(fat.AdamW, params, device, seed=3, **chosen)
+        return params, states, wide, infos
+
+    monkeypatch.setattr(cupy.cuda.Stream, "do", lambda stream, work: work())  # as one stream for both would
+    there = run()
+    monkeypatch.undo()
+    check_equal(there, run())
+
+
 @pytest.mark.parametrize("own", [{"moments": "8bit"}, {"moments": "bfloat16", "master": "remainder"}])
 def test_state_comes_and_goes(device, monkeypatch, own):
     """Plain state is encoded and decoded, a master taken anew, and averages lent."""
