@@ -156,16 +156,16 @@ def _measure_strip(typing, signed, room, scales, found):
 
 
 @intrinsic(prefer_literal=True)
-def _pack_group(typing, signed, codes, room, found, start, at):
-    """A group's codes. start: None, to nearest; else what `random` starts from for it; at: its first element."""
+def _pack_group(typing, signed, codes, room, found, start):
+    """A group's codes. start: None, to nearest; else what is mixed for its first element."""
     has_sign, drawn = bool(signed.literal_value), not isinstance(start, types.NoneType)
 
     def generate(context, builder, signature, args):
         inverse = _everywhere(builder, builder.load(_at(builder, args[3], _F32), align=1))
         kept = _everywhere(builder, builder.load(_at(builder, args[3], _I32, LANES), align=1))
         if drawn:
-            first = builder.mul(builder.trunc(args[5], _I32), _I32(MIX[0]))
-            begin = _everywhere(builder, builder.add(args[4], first))
+            lane = ir.Constant(_BITS, [i * MIX[0] % 2**32 for i in range(LANES)])
+            begin = builder.add(_everywhere(builder, args[4]), lane)
         rounded = []
         for j in QUARTERS:
             x = builder.load(_at(builder, args[2], _BITS, j), align=1)
@@ -174,7 +174,7 @@ def _pack_group(typing, signed, codes, room, found, start, at):
             y = builder.fadd(builder.fmul(builder.bitcast(x, _FLOATS), inverse), builder.bitcast(to, _FLOATS))
             y = builder.bitcast(y, _BITS)
             if drawn:
-                random = mixed(builder, begin, ir.Constant(_BITS, list(range(LANES))), MIX[2 + j // 2])
+                random = mixed(builder, begin, MIX[2 + j // 2])
                 draw = _bits_of(builder, random, (1 << SHIFT) - 1) if j % 2 else _left(builder, random, SHIFT - 32)
                 y = builder.add(y, draw)
             rounded.append(y)
@@ -189,7 +189,7 @@ def _pack_group(typing, signed, codes, room, found, start, at):
         builder.store(word, _at(builder, args[1], _BITS), align=1)
         return context.get_dummy_value()
 
-    return types.void(signed, types.uint64, types.uint64, types.uint64, start, types.uint64), generate
+    return types.void(signed, types.uint64, types.uint64, types.uint64, start), generate
 
 
 def _slot(tag: Any, column: int) -> Any:
@@ -220,8 +220,8 @@ def _writer(tag, column, number):
             of_group = k // IN_GROUP * FLOAT
             _measure_strip(signed, home + k * FLOAT, scales + of_group, found + of_group)
         for k in range(np.uint64(0), whole, IN_GROUP):
-            bits, at = draws_from(key, base[-1], start + k) if drawn else None, start + k
-            _pack_group(signed, block + k, home + k * FLOAT, found + k // IN_GROUP * FLOAT, bits, at)
+            bits = draws_from(key, base[-1], start + k) if drawn else None
+            _pack_group(signed, block + k, home + k * FLOAT, found + k // IN_GROUP * FLOAT, bits)
 
     return closure(write, column, number, signed, drawn)
 

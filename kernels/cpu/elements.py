@@ -10,7 +10,7 @@ from numba.extending import intrinsic, overload, register_jitable
 from fastadam import kernels
 from fastadam.kernels.chores import Flags, average, clip
 from fastadam.kernels.contract import Kernel, maximum, sign
-from fastadam.kernels.cpu.formats import BFLOAT16, CODED, draws, draws_from
+from fastadam.kernels.cpu.formats import BFLOAT16, CODED, draws, draws_from, next_draws
 from fastadam.kernels.formats import is_drawn
 
 EXTRA = "ema", "copy", "remainder"  # streams behind the slots: averages, copies in a short format, p's other bits
@@ -80,7 +80,7 @@ def _sign(x):
 
 
 def random_start(tag, key, first, at):
-    """What `random` needs from element `at` on, or None where a tag draws nothing."""
+    """What `random` needs for element `at`, or None where a tag draws nothing."""
 
 
 @overload(random_start)
@@ -101,15 +101,22 @@ def _random_end(tag, first, at, end):
     return lambda tag, first, at, end: min(end, at + TURN - (first + at) % TURN)
 
 
-def random(tag, start, i):
+def random(tag, bits):
     """The random bits of an element, or None where its tag needs none."""
 
 
 @overload(random)
-def _random(tag, start, i):
-    if not stochastic_elements(tag):
-        return lambda tag, start, i: None
-    return lambda tag, start, i: draws(start, i)
+def _random(tag, bits):
+    return (lambda tag, bits: draws(bits)) if stochastic_elements(tag) else lambda tag, bits: None
+
+
+def random_next(tag, bits):
+    """What `random` needs for the next element."""
+
+
+@overload(random_next)
+def _random_next(tag, bits):
+    return (lambda tag, bits: next_draws(bits)) if stochastic_elements(tag) else lambda tag, bits: bits
 
 
 def element(tag, values, c, x):

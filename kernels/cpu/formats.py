@@ -64,7 +64,7 @@ def split(builder: Any, value: Any) -> tuple[Any, Any]:
 
 @intrinsic
 def draws_from(typing, key, first, at):
-    """What `draws` starts from for elements first + at on, up to the next multiple of 2^32. key: see memory.key."""
+    """What is mixed for element first + at. key: see memory.key."""
 
     def generate(context, builder, signature, args):
         m0, m1 = (_I32(m) for m in MIX[:2])
@@ -73,8 +73,7 @@ def draws_from(typing, key, first, at):
             return builder.trunc(x, _I32), builder.trunc(builder.lshr(x, _I64(32)), _I32)
 
         key = builder.xor(*halves(builder.fptoui(args[0], _I64)))
-        low, _ = halves(args[1])
-        _, high = halves(builder.add(args[1], args[2]))
+        low, high = halves(builder.add(args[1], args[2]))
         return builder.add(key, builder.add(builder.mul(low, m0), builder.mul(high, m1)))
 
     return types.uint32(types.float64, types.uint64, types.uint64), generate
@@ -86,19 +85,21 @@ def of_type(like: Any, number: int) -> Any:
     return ir.Constant(like.type, [number] * like.type.count if vector else number)
 
 
-def mixed(builder: Any, start: Any, i: Any, last: int = MIX[2]) -> Any:
-    """The random bits of element i, as kernels/formats.py has them: numbers, or vectors of them."""
-    x = builder.add(start, builder.mul(i, of_type(i, MIX[0])))
+def mixed(builder: Any, x: Any, last: int = MIX[2]) -> Any:
+    """The random bits, as kernels/formats.py has them, of a number or a vector."""
     for shift, factor in ((16, MIX[1]), (15, last)):
         x = builder.mul(builder.xor(x, builder.lshr(x, of_type(x, shift))), of_type(x, factor))
     return x
 
 
 @intrinsic
-def draws(typing, start, i):
-    """The random bits of element i."""
+def draws(typing, x):
+    """The random bits."""
+    return types.uint32(types.uint32), lambda cx, builder, sig, args: mixed(builder, args[0])
 
-    def generate(context, builder, signature, args):
-        return mixed(builder, args[0], builder.trunc(args[1], _I32))
 
-    return types.uint32(types.uint32, types.uint64), generate
+@intrinsic
+def next_draws(typing, x):
+    """What is mixed for the next element, of the same multiple of 2^32: an addition, where its index would cost a
+    multiplication."""
+    return types.uint32(types.uint32), lambda cx, builder, sig, args: builder.add(args[0], _I32(MIX[0]))

@@ -18,7 +18,16 @@ from fastadam.kernels.chores import Numbers
 from fastadam.kernels.cpu.blocks import scratch
 from fastadam.kernels.cpu.cache import keep
 from fastadam.kernels.cpu.codes import closed, opened
-from fastadam.kernels.cpu.elements import Accumulate, Measure, element, random, random_end, random_start, zero
+from fastadam.kernels.cpu.elements import (
+    Accumulate,
+    Measure,
+    element,
+    random,
+    random_end,
+    random_next,
+    random_start,
+    zero,
+)
 from fastadam.kernels.cpu.memory import bases, coefficients, key, load, numbers, store, take
 from fastadam.kernels.cpu.statistics import after, before, measured, stride
 
@@ -48,7 +57,8 @@ def _step(tag, table, chunks, k, row, rows, notes):
                 while at < end:
                     bits, until = random_start(tag, drawn, base[-1], at), random_end(tag, base[-1], at, end)
                     for i in range(at, until):  # a signed range is not vectorised
-                        store(tag, here, i, element(tag, load(tag, here, i), c, x), random(tag, bits, i))
+                        store(tag, here, i, element(tag, load(tag, here, i), c, x), random(tag, bits))
+                        bits = random_next(tag, bits)
                     at = until
                 closed(tag, base, room, start, end, drawn)
                 after(tag, base, start, end, room, notes, k)
