@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import fields
-from itertools import pairwise
+from itertools import chain, pairwise
 from operator import is_, itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,7 +27,13 @@ if TYPE_CHECKING:
     from fastadam.torch.optimizer import Fast
 
 EMPTY: dict[str, Any] = {}
+DATA_PTR, STRIDE = torch.Tensor.data_ptr, torch.Tensor.stride
 PLAIN, NUMBERS = chores.Chores(), Numbers()
+
+
+def _same(now: list[Any], before: list[Any]) -> bool:
+    """Whether both hold the same objects."""
+    return len(now) == len(before) and all(map(is_, now, before))
 
 
 class Names(NamedTuple):
@@ -185,6 +191,8 @@ class Walk:
         for cohort, (count, *carried) in zip(self._cohorts, numbers, strict=True):
             cohort.count, cohort.carried = count, tuple(carried)
         self._values[:] = [array[at] for array, at in self._numbers]
+        if self._opt.plain_numbers:
+            self._seen = self._contents()
         for leaf in self._gaps:
             leaf.scatter()
         return info
@@ -223,11 +231,15 @@ class Walk:
         for k, leaf in self._shared:
             self._found[k] = local(leaf.p)
         return (
-            all(map(is_, map(self._opt.state.get, self._live), self._states))
-            and all(map(is_, [state.get(key) for state, key in self._keys], self._seen))
-            and [x.data_ptr() for x in self._found] == self._addresses
+            _same(list(self._opt.state.values()), self._states)
+            and _same(self._contents(), self._seen)
+            and list(map(DATA_PTR, self._found)) == self._addresses
             and [array[at] for array, at in self._numbers] == self._values
         )
+
+    def _contents(self) -> list[Any]:
+        """All that is in the states of the leaves with a gradient."""
+        return list(chain.from_iterable(map(dict.values, self._own_states)))
 
     def _look(self, missing: list[bool]) -> list[int]:
         """Take up what has changed; returns the leaves that have no state yet."""
@@ -274,10 +286,9 @@ class Walk:
     def _remember(self, missing: list[bool]) -> None:
         """Keep what the next steps compare with, in lists that Python goes through quickly."""
         live = [leaf for leaf, none in zip(self.leaves, missing, strict=True) if not none]
-        self._live = [leaf.p for leaf in live if leaf.keys]
-        self._states = [leaf.state for leaf in live if leaf.keys]
-        self._keys = [(leaf.state, key) for leaf in live for key in leaf.tensors]
-        self._seen = [x for leaf in live for x in leaf.seen]
+        self._states = list(self._opt.state.values())
+        self._own_states = [leaf.state for leaf in live if leaf.keys]
+        self._seen = self._contents()
         self._found = [x for leaf in live for x in leaf.found]
         self._addresses = [address for leaf in live for address in leaf.addresses]
         self._numbers = [place for leaf in live for place in leaf.places]
@@ -300,7 +311,7 @@ class Walk:
         if self._missing is None or not self._alike or self._dtypes != [g.dtype for g in grads]:
             return None
         try:
-            return [g.data_ptr() for g in grads] if self._strides == [g.stride() for g in grads] else None
+            return list(map(DATA_PTR, grads)) if self._strides == list(map(STRIDE, grads)) else None
         except RuntimeError:  # a layout that has no strides
             return None
 
