@@ -133,9 +133,15 @@ def section(result):
         yield f"Not run: {TITLES[problem]} ({why})."
     machine = result["machine"]
     yield (
-        f"`python -m fastadam.benchmarks.fidelity --json FILE`; {machine['cpu']}, commit {result['commit']}, "
-        f"{result['date'][:10]}; "
-        + ("formats run by the library" if result["library"] else "all formats as NumPy models (benchmarks/codings.py)")
+        f"`python -m fastadam.benchmarks.fidelity{' --library' * result['library']} --json FILE`; {machine['cpu']}, "
+        f"commit {result['commit']}, {result['date'][:10]}; "
+        + (
+            "formats that the library has run by it, the others as models in NumPy (benchmarks/codings.py). "
+            "Here zero is half of the smallest step by a maximum; the library adds an offset, which is cheaper and "
+            "costs 8 bits what lies between its distance and those of other groups"
+            if result["library"]
+            else "all formats as NumPy models (benchmarks/codings.py)"
+        )
         + "."
     )
 
