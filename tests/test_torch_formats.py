@@ -98,7 +98,8 @@ def test_saved_and_copied(form):
     loaded = fat.AdamW([Parameter(p.detach().clone()) for p in opt.param_groups[0]["params"]], seed=5, **own)
     loaded.load_state_dict(torch.load(file, weights_only=True))
     for key, x in opt.state_dict()["state"][0].items():
-        assert loaded.state_dict()["state"][0][key].dtype is x.dtype
+        y = loaded.state_dict()["state"][0][key]
+        assert x == y if key == "strides" else x.dtype is y.dtype
     copied = copy.deepcopy(opt)
     for each in (opt, loaded, copied):
         give_gradients(each, 2)

@@ -61,7 +61,9 @@ def test_convert(name):
 
 def test_convert_refuses():
     p = Parameter(torch.ones(3))
-    with pytest.raises(TypeError, match=r"optimizer is LBFGS, expected one of torch\.optim that fastadam.torch has"):
+    with pytest.raises(
+        TypeError, match=r"optimizer is torch.optim.lbfgs.LBFGS, expected one of torch\.optim that fastadam.torch has"
+    ):
         fat.convert(torch.optim.LBFGS([p]))
 
     class Adam(torch.optim.Adam):
@@ -158,7 +160,10 @@ def test_load_state_from_refuses_unknown_layouts():
     with pytest.raises(ValueError, match="expected 'exp_avg' or 'state1'"):
         fat.load_state_from(opt, {"state": {0: {"step": 3, "momentum": torch.ones(4, 3)}}, "param_groups": group})
     with pytest.raises(ValueError, match="5 numbers for a parameter of shape"):
-        fat.load_state_from(opt, {"state": {0: {"step": 3, "exp_avg": torch.ones(5)}}, "param_groups": group})
+        fat.load_state_from(
+            opt,
+            {"state": {0: {"step": 3, "exp_avg": torch.ones(5), "exp_avg_sq": torch.ones(5)}}, "param_groups": group},
+        )
     assert not opt.state
 
 

@@ -4,12 +4,15 @@ Each is torch.optim's class of that name (Lion: torch has none) with one compile
 Arguments, defaults, errors, param groups, hooks and state are torch's; state_dict goes both ways. Beside them:
 
 max_norm: clip the gradients, after a GradScaler's unscaling, to this global L2 norm; a group's own limits that group's.
+    By max_norm / norm: clip_grad_norm_ adds 1e-6 to the norm first.
 ema_decay: keep exponential moving averages in the state, as "ema": a number, or a function of the step count.
-copy_to: bfloat16 or float16 tensors, one per parameter; hold them rounded to nearest even, from now on.
+copy_to: bfloat16 or float16 tensors, one per parameter; hold them rounded to nearest even, from now on, of parameters
+    without a master from the update itself, as it was before these were rounded. add_param_group takes more of them.
 skip_nonfinite: True leaves out a step whose gradients hold NaN or infinity, "raise" raises FloatingPointError.
 stats: "group" or "tensor": report the norms of gradients, updates and parameters, and the largest update, of each.
 moments: what slots rest in, "float32", "bfloat16" or "8bit"; see fastadam.Optimizer. In the state they are float32,
-    bfloat16, or flat uint8 tensors: of each 1,024 elements in p's order in memory 1,024 codes, then 16 float32 scales.
+    bfloat16, or flat uint8 tensors: of each 1,024 elements in p's order in memory 1,024 codes, then 16 float32 scales;
+    "strides" beside them says what that order is. SGD and Lion keep a "step" where random bits or a function need it.
     load_state_dict takes torch's state, too; to_torch_state gives it. "float64" for float64 parameters.
 master: "remainder" or "float32": the other 16 bits of bfloat16 parameters, or a float32 copy that 16-bit parameters are
     rounded from, in the state under that name or "master". opt.refresh_master() once parameters were set from outside.
@@ -29,6 +32,7 @@ decay, which are not sparse; max_norm, skip_nonfinite and stats over DTensors or
 that of a part; moments of 8 bits under sparse gradients, because 64 elements share a scale, and for DTensors, whose
 shape the blocks have not; moments of 8 or 16 bits for complex parameters, because torch has no such tensors. Not built
 yet: on CUDA sparse gradients under max_norm, skip_nonfinite and stats, and steps captured in a graph.
+Hyperparameters are checked whenever they change, as torch checks them once, at construction.
 With a GradScaler, torch's fused optimizers leave p.grad unscaled; here it stays as it was.
 """
 

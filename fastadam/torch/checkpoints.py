@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 
+from fastadam import kernels
 from fastadam.torch import methods
-from fastadam.torch.optimizer import Fast
+from fastadam.torch.leaf import ORDER
+from fastadam.torch.optimizer import OWN, Fast
 
 WRAPPED = "__bnb_optimizer_quant_state__"  # where bitsandbytes keeps what load_state_dict must not cast
 TAKEN = ("lr", "betas", "eps", "weight_decay", "momentum", "alpha", "amsgrad")
@@ -22,12 +24,16 @@ def convert(optimizer: torch.optim.Optimizer, **own: Any) -> Fast:
     """
     method = getattr(methods, type(optimizer).__name__, None)
     if method is None or type(optimizer) is not getattr(torch.optim, type(optimizer).__name__, None):
-        raise TypeError(f"optimizer is {type(optimizer).__name__}, expected one of torch.optim that fastadam.torch has")
+        name = f"{type(optimizer).__module__}.{type(optimizer).__name__}"
+        raise TypeError(f"optimizer is {name}, expected one of torch.optim that fastadam.torch has")
     for group in optimizer.param_groups:
         method.check_group(group)
     new: Fast = method.__new__(method)
+    if unknown := own.keys() - set(OWN):
+        raise TypeError(f"convert got {min(unknown)!r}, expected any of {', '.join(OWN)}")
     new._choose(**own)
     new.__setstate__(vars(optimizer))
+    new._check_own()
     return new
 
 
@@ -44,10 +50,11 @@ def to_torch_state(opt: Fast) -> dict[str, Any]:
         own[k] = {}
         for key, x in each.items():
             if key in slots and isinstance(x, torch.Tensor):
-                own[k][key] = leaves[params[k]].decoded(key, x)
-            elif key in slots or key in opt.numbers:
+                own[k][key] = leaves[params[k]].decoded(key, x, each.get(ORDER))
+            elif key in slots or key in type(opt).numbers:
                 own[k][key] = x.clone() if isinstance(x, torch.Tensor) else x
-    return {"state": own, "param_groups": [{**group} for group in state["param_groups"]]}
+    groups = [{name: x for name, x in group.items() if name not in OWN} for group in state["param_groups"]]
+    return {"state": own, "param_groups": groups}
 
 
 def load_state_from(opt: Fast, state: dict[str, Any]) -> None:
@@ -57,6 +64,8 @@ def load_state_from(opt: Fast, state: dict[str, Any]) -> None:
     optimizers (8-bit: blocks of one scale, decoded here). Whether weight decay is decoupled is opt's: their states do
     not say. Values are copied. Raises ValueError naming what does not fit; then nothing has changed.
     """
+    if lacking := {"state", "param_groups"} - set(state):
+        raise ValueError(f"state has no {min(lacking)!r}, expected the state_dict of an optimizer")
     mine = opt.state_dict()["param_groups"]
     if [len(group["params"]) for group in mine] != [len(group["params"]) for group in state["param_groups"]]:
         raise ValueError(
@@ -78,7 +87,7 @@ def _one(opt: Fast, where: str, theirs: dict[str, Any], group: dict[str, Any], p
     """One parameter's state under torch's keys."""
     theirs = {**theirs, **theirs.get(WRAPPED, {})}
     found: dict[str, Any] = {}
-    if "step" in opt.numbers:
+    if "step" in type(opt).numbers:
         if (step := theirs.get("step", group.get("step"))) is None:
             raise ValueError(f"{where} has no 'step', nor has its group")
         found["step"] = torch.tensor(float(step))
@@ -88,8 +97,11 @@ def _one(opt: Fast, where: str, theirs: dict[str, Any], group: dict[str, Any], p
             found[key] = _decoded(theirs, str(k), p)
         elif key in theirs:
             found[key] = theirs[key].detach().clone()
-    if keys[0] not in found:
-        raise ValueError(f"{where} has {', '.join(map(repr, theirs))}, expected {keys[0]!r} or 'state1'")
+    always = [opt.slots[slot.name] for slot in kernels.ALL[opt.rule.kernel].slots if not slot.optional] or keys[:1]
+    needed = [*always, *(["max_exp_avg_sq"] if group.get("amsgrad") else [])]
+    if lacking := [key for key in needed if key not in found]:
+        other = f"state{keys.index(lacking[0]) + 1}"
+        raise ValueError(f"{where} has {', '.join(map(repr, theirs))}, expected {lacking[0]!r} or {other!r}")
     for key in found.keys() & set(keys):
         if found[key].numel() != p.numel():
             raise ValueError(f"{where} has {found[key].numel()} numbers for a parameter of shape {tuple(p.shape)}")
@@ -102,6 +114,8 @@ def _decoded(theirs: dict[str, Any], k: str, p: Any) -> Any:
     codes = theirs[f"state{k}"].detach()
     if codes.dtype != torch.uint8:
         return codes.clone()
+    if lacking := [key for key in (f"qmap{k}", f"absmax{k}") if key not in theirs]:
+        raise ValueError(f"state{k} is of 8 bits and has no {lacking[0]!r}")
     table, scales = theirs[f"qmap{k}"].float(), theirs[f"absmax{k}"].float()
     n = prod(codes.shape)
     block = next((size for size in (256, 2048, 4096) if -(-n // size) == scales.numel()), None)

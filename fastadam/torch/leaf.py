@@ -24,6 +24,7 @@ REAL = {
 
 COPIES = {dtype: REAL[dtype] for dtype in (torch.bfloat16, torch.float16)}
 STORED = {torch.uint8: np.dtype(np.uint8), torch.int16: np.dtype(np.int16), torch.bfloat16: REAL[torch.bfloat16]}
+ORDER = "strides"  # the key in the state of the strides in whose order blocks of 8 bits are
 
 
 class Moved(Exception):
@@ -120,6 +121,8 @@ class Leaf:
         self.gaps, self.shared = self.strides != here.stride(), here is not p
         # Strides alone show how its gradient lies: a negated view, of the imaginary part of a conjugate, has gaps.
         self.usual = not self._complex and not self.shared and here.dim() > 0
+        self.form = here.shape, here.stride()
+        self.uncounted = False  # whether torch's own state has no count
         self._scratch: Any = None
         self.copied: list[Any] = []  # the tensor of copy_to, if any
         # As last looked at:
@@ -178,11 +181,12 @@ class Leaf:
         values = self._straight(self.dense(torch.float32).copy_(x.detach()))
         return torch.from_numpy(encode_8bit(values, self._signed[key])).to(x.device)
 
-    def decoded(self, key: str, x: Any) -> Any:
-        """A slot as a new tensor that is as wide as the arithmetic."""
+    def decoded(self, key: str, x: Any, order: Sequence[int] | None = None) -> Any:
+        """A slot as a new tensor that is as wide as the arithmetic; order: the strides that its blocks are in."""
         if self.kinds[key] is not torch.uint8 or x.dtype is not torch.uint8:
             return x.to(self.state_dtype, copy=True)
-        wide = self.dense(self.state_dtype)
+        strides = self.strides if order is None else tuple(order)
+        wide = torch.empty_strided(self.shape, strides, dtype=self.state_dtype, device=x.device)
         values = decode_8bit(x.cpu().numpy(), self._signed[key], self.size)
         wide.as_strided((self.size,), (1,)).copy_(torch.from_numpy(values))
         return wide
@@ -190,6 +194,10 @@ class Leaf:
     def gradient(self, g: Any) -> int:
         """The address of p's gradient; one that lies otherwise than p is copied, in memory kept for the next step."""
         g = local(g)
+        if g.shape != self.shape:
+            raise RuntimeError(
+                f"the gradient of {self.name} is {describe(g)}, {self.name} is {describe(local(self.p))}"
+            )
         if g.stride() != self.strides or g.dtype is not self.dtype or g.is_neg() or g.is_conj():
             if self._scratch is None:
                 self._scratch = self.dense()
@@ -199,6 +207,8 @@ class Leaf:
 
     def rows(self, g: Any) -> tuple[Any, int, Any]:
         """(rows that a sparse gradient has values for, elements of each, the values), every row once."""
+        if g.shape != self.shape:
+            raise RuntimeError(f"the gradient of {self.name} is {describe(g)}, {self.name} is {describe(self.p)}")
         g = g.detach().coalesce()
         width = self.size // max(1, prod(self.shape[: g.sparse_dim()]))
         rows = np.zeros(g._nnz(), np.int64)
@@ -212,9 +222,10 @@ class Leaf:
         """Whether anything is not as it was when last looked at."""
         if self.shared and not self.gaps:
             self.found[0] = local(self.p)
-        now = [state.get(key) for key in self.tensors]
+        now, here = [state.get(key) for key in self.tensors], local(self.p)
         return (
             self.state is not state
+            or (here.shape, here.stride()) != self.form
             or not all(map(is_, now, self.seen))
             or [x.data_ptr() for x in self.found] != self.addresses
             or [array[at] for array, at in self.places] != self.values
@@ -223,7 +234,7 @@ class Leaf:
     def taken(self, state: dict[str, Any], carried: dict[str, float]) -> Cohort:
         """How far a state has come that lacks something, of a checkpoint that was not ours; carried: see Rule."""
         numbers = self.keys[len(self.slots) :]
-        if not numbers:  # where nothing counts, a slot shows that steps were taken
+        if self.uncounted and "step" not in state:  # a slot shows that steps were taken
             return Cohort(self.group, int(any(state.get(key) is not None for key in self._signed)), ())
         known = [float(state.get(key, x)) for key, x in zip(numbers, (0.0, *carried.values()), strict=True)]
         return Cohort(self.group, int(known[0]), known[1:])
@@ -238,19 +249,26 @@ class Leaf:
         Raises ValueError where the state does not fit, Moved where p is not what it was.
         """
         here = local(self.p)
-        if (here.dtype, here.shape) != (self.dtype, self.shape) or (not self.gaps and here.stride() != self.strides):
+        if here.dtype is not self.dtype or (here.shape, here.stride()) != self.form:
             raise Moved
         for key in self.slots:
             x, kind = local(state[key]), self.kinds[key]
             blocks = (length(self.size, STORED[torch.uint8]),)
             if kind is x.dtype is torch.uint8 and (x.device, x.shape) == (here.device, blocks) and x.is_contiguous():
+                if tuple(state.get(ORDER, self.strides)) != self.strides:
+                    state[key] = self.encoded(key, self.decoded(key, x, state[ORDER]))
                 continue
             # As torch's own optimizer keeps it, or one of ours with other moments.
             other = kind is not torch.int16 and x.is_floating_point() and (self.short or x.dtype in STORED)
             plain = {torch.int16} if kind is torch.int16 else {self.state_dtype, kind} - {torch.uint8}
             fits = other or x.dtype in plain
             if not fits or x.shape != self.shape or x.device != here.device:
-                raise ValueError(f"state[{key!r}] of {self.name} is {describe(x)}, {self.name} is {describe(here)}")
+                hint = ": moments of 8 bits need moments='8bit', or to_torch_state" * (
+                    kind is not x.dtype is torch.uint8
+                )
+                raise ValueError(
+                    f"state[{key!r}] of {self.name} is {describe(x)}, {self.name} is {describe(here)}{hint}"
+                )
             if x.stride() != self.strides or x.dtype is not kind or x.is_conj() or x.is_neg():
                 if self.shared:
                     state[key] = state[key].to(kind)
@@ -258,6 +276,8 @@ class Leaf:
                     raise ValueError(f"state[{key!r}] of {self.name} has strides {x.stride()}, not {self.strides}")
                 if not self.shared:
                     state[key] = self.encoded(key, x)
+        if torch.uint8 in self.kinds.values():
+            state[ORDER] = self.strides
         for key in self.keys[len(self.slots) :]:
             if isinstance(state[key], Tensor) and state[key].dtype in COPIES:  # torch's load_state_dict casts them
                 state[key] = state[key].float()

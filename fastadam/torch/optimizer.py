@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from operator import is_
 from typing import Any, ClassVar
 
@@ -23,6 +24,12 @@ WALKS: dict[str, type[Walk]] = {"cpu": Walk, "cuda": CudaWalk}  # by the type of
 OWN = ("max_norm", "ema_decay", "copy_to", "skip_nonfinite", "stats", "moments", "master", "seed", "index_offset")
 
 
+def _listed(copies: Any) -> list[Any]:
+    if isinstance(copies, torch.Tensor) or not isinstance(copies, Iterable):
+        raise TypeError(f"copy_to is {type(copies).__name__}, expected an iterable of tensors, one per parameter")
+    return list(copies)
+
+
 def _moved(x: Any, device: Any) -> Any:
     return x.to(device) if isinstance(x, torch.Tensor) else x
 
@@ -32,7 +39,7 @@ class Fast(torch.optim.Optimizer):
 
     rule: ClassVar[type[Rule]]
     slots: ClassVar[dict[str, str]]  # torch's names in the state of the kernel's slots
-    numbers: ClassVar[tuple[str, ...]] = ("step",)  # and of what is one number: the count, then what the rule carries
+    numbers: tuple[str, ...] = ("step",)  # and of what is one number: the count, then what the rule carries
     fixed: ClassVar[dict[str, Any]] = {}  # what the rule is told beside torch's hyperparameters
     instead = ""  # what takes sparse gradients
     by_row = False  # whether gradients may be sparse
@@ -51,8 +58,7 @@ class Fast(torch.optim.Optimizer):
             moments=moments, master=master, seed=seed, index_offset=index_offset,
         )  # fmt: skip
         super().__init__(params, *args, **named)
-        if copy_to is not None or moments is not None or master is not None:
-            self._current()  # which fills the copies, and refuses what does not fit
+        self._check_own()
 
     def _choose(
         self, copy_to: Iterable[Any] | None = None, moments: str | None = None, master: str | None = None,
@@ -62,11 +68,28 @@ class Fast(torch.optim.Optimizer):
         offset = integer("index_offset", index_offset, low=0, most=2**62)
         self._storage = Storage(moments=moments, master=master, index_offset=offset)
         self._seed = integer("seed", seed)
-        self._chores, self._copy_to = Chores(**own), None if copy_to is None else list(copy_to)
+        self._chores, self._copy_to = Chores(**own), None
+        if copy_to is not None:
+            self._copy_to = _listed(copy_to)
         self._walks: list[Walk] | None = None
-        self._members: list[Any] = []
+        self._members: list[Any] = []  # the parameters that the walks are for, and how many each group has
+        self._lengths: list[int] = []
+        self._built = False
         self._averaging = False
         self.info: StepInfo = NOTHING
+
+    def _check_own(self) -> None:
+        """Refuse now what does not fit of our options, and fill the copies."""
+        self._built = True
+        lazy = any(map(torch.nn.parameter.is_lazy, chain.from_iterable(g["params"] for g in self.param_groups)))
+        if (self._copy_to is not None or self._storage != Storage()) and not lazy:
+            self._current()
+
+    def _count_if_asked(self) -> None:
+        """Where torch keeps no count: keep one if something of ours depends on it, a function of t or random bits."""
+        shorts = any(local(p).dtype is torch.bfloat16 for group in self.param_groups for p in group["params"])
+        if not self.numbers and (callable(self._chores.ema_decay) or (shorts and self._storage.master is None)):
+            self.numbers = ("step",)
 
     def __init_subclass__(cls) -> None:
         """A method's signature: torch's, then our options."""
@@ -111,7 +134,7 @@ class Fast(torch.optim.Optimizer):
         if "info" not in self.__dict__:
             self._averaging, self.info = False, NOTHING
         super().__setstate__(state)
-        self._walks, self._members = None, []
+        self._walks, self._members, self._built = None, [], True
 
     @staticmethod
     def check_group(group: dict[str, Any]) -> None:
@@ -120,10 +143,32 @@ class Fast(torch.optim.Optimizer):
             raise ValueError(
                 "differentiable is True, expected False: a step changes memory in place, where autograd cannot follow"
             )
+        if given := [name for name in OWN if name in group and name not in ("max_norm", "copy_to")]:
+            raise ValueError(f"a param group has {given[0]!r}, expected it as an argument of the optimizer")
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        self.check_group({**self.defaults, **param_group} if isinstance(param_group, dict) else {})
-        super().add_param_group(param_group)
+        """As torch's; with copy_to the group's "copy_to" holds the copies of its parameters."""
+        if not isinstance(param_group, dict):
+            super().add_param_group(param_group)  # which refuses it
+        group = dict(param_group)
+        self.check_group({**self.defaults, **group})
+        copies = group.pop("copy_to", None)
+        before = sum(len(own["params"]) for own in self.param_groups)
+        super().add_param_group(group)
+        added = len(self.param_groups[-1]["params"])
+        try:
+            if copies is not None and (self._copy_to is None or not self._built):
+                raise ValueError(
+                    "a param group has 'copy_to', expected it in add_param_group of an optimizer with copy_to"
+                )
+            if self._copy_to is not None and self._built:
+                copies = _listed(copies if copies is not None else ())
+                if len(copies) != added or len(self._copy_to) != before:
+                    raise ValueError(f"the group's 'copy_to' has {len(copies)} tensors for {added} parameters")
+                self._copy_to += copies
+        except (TypeError, ValueError):
+            self.param_groups.pop()
+            raise
         self._walks = None
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -154,6 +199,7 @@ class Fast(torch.optim.Optimizer):
                 loss = closure()
         found, scale = self.__dict__.get("found_inf"), self.__dict__.get("grad_scale")  # a GradScaler's
         if found is not None and found.item():
+            self.info = StepInfo(skipped=True)
             return loss
         for walk in self._current():
             self.info = walk.step(1.0 if scale is None else 1.0 / scale.item())
@@ -165,13 +211,17 @@ class Fast(torch.optim.Optimizer):
     def _current(self) -> Iterable[Walk]:
         """The walks over the parameters as the groups have them now."""
         now = [p for group in self.param_groups for p in group["params"]]
-        if self._walks is None or len(now) != len(self._members) or not all(map(is_, now, self._members)):
-            copies = self._copy_to or [None] * len(now)
+        lengths = [len(group["params"]) for group in self.param_groups]
+        if (
+            self._walks is None or lengths != self._lengths or len(now) != len(self._members)
+            or not all(map(is_, now, self._members))
+        ):  # fmt: skip
+            copies = [None] * len(now) if self._copy_to is None else self._copy_to
             if len(copies) != len(now):
                 raise ValueError(f"copy_to has {len(copies)} tensors for {len(now)} parameters")
             by_id = dict(zip(map(id, now), copies, strict=True))
             self._walks = [kind(self, members, by_id) for kind, members in self._by_device()]
-            self._members = now
+            self._members, self._lengths = now, lengths
         return self._walks
 
     def _by_device(self) -> Iterator[tuple[type[Walk], list[list[tuple[str, Any]]]]]:

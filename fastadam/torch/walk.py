@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from torch.autograd.graph import increment_version
 
 from fastadam import chores, kernels
 from fastadam.backend import choose
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from fastadam.torch.optimizer import Fast
 
 EMPTY: dict[str, Any] = {}
-DATA_PTR, STRIDE = torch.Tensor.data_ptr, torch.Tensor.stride
+DATA_PTR, IN_ORDER, NUMEL = torch.Tensor.data_ptr, torch.Tensor.is_contiguous, torch.Tensor.numel
 PLAIN, NUMBERS = chores.Chores(), Numbers()
 
 
@@ -64,6 +65,7 @@ class Walk:
     def _lay_out(self) -> None:
         """Leaves, groups and plan, from what the optimizer's groups say now."""
         opt, averaged = self._opt, self._chores.ema_decay is not None
+        opt._count_if_asked()
         self._read: list[Any] = [None] * len(self._members)
         self._settings: list[Any] = [None] * len(self._members)
         self.leaves: list[Leaf] = []
@@ -77,6 +79,7 @@ class Walk:
             keys: dict[str, Any] = {**slots, **({"ema": None} if averaged else {})}
             leaves = [Leaf(name, p, k, keys, opt.numbers, id(p) in self._by_row, opt._storage) for name, p in members]
             for leaf in leaves:
+                leaf.uncounted = not type(opt).numbers
                 of_slots = [column for column, on in enumerate([*there, averaged], start=2) if on]
                 copied, rests = leaf.copies(self._copies[id(leaf.p)]), iter(leaf.rests)
                 copy = 3 + len(there)  # the remainder comes behind the copy
@@ -109,6 +112,10 @@ class Walk:
         self._plain = self._chores == PLAIN and not any(group.max_norm for group in self.groups)
         self._cohorts: list[Cohort] = []
         self._missing: list[bool] | None = None  # which leaves had no gradient when last looked at
+        self._numbers: list[tuple[Any, Any]] = []
+        self._values: list[Any] = []
+        self._gaps: list[Leaf] = []
+        self._stepped: list[Any] = []  # what a step changes and autograd may know
 
     def _make_plan(self, formats: list[list[Any]]) -> Any:
         """The plan for these leaves; formats: per leaf, the dtypes of p, the slots and what follows."""
@@ -126,6 +133,8 @@ class Walk:
     def _rule(self, k: int) -> Rule:
         """The rule that group k's hyperparameters make."""
         own = self._opt.param_groups[k]
+        if lacking := [name for name in self._names if name in self._opt.defaults and name not in own]:
+            raise KeyError(f"param_groups[{k}] has no {lacking[0]!r}: was its state that of another optimizer?")
         given = {name: own[name] for name in self._names if name in own}
         numbers = {name: x.item() if isinstance(x, torch.Tensor) else x for name, x in given.items()}
         self._read[k] = itemgetter(*given)
@@ -188,6 +197,7 @@ class Walk:
         info = self._launch(sparse, after)
         if self._chores.skip_nonfinite and info.skipped:
             return info
+        increment_version(self._stepped)  # autograd refuses to go back through what has changed
         for cohort, (count, *carried) in zip(self._cohorts, numbers, strict=True):
             cohort.count, cohort.carried = count, tuple(carried)
         self._values[:] = [array[at] for array, at in self._numbers]
@@ -233,6 +243,7 @@ class Walk:
         return (
             _same(list(self._opt.state.values()), self._states)
             and _same(self._contents(), self._seen)
+            and self._lie_as(self._here, self._forms)
             and list(map(DATA_PTR, self._found)) == self._addresses
             and [array[at] for array, at in self._numbers] == self._values
         )
@@ -289,6 +300,11 @@ class Walk:
         self._states = list(self._opt.state.values())
         self._own_states = [leaf.state for leaf in live if leaf.keys]
         self._seen = self._contents()
+        own = [leaf for leaf in live if not leaf.shared]
+        self._here, self._forms = [leaf.p for leaf in own], [leaf.form for leaf in own]
+        self._in_order, self._sizes = all(map(IN_ORDER, self._here)), list(map(NUMEL, self._here))
+        self._ones = [k for k, n in enumerate(self._sizes) if n == 1]
+        self._stepped = [x for leaf in live for x in (leaf.p, *leaf.copied) if not x.is_inference()]
         self._found = [x for leaf in live for x in leaf.found]
         self._addresses = [address for leaf in live for address in leaf.addresses]
         self._numbers = [place for leaf in live for place in leaf.places]
@@ -303,15 +319,25 @@ class Walk:
             own = [leaf for leaf in live if leaf.cohort is cohort]
             cohort.places = [list(places) for places in zip(*(leaf.places for leaf in own), strict=True)]
         self._alike = not any(missing) and all(leaf.usual and id(leaf.p) not in self._by_row for leaf in live)
-        self._dtypes, self._strides = [leaf.dtype for leaf in live], [leaf.strides for leaf in live]
+        self._dtypes, self._grad_forms = [leaf.dtype for leaf in live], [(leaf.shape, leaf.strides) for leaf in live]
         self._missing = missing
+
+    def _lie_as(self, tensors: list[Any], forms: list[Any]) -> bool:
+        """Whether tensors have these shapes and strides; what lies in order may have the same size in another shape."""
+        if self._in_order:
+            return (
+                all(map(IN_ORDER, tensors))
+                and list(map(NUMEL, tensors)) == self._sizes
+                and all(tensors[k].stride() == forms[k][1] for k in self._ones)
+            )
+        return [(x.shape, x.stride()) for x in tensors] == forms
 
     def _usual_gradients(self, grads: list[Any]) -> list[int] | None:
         """The address of each leaf's gradient if all leaves have one, and each lies as its parameter does."""
         if self._missing is None or not self._alike or self._dtypes != [g.dtype for g in grads]:
             return None
         try:
-            return list(map(DATA_PTR, grads)) if self._strides == list(map(STRIDE, grads)) else None
+            return list(map(DATA_PTR, grads)) if self._lie_as(grads, self._grad_forms) else None
         except RuntimeError:  # a layout that has no strides
             return None
 
@@ -364,8 +390,9 @@ class Walk:
 
     def _check_separate(self) -> None:
         """Leaves that share memory would be stepped by two threads at once."""
-        homes = [(leaf.found[0].data_ptr(), leaf) for leaf in self.leaves if leaf.size]
-        pieces = sorted((at, at + leaf.size * leaf.real.itemsize, leaf.name) for at, leaf in homes)
+        homes = [(leaf.name, leaf.found[0]) for leaf in self.leaves if leaf.size]
+        homes += [(f"copy_to for {leaf.name}", copy) for leaf in self.leaves if leaf.size for copy in leaf.copied]
+        pieces = sorted((x.data_ptr(), x.data_ptr() + x.numel() * x.element_size(), name) for name, x in homes)
         for (_, end, name), (start, _, other) in pairwise(pieces):
             if start < end:
-                raise ValueError(f"{name} and {other} share memory, expected separate parameters")
+                raise ValueError(f"{name} and {other} share memory, expected separate tensors")

@@ -1,0 +1,222 @@
+"""What may change between steps, or be given wrongly, on PyTorch's tensors: nothing of it may go on unseen."""
+
+import copy
+
+import pytest
+
+torch = pytest.importorskip("torch", reason='needs PyTorch: pip install ".[torch]"')
+
+from torch.nn import Parameter  # noqa: E402
+from torch.testing import assert_close  # noqa: E402
+
+import fastadam.torch as fat  # noqa: E402
+
+
+def stepped(p, **chosen):
+    opt = fat.Adam([p], **chosen)
+    p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(1)).to(p.dtype)
+    opt.step()
+    return opt
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 4), (1,), (2, 3, 4)])
+def test_a_parameter_and_a_gradient_of_two_shapes_are_refused(shape):
+    p = Parameter(torch.zeros(shape))
+    opt = fat.SGD([p], lr=1.0)
+    p.grad = torch.ones(shape)
+    p.data = torch.zeros(64)
+    with pytest.raises(RuntimeError, match=r"the gradient of params\[0\]\[0\] is float32\(.*\(64,\)"):
+        opt.step()
+    assert not p.any()
+    p.data = torch.zeros(shape)
+    opt.step()
+    assert (p == -1).all()
+    p.grad.data = torch.ones(2)
+    with pytest.raises(RuntimeError, match="the gradient of"):
+        opt.step()
+    assert (p == -1).all()
+
+
+def test_a_parameter_whose_view_has_changed():
+    """The same memory, read in another order: p.data.t() begins where p.data did."""
+    ours, theirs = (Parameter(torch.arange(9.0).reshape(3, 3)) for _ in range(2))
+    for p, opt in ((ours, fat.AdamW([ours])), (theirs, torch.optim.AdamW([theirs]))):
+        for turn in (False, True, True, False):
+            if turn:
+                p.data = p.data.t()
+            p.grad = torch.randn(3, 3, generator=torch.Generator().manual_seed(2))
+            opt.step()
+    assert_close(ours, theirs)
+
+
+def test_autograd_knows_of_a_step():
+    w = Parameter(torch.tensor([2.0, 3.0]))
+    opt = fat.SGD([w], lr=0.1)
+    loss = (w**3).sum()
+    loss.backward(retain_graph=True)
+    opt.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("way", ["channels_last", "loaded"])
+def test_blocks_of_8_bits_follow_the_parameter(way):
+    """Codes lie in p's order in memory, which may become another."""
+    torch.manual_seed(3)
+    conv = torch.nn.Conv2d(4, 4, 3)
+    opt = fat.Adam(conv.parameters(), lr=0.0, moments="8bit")
+    for p in conv.parameters():
+        p.grad = torch.randn_like(p)
+    opt.step()
+    before = fat.to_torch_state(opt)["state"][0]
+    if way == "channels_last":
+        conv.to(memory_format=torch.channels_last)
+    else:
+        other = copy.deepcopy(conv).to(memory_format=torch.channels_last)
+        new = fat.Adam(other.parameters(), lr=0.0, moments="8bit", betas=(0.9, 0.999))
+        new.load_state_dict(opt.state_dict())
+        assert_close(fat.to_torch_state(new)["state"][0], before, rtol=0, atol=0)
+        conv, opt = other, new
+    for p in conv.parameters():
+        p.grad = torch.zeros_like(p)
+    opt.step()
+    after = fat.to_torch_state(opt)["state"][0]
+    scale = before["exp_avg"].abs().max()
+    assert_close(after["exp_avg"], 0.9 * before["exp_avg"], rtol=0, atol=float(scale) / 16)
+
+
+def test_parameters_that_change_groups():
+    def moved(kind):
+        a, b = Parameter(torch.zeros(1)), Parameter(torch.zeros(1))
+        opt = kind([{"params": [a], "lr": 1.0}, {"params": [b], "lr": 100.0}])
+        a.grad, b.grad = torch.ones(1), torch.ones(1)
+        opt.step()
+        opt.param_groups[0]["params"] = [a, b]
+        opt.param_groups[1]["params"] = []
+        opt.step()
+        del opt.param_groups[1]
+        opt.step()
+        opt.param_groups[0]["params"] = [a]
+        opt.param_groups.append({**opt.param_groups[0], "params": [b], "lr": 10.0})
+        opt.step()
+        return [a.item(), b.item()]
+
+    assert moved(fat.SGD) == moved(torch.optim.SGD) == [-4.0, -112.0]
+
+
+@pytest.mark.parametrize("method", [fat.SGD, fat.Lion])
+def test_a_count_where_torch_has_none(method):
+    """A function of the count and random bits go on where they were, after add_param_group and from a checkpoint."""
+    seen = []
+
+    def decay(t):
+        seen.append(t)
+        return 0.5
+
+    def run(steps, checkpoint=None):
+        p, q = (Parameter(torch.ones(300, dtype=torch.bfloat16)) for _ in range(2))
+        opt = method([p], lr=1e-3, ema_decay=decay)
+        opt.add_param_group({"params": [q]})
+        if checkpoint:
+            with torch.no_grad():
+                p.copy_(checkpoint[1])
+                q.copy_(checkpoint[2])
+            opt.load_state_dict(checkpoint[0])
+        for t in steps:
+            p.grad, q.grad = (torch.full((300,), 0.1 * t + k, dtype=torch.bfloat16) for k in (0, 1))
+            opt.step()
+        return copy.deepcopy(opt.state_dict()), p, q
+
+    whole = run(range(6))
+    assert seen == [1, 2, 3, 4, 5, 6]
+    half = run(range(3))
+    rest = run(range(3, 6), half)
+    assert seen[6:] == [1, 2, 3, 4, 5, 6]
+    assert torch.equal(rest[1], whole[1])
+    assert torch.equal(rest[2], whole[2])
+
+
+def test_a_checkpoint_of_another_method_is_refused():
+    p = Parameter(torch.ones(2))
+    opt = fat.Adam([p], betas=(0.5, 0.6))
+    opt.load_state_dict(torch.optim.SGD([Parameter(torch.ones(2))], lr=0.1).state_dict())
+    p.grad = torch.ones(2)
+    with pytest.raises(KeyError, match=r"param_groups\[0\] has no 'betas'"):
+        opt.step()
+    assert (p == 1).all()
+
+
+def test_incomplete_foreign_state_is_refused():
+    opt = fat.Adam([Parameter(torch.ones(2))])
+    groups = [{"params": [0]}]
+    with pytest.raises(ValueError, match="expected 'exp_avg_sq' or 'state2'"):
+        fat.load_state_from(opt, {"state": {0: {"step": 9, "exp_avg": torch.ones(2)}}, "param_groups": groups})
+    with pytest.raises(ValueError, match="has no 'qmap1'"):
+        codes = {"step": 9, "state1": torch.zeros(2, dtype=torch.uint8), "state2": torch.zeros(2)}
+        fat.load_state_from(opt, {"state": {0: codes}, "param_groups": groups})
+    with pytest.raises(ValueError, match="has no 'param_groups'"):
+        fat.load_state_from(opt, {})
+    assert not opt.state
+
+
+def test_copies_of_groups():
+    a, b = (Parameter(torch.ones(5)) for _ in range(2))
+    c, d = (torch.zeros(5, dtype=torch.bfloat16) for _ in range(2))
+    opt = fat.Adam([a], lr=0.1, copy_to=[c])
+    with pytest.raises(ValueError, match="'copy_to' has 0 tensors for 1 parameters"):
+        opt.add_param_group({"params": [b]})
+    assert len(opt.param_groups) == 1
+    opt.add_param_group({"params": [b], "copy_to": [d]})
+    a.grad, b.grad = torch.ones(5), -torch.ones(5)
+    opt.step()
+    assert torch.equal(c, a.detach().bfloat16())
+    assert torch.equal(d, b.detach().bfloat16())
+    assert "copy_to" not in opt.param_groups[1]
+
+
+def test_copies_that_cannot_be_right():
+    a, b = (Parameter(torch.ones(5)) for _ in range(2))
+    c = torch.zeros(5, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="copy_to has 0 tensors for 2 parameters"):
+        fat.Adam([a, b], copy_to=[])
+    with pytest.raises(TypeError, match="copy_to is int"):
+        fat.Adam([a, b], copy_to=3)
+    opt = fat.Adam([a, b], copy_to=[c, c])
+    a.grad = b.grad = torch.ones(5)
+    with pytest.raises(ValueError, match=r"copy_to for .* and copy_to for .* share memory"):
+        opt.step()
+    with pytest.raises(ValueError, match="a param group has 'copy_to'"):
+        fat.Adam([{"params": [a], "copy_to": [c]}])
+    with pytest.raises(ValueError, match="a param group has 'moments'"):
+        fat.Adam([{"params": [a], "moments": "8bit"}])
+
+
+def test_what_a_scaler_skips_is_in_info():
+    p = Parameter(torch.ones(3))
+    opt = stepped(p, max_norm=1.0)
+    assert opt.info.grad_norm
+    opt.found_inf, opt.grad_scale = torch.tensor(1.0), torch.tensor(2.0)
+    opt.step()
+    assert opt.info.skipped
+    assert opt.info.grad_norm is None
+
+
+def test_convert_checks_as_the_constructor_does():
+    theirs = torch.optim.Adam([Parameter(torch.ones(3))])
+    with pytest.raises(ValueError, match="copy_to has"):
+        fat.convert(theirs, copy_to=[torch.zeros(4, dtype=torch.bfloat16)])
+    with pytest.raises(ValueError, match="moments is 'float64'"):
+        fat.convert(theirs, moments="float64")
+    with pytest.raises(TypeError, match="'lr', expected any of max_norm"):
+        fat.convert(theirs, lr=1)
+    copied = torch.zeros(3, dtype=torch.bfloat16)
+    fat.convert(theirs, copy_to=[copied])
+    assert (copied == 1).all()
+
+
+def test_moments_of_8_bits_in_a_plain_optimizer():
+    opt = fat.Adam([Parameter(torch.ones(3))])
+    opt.load_state_dict(stepped(Parameter(torch.ones(3)), moments="8bit").state_dict())
+    opt.param_groups[0]["params"][0].grad = torch.ones(3)
+    with pytest.raises(ValueError, match="moments='8bit', or to_torch_state"):
+        opt.step()
