@@ -52,7 +52,7 @@ def state_bytes(opt):
     """All bits of the parameters and of what a step keeps."""
     params = opt.param_groups[0]["params"]
     tensors = [*params, *(x for p in params for _, x in sorted(opt.state[p].items()))]
-    return [x.detach().flatten().view(torch.uint8).numpy().tobytes() for x in tensors]
+    return [torch.as_tensor(x).detach().flatten().view(torch.uint8).numpy().tobytes() for x in tensors]
 
 
 @pytest.mark.parametrize(

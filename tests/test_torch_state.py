@@ -61,15 +61,13 @@ def test_convert(name):
 
 def test_convert_refuses():
     p = Parameter(torch.ones(3))
-    with pytest.raises(
-        TypeError, match=r"optimizer is torch.optim.lbfgs.LBFGS, expected one of torch\.optim that fastadam.torch has"
-    ):
+    with pytest.raises(TypeError, match=r"optimizer is .*LBFGS, expected one of torch\.optim that fastadam.torch has"):
         fat.convert(torch.optim.LBFGS([p]))
 
     class Adam(torch.optim.Adam):
         """Somebody's own, which may do anything."""
 
-    with pytest.raises(TypeError, match="optimizer is Adam"):
+    with pytest.raises(TypeError, match=r"optimizer is .*Adam"):
         fat.convert(Adam([p]))
     with pytest.raises(ValueError, match="differentiable is True"):
         fat.convert(torch.optim.Adam([p], differentiable=True))
@@ -160,10 +158,8 @@ def test_load_state_from_refuses_unknown_layouts():
     with pytest.raises(ValueError, match="expected 'exp_avg' or 'state1'"):
         fat.load_state_from(opt, {"state": {0: {"step": 3, "momentum": torch.ones(4, 3)}}, "param_groups": group})
     with pytest.raises(ValueError, match="5 numbers for a parameter of shape"):
-        fat.load_state_from(
-            opt,
-            {"state": {0: {"step": 3, "exp_avg": torch.ones(5), "exp_avg_sq": torch.ones(5)}}, "param_groups": group},
-        )
+        wrong = {"step": 3, "exp_avg": torch.ones(5), "exp_avg_sq": torch.ones(5)}
+        fat.load_state_from(opt, {"state": {0: wrong}, "param_groups": group})
     assert not opt.state
 
 
