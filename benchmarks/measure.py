@@ -30,7 +30,7 @@ def commands():
     peers = dict.fromkeys([*(target.other for target in report.TARGETS if target.other != "limit"), "torch foreach"])
     core = ["fastadam", "bench", "--sizes", ",".join(flats), "--workload", ",".join(models), "--processes", "3"]
     core += ["--rounds", "25", "--peers", ",".join(peers)]
-    return {"core": core, "chain": ["fastadam.benchmarks.chain"], "narrow": ["fastadam.benchmarks.narrow"]}
+    return {"core": core, **{name: [f"fastadam.benchmarks.{name}"] for name in ("chain", "narrow", "pytorch")}}
 
 
 def measure():
