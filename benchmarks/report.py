@@ -187,8 +187,8 @@ def pytorch(result):
         shares = [f"{entry[side]['us_per_step']:.0f} µs, {entry[side]['share']:.1%}" for side in ("fastadam", "torch")]
         apart = (f"{entry[key]:.1g}" for key in ("curves_apart", "torchs_apart"))
         rows.append([f"{name}, {entry['parameters']:,} parameters", *shares, *apart])
-    yield "Learning digits: `opt.step()`, its share of a training step, and how far apart the two loss curves ever are, as"
-    yield "rounding grows with training: for comparison those of torch's fused and for-loop AdamW."
+    yield "Learning digits: `opt.step()`, its share of a training step, and how far apart the two loss curves ever are,"
+    yield "as rounding grows with training; beside that, how far those of torch's fused and its own for-loop are."
     yield ""
     yield from table(["", "fastadam.torch", "torch", "apart", "torch's two"], rows)
     yield ""
