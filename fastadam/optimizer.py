@@ -54,7 +54,7 @@ class Optimizer:
     ema_decay: keep exponential moving averages of the parameters, in `ema`: a number, or a function of t. A leaf
         without a gradient leaves its average alone, too.
     copy_to: a tree of float16 or bfloat16 arrays like params, or FlatBuffers where these are; holds them rounded to
-        nearest even, from now on.
+        nearest even, from now on; beside 16-bit params without a master, from the update before these are rounded.
     zero_grads: zero the gradients once they are read.
     skip_nonfinite: True leaves everything as it is, counts included, if any gradient is NaN or infinite, and `skipped`
         counts it; "raise" raises FloatingPointError naming the leaf, instead. On a GPU the device decides and counts

@@ -7,6 +7,7 @@ are compared by torch.testing.assert_close, whose tolerances are those of torch'
 import copy
 import inspect
 import io
+import os
 import pickle
 
 import pytest
@@ -670,3 +671,17 @@ def test_chunks_beyond_32_bits():
     assert chunks[0, 1] == 0
     assert (chunks[1:, 1] == chunks[:-1, 1] + chunks[:-1, 2]).all()
     assert chunks[-1, 1] + chunks[-1, 2] == n
+
+
+def test_a_tensor_beyond_32_bits():
+    """The same for real, in float16 and without state: 8.6 GB."""
+    n, free = 2**31 + 5, os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if free < 5 * n:
+        pytest.skip(f"{free / 1e9:.1f} GB of memory are free, expected {5 * n / 1e9:.1f}")
+    p = Parameter(torch.zeros(n, dtype=torch.float16))
+    p.grad, at = torch.zeros(n, dtype=torch.float16), torch.tensor([0, 1, 2**31 - 1, 2**31, 2**31 + 3, n - 1])
+    p.grad[at] = torch.arange(1.0, 7.0, dtype=torch.float16)
+    fat.SGD([p], lr=0.5).step()
+    p = p.detach()
+    assert (p[at] == -0.5 * torch.arange(1.0, 7.0)).all()
+    assert sum(int(part.count_nonzero()) for part in p.split(2**28)) == 6
