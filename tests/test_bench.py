@@ -6,6 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -285,6 +286,7 @@ def test_ctrl_c_is_heard_by_the_command_alone(tmp_path):
     with subprocess.Popen(
         [sys.executable, "-u", "-m", "fastadam", "bench", *words],
         env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True, process_group=0,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     ) as process:  # fmt: skip
         try:
             process.stdout.readline()  # it has begun
