@@ -39,14 +39,16 @@ class Optimizer:
         before the capture, as every library asks that loads its kernels when they are first launched.
     moments: what the state rests in: None, as the arithmetic is; "float32", "bfloat16" or "8bit" for parameters of 32
         bits and fewer, "float64" for others. See opt.state_bytes, opt.moments, opt.convert. In 8 bits 64 elements share
-        a scale: one that is not finite makes all NaN, and so does v where a gradient beyond 1.8e19 overflows it.
+        a scale: one that is not finite makes all NaN, and so does v where a gradient beyond 1.8e19 overflows it. Each
+        leaf has whole blocks of 1,024: many small ones take less room in a FlatBuffer.
     master: for parameters of 16 bits: None, they are all there is, and bfloat16 is rounded stochastically;
         "remainder", for bfloat16: the 16 bits that a float32 has more rest beside it, so steps are those of float32
         parameters to the bit; "float32": so does a whole float32 copy, and params are rounded from it to nearest.
     seed: of the stochastic rounding, of bfloat16 parameters without a master, and in short formats of slots that never
         fall below zero; part of the state. The bits depend on the seed, the leaf's count and the element's index in the
-        tree, nothing else.
-    index_offset: added to that index, for the shards of a larger tree; in 8 bits cut them at multiples of 64.
+        tree, each leaf's elements counted in their order in memory (of which pickle keeps C's and Fortran's alone).
+    index_offset: added to that index, for the shards of a larger tree; in 8 bits cut them at multiples of 64. Not part
+        of the state.
 
     Chores, all in the same pass over memory as the step, in this order:
     max_norm: clip the gradients, after grad_scale, to this global L2 norm; a group's own max_norm limits that group's.

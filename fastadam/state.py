@@ -10,7 +10,7 @@ from fastadam.arrays import describe
 from fastadam.checks import integer, number
 from fastadam.group import hyperparameters, is_grouped
 from fastadam.rows import notice_counts
-from fastadam.storage import views
+from fastadam.storage import in_order, order, views
 
 if TYPE_CHECKING:
     from fastadam.optimizer import Optimizer
@@ -28,7 +28,7 @@ def state_dict(opt: Optimizer) -> dict[str, Any]:
         with opt._plan.on_stream():
             slots = {slot: opt._backend.home.get(view) for slot, view in views(opt, leaf).items()}
         count, stored = int(opt._counts[leaf]), str(opt._arrays[leaf].dtype)
-        leaves[f"params{name}"] = {"count": count, "format": stored, **carried, **slots}
+        leaves[f"params{name}"] = {"count": count, "format": stored, **order(opt, leaf), **carried, **slots}
     groups = [{each.name: getattr(group, each.name) for each in fields(opt.rule)} for group in opt.groups]
     for group in groups:
         group["lr"] = None if callable(group["lr"]) else group["lr"]
@@ -94,7 +94,9 @@ def load_state_dict(opt: Optimizer, state: dict[str, Any]) -> None:
     _keys("state['leaves']", state["leaves"], names)
     for leaf, name in enumerate(names):
         own, where, here = state["leaves"][name], f"state['leaves'][{name!r}]", views(opt, leaf)
-        _keys(where, own, ["count", "format", *opt.rule.carried, *here])
+        _keys(where, own, ["count", "format", *order(opt, leaf), *opt.rule.carried, *here])
+        if "order" in own and sorted(own["order"]) != list(range(opt._arrays[leaf].ndim)):
+            raise ValueError(f"{where}['order'] is {own['order']!r}, expected {opt._arrays[leaf].ndim} axes")
         integer(f"{where}['count']", own["count"], low=0, most=t)
         _same(f"{where}['format']", own["format"], str(opt._arrays[leaf].dtype))
         for carried in opt.rule.carried:
@@ -115,8 +117,9 @@ def load_state_dict(opt: Optimizer, state: dict[str, Any]) -> None:
         opt._counts[leaf] = own["count"]
         opt._carried[leaf] = [own[carried] for carried in opt.rule.carried]
         with opt._plan.on_stream():
+            there = in_order(opt, leaf, own)
             for slot, view in views(opt, leaf).items():
-                opt._backend.home.write(view, own[slot])
+                opt._backend.home.write(view, there[slot])
     opt._counts[-1], opt._seed, opt._skipped = t, seed, skipped
     notice_counts(opt)
 
@@ -126,7 +129,7 @@ def pickled(opt: Optimizer) -> dict[str, Any]:
     rules = [group._rule for group in opt.groups]  # with callables, which state_dict cannot hold
     own = {name: value for name, value in vars(opt).items() if name not in opt._built}  # a subclass's
     # Rows that are behind stay so: of a tree that is copied together with its optimizer, they are copied behind.
-    opt._check_idle("a copy inside averaged() would keep no parameters of its own")
+    opt._check_idle("a copy or a conversion inside averaged() would keep no parameters of its own")
     with opt._plan.on_stream():  # and before the state, which waits for that stream
         totals = deepcopy(opt._totals)
     kept = {"state": state_dict(opt), "behind": deepcopy(opt._behind), "chores": opt._chores, "copy_to": opt._copy_to}

@@ -11,8 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastadam.arrays import Array, compute, describe, flat, shaped_like
-from fastadam.kernels.formats import BYTES, blocks, codes_and_scales, decoded, encoded
+from fastadam.arrays import Array, compute, describe, flat, memory_order, shaped_like
+from fastadam.kernels.formats import (
+    BYTES,
+    blocks,
+    codes_and_scales,
+    decode_8bit,
+    decoded,
+    encode_8bit,
+    encoded,
+    is_signed,
+)
 
 if TYPE_CHECKING:
     from fastadam.kernels.contract import Slot
@@ -134,7 +143,7 @@ def has(rule: Any, slot: Slot) -> bool:
 def views(opt: Optimizer, leaf: int) -> dict[str, Array]:
     """The state of one leaf by name, in its parameter's shape and memory order.
 
-    A slot of 8 bits is two arrays: its codes (blocks, 1024), and under name_scales (blocks, 16) float32.
+    A slot of 8 bits is two arrays: its codes (blocks, 1024), and under name_scales (blocks, 16) float32; see order.
     """
     found: dict[str, Array] = {}
     for name, values in zip(columns(opt), opt._slots[leaf], strict=True):
@@ -145,6 +154,30 @@ def views(opt: Optimizer, leaf: int) -> dict[str, Array]:
                 found[name] = shaped_like(values, opt._arrays[leaf])
     if (master := opt._masters[leaf]) is not None:
         found["master"] = shaped_like(master, opt._arrays[leaf])
+    return found
+
+
+def order(opt: Optimizer, leaf: int) -> dict[str, list[int]]:
+    """{"order": a leaf's axes from the slowest in memory to the fastest}, which blocks of 8 bits follow, if any."""
+    coded = any(x is not None and x.dtype == np.uint8 for x in opt._slots[leaf])
+    return {"order": list(memory_order(opt._arrays[leaf]))} if coded else {}
+
+
+def in_order(opt: Optimizer, leaf: int, own: dict[str, Any]) -> dict[str, Any]:
+    """A leaf's state with its blocks of 8 bits in p's order in memory, if they are in another."""
+    p = opt._arrays[leaf]
+    before, now = ([axis for axis in axes if p.shape[axis] > 1] for axes in (own.get("order", ()), memory_order(p)))
+    if "order" not in own or before == now:
+        return own
+    found, shape = dict(own), [p.shape[axis] for axis in own["order"]]
+    for slot in opt._kernel.slots:
+        if f"{slot.name}_scales" in own:
+            coded = np.empty(blocks(p.size) * BYTES, np.uint8)
+            for home, given in zip(codes_and_scales(coded), (own[slot.name], own[f"{slot.name}_scales"]), strict=True):
+                home[...] = given
+            values = decode_8bit(coded, is_signed(slot), p.size).reshape(shape).transpose(np.argsort(own["order"]))
+            coded = encode_8bit(values.transpose(memory_order(p)).reshape(-1), is_signed(slot))
+            found[slot.name], found[f"{slot.name}_scales"] = codes_and_scales(coded)
     return found
 
 
@@ -177,6 +210,7 @@ def convert(opt: Optimizer, to: str | None) -> None:
         for slot in opt._kernel.slots:
             if slot.name in own:
                 state.pop(f"{slot.name}_scales", None)
+                state.pop("order", None)
                 with opt._plan.on_stream():
                     values = home.get(flat(own[slot.name]))  # type: ignore[arg-type]
                 with np.errstate(all="ignore"):
@@ -185,6 +219,8 @@ def convert(opt: Optimizer, to: str | None) -> None:
                     state[slot.name], state[f"{slot.name}_scales"] = (x.copy() for x in codes_and_scales(short))
                 else:
                     state[slot.name] = shaped_like(short, p).copy(order="K")
+        if any(f"{name}_scales" in state for name in own):
+            state["order"] = list(memory_order(p))
     other = type(opt).__new__(type(opt))
     other.__setstate__({**kept, "storage": storage})
     opt.__dict__ = other.__dict__

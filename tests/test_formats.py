@@ -197,6 +197,38 @@ def test_pairs_of_random_bits_are_independent():
             assert abs(((counts - expected) ** 2 / expected).sum() - 255) < 6 * np.sqrt(2 * 255), (bits, lag)
 
 
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_groups_of_zeros_survive_conversions(backend):
+    """An unsigned zero decoded as -0 would read as larger than infinity."""
+    p, q = np.ones(100, F32), np.ones(100, F32)
+    opt = fa.Adam(p, moments="8bit", backend=backend)
+    assert not np.signbit(opt.moments()["params"]["v"]).any()
+    for moments in ("float32", "8bit", "bfloat16", "8bit", "8bit"):
+        opt.convert(moments)
+    opt.step(np.ones(100, F32))
+    fa.Adam(q, moments="8bit", backend=backend).step(np.ones(100, F32))
+    assert np.isfinite(p).all()
+    assert p.tobytes() == q.tobytes()
+
+
+def test_blocks_follow_the_order_in_memory():
+    """A state of 8 bits goes to parameters that lie in another order."""
+    g = np.random.default_rng(3).standard_normal((4, 50, 60)).astype(F32)
+    opt = fa.Adam(np.ones((4, 50, 60), F32), moments="8bit")
+    opt.step(g)
+    for axes in ((2, 0, 1), (2, 1, 0), (0, 1, 2)):
+        p = np.ones([g.shape[axis] for axis in axes], F32).transpose(np.argsort(axes))
+        other = fa.Adam(p, moments="8bit")
+        other.load_state_dict(opt.state_dict())
+        for slot, most in (("m", 2.0**-4), ("v", 2.0**-3)):
+            mine, its = (each.moments()["params"][slot] for each in (opt, other))
+            assert (abs(its - mine) <= most * abs(mine) + 2.0**-9 * mine.max()).all()
+    with pytest.raises(ValueError, match=r"\['order'\] is \[0, 0, 1\], expected 3 axes"):
+        state = opt.state_dict()
+        state["leaves"]["params"]["order"] = [0, 0, 1]
+        other.load_state_dict(state)
+
+
 def test_bfloat16_v_follows_a_falling_gradient():
     """To nearest it could not: at beta2 = 0.999 a step moves v by less than half of what bfloat16 resolves."""
     rng = np.random.default_rng(8)

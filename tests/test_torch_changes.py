@@ -85,6 +85,22 @@ def test_blocks_of_8_bits_follow_the_parameter(way):
     assert_close(after["exp_avg"], 0.9 * before["exp_avg"], rtol=0, atol=float(scale) / 16)
 
 
+def test_zeros_of_8_bits_travel():
+    """Of groups without a gradient yet, through float32 and through another layout."""
+    p = Parameter(torch.ones(64, 64))
+    opt = fat.Adam([p], lr=0.1, moments="8bit")
+    p.grad = torch.zeros(64, 64)
+    opt.step()
+    p.data = p.data.t().contiguous().t()
+    opt.step()
+    other = fat.Adam([Parameter(torch.ones(64, 64))], lr=0.1, moments="8bit")
+    other.load_state_dict(fat.to_torch_state(opt))
+    for each in (opt, other):
+        each.param_groups[0]["params"][0].grad = torch.ones(64, 64)
+        each.step()
+        assert each.param_groups[0]["params"][0].isfinite().all()
+
+
 def test_parameters_that_change_groups():
     def moved(kind):
         a, b = Parameter(torch.zeros(1)), Parameter(torch.zeros(1))
