@@ -162,7 +162,7 @@ PASSES = [
 
 def _coding() -> str:
     """What formats.py says of 8 bits, in a struct, since nvcc warns of other constants that a program does without."""
-    whole = f"int GROUP = {GROUP}, BYTES = {BYTES}, IN_ROW = {IN_ROW}, SHIFT = {SHIFT}", f"unsigned TWO = {TWO}u"
+    whole = f"int GROUP = {GROUP}, BYTES = {BYTES}, IN_ROW = {IN_ROW}, SHIFT = {SHIFT}", f"unsigned TWO = {TWO}u, MIX3 = {MIX[3]}u"
     floats = f"float TINY = {_exact(TINY)}, LARGE = {_exact(LARGE)}, OF_DRAWN = {_exact(DRAWN)}"
     by_sign = [f"unsigned LAST = has_sign ? {LAST[True]} : {LAST[False]}"]
     for name, values in {"TO": TO, "PART": PART, "REACH": REACH}.items():
@@ -188,5 +188,5 @@ def source(steps: Sequence[Step | Pass]) -> str:
         here / "traversal.cu", here / "rows.cu", here / "carry.cu", here / "norm.cu",
     ]  # fmt: skip
     head = f"constexpr int WORDS = {WORDS}, BLOCK = {BLOCK}, LANES = {LANES};\n"
-    head += f"constexpr unsigned MIX0 = {MIX[0]}u, MIX1 = {MIX[1]}u, MIX2 = {MIX[2]}u, MIX3 = {MIX[3]}u;\n" + _coding()
+    head += f"constexpr unsigned MIX0 = {MIX[0]}u, MIX1 = {MIX[1]}u, MIX2 = {MIX[2]}u;\n" + _coding()
     return head + "".join(file.read_text() for file in files) + "ADVANCE\n" + "".join(step.text for step in steps)
