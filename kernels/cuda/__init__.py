@@ -162,7 +162,8 @@ PASSES = [
 
 def _coding() -> str:
     """What formats.py says of 8 bits, in a struct, since nvcc warns of other constants that a program does without."""
-    whole = f"int GROUP = {GROUP}, BYTES = {BYTES}, IN_ROW = {IN_ROW}, SHIFT = {SHIFT}", f"unsigned TWO = {TWO}u, MIX3 = {MIX[3]}u"
+    sizes = f"int GROUP = {GROUP}, BYTES = {BYTES}, IN_ROW = {IN_ROW}, SHIFT = {SHIFT}"
+    whole = sizes, f"unsigned TWO = {TWO}u, MIX3 = {MIX[3]}u"
     floats = f"float TINY = {_exact(TINY)}, LARGE = {_exact(LARGE)}, OF_DRAWN = {_exact(DRAWN)}"
     by_sign = [f"unsigned LAST = has_sign ? {LAST[True]} : {LAST[False]}"]
     for name, values in {"TO": TO, "PART": PART, "REACH": REACH}.items():
