@@ -319,7 +319,9 @@ def test_inside_averaged_nothing_is_copied_or_accumulated(put):
     opt.step(put(1, 1))
     with opt.averaged():
         for call in (lambda: pickle.dumps(opt), lambda: copy.deepcopy(opt)):
-            with pytest.raises(RuntimeError, match=r"a copy or a conversion inside averaged\(\) would keep no parameters of its own"):
+            with pytest.raises(
+                RuntimeError, match=r"a copy or a conversion inside averaged\(\) would keep no parameters of its own"
+            ):
                 call()
         with pytest.raises(RuntimeError, match=r"gradients inside averaged\(\) are those of the averages"):
             opt.accumulate(put(1, 1))
