@@ -29,7 +29,7 @@ from fastadam.kernels.formats import BYTES
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
 
 
-def _scoped(builder: Any, access: Any, column: int) -> Any:
+def scoped(builder: Any, access: Any, column: int) -> Any:
     """Tell LLVM that this load or store of one stream overlaps no other stream, and is aligned to nothing."""
     module = builder.module
     if not hasattr(module, "streams"):
@@ -42,7 +42,7 @@ def _scoped(builder: Any, access: Any, column: int) -> Any:
     return access
 
 
-def _pointer(context: Any, builder: Any, base: Any, column: int, index: Any, dtype: Any) -> Any:
+def pointer(context: Any, builder: Any, base: Any, column: int, index: Any, dtype: Any) -> Any:
     """The address of element `index` of a stream whose leaf begins at base[column]."""
     start = builder.inttoptr(builder.extract_value(base, column), ir.PointerType(context.get_data_type(dtype)))
     return builder.gep(start, [index])
@@ -77,33 +77,45 @@ def bases(typing, table, tag, leaf, first, g_leaf, g_first):
     return result(table, tag, types.uint64, types.uint64, types.uint64, types.uint64), generate
 
 
-@intrinsic
-def load(typing, tag, base, i):
-    """Element i of every stream in the compute type; None for one that is absent, and for the copy: it is not read."""
-    present, compute = loaded(tag), compute_type(tag)
-    result = types.Tuple([compute if k in present else types.none for k in range(streams_of(tag))])
+def values_of(context: Any, builder: Any, tag: Any, resting: Any) -> Any:
+    """An element of every stream that is read as one, in the compute type, in the order of streams.
 
-    def generate(context, builder, signature, args):
-        values = [context.get_dummy_value()] * len(result)
-        for k in present:
-            values[k] = _one(context, builder, tag, args[1], k, args[2])
-        return context.make_tuple(builder, result, values)
-
-    return result(tag, base, types.uint64), generate
+    resting(k, dtype): it as it rests in stream k.
+    """
+    values = [context.get_dummy_value()] * streams_of(tag)
+    for k in loaded(tag):
+        values[k] = _one(builder, tag, k, resting)
+    return context.make_tuple(builder, values_type(tag), values)
 
 
-def _one(context: Any, builder: Any, tag: Any, base: Any, k: int, i: Any) -> Any:
-    """Element i of a stream in the compute type."""
-    compute, more = compute_type(tag), remainder(tag) if k == 0 else None
+def values_type(tag: Any) -> Any:
+    """Numbers in the compute type, None where a stream is absent, and for the copy: it is not read."""
+    present = loaded(tag)
+    return types.Tuple([compute_type(tag) if k in present else types.none for k in range(streams_of(tag))])
 
-    def resting(k, dtype):
-        return _scoped(builder, builder.load(_pointer(context, builder, base, k, i, dtype)), k)
 
-    dtype = dict(storage(tag))[k]
+def _one(builder: Any, tag: Any, k: int, resting: Any) -> Any:
+    """An element of one stream in the compute type."""
+    compute, more, dtype = compute_type(tag), remainder(tag) if k == 0 else None, dict(storage(tag))[k]
     if dtype == CODED:  # its numbers are in scratch
         dtype = compute
     value = resting(k, dtype)
     return decode(builder, value, dtype, compute) if more is None else join(builder, value, resting(more, FLOAT16))
+
+
+def at_rest(context: Any, builder: Any, base: Any, i: Any) -> Any:
+    """A function that loads element i of stream k as a dtype."""
+    return lambda k, dtype: scoped(builder, builder.load(pointer(context, builder, base, k, i, dtype)), k)
+
+
+@intrinsic
+def load(typing, tag, base, i):
+    """Element i of every stream: see values_of."""
+
+    def generate(context, builder, signature, args):
+        return values_of(context, builder, tag, at_rest(context, builder, *args[1:]))
+
+    return values_type(tag)(tag, base, types.uint64), generate
 
 
 @intrinsic(prefer_literal=True)
@@ -111,39 +123,45 @@ def fetch(typing, tag, column, base, i):
     """Element i of one stream in the compute type."""
 
     def generate(context, builder, signature, args):
-        return _one(context, builder, tag, args[2], column.literal_value, args[3])
+        return _one(builder, tag, column.literal_value, at_rest(context, builder, *args[2:]))
 
     return compute_type(tag)(tag, column, base, types.uint64), generate
 
 
-@intrinsic
-def store(typing, tag, base, i, values, random):
-    """Write the new values back in their formats: every stream but g, unless it is to be cleared.
+def resting_values(builder: Any, tag: Any, values: Any, random: Any) -> Any:
+    """(stream, its dtype, the new value in its format) of every stream but g, unless it is to be cleared.
 
-    random: 32 bits where any stream is rounded stochastically, else None.
+    random: 32 bits where any stream is rounded stochastically.
     """
     drawn, more = stochastic_elements(tag), remainder(tag)
+    draws: Any = None
+    other: Any = None
+    if drawn:
+        upper = builder.lshr(random, _I32(16))
+        draws = builder.and_(builder.xor(random, upper), _I32(0xFFFF)), upper
+    # What is worked out from bfloat16 alone has NaNs whose low bits are 0: rounding cannot carry them to infinity.
+    safe = all(dtype == BFLOAT16 for _, dtype in storage(tag))
+    for k, dtype in storage(tag):
+        if k == 1 and not asked(tag, "clear"):
+            continue
+        dtype = compute_type(tag) if dtype == CODED else dtype
+        if k == more:
+            value = other
+        elif k == 0 and more is not None:
+            value, other = split(builder, builder.extract_value(values, k))
+        else:
+            draw = draws[k != 0] if k in drawn else None
+            value = encode(builder, builder.extract_value(values, k), dtype, draw, safe)
+        yield k, dtype, value
+
+
+@intrinsic
+def store(typing, tag, base, i, values, random):
+    """Write an element's new values back: see resting_values."""
 
     def generate(context, builder, signature, args):
-        draws = None
-        if drawn:
-            upper = builder.lshr(args[4], _I32(16))
-            draws = builder.and_(builder.xor(args[4], upper), _I32(0xFFFF)), upper
-        other = None
-        # What is worked out from bfloat16 alone has NaNs whose low bits are 0: rounding cannot carry them to infinity.
-        safe = all(dtype == BFLOAT16 for _, dtype in storage(tag))
-        for k, dtype in storage(signature.args[0]):
-            if k == 1 and not asked(tag, "clear"):
-                continue
-            dtype = compute_type(tag) if dtype == CODED else dtype
-            if k == more:
-                value = other
-            elif k == 0 and more is not None:
-                value, other = split(builder, builder.extract_value(args[3], k))
-            else:
-                draw = draws[k != 0] if k in drawn else None
-                value = encode(builder, builder.extract_value(args[3], k), dtype, draw, safe)
-            _scoped(builder, builder.store(value, _pointer(context, builder, args[1], k, args[2], dtype)), k)
+        for k, dtype, value in resting_values(builder, tag, *args[3:]):
+            scoped(builder, builder.store(value, pointer(context, builder, args[1], k, args[2], dtype)), k)
         return context.get_dummy_value()
 
     return types.void(tag, base, types.uint64, values, random), generate

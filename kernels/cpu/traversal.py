@@ -29,12 +29,13 @@ from fastadam.kernels.cpu.elements import (
     zero,
 )
 from fastadam.kernels.cpu.memory import bases, coefficients, key, load, numbers, store, take
+from fastadam.kernels.cpu.pairs import load_two, paired, store_two
 from fastadam.kernels.cpu.statistics import after, before, measured, stride
 
 log = logging.getLogger("fastadam")
 
 u64 = np.uint64
-BLOCK, EXTRA_NUMBERS = u64(BLOCK_ELEMENTS), len(Numbers._fields)
+BLOCK, ONE, TWO, EXTRA_NUMBERS = u64(BLOCK_ELEMENTS), u64(1), u64(2), len(Numbers._fields)
 
 
 def _piece(tag, table, chunks, k, row, rows, notes):
@@ -56,12 +57,39 @@ def _step(tag, table, chunks, k, row, rows, notes):
                 here, at = opened(tag, base, room, start, end), start
                 while at < end:
                     bits, until = random_start(tag, drawn, base[-1], at), random_end(tag, base[-1], at, end)
-                    for i in range(at, until):  # a signed range is not vectorised
-                        store(tag, here, i, element(tag, load(tag, here, i), c, x), random(tag, bits))
-                        bits = random_next(tag, bits)
+                    run(tag, here, at, until, c, x, bits)
                     at = until
                 closed(tag, base, room, start, end, drawn)
                 after(tag, base, start, end, room, notes, k)
+
+
+def run(tag, base, at, until, c, x, bits):
+    """Step elements at to until - 1. bits: what `random` needs for the first."""
+
+
+# Inlined, or the arguments of each piece would be passed and broadcast anew.
+@overload(run, jit_options={"forceinline": True})
+def _run(tag, base, at, until, c, x, bits):
+    return _two_by_two if paired(tag) else _one_by_one
+
+
+def _one_by_one(tag, base, at, until, c, x, bits):
+    for i in range(at, until):  # a signed range is not vectorised
+        store(tag, base, i, element(tag, load(tag, base, i), c, x), random(tag, bits))
+        bits = random_next(tag, bits)
+
+
+def _two_by_two(tag, base, at, until, c, x, bits):
+    pairs = (until - at) // TWO
+    for k in range(pairs):
+        i, other = at + TWO * k, random_next(tag, bits)
+        first, second = load_two(tag, base, i)
+        new = element(tag, first, c, x), element(tag, second, c, x)
+        store_two(tag, base, i, *new, random(tag, bits), random(tag, other))
+        bits = random_next(tag, other)
+    if at + TWO * pairs < until:
+        i = until - ONE
+        store(tag, base, i, element(tag, load(tag, base, i), c, x), random(tag, bits))
 
 
 def _measure(tag, table, chunks, k, row, rows, notes):
