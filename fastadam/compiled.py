@@ -212,6 +212,7 @@ class AddressPlan(NumbaPlan):
         params, slots = [p for p, *_ in empty], [own for _, *own in empty]
         masters = [np.empty(0, np.float32) if there else None for there in mastered]
         super().__init__(kernel, names, params, slots, row, rows, *nothing, flags, firsts, masters)
+        self.gradients = self._table[:-1, 1]  # where each leaf's begins; of no meaning for leaves whose row is -1
 
     def _sizes(self) -> Sequence[int]:
         return self._given
@@ -221,9 +222,10 @@ class AddressPlan(NumbaPlan):
         for column, address in addresses.items():
             self._table[leaf, column] = address
 
-    def put_gradients(self, addresses: Sequence[int]) -> None:
-        """Where each leaf's gradient begins; of no meaning for leaves whose row is -1."""
-        self._table[:-1, 1] = addresses
+    def put_gradients(self, addresses: Any) -> None:
+        """Fill `gradients`, unless that is what is given."""
+        if addresses is not self.gradients:
+            self.gradients[:] = addresses
 
 
 def _like(p: Array, dtype: Any) -> Array:

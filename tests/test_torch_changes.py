@@ -10,6 +10,63 @@ from torch.nn import Parameter  # noqa: E402
 from torch.testing import assert_close  # noqa: E402
 
 import fastadam.torch as fat  # noqa: E402
+from fastadam.torch import native  # noqa: E402
+
+
+@pytest.fixture(autouse=True, params=["natively", "by Python"])
+def asked(request, monkeypatch):
+    """Both ways to ask tensors how they lie."""
+    if request.param == "by Python":
+        monkeypatch.setattr(native, "interface", lambda: None)
+    elif native.interface() is None:
+        pytest.skip(f"torch {torch.__version__} has no C functions that do as fastadam.torch.native expects")
+
+
+OTHERS = {
+    "dtype": lambda x: x.double(),
+    "shape": lambda x: x.view(3, 4),
+    "strides": lambda x: x.t().contiguous().t(),
+    "dimensions": lambda x: x.view(4, 3, 1),
+    "layout": lambda x: x.to_sparse(),
+    "class": lambda x: x.as_subclass(Sub),
+    "None": lambda x: None,
+}
+
+
+class Sub(torch.Tensor):
+    """A class of its own."""
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_tensors_that_lie_otherwise(what, capfd):
+    x, y = torch.arange(12.0).view(4, 3), torch.ones(5)
+    known = native.forms([x, y])
+    if native.interface() is None:
+        assert known is None
+        return
+    other = torch.rand(2, 4, 3)[1]
+    assert known.places([other, y]).tolist() == [other.data_ptr(), y.data_ptr()]
+    assert known.places([OTHERS[what](x), y]) is None
+    assert known.places([y, OTHERS[what](x)]) is None
+    assert known.places([x, y]) is not None
+    assert capfd.readouterr() == ("", ""), "torch complains on standard error where a function is asked in vain"
+
+
+def test_memory_that_moves():
+    x, y = torch.zeros(4, 3), Parameter(torch.zeros((), dtype=torch.bfloat16))
+    known = native.forms([x, y])
+    if known is None:
+        assert native.interface() is None
+        return
+    assert known.unchanged()
+    for tensor, data in ((x, torch.zeros(4, 3)), (y, torch.zeros((), dtype=torch.float16)), (x, torch.zeros(3, 4))):
+        before = tensor.data
+        tensor.data = data
+        assert not known.unchanged()
+        tensor.data = before
+        assert known.unchanged()
+    x.resize_(2, 3)
+    assert not known.unchanged()
 
 
 def stepped(p, **chosen):

@@ -210,12 +210,13 @@ class Fast(torch.optim.Optimizer):
 
     def _current(self) -> Iterable[Walk]:
         """The walks over the parameters as the groups have them now."""
-        now = [p for group in self.param_groups for p in group["params"]]
-        lengths = [len(group["params"]) for group in self.param_groups]
+        own = [group["params"] for group in self.param_groups]
+        lengths = list(map(len, own))
         if (
-            self._walks is None or lengths != self._lengths or len(now) != len(self._members)
-            or not all(map(is_, now, self._members))
+            self._walks is None or lengths != self._lengths
+            or not all(map(is_, chain.from_iterable(own), self._members))
         ):  # fmt: skip
+            now = list(chain.from_iterable(own))
             copies = [None] * len(now) if self._copy_to is None else self._copy_to
             if len(copies) != len(now):
                 raise ValueError(f"copy_to has {len(copies)} tensors for {len(now)} parameters")

@@ -23,6 +23,7 @@ from fastadam.kernels.formats import key
 from fastadam.rules import Rule
 from fastadam.sparse import row_chunks
 from fastadam.torch.leaf import STORED, Cohort, Leaf, Moved, local
+from fastadam.torch.native import Forms, forms
 
 if TYPE_CHECKING:
     from fastadam.torch.optimizer import Fast
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 EMPTY: dict[str, Any] = {}
 DATA_PTR, IN_ORDER, NUMEL = torch.Tensor.data_ptr, torch.Tensor.is_contiguous, torch.Tensor.numel
 PLAIN, NUMBERS = chores.Chores(), Numbers()
+EXACT = 1 << 24  # counts below it are float32 numbers
 
 
 def _same(now: list[Any], before: list[Any]) -> bool:
@@ -112,6 +114,8 @@ class Walk:
         self._plain = self._chores == PLAIN and not any(group.max_norm for group in self.groups)
         self._cohorts: list[Cohort] = []
         self._missing: list[bool] | None = None  # which leaves had no gradient when last looked at
+        self._memory: Forms | None = None  # of the leaves and their state, and of gradients if every leaf has one
+        self._grads: Forms | None = None
         self._numbers: list[tuple[Any, Any]] = []
         self._values: list[Any] = []
         self._gaps: list[Leaf] = []
@@ -170,14 +174,16 @@ class Walk:
     def _step(self, scale: float) -> chores.StepInfo:
         self._refresh()
         grads = [p.grad for p in self._params]
-        missing = [g is None for g in grads]
+        addresses = self._grads.places(grads) if self._grads else None
+        missing = [g is None for g in grads] if addresses is None else [False] * len(grads)
         begun: list[int] = []
         if looking := missing != self._missing or not self._as_before():
-            begun = self._look(missing)
+            begun, addresses = self._look(missing), None
         if not self._cohorts:
             return chores.NOTHING
         sparse: dict[int, Any] = {}
-        addresses = self._usual_gradients(grads)
+        if addresses is None:
+            addresses = self._usual_gradients(grads)
         if addresses is None:
             sparse = self._sparse(grads)
             addresses = self._gradients(grads, sparse)
@@ -200,7 +206,10 @@ class Walk:
         increment_version(self._stepped)  # autograd refuses to go back through what has changed
         for cohort, (count, *carried) in zip(self._cohorts, numbers, strict=True):
             cohort.count, cohort.carried = count, tuple(carried)
-        self._values[:] = [array[at] for array, at in self._numbers]
+        if len(numbers) == len(numbers[0]) == 1 and numbers[0][0] < EXACT:
+            self._values[:] = numbers[0] * len(self._numbers)
+        else:
+            self._values[:] = [array[at] for array, at in self._numbers]
         if self._opt.plain_numbers:
             self._seen = self._contents()
         for leaf in self._gaps:
@@ -214,7 +223,7 @@ class Walk:
         """What launch has to write into the state: (array or dict, where, number)."""
         if len(numbers) == 1 and len(numbers[0]) == 1 and self._numbers:  # one cohort, that counts and carries nothing
             ((count,),) = numbers
-            return [(array, at, count) for array, at in self._numbers]
+            return [(*place, count) for place in self._numbers]
         return [
             (array, at, x)
             for cohort, new in zip(self._cohorts, numbers, strict=True)
@@ -238,23 +247,26 @@ class Walk:
 
     def _as_before(self) -> bool:
         """Whether the memory of the leaves with a gradient, and the numbers in their state, are as they were left."""
-        for k, leaf in self._shared:
-            self._found[k] = local(leaf.p)
         return (
-            _same(list(self._opt.state.values()), self._states)
+            (not self._opt.plain_numbers or _same(list(self._opt.state.values()), self._states))
             and _same(self._contents(), self._seen)
-            and self._lie_as(self._here, self._forms)
-            and list(map(DATA_PTR, self._found)) == self._addresses
+            and (self._memory.unchanged() if self._memory else self._lies_unchanged())
             and [array[at] for array, at in self._numbers] == self._values
         )
 
+    def _lies_unchanged(self) -> bool:
+        """Whether all memory lies where and as it did, as Python says."""
+        for k, leaf in self._shared:
+            self._found[k] = local(leaf.p)
+        return self._lie_as(self._here, self._forms) and list(map(DATA_PTR, self._found)) == self._addresses
+
     def _contents(self) -> list[Any]:
-        """All that is in the states of the leaves with a gradient."""
-        return list(chain.from_iterable(map(dict.values, self._own_states)))
+        """All that is in the states."""
+        return list(chain.from_iterable(map(dict.values, self._opt.state.values())))
 
     def _look(self, missing: list[bool]) -> list[int]:
         """Take up what has changed; returns the leaves that have no state yet."""
-        self._missing = None
+        self._missing = self._grads = None
         begun: list[int] = []
         cohorts: dict[Any, Cohort] = {}
         new = 0
@@ -298,7 +310,6 @@ class Walk:
         """Keep what the next steps compare with, in lists that Python goes through quickly."""
         live = [leaf for leaf, none in zip(self.leaves, missing, strict=True) if not none]
         self._states = list(self._opt.state.values())
-        self._own_states = [leaf.state for leaf in live if leaf.keys]
         self._seen = self._contents()
         own = [leaf for leaf in live if not leaf.shared]
         self._here, self._forms = [leaf.p for leaf in own], [leaf.form for leaf in own]
@@ -320,6 +331,10 @@ class Walk:
             cohort.places = [list(places) for places in zip(*(leaf.places for leaf in own), strict=True)]
         self._alike = not any(missing) and all(leaf.usual and id(leaf.p) not in self._by_row for leaf in live)
         self._dtypes, self._grad_forms = [leaf.dtype for leaf in live], [(leaf.shape, leaf.strides) for leaf in live]
+        self._memory = None if self._shared else forms([*self._found, *(leaf.p for leaf in self._gaps)])
+        as_grads = [(leaf.dtype, leaf.shape, leaf.strides) for leaf in live]
+        homes = self._plan.gradients if self._alike and isinstance(self._plan, AddressPlan) else None
+        self._grads = forms([leaf.p for leaf in live], as_grads, homes) if self._alike else None
         self._missing = missing
 
     def _lie_as(self, tensors: list[Any], forms: list[Any]) -> bool:
@@ -334,7 +349,7 @@ class Walk:
 
     def _usual_gradients(self, grads: list[Any]) -> list[int] | None:
         """The address of each leaf's gradient if all leaves have one, and each lies as its parameter does."""
-        if self._missing is None or not self._alike or self._dtypes != [g.dtype for g in grads]:
+        if self._grads or self._missing is None or not self._alike or self._dtypes != [g.dtype for g in grads]:
             return None
         try:
             return list(map(DATA_PTR, grads)) if self._lie_as(grads, self._grad_forms) else None

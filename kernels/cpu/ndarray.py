@@ -17,7 +17,7 @@ from numba.extending import intrinsic
 from fastadam.kernels.cpu.cache import keep
 
 _HEAD = object.__basicsize__  # reference count and type
-_TYPE, _DATA, _ND, _DIMENSIONS = 8, _HEAD, _HEAD + 8, _HEAD + 16
+TYPE, _DATA, _ND, _DIMENSIONS = 8, _HEAD, _HEAD + 8, _HEAD + 16
 _STRIDES, _DESCR, _FLAGS, _WRITEABLE = _HEAD + 24, _HEAD + 40, _HEAD + 48, 0x0400
 
 
@@ -33,7 +33,7 @@ def readable() -> bool:
     at = id(probe)
     return (
         _HEAD == 16
-        and _read(at + _TYPE) == id(np.ndarray)
+        and _read(at + TYPE) == id(np.ndarray)
         and _read(at + _DATA) == probe.ctypes.data
         and _read(at + _ND, ctypes.c_int32) == probe.ndim
         and tuple(_read(_read(at + _DIMENSIONS) + 8 * k) for k in range(3)) == probe.shape
@@ -45,7 +45,7 @@ def readable() -> bool:
 
 
 @intrinsic
-def _at(typing, address):
+def word_at(typing, address):
     """The 8 bytes at an address."""
 
     def generate(context, builder, signature, args):
@@ -57,13 +57,13 @@ def _at(typing, address):
 @njit(error_model="numpy", nogil=True)
 def _alike(a, b):
     """Whether the arrays at two addresses have one dtype object, shape and strides."""
-    nd = _at(a + _ND) & 0xFFFFFFFF
-    if _at(a + _DESCR) != _at(b + _DESCR) or nd != _at(b + _ND) & 0xFFFFFFFF:
+    nd = word_at(a + _ND) & 0xFFFFFFFF
+    if word_at(a + _DESCR) != word_at(b + _DESCR) or nd != word_at(b + _ND) & 0xFFFFFFFF:
         return False
     for j in range(nd):
-        if _at(_at(a + _DIMENSIONS) + 8 * j) != _at(_at(b + _DIMENSIONS) + 8 * j):
+        if word_at(word_at(a + _DIMENSIONS) + 8 * j) != word_at(word_at(b + _DIMENSIONS) + 8 * j):
             return False
-        if _at(_at(a + _STRIDES) + 8 * j) != _at(_at(b + _STRIDES) + 8 * j):
+        if word_at(word_at(a + _STRIDES) + 8 * j) != word_at(word_at(b + _STRIDES) + 8 * j):
             return False
     return True
 
@@ -84,11 +84,11 @@ def _place(objects, params, anchors, grads, nbytes, none, ndarray, starts, ends,
         if g == none:
             missing += 1
             continue
-        if _at(g + _TYPE) != ndarray or not _alike(g, like) or not _alike(p, anchor):
+        if word_at(g + TYPE) != ndarray or not _alike(g, like) or not _alike(p, anchor):
             return -1 - k
-        if _at(p + _DATA) != np.int64(table[k, 0]) or not _at(p + _FLAGS) & _WRITEABLE:
+        if word_at(p + _DATA) != np.int64(table[k, 0]) or not word_at(p + _FLAGS) & _WRITEABLE:
             return -1 - k
-        first, last = _at(g + _DATA), _at(g + _DATA) + nbytes[k]
+        first, last = word_at(g + _DATA), word_at(g + _DATA) + nbytes[k]
         low, high = 0, starts.shape[0] * (first < last)
         while low < high:  # bisection; np.searchsorted would import SciPy when loaded from the cache
             middle = (low + high) // 2
