@@ -24,6 +24,9 @@ def number(name: str, value: Any, low: float = -math.inf, below: float = math.in
     raise error(f"{name} is {value!r}, expected a finite number{limits}")
 
 
+SEEDS = {"low": 0, "most": 2**64 - 1}  # for `integer`
+
+
 def integer(name: str, value: Any, low: int | None = None, most: int | None = None) -> int:
     """value as an int, at least `low` and at most `most`. Other real numbers raise ValueError, the rest TypeError."""
     expected = "an integer"

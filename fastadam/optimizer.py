@@ -11,7 +11,7 @@ import numpy as np
 from fastadam import chores, kernels, rows, sparse, state, storage
 from fastadam.arrays import Array, flat
 from fastadam.backend import choose
-from fastadam.checks import integer, number
+from fastadam.checks import SEEDS, integer, number
 from fastadam.chores import NOTHING, Chores, StepInfo, check_copies
 from fastadam.flat import FlatBuffer, move
 from fastadam.group import hyperparameters as hyperparameter_names
@@ -41,12 +41,14 @@ class Optimizer:
         bits and fewer, "float64" for others. See opt.state_bytes, opt.moments, opt.convert. In 8 bits 64 elements share
         a scale: one that is not finite makes all NaN, and so does v where a gradient beyond 1.8e19 overflows it. Each
         leaf has whole blocks of 1,024: many small ones take less room in a FlatBuffer.
-    master: for parameters of 16 bits: None, they are all there is, and bfloat16 is rounded stochastically;
-        "remainder", for bfloat16: the 16 bits that a float32 has more rest beside it, so steps are those of float32
-        parameters to the bit; "float32": so does a whole float32 copy, and params are rounded from it to nearest.
-    seed: of the stochastic rounding, of bfloat16 parameters without a master, and in short formats of slots that never
-        fall below zero; part of the state. The bits depend on the seed, the leaf's count and the element's index in the
-        tree, each leaf's elements counted in their order in memory (of which pickle keeps C's and Fortran's alone).
+    master: for parameters of 16 bits: None, they are all there is: bfloat16 is rounded stochastically, float16 to
+        nearest; "remainder", for bfloat16: the 16 bits that a float32 has more rest beside it, so steps are those of
+        float32 parameters to the bit; "float32": so does a whole float32 copy, and params are rounded from it to
+        nearest.
+    seed: below 2^64, of the stochastic rounding: of bfloat16 parameters without a master, and in short formats of slots
+        that never fall below zero; part of the state. The bits depend on the seed, the leaf's count and the element's
+        index in the tree, each leaf's elements counted in their order in memory (of which pickle keeps C's and
+        Fortran's alone).
     index_offset: added to that index, for the shards of a larger tree; in 8 bits cut them at multiples of 64. Not part
         of the state.
 
@@ -101,7 +103,9 @@ class Optimizer:
             raise TypeError(f"capturable is {capturable!r}, expected True or False")
         offset = integer("index_offset", index_offset, low=0, most=2**62)
         stored = Storage(moments=moments, master=master, index_offset=offset)
-        self._build(params, default, backend, integer("seed", seed), Chores(**asked), copy_to, stored, capturable)
+        self._build(
+            params, default, backend, integer("seed", seed, **SEEDS), Chores(**asked), copy_to, stored, capturable
+        )
 
     def _build(
         self, params: Tree, default: Rule, backend: str, seed: int, asked: Chores, copy_to: Tree | None,
@@ -344,7 +348,11 @@ class Optimizer:
         storage.convert(self, moments)
 
     def refresh_master(self) -> None:
-        """Take over parameters of 16 bits that were overwritten from outside: their master gets their values."""
+        """Take over parameters of 16 bits that were overwritten from outside: their master gets their values.
+
+        Without it the next step goes on from the master; a remainder left beside other parameters makes it a number
+        near them, or NaN beside 0.
+        """
         storage.refresh_master(self)
 
     @property
@@ -365,7 +373,9 @@ class Optimizer:
 
         "version", "method", "t" (the optimizer's count), "seed"; "groups": a list of dicts of hyperparameters, with
         lr None where it is a callable; "leaves": per leaf, "count", "format" (its storage dtype), what the rule
-        carries (NAdam: "mu_product"), and each slot in the parameter's shape.
+        carries (NAdam: "mu_product"), and each slot in the parameter's shape; so "ema", "master" and "remainder" where
+        there are any. A slot of 8 bits is (blocks, 1024) uint8 and, as "m_scales", (blocks, 16) float32, of elements in
+        the "order" of axes in memory; see fastadam.kernels.formats. index_offset is not in it.
         """
         self.catch_up()
         return state.state_dict(self)
@@ -373,8 +383,9 @@ class Optimizer:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a state_dict of the same method over parameters of the same names, shapes and dtypes.
 
-        Values are copied. Raises TypeError, ValueError naming what differs, or where a device counts the steps and the
-        leaves of a group have not taken the same; then nothing has changed.
+        Values are copied; those of 8 bits from another order of axes are decoded and rounded anew. Raises TypeError,
+        ValueError naming what differs, or where a device counts the steps and the leaves of a group have not taken the
+        same; then nothing has changed.
         """
         state.load_state_dict(self, state_dict)
         self.forget()

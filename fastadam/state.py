@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from fastadam.arrays import describe
-from fastadam.checks import integer, number
+from fastadam.checks import SEEDS, integer, number
 from fastadam.group import hyperparameters, is_grouped
 from fastadam.rows import notice_counts
 from fastadam.storage import in_order, order, views
@@ -68,13 +68,21 @@ def check_even(opt: Optimizer, state: dict[str, Any]) -> None:
                     )
 
 
+def _check_axes(where: str, axes: Any, ndim: int) -> None:
+    """Refuse what is not an order of ndim axes."""
+    if not isinstance(axes, list | tuple) or sorted(integer(f"{where}[{k}]", x) for k, x in enumerate(axes)) != list(
+        range(ndim)
+    ):
+        raise ValueError(f"{where} is {axes!r}, expected the axes 0 to {ndim - 1} in an order")
+
+
 def load_state_dict(opt: Optimizer, state: dict[str, Any]) -> None:
     """See Optimizer.load_state_dict. Checks first, work last."""
     _keys("state", state, ("version", "method", "t", "seed", "skipped", "groups", "leaves"))
     _same("state['version']", state["version"], VERSION)
     _same("state['method']", state["method"], opt.rule.__name__)
     t = integer("state['t']", state["t"], low=0, most=2**63 - 2)
-    seed = integer("state['seed']", state["seed"])
+    seed = integer("state['seed']", state["seed"], **SEEDS)
     skipped = integer("state['skipped']", state["skipped"], low=0)
     if not isinstance(state["groups"], list):
         raise TypeError(f"state['groups'] is {describe(state['groups'])}, expected a list")
@@ -94,9 +102,16 @@ def load_state_dict(opt: Optimizer, state: dict[str, Any]) -> None:
     _keys("state['leaves']", state["leaves"], names)
     for leaf, name in enumerate(names):
         own, where, here = state["leaves"][name], f"state['leaves'][{name!r}]", views(opt, leaf)
-        _keys(where, own, ["count", "format", *order(opt, leaf), *opt.rule.carried, *here])
-        if "order" in own and sorted(own["order"]) != list(range(opt._arrays[leaf].ndim)):
-            raise ValueError(f"{where}['order'] is {own['order']!r}, expected {opt._arrays[leaf].ndim} axes")
+        axes = order(opt, leaf)
+        if isinstance(own, dict) and ("order" in own) != bool(axes):
+            found = "has no moments of 8 bits" if axes else "has moments of 8 bits"
+            raise ValueError(
+                f"{where} {found}, this optimizer's moments are {opt._storage.moments!r}: load it into one with the "
+                "state's moments, then opt.convert"
+            )
+        _keys(where, own, ["count", "format", *axes, *opt.rule.carried, *here])
+        if axes:
+            _check_axes(f"{where}['order']", own["order"], opt._arrays[leaf].ndim)
         integer(f"{where}['count']", own["count"], low=0, most=t)
         _same(f"{where}['format']", own["format"], str(opt._arrays[leaf].dtype))
         for carried in opt.rule.carried:

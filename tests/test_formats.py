@@ -1,6 +1,7 @@
 """Storage in fewer bytes: the same bits on every backend, whatever p, g and moments rest in; and what rounding does."""
 
 import copy
+import pickle
 
 import numpy as np
 import pytest
@@ -245,10 +246,34 @@ def test_blocks_follow_the_order_in_memory():
         for slot, most in (("m", 2.0**-4), ("v", 2.0**-3)):
             mine, its = (each.moments()["params"][slot] for each in (opt, other))
             assert (abs(its - mine) <= most * abs(mine) + 2.0**-9 * mine.max()).all()
-    with pytest.raises(ValueError, match=r"\['order'\] is \[0, 0, 1\], expected 3 axes"):
-        state = opt.state_dict()
-        state["leaves"]["params"]["order"] = [0, 0, 1]
+
+
+@pytest.mark.parametrize("wrong", [[0, 0, 1], [0, 1], [1.0, 0.0, 2.0], [True, False, 2], 5, None, "012"])
+def test_an_order_of_axes_that_is_none_changes_nothing(wrong):
+    opt, other = (fa.Adam([np.ones(5, F32), np.ones((2, 3, 4), F32)], moments="8bit") for _ in range(2))
+    opt.step([np.ones(5, F32), np.ones((2, 3, 4), F32)])
+    state, before = opt.state_dict(), pickle.dumps(other.state_dict())
+    state["leaves"]["params[1]"]["order"] = wrong
+    with pytest.raises(
+        (TypeError, ValueError), match=r"state\['leaves'\]\['params\[1\]'\]\['order'\].* is .*, expected"
+    ):
         other.load_state_dict(state)
+    assert pickle.dumps(other.state_dict()) == before
+
+
+@pytest.mark.parametrize("moments", ["bfloat16", None])
+def test_state_of_other_moments_says_so(moments):
+    coded, plain = fa.Adam(np.ones(5, F32), moments="8bit"), fa.Adam(np.ones(5, F32), moments=moments)
+    with pytest.raises(ValueError, match=f"has moments of 8 bits, this optimizer's moments are {moments!r}: load it"):
+        plain.load_state_dict(coded.state_dict())
+    with pytest.raises(ValueError, match="has no moments of 8 bits, this optimizer's moments are '8bit': load it"):
+        coded.load_state_dict(plain.state_dict())
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_seeds_that_would_wrap(seed):
+    with pytest.raises(ValueError, match=rf"seed is {seed}, expected an integer of at least 0 and at most {2**64 - 1}"):
+        fa.Adam(np.ones(5, F32), seed=seed)
 
 
 def test_bfloat16_v_follows_a_falling_gradient():

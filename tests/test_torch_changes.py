@@ -1,6 +1,8 @@
 """What may change between steps, or be given wrongly, on PyTorch's tensors: nothing of it may go on unseen."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 
@@ -293,3 +295,100 @@ def test_moments_of_8_bits_in_a_plain_optimizer():
     opt.param_groups[0]["params"][0].grad = torch.ones(3)
     with pytest.raises(ValueError, match="moments='8bit', or to_torch_state"):
         opt.step()
+
+
+def test_a_deleted_optimizer_is_gone_at_once():
+    p = Parameter(torch.zeros(8))
+    opt = stepped(p)
+    state, itself = weakref.ref(opt.state[p]["exp_avg"]), weakref.ref(opt)
+    gc.disable()
+    try:
+        del opt
+        assert itself() is None
+        assert state() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("change", [lambda x: x.t_(), lambda x: x.resize_(2, 8)], ids=["strides", "shape"])
+def test_state_that_is_turned_in_place(change):
+    p = Parameter(torch.ones(4, 4))
+    opt = fat.SGD([p], lr=0.1, momentum=0.9)
+    theirs = Parameter(torch.ones(4, 4))
+    other = torch.optim.SGD([theirs], lr=0.1, momentum=0.9)
+    g = torch.arange(16.0).view(4, 4)
+    for x, one in ((p, opt), (theirs, other)):
+        for _ in range(2):
+            x.grad = g.clone()
+            one.step()
+        change(one.state[x]["momentum_buffer"])
+    if opt.state[p]["momentum_buffer"].shape != p.shape:
+        with pytest.raises(ValueError, match="momentum_buffer"):
+            opt.step()
+        return
+    opt.step()
+    other.step()
+    assert_close(p, theirs)
+
+
+def test_a_copy_whose_memory_is_another():
+    p, copy = Parameter(torch.ones(6)), torch.zeros(6, dtype=torch.bfloat16)
+    opt = fat.SGD([p], lr=0.5, copy_to=[copy])
+    for data in (copy.data, copy.data.clone(), torch.zeros(6, dtype=torch.float16)):
+        copy.data = data
+        p.grad = torch.ones(6)
+        opt.step()
+        assert_close(copy.float(), p.detach())
+    copy.data = torch.zeros(2, 3, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match=r"copy_to has bfloat16.*expected its shape"):
+        opt.step()
+
+
+@pytest.mark.parametrize("limit", [-1, 0, float("nan"), "x", True])
+def test_a_groups_max_norm_is_checked_at_once(limit):
+    with pytest.raises((TypeError, ValueError), match="max_norm of a param group is"):
+        fat.SGD([{"params": [Parameter(torch.ones(3))], "max_norm": limit}], lr=1.0)
+
+
+def test_a_step_of_one_dimension():
+    """What torch takes from old checkpoints."""
+    p = Parameter(torch.ones(3))
+    opt = stepped(p)
+    state = opt.state_dict()
+    state["state"][0]["step"] = torch.ones(1)
+    opt.load_state_dict(state)
+    opt.step()
+    assert opt.state[p]["step"].tolist() == [2.0]
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+def test_tensors_without_memory():
+    p = Parameter(torch.ones(4, 6))
+    opt = stepped(p)
+    before = p.detach().clone()
+
+    def traced(g):
+        p.grad = g * 2
+        opt.step()
+        return p.grad.sum()
+
+    with pytest.raises(RuntimeError, match="storage"):
+        torch.func.grad(traced)(torch.ones(4, 6))
+    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True):
+        p.grad = torch.ones(4, 6)
+    with pytest.raises(RuntimeError, match=r"the gradient of .* without memory"):
+        opt.step()
+    assert_close(p, before, rtol=0, atol=0)
+
+
+def test_what_a_rule_carries_is_what_its_state_holds():
+    p = Parameter(torch.linspace(-1, 1, 9, dtype=torch.float64))
+    opt = fat.NAdam([p])
+    for t in range(6):
+        if t == 3:
+            twin, q = copied = copy.deepcopy((opt, p))
+            assert twin.param_groups[0]["params"][0] is q, copied
+        for x, one in ((p, opt), *([(q, twin)] if t >= 3 else [])):
+            x.grad = torch.sin(x.detach() * t)
+            one.step()
+    assert torch.equal(p, q)

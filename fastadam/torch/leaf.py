@@ -69,9 +69,14 @@ class OnDevice:
         self._value, self._version = float(torch.tensor(value, dtype=self._x.dtype)), self._x._version
 
 
+def form(x: Any) -> tuple[Any, Any, Any]:
+    """How a tensor lies."""
+    return x.dtype, x.shape, x.stride()
+
+
 def _place(x: Any) -> tuple[Any, tuple[()]]:
     """Where a tensor of one number is read and written as array[()]; Python's own numbers compare fastest."""
-    return (OnDevice(x) if x.device.type != "cpu" else memoryview(x.detach().numpy())), ()
+    return (OnDevice(x) if x.device.type != "cpu" else memoryview(x.detach().numpy().reshape(()))), ()
 
 
 class Leaf:
@@ -116,8 +121,8 @@ class Leaf:
         self.rests = [STORED.get(found, self.wide) for found in self.kinds.values()]  # what their bits travel as
         self.slots, self.keys = tuple(self.kinds), (*self.kinds, *numbers)
         self.size = here.numel() * (2 if self._complex else 1)
-        form = torch.contiguous_format if by_row else torch.preserve_format
-        self.strides = torch.empty_like(here, device="meta", memory_format=form).stride()
+        order = torch.contiguous_format if by_row else torch.preserve_format
+        self.strides = torch.empty_like(here, device="meta", memory_format=order).stride()
         self.gaps, self.shared = self.strides != here.stride(), here is not p
         # Strides alone show how its gradient lies: a negated view, of the imaginary part of a conjugate, has gaps.
         self.usual = not self._complex and not self.shared and here.dim() > 0
@@ -130,7 +135,8 @@ class Leaf:
         self.tensors: list[str] = []  # the keys of its tensors
         self.seen: list[Any] = []  # these
         self.found = [self.dense() if self.gaps else here]  # p, or its copy, and then this process's share of the state
-        self.addresses: list[int] = []  # of these
+        self.addresses: list[int] = []  # of these, and how they lie
+        self.forms: list[Any] = []
         self.places: list[tuple[Any, Any]] = []  # of the numbers
         self.values: list[float] = []
         self.cohort = Cohort(group, 0, ())
@@ -148,10 +154,11 @@ class Leaf:
             raise ValueError(f"{both}: expected None with master='float32', where that is the copy")
         if copy.dtype not in COPIES or self._complex:
             raise TypeError(f"{both}: expected bfloat16 or float16")
-        copy, here = local(copy.detach()), local(self.p).detach()
+        copy, here = local(copy), local(self.p).detach()
         if copy.shape != self.shape or copy.stride() != self.strides or copy.device != here.device:
             raise ValueError(f"{both}: expected its shape, and dense memory in the same order of axes")
-        self.copied = [copy.copy_(here.float())]  # as the walk does: float64 goes through float32
+        copy.detach().copy_(here.float())  # as the walk does: float64 goes through float32
+        self.copied = [copy]
         return COPIES[copy.dtype]
 
     def zeros(self, key: str) -> Any:
@@ -202,7 +209,15 @@ class Leaf:
             if self._scratch is None:
                 self._scratch = self.dense()
             g = self._scratch.copy_(g.detach())
-        address: int = g.data_ptr()
+        return self.address(g, "the gradient")
+
+    def address(self, x: Any, what: str) -> int:
+        """Where x lies. Raises RuntimeError where it has no memory, as torch's fake tensors have none."""
+        address: int = x.data_ptr()
+        if not address and self.size:
+            raise RuntimeError(
+                f"{what} of {self.name} is {describe(x)} without memory, expected a tensor that has some"
+            )
         return address
 
     def rows(self, g: Any) -> tuple[Any, int, Any]:
@@ -227,6 +242,7 @@ class Leaf:
             self.state is not state
             or (here.shape, here.stride()) != self.form
             or not all(map(is_, now, self.seen))
+            or list(map(form, self.found)) != self.forms
             or [x.data_ptr() for x in self.found] != self.addresses
             or [array[at] for array, at in self.places] != self.values
         )
@@ -251,6 +267,10 @@ class Leaf:
         here = local(self.p)
         if here.dtype is not self.dtype or (here.shape, here.stride()) != self.form:
             raise Moved
+        if self.copied and self.state is not None and self.forms[1:2] + self.addresses[1:2] != [
+            *map(form, self.copied), *(x.data_ptr() for x in self.copied)
+        ]:  # fmt: skip
+            raise Moved  # the copy is filled anew
         for key in self.slots:
             x, kind = local(state[key]), self.kinds[key]
             blocks = (length(self.size, STORED[torch.uint8]),)
@@ -284,7 +304,8 @@ class Leaf:
         self.state, self.tensors = state, [key for key in self.keys if isinstance(state[key], Tensor)]
         self.seen = [state[key] for key in self.tensors]
         self.found = [self.found[0] if self.gaps else here, *self.copied, *map(local, self.seen)]
-        self.addresses = [x.data_ptr() for x in self.found]
+        self.addresses = [self.address(x, "a tensor") for x in self.found]
+        self.forms = list(map(form, self.found))
         # A number is a tensor, or Python's own.
         numbers = [(key, state[key]) for key in self.keys[len(self.slots) :]]
         self.places = [_place(x) if isinstance(x, Tensor) else (state, key) for key, x in numbers]

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch.optim import optimizer
 
-from fastadam.checks import integer
+from fastadam.checks import SEEDS, integer, positive
 from fastadam.chores import NOTHING, Chores, StepInfo
 from fastadam.rules import Rule
 from fastadam.storage import Storage
@@ -67,7 +67,7 @@ class Fast(torch.optim.Optimizer):
         """Take our own options."""
         offset = integer("index_offset", index_offset, low=0, most=2**62)
         self._storage = Storage(moments=moments, master=master, index_offset=offset)
-        self._seed = integer("seed", seed)
+        self._seed = integer("seed", seed, **SEEDS)
         self._chores, self._copy_to = Chores(**own), None
         if copy_to is not None:
             self._copy_to = _listed(copy_to)
@@ -143,6 +143,7 @@ class Fast(torch.optim.Optimizer):
             raise ValueError(
                 "differentiable is True, expected False: a step changes memory in place, where autograd cannot follow"
             )
+        positive("max_norm of a param group", group.get("max_norm"))
         if given := [name for name in OWN if name in group and name not in ("max_norm", "copy_to")]:
             raise ValueError(f"a param group has {given[0]!r}, expected it as an argument of the optimizer")
 

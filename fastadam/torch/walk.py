@@ -8,6 +8,7 @@ from dataclasses import fields
 from itertools import chain, pairwise
 from operator import is_, itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import proxy
 
 import numpy as np
 import torch
@@ -22,14 +23,14 @@ from fastadam.kernels.chores import Numbers
 from fastadam.kernels.formats import key
 from fastadam.rules import Rule
 from fastadam.sparse import row_chunks
-from fastadam.torch.leaf import STORED, Cohort, Leaf, Moved, local
+from fastadam.torch.leaf import STORED, Cohort, Leaf, Moved, form, local
 from fastadam.torch.native import Forms, forms
 
 if TYPE_CHECKING:
     from fastadam.torch.optimizer import Fast
 
 EMPTY: dict[str, Any] = {}
-DATA_PTR, IN_ORDER, NUMEL = torch.Tensor.data_ptr, torch.Tensor.is_contiguous, torch.Tensor.numel
+DATA_PTR = torch.Tensor.data_ptr
 PLAIN, NUMBERS = chores.Chores(), Numbers()
 EXACT = 1 << 24  # counts below it are float32 numbers
 
@@ -55,7 +56,9 @@ class Walk:
 
     def __init__(self, opt: Fast, members: Sequence[Sequence[tuple[str, Any]]], copies: dict[int, Any]) -> None:
         choose(self.backend)
-        self._opt, self._members, self._copies, self._chores = opt, members, copies, opt._chores
+        # By a weak reference: in a cycle the state of an optimizer that is deleted would wait for the collector.
+        self._opt: Fast = proxy(opt)  # type: ignore[assignment]
+        self._members, self._copies, self._chores = members, copies, opt._chores
         self._kernel = kernels.ALL[opt.rule.kernel]
         self._names = [each.name for each in fields(opt.rule) if each.init and each.name != "lr"]
         self._width = len(self._kernel.Coefficients._fields)  # type: ignore[attr-defined]
@@ -81,7 +84,7 @@ class Walk:
             keys: dict[str, Any] = {**slots, **({"ema": None} if averaged else {})}
             leaves = [Leaf(name, p, k, keys, opt.numbers, id(p) in self._by_row, opt._storage) for name, p in members]
             for leaf in leaves:
-                leaf.uncounted = not type(opt).numbers
+                leaf.uncounted = not opt.__class__.numbers
                 of_slots = [column for column, on in enumerate([*there, averaged], start=2) if on]
                 copied, rests = leaf.copies(self._copies[id(leaf.p)]), iter(leaf.rests)
                 copy = 3 + len(there)  # the remainder comes behind the copy
@@ -91,7 +94,7 @@ class Walk:
                 )  # fmt: skip
                 kinds = [next(rests) if on else None for on in [*there, averaged]]
                 formats.append([leaf.real, *kinds, copied, STORED[torch.int16] if leaf.split else None])
-            limit = opt.param_groups[k].get("max_norm")
+            limit = positive(f"param_groups[{k}]: max_norm", opt.param_groups[k].get("max_norm"))
             for leaf in leaves:
                 if leaf.shared and (
                     limit or self._chores.max_norm or self._chores.skip_nonfinite or self._chores.stats
@@ -205,7 +208,9 @@ class Walk:
             return info
         increment_version(self._stepped)  # autograd refuses to go back through what has changed
         for cohort, (count, *carried) in zip(self._cohorts, numbers, strict=True):
-            cohort.count, cohort.carried = count, tuple(carried)
+            cohort.count = count
+            if carried:  # as the state holds it, from which another process would go on
+                cohort.carried = tuple(array[at] for (array, at), *_ in cohort.places[1:])
         if len(numbers) == len(numbers[0]) == 1 and numbers[0][0] < EXACT:
             self._values[:] = numbers[0] * len(self._numbers)
         else:
@@ -257,8 +262,8 @@ class Walk:
     def _lies_unchanged(self) -> bool:
         """Whether all memory lies where and as it did, as Python says."""
         for k, leaf in self._shared:
-            self._found[k] = local(leaf.p)
-        return self._lie_as(self._here, self._forms) and list(map(DATA_PTR, self._found)) == self._addresses
+            self._kept[k] = local(leaf.p)
+        return list(map(form, self._kept)) == self._forms and list(map(DATA_PTR, self._kept)) == self._addresses
 
     def _contents(self) -> list[Any]:
         """All that is in the states."""
@@ -311,16 +316,12 @@ class Walk:
         live = [leaf for leaf, none in zip(self.leaves, missing, strict=True) if not none]
         self._states = list(self._opt.state.values())
         self._seen = self._contents()
-        own = [leaf for leaf in live if not leaf.shared]
-        self._here, self._forms = [leaf.p for leaf in own], [leaf.form for leaf in own]
-        self._in_order, self._sizes = all(map(IN_ORDER, self._here)), list(map(NUMEL, self._here))
-        self._ones = [k for k, n in enumerate(self._sizes) if n == 1]
         self._stepped = [x for leaf in live for x in (leaf.p, *leaf.copied) if not x.is_inference()]
-        self._found = [x for leaf in live for x in leaf.found]
-        self._addresses = [address for leaf in live for address in leaf.addresses]
+        self._gaps = [leaf for leaf in live if leaf.gaps]
+        self._kept = [*(x for leaf in live for x in leaf.found), *(leaf.p for leaf in self._gaps)]
+        self._forms, self._addresses = list(map(form, self._kept)), list(map(DATA_PTR, self._kept))
         self._numbers = [place for leaf in live for place in leaf.places]
         self._values = [value for leaf in live for value in leaf.values]
-        self._gaps = [leaf for leaf in live if leaf.gaps]
         self._shared, at = [], 0
         for leaf in live:
             if leaf.shared and not leaf.gaps:
@@ -330,31 +331,21 @@ class Walk:
             own = [leaf for leaf in live if leaf.cohort is cohort]
             cohort.places = [list(places) for places in zip(*(leaf.places for leaf in own), strict=True)]
         self._alike = not any(missing) and all(leaf.usual and id(leaf.p) not in self._by_row for leaf in live)
-        self._dtypes, self._grad_forms = [leaf.dtype for leaf in live], [(leaf.shape, leaf.strides) for leaf in live]
-        self._memory = None if self._shared else forms([*self._found, *(leaf.p for leaf in self._gaps)])
-        as_grads = [(leaf.dtype, leaf.shape, leaf.strides) for leaf in live]
+        self._memory = None if self._shared else forms(self._kept)
+        self._grad_forms = [(leaf.dtype, leaf.shape, leaf.strides) for leaf in live]
         homes = self._plan.gradients if self._alike and isinstance(self._plan, AddressPlan) else None
-        self._grads = forms([leaf.p for leaf in live], as_grads, homes) if self._alike else None
+        self._grads = forms([leaf.p for leaf in live], self._grad_forms, homes) if self._alike else None
         self._missing = missing
-
-    def _lie_as(self, tensors: list[Any], forms: list[Any]) -> bool:
-        """Whether tensors have these shapes and strides; what lies in order may have the same size in another shape."""
-        if self._in_order:
-            return (
-                all(map(IN_ORDER, tensors))
-                and list(map(NUMEL, tensors)) == self._sizes
-                and all(tensors[k].stride() == forms[k][1] for k in self._ones)
-            )
-        return [(x.shape, x.stride()) for x in tensors] == forms
 
     def _usual_gradients(self, grads: list[Any]) -> list[int] | None:
         """The address of each leaf's gradient if all leaves have one, and each lies as its parameter does."""
-        if self._grads or self._missing is None or not self._alike or self._dtypes != [g.dtype for g in grads]:
+        if self._grads or self._missing is None or not self._alike:
             return None
         try:
-            return list(map(DATA_PTR, grads)) if self._lie_as(grads, self._grad_forms) else None
+            places = list(map(DATA_PTR, grads)) if list(map(form, grads)) == self._grad_forms else [0]
         except RuntimeError:  # a layout that has no strides
             return None
+        return places if all(places) else None
 
     def _gradients(self, grads: list[Any], sparse: dict[int, Any]) -> list[int]:
         """The address of each leaf's gradient, 0 where there is none; of a sparse one's values."""

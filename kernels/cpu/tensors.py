@@ -8,11 +8,12 @@ from fastadam.kernels.cpu.cache import keep
 from fastadam.kernels.cpu.ndarray import TYPE, word_at
 
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
+FAILED = -1
 
 
 @intrinsic
 def _ask(typing, function, handle):
-    """What a C function `int f(handle, result *)` finds; -1 where it fails."""
+    """What a C function `int f(handle, result *)` finds; FAILED where it fails."""
 
     def generate(context, builder, signature, args):
         with builder.goto_entry_block():
@@ -20,7 +21,7 @@ def _ask(typing, function, handle):
         builder.store(_I64(0), found)  # a result may be shorter
         kind = ir.FunctionType(_I32, [_I64, ir.PointerType(_I64)])
         failed = builder.call(builder.inttoptr(args[0], ir.PointerType(kind)), [args[1], found])
-        return builder.select(builder.icmp_signed("==", failed, _I32(0)), builder.load(found), _I64(-1))
+        return builder.select(builder.icmp_signed("==", failed, _I32(0)), builder.load(found), _I64(FAILED))
 
     return types.int64(types.int64, types.int64), generate
 
@@ -55,12 +56,18 @@ def _differing(n, objects, kinds, handle, functions, forms, firsts, homes, apart
                 return k
         dimensions = word_at(form + 16)
         sizes, strides = _ask(word_at(functions + 24), own), _ask(word_at(functions + 32), own)
+        if sizes == FAILED or strides == FAILED:
+            return k
+        size = 1
         for j in range(dimensions):
+            size *= word_at(sizes + 8 * j)
             if word_at(sizes + 8 * j) != word_at(form + 24 + 8 * j):
                 return k
             if word_at(strides + 8 * j) != word_at(form + 24 + 8 * (dimensions + j)):
                 return k
         place = _ask(word_at(functions + 40), own)
+        if place == FAILED or (place == 0 and size > 0):
+            return k
         if not fixed:
             _put(home, place)
         elif word_at(home) != place:
