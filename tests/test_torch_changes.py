@@ -379,16 +379,3 @@ def test_tensors_without_memory():
     with pytest.raises(RuntimeError, match=r"the gradient of .* without memory"):
         opt.step()
     assert_close(p, before, rtol=0, atol=0)
-
-
-def test_what_a_rule_carries_is_what_its_state_holds():
-    p = Parameter(torch.linspace(-1, 1, 9, dtype=torch.float64))
-    opt = fat.NAdam([p])
-    for t in range(6):
-        if t == 3:
-            twin, q = copied = copy.deepcopy((opt, p))
-            assert twin.param_groups[0]["params"][0] is q, copied
-        for x, one in ((p, opt), *([(q, twin)] if t >= 3 else [])):
-            x.grad = torch.sin(x.detach() * t)
-            one.step()
-    assert torch.equal(p, q)

@@ -208,9 +208,7 @@ class Walk:
             return info
         increment_version(self._stepped)  # autograd refuses to go back through what has changed
         for cohort, (count, *carried) in zip(self._cohorts, numbers, strict=True):
-            cohort.count = count
-            if carried:  # as the state holds it, from which another process would go on
-                cohort.carried = tuple(array[at] for (array, at), *_ in cohort.places[1:])
+            cohort.count, cohort.carried = count, tuple(carried)
         if len(numbers) == len(numbers[0]) == 1 and numbers[0][0] < EXACT:
             self._values[:] = numbers[0] * len(self._numbers)
         else:
