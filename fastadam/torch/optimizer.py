@@ -203,7 +203,7 @@ class Fast(torch.optim.Optimizer):
             self.info = StepInfo(skipped=True)
             return loss
         for walk in self._current():
-            self.info = walk.step(1.0 if scale is None else 1.0 / scale.item())
+            self.info = walk.step(self, 1.0 if scale is None else 1.0 / scale.item())
         return loss
 
     _step_watched = torch.optim.Optimizer.profile_hook_step(_step)

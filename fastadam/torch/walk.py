@@ -56,8 +56,9 @@ class Walk:
 
     def __init__(self, opt: Fast, members: Sequence[Sequence[tuple[str, Any]]], copies: dict[int, Any]) -> None:
         choose(self.backend)
-        # By a weak reference: in a cycle the state of an optimizer that is deleted would wait for the collector.
+        # Between steps a weak reference: in a cycle the state of a deleted optimizer would wait for the collector.
         self._opt: Fast = proxy(opt)  # type: ignore[assignment]
+        self._weakly = self._opt
         self._members, self._copies, self._chores = members, copies, opt._chores
         self._kernel = kernels.ALL[opt.rule.kernel]
         self._names = [each.name for each in fields(opt.rule) if each.init and each.name != "lr"]
@@ -163,16 +164,19 @@ class Walk:
                 group.__dict__["max_norm"] = positive(f"param_groups[{k}]: max_norm", own.get("max_norm"))
                 self._plain = False
 
-    def step(self, scale: float) -> chores.StepInfo:
-        """Step every leaf that has a gradient; scale multiplies the gradients first.
+    def step(self, opt: Fast, scale: float) -> chores.StepInfo:
+        """Step every leaf of the optimizer that has a gradient; scale multiplies the gradients first.
 
         Raises TypeError, ValueError, RuntimeError before anything has changed.
         """
+        self._opt = opt
         try:
             return self._step(scale)
         except Moved:
             self._lay_out()
             return self._step(scale)
+        finally:
+            self._opt = self._weakly
 
     def _step(self, scale: float) -> chores.StepInfo:
         self._refresh()
@@ -384,7 +388,7 @@ class Walk:
         after = []
         for row, cohort in enumerate(self._cohorts):
             lr = self._opt.param_groups[cohort.group]["lr"]
-            lr, count = lr.item() if isinstance(lr, torch.Tensor) else lr, cohort.count + 1
+            lr, count = lr if type(lr) is float or not isinstance(lr, torch.Tensor) else lr.item(), cohort.count + 1
             numbers = self.groups[cohort.group].coefficients_at(count, lr, scale, *cohort.carried)
             if self._drawing:
                 extra = (*extra[:-1], float(key(self._opt._seed, count)))
