@@ -2,6 +2,9 @@
 
 import copy
 import gc
+import os
+import subprocess
+import sys
 import weakref
 
 import pytest
@@ -379,3 +382,10 @@ def test_tensors_without_memory():
     with pytest.raises(RuntimeError, match=r"the gradient of .* without memory"):
         opt.step()
     assert_close(p, before, rtol=0, atol=0)
+
+
+def test_an_import_waits_for_no_compiler():
+    """Numba takes half a second, which only whoever steps pays."""
+    program = "import sys, fastadam.torch; sys.exit('numba' in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run([sys.executable, "-c", program], env=environment).returncode == 0

@@ -126,7 +126,7 @@ class Leaf:
         self.gaps, self.shared = self.strides != here.stride(), here is not p
         # Strides alone show how its gradient lies: a negated view, of the imaginary part of a conjugate, has gaps.
         self.usual = not self._complex and not self.shared and here.dim() > 0
-        self.form = here.shape, here.stride()
+        self.form = form(here)
         self.uncounted = False  # whether torch's own state has no count
         self._scratch: Any = None
         self.copied: list[Any] = []  # the tensor of copy_to, if any
@@ -240,7 +240,7 @@ class Leaf:
         now, here = [state.get(key) for key in self.tensors], local(self.p)
         return (
             self.state is not state
-            or (here.shape, here.stride()) != self.form
+            or form(here) != self.form
             or not all(map(is_, now, self.seen))
             or list(map(form, self.found)) != self.forms
             or [x.data_ptr() for x in self.found] != self.addresses
@@ -265,11 +265,10 @@ class Leaf:
         Raises ValueError where the state does not fit, Moved where p is not what it was.
         """
         here = local(self.p)
-        if here.dtype is not self.dtype or (here.shape, here.stride()) != self.form:
+        if form(here) != self.form:
             raise Moved
-        if self.copied and self.state is not None and self.forms[1:2] + self.addresses[1:2] != [
-            *map(form, self.copied), *(x.data_ptr() for x in self.copied)
-        ]:  # fmt: skip
+        lies = [(form(x), x.data_ptr()) for x in self.copied]
+        if self.state is not None and lies != list(zip(self.forms, self.addresses, strict=True))[1 : 1 + len(lies)]:
             raise Moved  # the copy is filled anew
         for key in self.slots:
             x, kind = local(state[key]), self.kinds[key]

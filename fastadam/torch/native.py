@@ -18,8 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from fastadam.kernels.cpu.tensors import differing
-from fastadam.kernels.cpu.traversal import compiled_for
+from fastadam.torch.leaf import form
 
 log = logging.getLogger("fastadam")
 
@@ -74,8 +73,8 @@ def _offset(x: Any, library: Any) -> int:
 
 
 def _as_python_says(found: Interface, x: Any) -> bool:
-    forms, homes = Forms(found, [x], [(x.dtype, x.shape, x.stride())]), [x.data_ptr()]
-    return forms.places([x]) is not None and forms.homes.tolist() == homes and found.ask("dim", x) == x.dim()
+    homes = Forms(found, [x], [form(x)]).places([x])
+    return homes is not None and homes.tolist() == [x.data_ptr()]
 
 
 class Forms:
@@ -104,6 +103,9 @@ class Forms:
             n, objects.ctypes.data, kinds, found.handle, found.functions.ctypes.data, forms_at, firsts_at,
             self.homes.ctypes.data, self.homes.strides[0],
         )  # fmt: skip
+        from fastadam.kernels.cpu.tensors import differing  # not before it is needed: it imports Numba
+        from fastadam.kernels.cpu.traversal import compiled_for
+
         self._call = compiled_for(differing, (*self._args, True))
 
     def places(self, tensors: Sequence[Any]) -> Any:
@@ -124,6 +126,6 @@ def forms(tensors: Sequence[Any], lie: Sequence[tuple[Any, Any, Any]] | None = N
     found = interface()
     if found is None or not all(type(x) in KINDS and x.layout is torch.strided for x in tensors):
         return None
-    own = Forms(found, tensors, lie or [(x.dtype, x.shape, x.stride()) for x in tensors], homes)
+    own = Forms(found, tensors, lie or list(map(form, tensors)), homes)
     own.places(tensors)
     return own

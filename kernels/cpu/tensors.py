@@ -4,6 +4,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
+from fastadam.kernels.cpu.blocks import put
 from fastadam.kernels.cpu.cache import keep
 from fastadam.kernels.cpu.ndarray import TYPE, word_at
 
@@ -24,17 +25,6 @@ def _ask(typing, function, handle):
         return builder.select(builder.icmp_signed("==", failed, _I32(0)), builder.load(found), _I64(FAILED))
 
     return types.int64(types.int64, types.int64), generate
-
-
-@intrinsic
-def _put(typing, address, value):
-    """8 bytes at an address."""
-
-    def generate(context, builder, signature, args):
-        builder.store(args[1], builder.inttoptr(args[0], ir.PointerType(_I64)))
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64), generate
 
 
 def _differing(n, objects, kinds, handle, functions, forms, firsts, homes, apart, fixed):
@@ -69,7 +59,7 @@ def _differing(n, objects, kinds, handle, functions, forms, firsts, homes, apart
         if place == FAILED or (place == 0 and size > 0):
             return k
         if not fixed:
-            _put(home, place)
+            put(home, 0, place)
         elif word_at(home) != place:
             return k
     return -1

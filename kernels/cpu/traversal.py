@@ -11,7 +11,7 @@ from typing import Any
 import numba
 import numpy as np
 from numba import njit, prange, types
-from numba.extending import overload
+from numba.extending import overload, register_jitable
 
 from fastadam.kernels.chores import BLOCK as BLOCK_ELEMENTS
 from fastadam.kernels.chores import Numbers
@@ -73,9 +73,14 @@ def _run(tag, base, at, until, c, x, bits):
     return _two_by_two if paired(tag) else _one_by_one
 
 
+@register_jitable(forceinline=True)
+def _one(tag, base, i, c, x, bits):
+    store(tag, base, i, element(tag, load(tag, base, i), c, x), random(tag, bits))
+
+
 def _one_by_one(tag, base, at, until, c, x, bits):
     for i in range(at, until):  # a signed range is not vectorised
-        store(tag, base, i, element(tag, load(tag, base, i), c, x), random(tag, bits))
+        _one(tag, base, i, c, x, bits)
         bits = random_next(tag, bits)
 
 
@@ -88,8 +93,7 @@ def _two_by_two(tag, base, at, until, c, x, bits):
         store_two(tag, base, i, *new, random(tag, bits), random(tag, other))
         bits = random_next(tag, other)
     if at + TWO * pairs < until:
-        i = until - ONE
-        store(tag, base, i, element(tag, load(tag, base, i), c, x), random(tag, bits))
+        _one(tag, base, until - ONE, c, x, bits)
 
 
 def _measure(tag, table, chunks, k, row, rows, notes):
