@@ -11,7 +11,7 @@ from pathlib import Path
 
 import fastadam
 from fastadam.benchmarks import files, machine, summary
-from fastadam.console import Live
+from fastadam.tools.console import Live
 
 PACKAGE = Path(fastadam.__file__).parent.parent
 

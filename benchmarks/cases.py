@@ -131,7 +131,7 @@ NARROW = (
 def formats():
     """{name: Format} of those that this version of the library steps, found out by trying: the dtypes first."""
     import fastadam
-    from fastadam.arrays import DTYPES
+    from fastadam.arrays.host import DTYPES
 
     found = {dtype.name: Format(dtype.name) for dtype in DTYPES}
     for one in map(Format, NARROW):
@@ -187,7 +187,7 @@ def setting(rule, format="float32"):
 @cache
 def settings():
     """Every method with every choice of its options, by name."""
-    from fastadam.cover import label, variants
+    from fastadam.tools.cover import label, variants
 
     found = {}
     for variant in variants(maximize=False):

@@ -16,7 +16,7 @@ if not __package__:  # a script of a clone, installed or not
 
 from fastadam.benchmarks import files, machine
 from fastadam.benchmarks.summary import duration, number
-from fastadam.console import Table
+from fastadam.tools.console import Table
 
 SAME = ("rule", "dtype", "threads")  # what makes files comparable
 NAMED = ("rounds", "processes")  # what may explain a difference, beside the machine and the versions

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from fastadam.benchmarks import bench, files, machine
-from fastadam.console import Table
+from fastadam.tools.console import Table
 
 # Where each library keeps what it has compiled; all of them inside one folder that is new.
 CACHES = (

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import fastadam
-from fastadam.kernels.cpu.threads import get_num_threads
+from fastadam.host.threads import get_num_threads
 
 PACKAGES = (
     "numpy", "numba", "llvmlite", "torch", "deepspeed", "jax", "optax", "thinc", "bitsandbytes", "torchao",

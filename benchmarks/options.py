@@ -38,7 +38,7 @@ def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
 
 def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     from fastadam.backend import backends
-    from fastadam.kernels.cpu.threads import get_num_threads
+    from fastadam.host.threads import get_num_threads
 
     most, status = get_num_threads(), backends()
     args.threads = args.threads or most

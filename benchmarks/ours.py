@@ -8,7 +8,7 @@ import numpy as np
 import fastadam
 from fastadam.benchmarks.contestants import Contestant, named
 from fastadam.benchmarks.truth import Trivial
-from fastadam.window import STEPS as WINDOW
+from fastadam.cuda.window import STEPS as WINDOW
 
 
 class Fastadam(Contestant):

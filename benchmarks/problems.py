@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastadam.demo import models, training
+from fastadam.tools.demo import models, training
 
 f32 = np.float32
 ALIGN = 256  # every leaf begins a group, of whatever size up to this

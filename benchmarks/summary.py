@@ -3,7 +3,7 @@
 import statistics
 
 from fastadam.benchmarks import cases, clock
-from fastadam.console import Table
+from fastadam.tools.console import Table
 
 OURS = ("fastadam cuda", "fastadam numba", "fastadam numpy")  # the first that is there is compared with the others
 UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))

@@ -1,17 +1,18 @@
 """The float64 oracle that every contestant is held against before it is timed.
 
-Two steps from shared values: the paper's in wider arithmetic (fastadam/papers.py), and how far roundings may move them
-(fastadam/bounds.py), carried from the first step to the second. Ours may round as the kernel does. A peer may order
-the same operations otherwise, twice the roundings, and work out 1 - β^t in float32, which costs 1 / (1 - β) of one.
+Two steps from shared values: the paper's in wider arithmetic (tests/papers.py), and how far roundings may move them
+(fastadam/tools/bounds.py), carried from the first step to the second. Ours may round as the kernel does. A peer may
+order the same operations otherwise, twice the roundings, and work out 1 - β^t in float32, which costs 1 / (1 - β) of
+one.
 What rests in a short format is off by one rounding to it more (lost); ours round v and bfloat16 p stochastically.
 """
 
 import numpy as np
 
-from fastadam import bounds, kernels, papers
-from fastadam.arrays import compute
-from fastadam.kernels.formats import GROUP, TINY, TOP, is_drawn, is_signed
-from fastadam.verify import host_error, oracle_of
+from fastadam import kernels
+from fastadam.kernels.formats import GROUP, TINY, TOP, compute, is_drawn, is_signed
+from fastadam.tools import bounds, papers
+from fastadam.tools.verify import host_error, oracle_of
 
 STEPS = 2
 MOST = 1 << 20  # elements held against the oracle: all up to here; beyond, the ends of every leaf and pieces between

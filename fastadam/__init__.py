@@ -2,9 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from fastadam.arrays.flat import FlatBuffer
 from fastadam.backend import backends
-from fastadam.diagnosis import info
-from fastadam.flat import FlatBuffer
 from fastadam.functional import (
     adabelief_step,
     adagrad_step,
@@ -15,9 +14,11 @@ from fastadam.functional import (
     nadam_step,
     rmsprop_step,
 )
-from fastadam.kernels.cpu.threads import get_num_threads, num_threads, set_num_threads
+from fastadam.host.threads import get_num_threads, num_threads, set_num_threads
 from fastadam.methods import SGD, AdaBelief, Adagrad, Adam, Adamax, AdamW, Lion, NAdam, RAdam, RMSprop
 from fastadam.optimizer import Optimizer
+from fastadam.plans.chores import StepInfo
+from fastadam.tools.diagnosis import info
 
 if TYPE_CHECKING:
     from fastadam import schedules
@@ -35,6 +36,7 @@ __all__ = [
     "Optimizer",
     "RAdam",
     "RMSprop",
+    "StepInfo",
     "adabelief_step",
     "adagrad_step",
     "adam_step",

@@ -1,3 +1,3 @@
-from fastadam.cli import main
+from fastadam.tools.cli import main
 
 raise SystemExit(main())

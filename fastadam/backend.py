@@ -7,12 +7,12 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from fastadam.arrays import Host
-from fastadam.compiled import NumbaPlan
-from fastadam.cuda import CudaPlan
-from fastadam.device import DEVICE, HOST, home_of
-from fastadam.plan import NumpyPlan, Plan
-from fastadam.window import Window
+from fastadam.arrays.device import DEVICE, HOST, home_of
+from fastadam.arrays.host import Host
+from fastadam.cuda.plan import CudaPlan
+from fastadam.cuda.window import Window
+from fastadam.host.compiled import NumbaPlan
+from fastadam.plans.plan import NumpyPlan, Plan
 
 log = logging.getLogger("fastadam")
 

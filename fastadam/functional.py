@@ -14,12 +14,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from fastadam import kernels, rules
-from fastadam.arrays import Array, compute, describe, flat_like
+from fastadam.arrays.host import Array, describe, flat_like
 from fastadam.backend import choose
 from fastadam.checks import integer, number
 from fastadam.group import Group
 from fastadam.kernels.chores import Numbers
-from fastadam.kernels.formats import key
+from fastadam.kernels.formats import compute, key
 from fastadam.rules import Rule
 
 Function = TypeVar("Function", bound=Callable[..., Any])

@@ -1,6 +1,6 @@
 # Written by tests/test_typing.py from the functions and the rules.
 
-from fastadam.arrays import Array
+from fastadam.arrays.host import Array
 from fastadam.rules import LearningRate
 
 def adam_step(

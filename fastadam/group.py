@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from fastadam import kernels
-from fastadam.arrays import Array, compute
+from fastadam.arrays.host import Array
+from fastadam.arrays.tree import Structure, Tree
 from fastadam.checks import at_count, positive
+from fastadam.kernels.formats import compute
 from fastadam.rules import Rule
-from fastadam.tree import Structure, Tree
 
 
 def check_representable(rule: Rule, dtype: Any) -> None:

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import TypedDict, Unpack
 
+from fastadam.arrays.tree import Tree
 from fastadam.optimizer import Optimizer
 from fastadam.rules import LearningRate
-from fastadam.tree import Tree
 
 class Options(TypedDict, total=False):
     backend: str

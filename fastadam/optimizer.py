@@ -8,18 +8,22 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fastadam import chores, kernels, rows, sparse, state, storage
-from fastadam.arrays import Array, flat
+from fastadam import kernels
+from fastadam.arrays.flat import FlatBuffer, move
+from fastadam.arrays.host import Array, flat
+from fastadam.arrays.tree import Structure, Tree, rebuild
 from fastadam.backend import choose
 from fastadam.checks import SEEDS, integer, number
-from fastadam.chores import NOTHING, Chores, StepInfo, check_copies
-from fastadam.flat import FlatBuffer, move
 from fastadam.group import hyperparameters as hyperparameter_names
 from fastadam.group import is_grouped, make_groups
 from fastadam.kernels.chores import Numbers
+from fastadam.plans import chores, storage
+from fastadam.plans import table as rows
+from fastadam.plans.chores import NOTHING, Chores, StepInfo, check_copies
+from fastadam.plans.storage import Storage
 from fastadam.rules import Rule
-from fastadam.storage import Storage
-from fastadam.tree import Structure, Tree, rebuild
+from fastadam.state import saved as state
+from fastadam.state import sparse
 
 ONE = 1.0  # the default scale, known by identity: nothing to check
 ACCUMULATED = object()  # what step takes the accumulated gradients for

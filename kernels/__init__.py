@@ -20,8 +20,8 @@ def sources() -> str:
 LOADED = sources()  # before the first of them is imported: what is compiled later is compiled from these
 
 # ruff: noqa: E402
-from fastadam.kernels import adabelief, adagrad, adam, adamax, lion, momentum, nadam, rmsprop
-from fastadam.kernels.contract import Kernel
+from . import adabelief, adagrad, adam, adamax, lion, momentum, nadam, rmsprop
+from .contract import Kernel
 
 ALL = {
     kernel.name: kernel for kernel in map(Kernel.of, (adam, nadam, adamax, adabelief, lion, momentum, rmsprop, adagrad))

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastadam.kernels.contract import maximum
+from .contract import maximum
 
 BLOCK, LANES = 1_024, 64
 NOTES = 4  # per block: the squares of g, of the new p, of the update p_new - p; the largest magnitude

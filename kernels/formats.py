@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from fastadam.kernels.chores import BLOCK
-from fastadam.kernels.contract import NonNegative, Signed, Slot
+from .chores import BLOCK
+from .contract import NonNegative, Signed, Slot
 
 MIX = 0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F  # odd; 2^32 over the golden ratio, and xxHash's primes 2 to 4
 WHOLE = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio
@@ -36,6 +36,11 @@ TOP = {signed: np.uint32(TWO + (last << SHIFT)).view(np.float32) - TO[signed] fo
 REACH = {signed: top * np.float32(1 - 2.0**-21) for signed, top in TOP.items()}  # however rounded, not beyond LAST
 PART = {signed: np.float32(1) / top for signed, top in TOP.items()}
 TINY, LARGE = np.float32(2.0**-126), np.float32(2.0**126)  # the smallest scale of what is not all 0, and its inverse
+
+
+def compute(dtype: Any) -> Any:
+    """What parameters of a dtype are computed in: float64 for float64, else float32."""
+    return np.dtype(np.float64 if np.dtype(dtype) == np.float64 else np.float32)
 
 
 def key(seed: int, count: int) -> int:

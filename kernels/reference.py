@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from fastadam.kernels.chores import BLOCK, NOTES, Numbers, average, clip, in_pairs, largest, sum_of_squares
-from fastadam.kernels.contract import Kernel
-from fastadam.kernels.formats import BYTES, blocks, decoded, encoded, is_drawn, join, split
+from .chores import BLOCK, NOTES, Numbers, average, clip, in_pairs, largest, sum_of_squares
+from .contract import Kernel
+from .formats import BYTES, blocks, decoded, encoded, is_drawn, join, split
 
 
 def step(
@@ -16,7 +16,7 @@ def step(
     """Step every chunk once; yields (piece of a stream, its new values), and writes nothing but notes.
 
     streams: per leaf, p, g, the slots, the average, the copy and the remainder as flat arrays in one memory order, None
-    for an absent one; then the zeros. The other arguments: see fastadam.plan.Plan.
+    for an absent one; then the zeros. The other arguments: see Plan.
     """
     width, extra = len(kernel.Coefficients._fields), len(Numbers._fields)  # type: ignore[attr-defined]
     with np.errstate(all="ignore"):

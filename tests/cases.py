@@ -3,8 +3,8 @@
 from dataclasses import fields
 from typing import Any
 
-from fastadam.cover import METHODS, hostile, kernels_in_use, same_bits, state_arrays, variants
-from fastadam.cover import label as name_of
+from fastadam.tools.cover import METHODS, hostile, kernels_in_use, same_bits, state_arrays, variants
+from fastadam.tools.cover import label as name_of
 
 __all__ = [
     "LARGE",

@@ -121,7 +121,7 @@ def fresh(start):
 @pytest.fixture(autouse=True)
 def same_count_of_threads(monkeypatch):
     """What one test says of set_num_threads, as the benchmarks do, holds for that test alone."""
-    from fastadam.kernels.cpu import threads
+    from fastadam.host import threads
 
     monkeypatch.setattr(threads, "_chosen", threads._chosen)
 
@@ -139,7 +139,7 @@ def cupy(cuda_library, monkeypatch):
     """The stand-in for CuPy, in the place of CuPy."""
     from cuda_host import fake_cupy
 
-    from fastadam import nvrtc
+    from fastadam.cuda import nvrtc
 
     module = fake_cupy.module(cuda_library)
     monkeypatch.setitem(sys.modules, "cupy", module)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import fastadam as fa
-from fastadam import cover
 from fastadam.schedules import Exponential, InverseSqrt, Polynomial
+from fastadam.tools import cover
 
 METHODS = {
     "Adam": fa.Adam,

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 import fastadam as fa
 import papers
-from fastadam import bounds, kernels
-from fastadam.kernels.cpu import threads
-from fastadam.verify import SLACK, host_error
+from fastadam import kernels
+from fastadam.host import threads
+from fastadam.tools import bounds
+from fastadam.tools.verify import SLACK, host_error
 
 BACKENDS = ("numpy", "numba")
 

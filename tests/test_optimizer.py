@@ -12,8 +12,8 @@ import pytest
 from cases import METHODS, hostile, label, same_bits, state_arrays, variants
 
 import fastadam as fa
-from fastadam.chores import Chores
-from fastadam.storage import Storage
+from fastadam.plans.chores import Chores
+from fastadam.plans.storage import Storage
 
 Layer = namedtuple("Layer", "weight bias")
 SHAPES = [(), (1,), (5,), (2, 3), (2, 1, 4), (0, 3)]

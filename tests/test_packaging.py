@@ -42,7 +42,7 @@ def test_both_archives_hold_the_same_package(built):
     (wheel,), (sdist,) = built.glob("*.whl"), built.glob("*.tar.gz")
     inside = set(zipfile.ZipFile(wheel).namelist())
     sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "fastadam").glob("*.py")}
-    sources |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "fastadam/demo").glob("*.py")}
+    sources |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "fastadam/tools/demo").glob("*.py")}
     for linked in ("kernels", "benchmarks"):
         for kind in ("*.py", "*.cu*"):
             sources |= {f"fastadam/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / linked).rglob(kind)}

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import fastadam
 from fastadam import functional
-from fastadam.cover import METHODS
 from fastadam.optimizer import Optimizer
+from fastadam.tools.cover import METHODS
 
 FOLDER = Path(fastadam.__file__).parent
 
@@ -48,8 +48,8 @@ def signature(function, first=(), options=None):
 
 def methods_stub():
     head = "# Written by tests/test_typing.py from the rules.\n\nfrom collections.abc import Callable\n"
-    head += "from typing import TypedDict, Unpack\n\nfrom fastadam.optimizer import Optimizer\n"
-    head += "from fastadam.rules import LearningRate\nfrom fastadam.tree import Tree\n"
+    head += "from typing import TypedDict, Unpack\n\nfrom fastadam.arrays.tree import Tree\n"
+    head += "from fastadam.optimizer import Optimizer\nfrom fastadam.rules import LearningRate\n"
     own = inspect.signature(Optimizer.__init__).parameters.values()
     own = [p for p in own if p.kind is p.KEYWORD_ONLY]
     options = "".join(f"    {argument(p.replace(default=p.empty))}\n" for p in own)
@@ -61,7 +61,8 @@ def methods_stub():
 
 
 def functional_stub():
-    head = "# Written by tests/test_typing.py from the functions and the rules.\n\nfrom fastadam.arrays import Array\n"
+    head = "# Written by tests/test_typing.py from the functions and the rules.\n\n"
+    head += "from fastadam.arrays.host import Array\n"
     head += "from fastadam.rules import LearningRate\n"
     functions = [f for name, f in vars(functional).items() if name.endswith("_step") and not name.startswith("_")]
     text = head

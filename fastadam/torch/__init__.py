@@ -18,7 +18,7 @@ master: "remainder" or "float32": the other 16 bits of bfloat16 parameters, or a
     rounded from, in the state under that name or "master". opt.refresh_master() once parameters were set from outside.
 seed, index_offset: of stochastic rounding; neither is in state_dict. Each rank of FSDP2 counts its shards' elements
     from index_offset: give each another, such as rank * 2**40, or all round alike.
-`opt.info` is a fastadam.chores.StepInfo: what the last step found out. `with opt.averaged():` swaps the averages in.
+`opt.info` is a fastadam.StepInfo: what the last step found out. `with opt.averaged():` swaps the averages in.
 
 A step changes memory where it lies: float32, float64 and complex tensors in any dense order of axes, on the CPU through
 Numba, on CUDA devices through CuPy, FSDP2's DTensors through their local shards. What has gaps is copied in and out.

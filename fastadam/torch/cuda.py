@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastadam.arrays.device import DEVICE
 from fastadam.backend import BACKENDS
-from fastadam.chores import StepInfo
-from fastadam.cuda_gradients import only_on_host
-from fastadam.device import DEVICE
-from fastadam.signature import Touched
-from fastadam.storage import bfloat16
+from fastadam.cuda.gradients import only_on_host
+from fastadam.cuda.signature import Touched
+from fastadam.plans.chores import StepInfo
+from fastadam.plans.storage import bfloat16
 from fastadam.torch.leaf import REAL, STORED
 from fastadam.torch.walk import Walk
 

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastadam.arrays import PAGE, allocate_beside
+from fastadam.arrays.host import PAGE, allocate_beside
 from fastadam.kernels.contract import Slot
 from fastadam.kernels.formats import decode_8bit, encode_8bit, is_signed
-from fastadam.storage import Storage, length
+from fastadam.plans.storage import Storage, length
 
 REAL = {
     torch.float32: np.dtype(np.float32), torch.complex64: np.dtype(np.float32),

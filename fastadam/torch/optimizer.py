@@ -13,9 +13,9 @@ import torch
 from torch.optim import optimizer
 
 from fastadam.checks import SEEDS, integer, positive
-from fastadam.chores import NOTHING, Chores, StepInfo
+from fastadam.plans.chores import NOTHING, Chores, StepInfo
+from fastadam.plans.storage import Storage
 from fastadam.rules import Rule
-from fastadam.storage import Storage
 from fastadam.torch.cuda import CudaWalk
 from fastadam.torch.leaf import COPIES, STORED, Leaf, local
 from fastadam.torch.walk import Walk

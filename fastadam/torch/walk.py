@@ -14,15 +14,16 @@ import numpy as np
 import torch
 from torch.autograd.graph import increment_version
 
-from fastadam import chores, kernels
+from fastadam import kernels
 from fastadam.backend import choose
 from fastadam.checks import positive
-from fastadam.compiled import AddressPlan
 from fastadam.group import Group
+from fastadam.host.compiled import AddressPlan
 from fastadam.kernels.chores import Numbers
 from fastadam.kernels.formats import key
+from fastadam.plans import chores
 from fastadam.rules import Rule
-from fastadam.sparse import row_chunks
+from fastadam.state.sparse import row_chunks
 from fastadam.torch.leaf import STORED, Cohort, Leaf, Moved, form, local
 from fastadam.torch.native import Forms, forms
 
@@ -47,7 +48,7 @@ class Names(NamedTuple):
 
 
 class Walk:
-    """One optimizer's leaves on one device, here the CPU; what fastadam.chores sees as the optimizer.
+    """One optimizer's leaves on one device, here the CPU; what fastadam.plans.chores sees as the optimizer.
 
     members: per param group, (name, parameter) of those that lie here. copies: by parameter's id, its copy or None.
     """

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastadam.kernels.contract import NonNegative
+from ..contract import NonNegative
 
 SLOTS = (NonNegative("sum"),)
 

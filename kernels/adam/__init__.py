@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastadam.kernels.contract import NonNegative, RunningMax, Signed, maximum
+from ..contract import NonNegative, RunningMax, Signed, maximum
 
 SLOTS = (Signed("m"), NonNegative("v"), RunningMax("vmax", optional=True))
 

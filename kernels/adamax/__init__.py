@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastadam.kernels.contract import RunningMax, Signed, maximum
+from ..contract import RunningMax, Signed, maximum
 
 SLOTS = (Signed("m"), RunningMax("u"))
 

@@ -4,8 +4,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from fastadam.kernels.chores import BLOCK, LANES
-from fastadam.kernels.cpu.elements import Measure, asked, coded
+from ..chores import BLOCK, LANES
+from .elements import Measure, asked, coded
 
 _I64 = ir.IntType(64)
 

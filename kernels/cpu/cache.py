@@ -26,8 +26,9 @@ from numba.core.runtime.nrt import rtsys
 from numba.core.serialize import dumps
 from numba.misc.appdirs import AppDirs
 
-from fastadam.kernels import LOADED, sources
+from .. import LOADED, sources
 
+PACKAGE = __package__.rpartition(".")[0]  # this copy of kernels/, whatever it is called
 log = logging.getLogger("fastadam")
 
 
@@ -49,7 +50,7 @@ def as_written() -> bool:
     Python takes their bytecode for current by date and size, which a change within the second may keep.
     """
     for name, module in list(sys.modules.items()):
-        if name.startswith("fastadam.kernels"):
+        if name.startswith(PACKAGE):
             loader: Any = module.__spec__.loader  # type: ignore[union-attr]
             path = str(module.__file__)
             if loader.get_code(name) != loader.source_to_code(loader.get_data(path), path):

@@ -10,11 +10,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
-from fastadam.kernels.chores import BLOCK as BLOCK_ELEMENTS
-from fastadam.kernels.cpu.blocks import put, room_of
-from fastadam.kernels.cpu.elements import KERNEL_OF, closure, coded
-from fastadam.kernels.cpu.formats import draws_from, mixed, of_type
-from fastadam.kernels.formats import (
+from ..chores import BLOCK as BLOCK_ELEMENTS
+from ..formats import (
     BYTES,
     DRAWN,
     GROUP,
@@ -31,6 +28,9 @@ from fastadam.kernels.formats import (
     is_drawn,
     is_signed,
 )  # fmt: skip
+from .blocks import put, room_of
+from .elements import KERNEL_OF, closure, coded
+from .formats import draws_from, mixed, of_type
 
 _I32, _I64, _F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
 _BITS, _FLOATS = ir.VectorType(_I32, LANES), ir.VectorType(_F32, LANES)

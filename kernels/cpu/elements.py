@@ -7,11 +7,11 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic, overload, register_jitable
 
-from fastadam import kernels
-from fastadam.kernels.chores import Flags, average, clip
-from fastadam.kernels.contract import Kernel, maximum, sign
-from fastadam.kernels.cpu.formats import BFLOAT16, CODED, draws, draws_from, next_draws
-from fastadam.kernels.formats import is_drawn
+from .. import ALL
+from ..chores import Flags, average, clip
+from ..contract import Kernel, maximum, sign
+from ..formats import is_drawn
+from .formats import BFLOAT16, CODED, draws, draws_from, next_draws
 
 EXTRA = "ema", "copy", "remainder"  # streams behind the slots: averages, copies in a short format, p's other bits
 TURN = np.uint64(1 << 32)
@@ -23,8 +23,8 @@ def _tag(kernel: Kernel) -> Any:
     return namedtuple(kernel.name, ("p", "g", *(slot.name for slot in kernel.slots), *EXTRA, *FLAGS), module=__name__)  # type: ignore[misc]
 
 
-TAGS = {name: _tag(kernel) for name, kernel in kernels.ALL.items()}
-KERNEL_OF = {tag: kernels.ALL[name] for name, tag in TAGS.items()}
+TAGS = {name: _tag(kernel) for name, kernel in ALL.items()}
+KERNEL_OF = {tag: ALL[name] for name, tag in TAGS.items()}
 globals().update(TAGS)  # the disk cache pickles a tag by module and name
 
 

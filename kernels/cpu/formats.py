@@ -6,7 +6,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from fastadam.kernels.formats import MIX
+from ..formats import MIX
 
 # Numba has no 16-bit floats: their bits travel as integers, bfloat16's unsigned, float16's signed.
 BFLOAT16, FLOAT16 = types.uint16, types.int16

@@ -11,8 +11,9 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from fastadam.kernels.chores import BLOCK, Numbers
-from fastadam.kernels.cpu.elements import (
+from ..chores import BLOCK, Numbers
+from ..formats import BYTES
+from .elements import (
     KERNEL_OF,
     asked,
     compute_type,
@@ -23,8 +24,7 @@ from fastadam.kernels.cpu.elements import (
     storage,
     streams_of,
 )
-from fastadam.kernels.cpu.formats import BFLOAT16, CODED, FLOAT16, decode, encode, join, split
-from fastadam.kernels.formats import BYTES
+from .formats import BFLOAT16, CODED, FLOAT16, decode, encode, join, split
 
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
 

@@ -14,7 +14,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from fastadam.kernels.cpu.cache import keep
+from .cache import keep
 
 _HEAD = object.__basicsize__  # reference count and type
 TYPE, _DATA, _ND, _DIMENSIONS = 8, _HEAD, _HEAD + 8, _HEAD + 16

@@ -2,8 +2,8 @@
 
 from numba import njit
 
-from fastadam.kernels.chores import BLOCK
-from fastadam.kernels.cpu.cache import keep
+from ..chores import BLOCK
+from .cache import keep
 
 
 def _sums(chunks, notes, row, found):

@@ -10,9 +10,9 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from fastadam.kernels.cpu.elements import loaded, remainder, storage
-from fastadam.kernels.cpu.formats import BFLOAT16
-from fastadam.kernels.cpu.memory import pointer, resting_values, scoped, values_of, values_type
+from .elements import loaded, remainder, storage
+from .formats import BFLOAT16
+from .memory import pointer, resting_values, scoped, values_of, values_type
 
 _I16, _I32 = ir.IntType(16), ir.IntType(32)
 

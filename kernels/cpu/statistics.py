@@ -3,10 +3,10 @@
 import numpy as np
 from numba.extending import overload
 
-from fastadam.kernels.chores import BLOCK as BLOCK_ELEMENTS
-from fastadam.kernels.cpu.blocks import difference, largest, put, sum_of_squares
-from fastadam.kernels.cpu.elements import asked, closure, coded, compute_type, storage
-from fastadam.kernels.cpu.memory import fetch
+from ..chores import BLOCK as BLOCK_ELEMENTS
+from .blocks import difference, largest, put, sum_of_squares
+from .elements import asked, closure, coded, compute_type, storage
+from .memory import fetch
 
 BLOCK, WHOLE = np.uint64(BLOCK_ELEMENTS), np.uint64(1 << 62)
 

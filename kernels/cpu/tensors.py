@@ -4,9 +4,9 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from fastadam.kernels.cpu.blocks import put
-from fastadam.kernels.cpu.cache import keep
-from fastadam.kernels.cpu.ndarray import TYPE, word_at
+from .blocks import put
+from .cache import keep
+from .ndarray import TYPE, word_at
 
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
 FAILED = -1

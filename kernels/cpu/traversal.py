@@ -13,12 +13,12 @@ import numpy as np
 from numba import njit, prange, types
 from numba.extending import overload, register_jitable
 
-from fastadam.kernels.chores import BLOCK as BLOCK_ELEMENTS
-from fastadam.kernels.chores import Numbers
-from fastadam.kernels.cpu.blocks import scratch
-from fastadam.kernels.cpu.cache import keep
-from fastadam.kernels.cpu.codes import closed, opened
-from fastadam.kernels.cpu.elements import (
+from ..chores import BLOCK as BLOCK_ELEMENTS
+from ..chores import Numbers
+from .blocks import scratch
+from .cache import keep
+from .codes import closed, opened
+from .elements import (
     Accumulate,
     Measure,
     element,
@@ -28,9 +28,9 @@ from fastadam.kernels.cpu.elements import (
     random_start,
     zero,
 )
-from fastadam.kernels.cpu.memory import bases, coefficients, key, load, numbers, store, take
-from fastadam.kernels.cpu.pairs import load_two, paired, store_two
-from fastadam.kernels.cpu.statistics import after, before, measured, stride
+from .memory import bases, coefficients, key, load, numbers, store, take
+from .pairs import load_two, paired, store_two
+from .statistics import after, before, measured, stride
 
 log = logging.getLogger("fastadam")
 
@@ -120,7 +120,7 @@ def _piece_of(tag, table, chunks, k, row, rows, notes):
 
 
 def _walk(table, tag, chunks, spans, row, rows, counts, carried, notes):
-    """Give every chunk its piece of work once, then advance the counts. The arguments: see fastadam.plan.Plan."""
+    """Give every chunk its piece of work once, then advance the counts. The arguments: see Plan."""
     workers = spans.shape[0]
     before = _enter(workers)  # noqa: F821  given by _compiled
     for w in range(workers):

@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastadam import kernels
-from fastadam.arrays import compute
-from fastadam.kernels.chores import BLOCK, LANES
-from fastadam.kernels.contract import Slot
-from fastadam.kernels.formats import (
+from .. import ALL
+from ..chores import BLOCK, LANES
+from ..contract import Slot
+from ..formats import (
     BYTES,
     DRAWN,
     GROUP,
@@ -25,10 +24,11 @@ from fastadam.kernels.formats import (
     TINY,
     TO,
     TWO,
+    compute,
     is_drawn,
     is_signed,
 )
-from fastadam.kernels.formats import LANES as IN_ROW
+from ..formats import LANES as IN_ROW
 
 THREADS = 128  # a block; 512 float32 elements a chunk, so that 100,000 fill the 132 multiprocessors of an H100
 WIDTH = 16  # bytes of one access; a thread makes at most two of the arithmetic's type
@@ -127,7 +127,7 @@ class Step(NamedTuple):
     def _types(self) -> list[str]:
         p, g, *slots = self.streams
         of_p = "split" if self.split else "bf16_p" if format_of(p) == "bf16" else format_of(p)
-        own = kernels.ALL[self.kernel].slots if slots else ()
+        own = ALL[self.kernel].slots if slots else ()
         of_slots = [format_of(dtype, slot, k) for k, (dtype, slot) in enumerate(zip(slots, own, strict=True))]
         return [format_of(self.real), of_p, format_of(g), *of_slots]
 

@@ -9,7 +9,7 @@ Chen et al. 2023, Algorithm 2. The sign of either zero is +0; of NaN, NaN.
 
 from typing import NamedTuple
 
-from fastadam.kernels.contract import Signed, sign
+from ..contract import Signed, sign
 
 SLOTS = (Signed("m"),)
 

@@ -9,7 +9,7 @@ Sutskever et al. 2013, in PyTorch's form (lr outside the momentum).
 
 from typing import NamedTuple
 
-from fastadam.kernels.contract import Signed
+from ..contract import Signed
 
 SLOTS = (Signed("m", optional=True),)
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastadam.kernels.contract import NonNegative, Signed
+from ..contract import NonNegative, Signed
 
 SLOTS = (Signed("m"), NonNegative("v"))
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastadam.kernels.contract import NonNegative, Signed, maximum
+from ..contract import NonNegative, Signed, maximum
 
 SLOTS = (NonNegative("v"), Signed("mean", optional=True), Signed("m", optional=True))
 

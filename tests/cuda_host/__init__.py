@@ -12,11 +12,11 @@ import ml_dtypes
 import numpy as np
 
 from fastadam import kernels
-from fastadam.arrays import DTYPES, compute
-from fastadam.cover import Stored, chores, kernels_in_use, label, stored, variants
+from fastadam.arrays.host import DTYPES
 from fastadam.kernels.cuda import PASSES, Chores, Pass, Step, source
-from fastadam.kernels.formats import is_drawn
-from fastadam.storage import Storage, bfloat16
+from fastadam.kernels.formats import compute, is_drawn
+from fastadam.plans.storage import Storage, bfloat16
+from fastadam.tools.cover import Stored, chores, kernels_in_use, label, stored, variants
 
 SHIM = Path(__file__).parent / "shim.h"
 COMPILER = shutil.which("g++")

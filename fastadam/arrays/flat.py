@@ -1,0 +1,107 @@
+"""FlatBuffer: named arrays <-> one aligned flat buffer."""
+
+from contextlib import nullcontext
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+
+from fastadam.arrays.device import DEVICE, HOST, home_of, joined, stream_of
+from fastadam.arrays.host import FLOATS, Array, describe, memory_order
+from fastadam.arrays.tree import Structure, Tree, rebuild
+
+
+class FlatBuffer:
+    """A tree of arrays packed end to end into one array, and the same tree of views into it.
+
+    An optimizer takes a FlatBuffer wherever it takes an array: a whole model is then one leaf. Gradients for it are
+    another FlatBuffer of the same layout, or one flat array.
+
+    A copy (deepcopy, pickle) has memory of its own: take its views from the copy, not from a copied tree of views.
+
+    array:   (n,) floats of one dtype, from the start of a page; on huge pages where Linux offers them.
+    views:   the tree, of arrays that share array's memory, in C order.
+    names:   the path of each leaf in the tree, such as ['dense1']['weight'].
+    shapes:  the shape of each leaf.
+    offsets: where each leaf begins in array, in elements; without gaps, so concatenated gradients fit.
+    """
+
+    def __init__(self, tree: Tree) -> None:
+        """Copies the values of `tree`. Raises TypeError unless all leaves are floats of one dtype."""
+        structure = Structure(tree)
+        home = home_of(structure.leaves)
+        leaves = [
+            home.read(leaf, f"tree{name}") if home.is_array(leaf) else leaf
+            for name, leaf in zip(structure.names, structure.leaves, strict=True)
+        ]
+        kind = "a numpy.ndarray" if home is HOST else "an array on a CUDA device"
+        for name, leaf in zip(structure.names, leaves, strict=True):
+            if not home.is_array(leaf) or leaf.dtype.name not in FLOATS:
+                raise TypeError(f"tree{name} is {describe(leaf)}, expected {kind} of {', '.join(FLOATS)}")
+            if leaf.dtype != leaves[0].dtype:
+                first = f"tree{structure.names[0]} is {describe(leaves[0])}"
+                raise TypeError(f"tree{name} is {describe(leaf)}, {first}: expected one dtype")
+        self.names = structure.names
+        self.shapes = [leaf.shape for leaf in leaves]
+        sizes = [leaf.size for leaf in leaves]
+        self.offsets = [0, *accumulate(sizes)][:-1]
+        with home.near(leaves):
+            self.array = home.allocate(sum(sizes), leaves[0].dtype if sizes else np.float32)
+        pieces = iter(zip(leaves, self.offsets, strict=True))
+
+        def view(_: Any) -> Array:
+            leaf, offset = next(pieces)
+            here = self.array[offset : offset + leaf.size].reshape(leaf.shape)
+            here[...] = leaf
+            return here
+
+        with home.near(leaves), nullcontext() if home is HOST else joined(map(stream_of, structure.leaves)):
+            self.views = rebuild(tree, view)
+
+    def to(self, where: str) -> "FlatBuffer":
+        """A copy on "cuda" (the current device) or on the "cpu"; itself where it lies there.
+
+        Raises RuntimeError where CUDA cannot run: fastadam.backends() says why.
+        """
+        return move(self, where)  # type: ignore[no-any-return]
+
+    def zeros_like(self) -> "FlatBuffer":
+        """Another buffer of this layout, filled with zeros: a home for gradients."""
+        other = FlatBuffer(self.views)
+        with home_of([other]).near([other.array]):
+            other.array[:] = 0
+        return other
+
+    def same_layout(self, other: "FlatBuffer") -> bool:
+        """Whether both hold leaves of the same names and shapes in the same order, in one dtype."""
+        return self.layout() == other.layout()
+
+    def layout(self) -> list[str]:
+        """What must agree between two buffers, a text for each leaf: its name, dtype and shape."""
+        return [f"{name}: {self.array.dtype}{shape}" for name, shape in zip(self.names, self.shapes, strict=True)]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FlatBuffer, (self.views,)
+
+    def __repr__(self) -> str:
+        return f"FlatBuffer({len(self.names)} arrays in {describe(self.array)})"
+
+
+def move(leaf: Any, where: str) -> Any:
+    """An array or FlatBuffer, copied to "cuda" or to the "cpu"; itself where it lies there."""
+    if where not in ("cuda", "cpu"):
+        raise ValueError(f"where is {where!r}, expected 'cuda' or 'cpu'")
+    if where == "cuda":
+        from fastadam.backend import ready  # which knows the optimizers' plans, and so this module
+
+        ready("cuda", "where")
+    if (home_of([leaf]) is DEVICE) == (where == "cuda"):
+        return leaf
+    if isinstance(leaf, FlatBuffer):
+        return FlatBuffer(rebuild(leaf.views, lambda x: move(x, where)))
+    if where == "cuda":
+        return DEVICE.put(leaf)
+    there = DEVICE.read(leaf)
+    order = memory_order(there)
+    with stream_of(leaf) or nullcontext():
+        return DEVICE.get(there.transpose(order)).transpose(np.argsort(order).tolist())

@@ -1,0 +1,175 @@
+"""Gradients on a CUDA device: what a plan takes from other libraries and streams of their own, and where it lies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from typing import TYPE_CHECKING, Any
+
+from fastadam.arrays.device import DEVICE, foreign, joined, on_device, stream_of
+from fastadam.arrays.host import Array, Memory, describe, extent, flat_like, memory_order, shaped_like
+from fastadam.plans.plan import Plan
+from fastadam.state.sparse import RowGradient, by_row
+
+if TYPE_CHECKING:
+    from fastadam.cuda.norm import Norm
+    from fastadam.cuda.signature import Signature
+
+
+class GradientsOnDevice(Plan):
+    """What a plan of arrays on one device takes for a step. Its launches know them by the words of their tables."""
+
+    home = DEVICE
+    norm: Norm | None
+    _home: dict[int, tuple[Signature, int]]  # who steps a leaf, and as the how-manieth of its leaves
+
+    def __init__(self, kernel: Any, names: Any, params: Sequence[Any], *rest: Any) -> None:
+        import cupy
+
+        self._cupy = cupy
+        # Where another library owns a parameter: how to look at it again, since its memory may move.
+        self._foreign = {k: p for k, p in enumerate(params) if foreign(p)}
+        viewed = [DEVICE.own(names[k][0], p) if k in self._foreign else p for k, p in enumerate(params)]
+        super().__init__(kernel, names, viewed, *rest)
+        first: Any = self._params[0] if self._params else None
+        self._device = cupy.cuda.Device() if first is None else first.device
+        for labels, streams in zip(names, self._streams, strict=True):
+            for label, x in zip(labels, streams, strict=True):
+                if x is not None and x.device.id != self._device.id:
+                    raise ValueError(
+                        f"{label} is {describe(x)}, {names[0][0]} is {describe(first)}: expected one device"
+                    )
+        self._index = self._device.id
+        self._values: dict[int, Any] = {}  # the gradients of rows
+        # What a gradient was like that was accepted before: (shape, strides, dtype, address).
+        self._known: list[Any] = [None] * len(self._params)
+        self._separate: list[Any] = []  # where the gradients began that were last found separate
+        self._others: list[Any] = []  # the streams of gradients whose owners name one
+
+    def accept(self, grads: list[Any]) -> int:
+        ndarray, known, missing, new = self._cupy.ndarray, self._known, 0, []
+        for leaf, g in enumerate(grads):
+            if g is None:
+                missing += 1
+            elif type(g) is not ndarray or (g.data.ptr, g.shape, g.strides, g.dtype) != known[leaf]:
+                new.append(leaf)
+        for leaf in self._foreign:
+            self._check_unmoved(leaf)
+        usable = [(leaf, self._usable(leaf, grads[leaf])) for leaf in new]
+        self.unread = []
+        if self._flags.clear:
+            self._check_separate(grads, dict(usable))
+        self._others = [s for s in map(stream_of, (grads[leaf] for leaf in new)) if s is not None]
+        if self._foreign and ndarray in map(type, grads) and not self.capturing():
+            self._others.append(self.stream())  # of CuPy's gradients, where steps run on another
+        dtypes = self._g_dtypes.copy()
+        for leaf, g in usable:
+            dtypes[leaf] = g.dtype
+        if dtypes != self._g_dtypes:
+            self._lay_out(dtypes)
+        for leaf, g in usable:
+            self._take(leaf, g)
+        return missing
+
+    def _take(self, leaf: int, g: Any) -> None:
+        p, straight = self._params[leaf], flat_like(g, self._params[leaf])
+        if straight is None:  # other strides than p's: copied, in memory kept for the next step
+            if leaf not in self._scratch or self._scratch[leaf].dtype != g.dtype:
+                self._scratch[leaf] = self._cupy.empty(p.size, g.dtype)
+            straight = self._scratch[leaf]
+            with self.on_stream():
+                shaped_like(straight, p)[...] = g
+            self._known[leaf] = None
+            self.unread += [(g, ..., 0)] * self._flags.clear
+        else:
+            self._known[leaf] = g.data.ptr, g.shape, g.strides, g.dtype
+        self._place(leaf, straight)
+
+    def _check_separate(self, grads: Sequence[Any], usable: dict[int, Any]) -> None:
+        """Gradients that are to be zeroed can be written, and are separate."""
+        for leaf in usable:
+            DEVICE.to_write(self._names[leaf][1], getattr(grads[leaf], "array", grads[leaf]))
+        now = [None if g is None else usable.get(leaf, g) for leaf, g in enumerate(grads)]
+        places = [None if g is None else g.data.ptr for g in now]
+        if usable or places != self._separate:  # else those of the last time, all of them
+            Memory((self._names[leaf][1], g) for leaf, g in enumerate(now) if g is not None)
+            self._separate = places
+
+    def _place(self, leaf: int, g: Array) -> None:
+        if leaf in self._home:
+            one, k = self._home[leaf]
+            one.words[k] = extent(g)[0]
+
+    def _check_unmoved(self, leaf: int) -> None:
+        p, anchor = self._params[leaf], self._anchors[leaf]
+        name = self._names[leaf][0]
+        if leaf in self._foreign:
+            p = DEVICE.own(name, self._foreign[leaf])
+        now, then = [(extent(x) if x.size else 0, x.dtype, x.shape, x.strides) for x in (p, anchor)]
+        if now != then:
+            raise ValueError(f"{name} is {describe(p)} and was {describe(anchor)}: expected the memory of construction")
+
+    def _as_array(self, name: str, both: str, g: Any) -> Array:
+        if not on_device(g):
+            raise TypeError(f"{both}, expected an array on a CUDA device or None: cupy.asarray(...) makes one")
+        here: Any = DEVICE.read(g, name)
+        if here.device.id != self._index:
+            raise ValueError(f"{both}, expected one device")
+        return here  # type: ignore[no-any-return]
+
+    def accept_indices(self, leaf: int, indices: Any) -> Array:
+        """On the host: from a device they are fetched, on their owner's stream, which is waited for."""
+        if on_device(indices):
+            with stream_of(indices) or nullcontext():
+                indices = DEVICE.get(DEVICE.read(indices))
+        return super().accept_indices(leaf, indices)
+
+    def _by_row(self, leaf: int, indices: Array, values: Any) -> RowGradient:
+        if self.norm is not None:
+            raise only_on_host("step_rows with max_norm, skip_nonfinite or stats, which look at all rows first")
+        here: Any = DEVICE.read(values)
+        if here.device.id != self._index:
+            name, p = self._names[leaf][0], self._params[leaf]
+            raise ValueError(
+                f"rows{name.removeprefix('params')}'s values are {describe(here)}, {name} is {describe(p)}: "
+                "expected one device"
+            )
+        groups = by_row(indices)
+        return RowGradient(groups.rows, values, groups)
+
+    def place_rows(self, leaf: int, values: Any) -> None:
+        if (stream := stream_of(values)) is not None:
+            self._others.append(stream)
+        here, p = DEVICE.read(values), self._params[leaf]
+        self._values[leaf] = flat_like(here, p)
+        if self._values[leaf] is None:  # another order of axes than p's, or gaps
+            order = memory_order(p)
+            with self.on_stream():
+                home = self._cupy.empty([here.shape[axis] for axis in order], here.dtype)
+                home[...] = here.transpose(order)
+            self._values[leaf] = home.reshape(-1)
+
+    def on_stream(self) -> AbstractContextManager[Any]:
+        """Within it CuPy works on the parameters' device and their owner's stream, which waits for the gradients'."""
+        if not (self._foreign or self._others):
+            return self._cupy.cuda.Device(self._index)  # type: ignore[no-any-return]
+        stack = ExitStack()
+        stack.enter_context(self._device)
+        if (stream := stream_of(next(iter(self._foreign.values()), None))) is not None:
+            stack.enter_context(stream)
+        stack.enter_context(joined(self._others))
+        return stack
+
+    def capturing(self) -> bool:
+        """Whether what is launched now goes into a graph."""
+        with self.on_stream():
+            return bool(self.stream().is_capturing())
+
+    def stream(self) -> Any:
+        """The current stream, within on_stream the parameters' owner's."""
+        return self._cupy.cuda.get_current_stream()
+
+
+def only_on_host(what: str) -> NotImplementedError:
+    """The error for what arrays on a device cannot have yet."""
+    return NotImplementedError(f"{what}: on the CPU backends only, and these parameters lie on a CUDA device")

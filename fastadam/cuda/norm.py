@@ -1,0 +1,210 @@
+"""What a step on a CUDA device measures before it, and reports after it: nothing here waits for the device.
+
+But for skip_nonfinite="raise", which must know before it goes on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterator, Sequence
+from itertools import starmap
+from operator import call, setitem
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastadam.arrays.host import Array
+from fastadam.cuda.nvrtc import function
+from fastadam.cuda.signature import chunk_table
+from fastadam.cuda.upload import Uploaded
+from fastadam.kernels.chores import BLOCK, LANES, NOTES, in_pairs
+from fastadam.kernels.cuda import Pass, format_of
+from fastadam.plans.chores import Chores, StepInfo, statistics
+
+if TYPE_CHECKING:
+    from fastadam.cuda.plan import CudaPlan
+    from fastadam.cuda.signature import Signature
+    from fastadam.group import Group
+    from fastadam.optimizer import Optimizer
+
+THREADS, SPAN = 256, 512  # of a block of ADD_UP; the notes that one adds up
+CASE = np.dtype(
+    [("leaves", "i8"), ("groups", "i8")]
+    + [(name, "u8") for name in ("notes_of", "group_from", "asked", "notes", "room", "rulings", "found")]
+)
+RULING = 24  # bytes
+
+
+class Norm:
+    """The notes of every block of every leaf, and the passes over them.
+
+    rulings: per leaf, what the step multiplies the gradient by, or that it is to be skipped.
+    """
+
+    def __init__(self, chores: Chores, groups: Sequence[Group], signatures: Sequence[list[int]], sizes: list[int]):
+        import cupy
+
+        self._cupy, self._chores, self._groups, self._sizes = cupy, chores, groups, sizes
+        self.clipping = chores.max_norm is not None or any(group.max_norm for group in groups)
+        self.raising, self.skipping = chores.skip_nonfinite == "raise", chores.skip_nonfinite is True
+        self.scaled, self.noted = self.clipping or self.skipping, chores.stats is not None
+        self.measured = self.scaled or self.raising
+        counts = [-(-n // BLOCK) for n in sizes]
+        first, total = np.full(len(sizes) + 1, -1), 0
+        self._first_of_signature = []
+        for leaves in signatures:
+            self._first_of_signature.append(total)
+            for leaf in leaves:
+                if counts[leaf]:
+                    first[leaf], total = total, total + counts[leaf]
+        self.notes = cupy.empty(max(1, total) * NOTES, np.float64)
+        self.rulings = cupy.zeros((max(1, len(sizes)), RULING // 8), np.int64)
+        self._first, self._from = (
+            cupy.asarray(first),
+            cupy.asarray(np.array([g._leaves.start for g in groups] + [len(sizes)])),
+        )
+        self._room = cupy.empty(2 * len(sizes) + 1, np.float64)
+        self._asked, self._sent = Uploaded(8 * (4 + len(groups))), b""
+        self._found = cupy.empty(2 + len(groups) + len(sizes), np.float64)  # where a captured graph leaves it
+        self._totals = cupy.empty(max(1, len(sizes)) * NOTES, np.float64)
+        self._levels, apart = [], 1
+        while apart < max(counts, default=0):
+            pieces = [
+                (first[leaf] + k, min(count - k, apart * SPAN))
+                for leaf, count in enumerate(counts)
+                for k in range(0, count, apart * SPAN)
+                if count - k > apart
+            ]
+            self._levels.append((cupy.asarray(np.array(pieces)), len(pieces), np.array(apart)))
+            apart *= SPAN
+        self._blocks = [
+            cupy.asarray(chunk_table([sizes[leaf] for leaf in leaves], [0] * len(leaves), BLOCK).view(np.uint8))
+            for leaves in signatures
+        ]
+        self._device = self.notes.device.id
+
+    @property
+    def flags(self) -> tuple[bool, bool]:
+        """What steps must be compiled with."""
+        return self.scaled, self.noted
+
+    def columns(self, signature: int, leaf: int) -> list[int]:
+        """What a leaf's line in the table of addresses ends with."""
+        return [self.rulings.data.ptr + RULING * leaf, self._notes_of(signature).data.ptr]
+
+    def _notes_of(self, signature: int) -> Any:
+        return self.notes[self._first_of_signature[signature] * NOTES :]
+
+    def load(self, signatures: Sequence[Signature]) -> None:
+        """Compile or load the passes over what steps of a window are given."""
+        for one in signatures:
+            self._measure(one, one.load(0)[1])
+        for macro in ("ADD_UP", "JUDGE", "TOTALS", "ADVANCE_UNLESS"):
+            self._function(macro)
+
+    def _function(self, macro: str, *arguments: str) -> Any:
+        return function(self._device, Pass(macro, arguments))
+
+    def send(self, scale: float, of_rows: float) -> None:
+        """Let the device know this step's scale and limits, unless it does already."""
+        limits = [self._chores.max_norm, *(group.max_norm for group in self._groups)]
+        asked = np.array([abs(scale), of_rows, self.skipping, *(limit or 0.0 for limit in limits)])
+        if asked.tobytes() != self._sent:
+            self._asked(asked)
+            self._sent = asked.tobytes()
+
+    def launch(self, plan: CudaPlan, opt: Optimizer, scale: float, after: Sequence[Any]) -> Any:
+        """Measure, judge, step or not, note. Returns what reads the findings when it is asked for them."""
+        with plan.on_stream():
+            captured = plan.window is not None and plan.stream().is_capturing()
+            self.send(scale, 1.0 if plan.window is None else scale)
+            found = self._found if captured else self._cupy.empty(self._found.size, np.float64)
+            totals = self._totals if captured or not self.noted else self._cupy.empty(self._totals.size, np.float64)
+            steps = plan.steps()
+            case = self._case(found)
+            judge: list[Any] = []
+            for one, (*_, arguments) in zip(plan.signatures, steps, strict=True):
+                judge.append(self._measure(one, arguments[2]))
+            judge += self._add_up()
+            judge.append((self._function("JUDGE"), (1,), (THREADS,), (case,)))
+            if self.measured:
+                deque(starmap(call, judge), maxlen=0)
+            if self.raising and (values := found.get())[1] > 0:
+                largest = values[2 + len(self._groups) :]
+                opt.forget()
+                bad = opt._structure.names[int(np.argmin(np.isfinite(largest)))]
+                raise FloatingPointError(f"grads{bad} holds NaN or infinity, expected finite numbers")
+            if self.noted:
+                steps += [*self._add_up(), (self._function("TOTALS"), (1,), (THREADS,), (case, totals))]
+            rest = [(setitem, *one) for one in after]
+            deque(starmap(call, [*steps, *plan.counting(), *rest]), maxlen=0)
+            return DeviceInfo(self, opt, found, totals, scale, plan.stream())
+
+    def _measure(self, signature: Signature, table: Array) -> tuple[Any, ...]:
+        where = "ByValue" if table.dtype["words"].shape else "Uploaded"
+        measure = self._function("MEASURE", where, format_of(signature.real), format_of(signature.g_dtype))
+        blocks = self._blocks[signature.number]
+        return measure, (len(blocks) // 16,), (LANES,), (blocks, table, self._notes_of(signature.number))
+
+    def _add_up(self) -> list[Any]:
+        add_up = self._function("ADD_UP")
+        return [(add_up, (n,), (THREADS,), (pieces, self.notes, apart)) for pieces, n, apart in self._levels]
+
+    def _case(self, found: Any) -> Array:
+        homes = self._first, self._from, self._asked.memory, self.notes, self._room, self.rulings, found
+        return np.array((len(self._sizes), len(self._groups), *(x.data.ptr for x in homes)), CASE)
+
+    def info(self, opt: Optimizer, found: Array, totals: Array | None, scale: float) -> StepInfo:
+        """What was found, from copies on the host."""
+        if self.skipping and found[1] > 0:
+            return StepInfo(skipped=True)
+        norm, factors = (found.item(0), found[2 : 2 + len(self._groups)].tolist()) if self.clipping else (None, None)
+        stats = None
+        if totals is not None:
+            sums = totals.reshape(-1, NOTES)[: len(self._sizes)]
+            norm = norm if self.clipping else abs(scale) * math.sqrt(in_pairs(sums[:, 0].tolist()))
+            stats = statistics(opt, sums, scale)
+        own = any(group.max_norm for group in self._groups)
+        return StepInfo(norm, None if factors is None else tuple(factors) if own else factors[0], False, stats)
+
+
+class DeviceInfo:
+    """A StepInfo whose numbers lie on a device: whoever asks for one waits until the step has been taken."""
+
+    def __init__(self, norm: Norm, opt: Optimizer, found: Any, totals: Any, scale: float, stream: Any) -> None:
+        self._norm, self._opt, self._found, self._totals = norm, opt, found, totals
+        self._scale, self._stream = scale, stream
+
+    def read(self) -> StepInfo:
+        """Everything; waits for the device."""
+        norm, totals = self._norm, None
+        found = self._found.get(stream=self._stream) if norm.measured else np.zeros(self._found.size)
+        if norm.noted:
+            totals = self._totals.get(stream=self._stream)
+        return norm.info(self._opt, found, totals, self._scale)
+
+    def __getattr__(self, name: str) -> Any:
+        if not hasattr(StepInfo, name):
+            raise AttributeError(f"StepInfo has no {name!r}")
+        return getattr(self.read(), name)
+
+    def __getitem__(self, where: Any) -> Any:
+        return self.read()[where]
+
+    def __len__(self) -> int:
+        return len(StepInfo._fields)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.read())
+
+    def __eq__(self, other: object) -> bool:
+        return self.read() == (other.read() if isinstance(other, DeviceInfo) else other)
+
+    __hash__ = None  # type: ignore[assignment]  # as a StepInfo with statistics has none
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return StepInfo, tuple(self.read())
+
+    def __repr__(self) -> str:
+        return repr(self.read())

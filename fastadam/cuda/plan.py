@@ -1,0 +1,233 @@
+"""The plan of arrays on a CUDA device: one launch per signature, through CuPy; nothing waits for the device."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from itertools import starmap
+from operator import call, setitem
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from fastadam.arrays.host import Array
+from fastadam.cuda.gradients import GradientsOnDevice
+from fastadam.cuda.norm import Norm
+from fastadam.cuda.nvrtc import function
+from fastadam.cuda.signature import NO_WINDOW, Signature, Touched
+from fastadam.cuda.upload import AnySize
+from fastadam.kernels.chores import Numbers
+from fastadam.kernels.contract import Kernel
+from fastadam.kernels.cuda import Chores, Pass
+from fastadam.kernels.formats import is_drawn
+from fastadam.state.sparse import ByRow
+
+if TYPE_CHECKING:
+    from fastadam.cuda.window import Window
+
+
+class Laid(NamedTuple):
+    """What steps gradients of certain dtypes; the signatures for accumulation are made when first asked for."""
+
+    signatures: list[Signature]
+    norm: Norm | None
+    home: dict[int, tuple[Signature, int]]
+    adding: list[Signature]
+
+
+def draws(kernel: Kernel, streams: Sequence[Any]) -> bool:
+    """Whether any of a leaf's streams is rounded stochastically."""
+    p, _, *slots, _, _, low = streams
+    short = [slot for slot, x in zip(kernel.slots, slots, strict=True) if x is not None and x.itemsize < 4]
+    return (p.dtype.name == "bfloat16" and low is None) or any(map(is_drawn, short))
+
+
+class CudaPlan(GradientsOnDevice):
+    """Arrays on one device; steps run on the current stream of whoever owns the parameters."""
+
+    def __init__(
+        self, kernel: Any, names: Any, params: Sequence[Any], *rest: Any, asked: tuple[Any, Any] | None = None
+    ) -> None:
+        """asked: (chores, groups), where anything is measured."""
+        self._asked = asked
+        self._laid: dict[Any, Laid] = {}  # by the gradients' dtypes; all are kept, since captured graphs know theirs
+        self.window: Window | None = None
+        super().__init__(kernel, names, params, *rest)
+        self._width = len(kernel.Coefficients._fields)
+        # What kernels read of a row: not what the rule carries, and the chores' numbers only where there are any; the
+        # key of random bits where any are drawn.
+        riding = [x is not None for own in self._streams for x in own[-3:-1]]
+        self._riding = asked is not None or any(self._flags) or any(riding)
+        self._drawing = any(draws(kernel, own) for own in self._streams)
+        numbers = range(self._rows.shape[1] - len(Numbers._fields), self._rows.shape[1] - 1)
+        key = [self._rows.shape[1] - 1] * self._drawing
+        self.columns = np.array([*range(self._width), *(numbers if self._riding else ()), *key])
+        self._upload = AnySize()
+        self._begin()
+
+    def _lay_out(self, g_dtypes: Sequence[Any]) -> None:
+        if self.window is not None:
+            with self.on_stream():
+                if self.stream().is_capturing():
+                    leaf = next(k for k, known in enumerate(self._g_dtypes) if known != g_dtypes[k])
+                    raise TypeError(
+                        f"{self._names[leaf][1]} is {g_dtypes[leaf]} and was {self._g_dtypes[leaf]}: expected what the "
+                        "step before had, while a graph is captured"
+                    )
+        before = getattr(self, "_g_dtypes", ())
+        super()._lay_out(g_dtypes)
+        try:
+            if self._laid:
+                self._begin()
+        except BaseException:  # no memory, or no compiler: the next step must not take these for laid out
+            super()._lay_out(before)
+            self._begin()
+            raise
+
+    def _begin(self) -> None:
+        """Step from here on by what was laid out for these dtypes of gradients."""
+        before = self._home if self._laid else {}
+        key = tuple(dtype.name for dtype in self._g_dtypes)
+        if key not in self._laid:
+            self._laid[key] = self._made()
+        self.signatures, self.norm, self._home, self._adding = self._laid[key]
+        for leaf in before.keys() & self._home.keys():
+            (old, at), (new, k) = before[leaf], self._home[leaf]
+            new.words[k] = old.words[at]
+        if self.window is not None:
+            self.load()
+
+    def _made(self) -> Laid:
+        """Signatures and norm for gradients of the dtypes as they come now."""
+        cupy = self._cupy
+        leaves_of: dict[int, list[int]] = {}
+        for leaf, k in self._signature_of.items():
+            leaves_of.setdefault(k, []).append(leaf)
+        with self._device:
+            own = [sorted(leaves) for leaves in leaves_of.values()]
+            norm = None if self._asked is None else Norm(*self._asked, own, [p.size for p in self._params])
+            scaled, noted = norm.flags if norm else (False, False)
+            asked, signatures = Chores(self._flags.limit, self._flags.clear, scaled, noted), []
+            for k, leaves in enumerate(own):
+                more = [norm.columns(k, j) if norm else [0, 0] for j in range(len(self._params))]
+                signatures.append(
+                    Signature(
+                        self._kernel.name, leaves, self._streams, self._g_dtypes[leaves[0]], len(self._rows),
+                        self.columns, asked, k, more if self._riding else (), self._firsts if self._drawing else (),
+                    )
+                )  # fmt: skip
+            cupy.cuda.get_current_stream().synchronize()  # zeros and tables are there, whichever stream steps first
+        signatures = [one for one in signatures if one.blocks]
+        # Who steps a leaf, and as the how-manieth of its leaves.
+        home = {int(leaf): (one, k) for one in signatures for k, leaf in enumerate(one.leaves)}
+        return Laid(signatures, norm, home, [])
+
+    def row_chunks(self, leaf: int, rows: Array, place: ByRow | None, missed: Array | int) -> Touched:
+        p = self._params[leaf]
+        width, values = p.size // max(1, len(p)), self._values.pop(leaf, None)
+        _, order, start = place or ByRow(rows, rows[:0], np.zeros(len(rows), np.int64))
+        missed = np.broadcast_to(missed, len(rows))
+        return Touched(leaf, width, values, rows * width, missed, np.append(start, len(order)), order * width)
+
+    def dense_chunks(self, leaf: int) -> Any:
+        """Nothing: whole leaves are launched by their rows of coefficients."""
+
+    def work(self, chunks: Sequence[Any]) -> list[Touched]:
+        return [one for one in chunks if one is not None]
+
+    def launch_some(self, work: Sequence[Any], row: Array, rows: Array, counts: Array, after: Sequence[Any]) -> None:
+        touched = [one for one in work if isinstance(one, Touched)]
+        whole = row.copy()
+        whole[[one.leaf for one in touched]] = -1
+        stepped = [(*self._home[one.leaf], one) for one in touched if len(one.first) and one.leaf in self._home]
+        tables = [one.table(some, int(row[some.leaf]), rows) for one, _, some in stepped]
+        with self.on_stream():
+            calls = [each for one in self.signatures for each in one.launch_some(whole, rows)]
+            at = self._upload(np.concatenate(tables)) if tables else 0
+            for (one, k, some), table in zip(stepped, tables, strict=True):
+                calls.append(one.launch_rows(k, some, at))
+                at += table.nbytes
+            calls += [(setitem, *one) for one in [*self._counted(row, rows, counts), *after]]
+            deque(starmap(call, calls), maxlen=0)  # as in launch
+
+    def accumulate(self, totals: Sequence[Array], row: Array, after: Sequence[tuple[Any, Any, Any]]) -> None:
+        clear, rows = self._flags.clear, np.array([[0.0, 0, 0], [1.0, 0, 0]])
+        with self.on_stream():
+            if not self._adding:
+                streams = [[x, None, None, None, None] for x in totals]
+                columns, more = np.arange(3 if clear else 1), [[0, 0]] * len(totals) if clear else ()
+                some = [(one.leaves.tolist(), streams, one.g_dtype) for one in self.signatures]
+                self._adding += [
+                    Signature("accumulate", *own, 2, columns, Chores(clear=clear), 0, more) for own in some
+                ]
+            for one, own in zip(self._adding, self.signatures, strict=True):
+                one.words[: len(one.leaves)] = own.words[: len(one.leaves)]
+            calls = [one.launch(row, rows, NO_WINDOW) for one in self._adding]
+            deque(starmap(call, [*calls, *((setitem, *one) for one in (*self.unread, *after))]), maxlen=0)
+
+    def put_gradients(self, addresses: Sequence[int]) -> None:
+        """Where each leaf's gradient begins, kept and checked by its owner; no matter what where the row is -1."""
+        table = np.array(addresses, np.uint64)
+        for one in self.signatures:
+            one.words[: len(one.leaves)] = table[one.leaves]
+
+    def load(self) -> None:
+        """Compile or load what a step with a window launches: impossible while a graph is captured."""
+        with self.on_stream():
+            function(self._index, None)
+            for one in self.signatures:
+                one.load(0, ahead=True)
+            if self.norm is not None:
+                self.norm.load(self.signatures)
+                self.norm.send(1.0, 1.0)  # not first while a graph is captured, which would send it again and again
+
+    def send(self) -> None:
+        """Let the device know of changed limits, for captured graphs too."""
+        with self.on_stream():
+            for each in self._laid.values():
+                if each.norm is not None:
+                    each.norm.send(1.0, 1.0)
+
+    @property
+    def reals(self) -> set[Any]:
+        """The dtypes in which steps are worked out."""
+        return {one.real for one in self.signatures}
+
+    def packed(self, rows: Array, real: Any) -> Array:
+        """Rows as kernels of this dtype read them."""
+        return next(one for one in self.signatures if one.real == real).packed(rows).astype(real, copy=False)
+
+    def launch(self, after: Sequence[tuple[Any, Any, Any]] = ()) -> None:
+        with self.on_stream():
+            # In C from the first launch to the last count: no signal handler runs between.
+            later = [(setitem, *one) for one in after]
+            deque(starmap(call, [*self.steps(), *self.counting(), *later]), maxlen=0)
+
+    def steps(self) -> list[tuple[Any, ...]]:
+        """The calls that step every signature."""
+        window = self.window
+        return [
+            one.launch(self._row, self._rows, window.of[one.real] if window else NO_WINDOW) for one in self.signatures
+        ]
+
+    def counting(self) -> list[tuple[Any, ...]]:
+        """The calls that advance the counts, and clear what was copied."""
+        calls: list[tuple[Any, ...]] = [(setitem, *one) for one in self.unread]
+        if self.window is None:
+            return calls + [(setitem, *one) for one in self._counted(self._row, self._rows, self._counts)]
+        if self.norm is not None and self.norm.skipping:
+            advance, arguments = function(self._index, Pass("ADVANCE_UNLESS")), [self.window.at, self.norm.rulings]
+        else:
+            advance, arguments = function(self._index, None), [self.window.at]
+        return [*calls, (advance, (1,), (1,), tuple(arguments))]
+
+    def _counted(self, row: Array, rows: Array, counts: Array) -> list[tuple[Any, ...]]:
+        """The counts after this step: (array, where, values); nothing where there are no counts."""
+        if not counts.size:
+            return []
+        live: Any = slice(None) if row.min(initial=0) >= 0 else np.flatnonzero(row >= 0)
+        done = [(counts, live, counts[live] + 1)]
+        if self._carried.size:
+            carried = slice(self._width, self._width + self._carried.shape[1])
+            done.append((self._carried, live, rows[row[live], carried]))
+        return done

@@ -1,0 +1,200 @@
+"""What one launch needs: the leaves of one signature, their chunks on the device, and the table of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastadam.arrays.host import Array
+from fastadam.cuda.nvrtc import function
+from fastadam.cuda.upload import BY_VALUE, Uploaded
+from fastadam.kernels.cuda import THREADS, WORDS, Chores, Step
+from fastadam.kernels.formats import compute
+
+CHUNK = np.dtype([("first", "i8"), ("leaf", "i4"), ("n", "i4")])
+UPLOADED = np.dtype([("leaves", "i8"), ("words", "u8")])
+WINDOW = np.dtype([("rows", "u8"), ("at", "u8"), ("width", "i8")])
+NO_WINDOW = np.zeros((), WINDOW)
+ROWS = np.dtype(
+    [(name, "i8") for name in ["count", "width", "threads"]]
+    + [(name, "u8") for name in ["own", "values", "first", "missed", "start", "place", "last"]]
+)
+
+
+def chunk_table(sizes: Sequence[int], heads: Sequence[int], most: int) -> Array:
+    """The chunks of at most `most` elements of leaves of these sizes, the first of each shorter by its head.
+
+    A head is the number of elements from the last address before a leaf that allows a whole access: after a shorter
+    first chunk, all others begin at such an address.
+    """
+    counts = -(-(np.array(sizes, np.int64) + heads) // most) * (np.array(sizes, np.int64) > 0)
+    table = np.zeros(counts.sum(), CHUNK)
+    leaf = np.repeat(np.arange(len(sizes)), counts)
+    place = np.arange(len(table)) - np.repeat(np.cumsum(counts) - counts, counts)  # 0, 1, ... within each leaf
+    start, head, size = place * most, np.array(heads, np.int64)[leaf], np.array(sizes, np.int64)[leaf]
+    first, end = np.maximum(start - head, 0), np.minimum(start + most - head, size)
+    table["leaf"], table["first"], table["n"] = leaf, first, end - first
+    return table
+
+
+class Touched(NamedTuple):
+    """Rows of one leaf, as Rows of traversal.cu holds them.
+
+    values: flat, on the device; None where every gradient is 0. The arrays: int64, on the host.
+    """
+
+    leaf: int
+    width: int
+    values: Any
+    first: Array
+    missed: Array
+    start: Array
+    place: Array
+
+
+class Signature:
+    """The leaves whose streams have the same formats: what one launch steps.
+
+    The table of a step holds a gradient's address and a row's number for each leaf, then the rows. It travels as a
+    kernel parameter where it fits, else it is uploaded.
+    """
+
+    def __init__(
+        self, kernel: str, leaves: list[int], streams: Sequence[Sequence[Any]], g_dtype: Any, most_rows: int,
+        columns: Array, chores: Chores, number: int, more: Sequence[Sequence[int]], firsts: Sequence[int] = (),
+    ) -> None:  # fmt: skip
+        """streams: as a plan has them. columns: of rows, the last the key of random bits if `firsts` are given.
+
+        chores: but for what the streams tell. more: per leaf, two addresses; nothing where there are no numbers.
+        """
+        import cupy
+
+        p: Any
+        p, _, *slots, ema, copy, low = (None if x is None else x.dtype for x in streams[leaves[0]])
+        drawn = bool(firsts) and compute(p) == np.float32
+        chores = chores._replace(ema=ema, copy=copy)
+        chores = chores._replace(more=bool(more) and not chores.riding, drawn=drawn)
+        self._steps = tuple(
+            Step(kernel, table, (p, g_dtype, *slots), chores, low is not None) for table in ("ByValue", "Uploaded")
+        )
+        self._functions: list[Any] = [None, None]
+        self.leaves, self.real, self._columns, width = np.array(leaves), self._steps[0].real, columns, len(columns)
+        self.number, self.g_dtype, self._unrounded, self._drawn = number, g_dtype, chores.scaled, drawn
+        self._rounded = width - bool(firsts)
+        width = self._rounded + chores.scaled * 8 // self.real.itemsize + drawn
+        self.width = width
+        own = []
+        for leaf in leaves:
+            at = [0 if x is None else x.data.ptr for x in streams[leaf]]
+            riding = [*at[-3:-1], *more[leaf]] if more else []
+            own.append([at[0], *at[2:-3], *riding, *at[-1:] * (low is not None), *firsts[leaf : leaf + drawn]])
+        self.threads = self._steps[0].threads
+        self._places = [at // p.itemsize for at, *_ in own]  # in elements
+        heads = [0 if self._steps[0].blocked else place % self._steps[0].width for place in self._places]
+        chunks = chunk_table([streams[leaf][0].size for leaf in leaves], heads, self._steps[0].chunk)
+        self.blocks = len(chunks)
+        self._blocks_before = np.searchsorted(chunks["leaf"], np.arange(len(leaves) + 1))  # each leaf's
+        self._chunks, self._own = cupy.asarray(chunks.view(np.uint8)), cupy.asarray(np.array(own, np.uint64))
+        n = len(leaves)
+        self._rows_at = n + (n + 1) // 2
+        self._here, self._there = np.zeros((), BY_VALUE), np.zeros((), UPLOADED)
+        self._here["leaves"] = self._there["leaves"] = n
+        self._most = self._words(most_rows)
+        self.words = self._here["words"] if self._most <= WORDS else np.zeros(self._most, np.uint64)
+        self._row = self.words[n : self._rows_at].view(np.int32)[:n]
+        rest = self.words[self._rows_at :].view(self.real)
+        self._coefficients = rest[: len(rest) // width * width].reshape(-1, width)
+        self._upload: Any = None
+        self._seen, self._used, self._device = b"", 0, self._chunks.device.id
+
+    def _words(self, rows: int) -> int:
+        """How many words of 8 bytes a table with so many rows takes."""
+        words: int = self._rows_at + -(-rows * self.width * int(self.real.itemsize) // 8)
+        return words
+
+    def launch(self, row: Array, rows: Array, window: Any) -> tuple[Any, ...]:
+        """The call that steps these leaves: (function, grid, block, arguments). Uploads what does not fit into it."""
+        if (seen := row.tobytes()) != self._seen:
+            self._seen, self._row[:] = seen, row[self.leaves]
+            self._used = int(self._row.max(initial=-1)) + 1
+        used = self._used if window is NO_WINDOW else 0
+        self._coefficients[:used] = self.packed(rows[:used, self._columns])
+        step, table, words = self.load(used)
+        if table is self._there:
+            self._upload(self.words[:words])
+        elif words:
+            table["words"][:words] = self.words[:words]
+        return step, (self.blocks,), (self.threads,), (self._chunks, self._own, table, window)
+
+    def packed(self, rows: Array) -> Array:
+        """Rows of float64 as the kernel reads them: rounded; the gradient's scale once more as it was, where norm.cu
+        multiplies it; the key of random bits, folded to 32, where any are drawn."""
+        if rows.shape[-1] == self._rounded == self.width:
+            return rows
+        with np.errstate(all="ignore"):
+            found = [rows[..., : self._rounded].astype(self.real)]
+        if self._unrounded:
+            found.append(rows[..., :1].copy().view(self.real))
+        if self._drawn:
+            key = rows[..., -1:].astype(np.uint64)
+            found.append((key ^ key >> np.uint64(32)).astype(np.uint32).view(self.real))
+        return np.concatenate(found, axis=-1)
+
+    def load(self, rows: int, ahead: bool = False) -> tuple[Any, Array, int]:
+        """The function for a table with so many rows, compiled or loaded; that table, with memory for it; its words if
+        they are to be copied there.
+
+        ahead: whether all that a graph will need is to be loaded, too.
+        """
+        if self._most <= WORDS:
+            return self._functions[0] or self._function(0), self._here, 0
+        words = self._words(rows)
+        table = self._here if words <= WORDS else self._there
+        if table is self._there and self._upload is None:
+            self._upload = Uploaded(8 * self._most)
+            table["words"] = self._upload.address
+        if ahead and table is self._there:
+            self._upload.load()
+        return self._function(int(table is self._there)), table, words
+
+    def _function(self, which: int) -> Any:
+        """0, 1: of whole leaves, whose table travels by value, is uploaded."""
+        if self._functions[which] is None:
+            self._functions[which] = function(self._device, self._steps[which])
+        return self._functions[which]
+
+    def launch_some(self, row: Array, rows: Array) -> Iterator[tuple[Any, ...]]:
+        """The calls that step these leaves, one for each run of leaves whose row is not -1."""
+        edges = np.flatnonzero(np.diff(row[self.leaves] >= 0, prepend=False, append=False))
+        runs = [(a, b) for a, b in self._blocks_before[edges].reshape(-1, 2).tolist() if a < b]
+        if runs:
+            step, _, block, (chunks, *rest) = self.launch(row, rows, NO_WINDOW)
+            for a, b in runs:
+                yield step, (b - a,), block, (chunks[a * CHUNK.itemsize : b * CHUNK.itemsize], *rest)
+
+    def launch_rows(self, k: int, touched: Touched, at: int) -> tuple[Any, ...]:
+        """The call that steps rows of the k-th of these leaves; touched.table(...) lies at that address."""
+        p_dtype, _, *slots = self._steps[0].streams
+        g_dtype = self.g_dtype if touched.values is None else touched.values.dtype
+        step = self._steps[0]._replace(table="Rows", streams=(p_dtype, g_dtype, *slots))
+        phases = (self._places[k] + touched.first) % step.width
+        told = np.zeros((), ROWS)
+        told["count"], told["width"] = len(touched.first), touched.width
+        told["threads"] = threads = int((-(-(touched.width + phases) // step.width)).max())
+        told["own"] = self._own[k : k + 1].data.ptr
+        told["values"] = 0 if touched.values is None else touched.values.data.ptr
+        tables = touched.first, touched.missed, touched.start, touched.place
+        for name, table in zip(("first", "missed", "start", "place"), tables, strict=True):
+            told[name], at = at, at + table.nbytes
+        told["last"] = at + int(touched.missed.max()) * self.width * self.real.itemsize
+        grid = (-(-len(touched.first) * threads // THREADS),)
+        return function(self._device, step), grid, (THREADS,), (told,)
+
+    def table(self, touched: Touched, row: int, rows: Array) -> Array:
+        """What launch_rows finds on the device, in whole words: the rows, then the coefficients of all their steps."""
+        numbers = self.packed(rows[row - int(touched.missed.max()) : row + 1, self._columns]).astype(self.real)
+        words = np.zeros(-(-numbers.nbytes // 8), np.int64)
+        words.view(self.real)[: numbers.size] = numbers.reshape(-1)
+        return np.concatenate([touched.first, touched.missed, touched.start, touched.place, words])

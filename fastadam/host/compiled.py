@@ -1,0 +1,254 @@
+"""The plan of compiled kernels on the CPU: addresses in a table, one native call per signature."""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from itertools import accumulate, chain, starmap
+from operator import call, setitem
+from struct import Struct
+from typing import Any
+
+import numpy as np
+
+from fastadam.arrays.host import Array
+from fastadam.kernels.chores import NOTES, Flags
+from fastadam.kernels.contract import Kernel
+from fastadam.plans.plan import Plan, Work
+
+THERE = np.uint8(1)  # what a tag holds for a flag that is set
+SHORT = {"bfloat16": np.uint16, "float16": np.int16}  # what the bits of a short float travel as
+
+
+class NumbaPlan(Plan):
+    """Addresses in a table, and one native call per signature, which also advances the counts."""
+
+    def __init__(self, *args: Any) -> None:
+        from fastadam.host import threads
+        from fastadam.kernels.cpu import elements, ndarray, norm, traversal
+
+        self._elements, self._norm, self._threads, self._traversal = elements, norm, threads, traversal
+        self._natives: dict[Any, Any] = {}  # compiled code by what it was compiled for
+        super().__init__(*args)
+        nothing = [None] * (len(self._kernel.slots) + 3)
+        self._table = np.array(
+            [
+                [*(0 if x is None else x.ctypes.data for x in streams), first]
+                for streams, first in zip(
+                    [*self._streams, [None, self._zeros, *nothing]], [*self._firsts, 0], strict=True
+                )
+            ],
+            np.uint64,
+        )
+        self._size = sum(self._sizes())
+        self._look_at_grads()
+        self._objects, self._format = np.zeros(len(self._params), np.int64), Struct(f"{len(self._params)}q")
+        self._natively = (
+            traversal.compiled_for(ndarray.place, (self._objects, *self._glance))
+            if ndarray.readable() and not self._flags.clear  # gradients that will be written need a closer look
+            else None
+        )
+        threads.refresh()
+        self._prepare(1)  # the way out in a forked child, or while another thread walks, must not wait for a compiler
+        self._prepare(threads.threads_for(self._size))
+
+    def _look_at_grads(self) -> None:
+        """What tells at a glance whether gradients are like those before."""
+        self._grads = [_like(p, dtype) for p, dtype in zip(self._params, self._g_dtypes, strict=True)]
+        self._glance = (
+            np.array([id(p) for p in self._params], np.int64),
+            np.array([id(anchor) for anchor in self._anchors], np.int64),
+            np.array([id(g) for g in self._grads], np.int64),
+            np.array([p.size * g.itemsize for p, g in zip(self._params, self._grads, strict=True)], np.int64),
+            id(None),
+            id(np.ndarray),
+            self._memory.starts,
+            self._memory.ends,
+            self._table,
+        )
+
+    def _lay_out(self, g_dtypes: Sequence[Any]) -> None:
+        super()._lay_out(g_dtypes)
+        flags = [THERE if flag else None for flag in self._flags]
+        self._tags = []
+        for leaf in self._first_leaves:
+            p, _, *rest = self._streams[leaf]
+            streams = (_marker(x) for x in (p, _like(p, g_dtypes[leaf]), *rest))
+            self._tags.append(self._elements.TAGS[self._kernel.name](*streams, *flags))
+        self._calls: dict[Any, list[tuple[Any, ...]]] = {}  # of whole steps, made once
+        if hasattr(self, "_table"):
+            self._look_at_grads()
+
+    def _prepare(self, workers: int) -> list[tuple[Any, ...]]:
+        """The native calls of a step on so many threads, compiled or loaded."""
+        if workers not in self._calls:
+            where = self._table, self._row, self._rows, self._counts
+            self._calls[workers] = self._calls_for(workers, self.everything, self._tags, *where)
+        return self._calls[workers]
+
+    def _calls_for(
+        self, workers: int, work: Sequence[Work], tags: Sequence[Any],
+        table: Array, row: Array, rows: Array, counts: Array,
+    ) -> list[tuple[Any, ...]]:  # fmt: skip
+        """A native call for each signature."""
+        walk = self._traversal.walk_for(workers)
+        calls: list[tuple[Any, ...]] = []
+        for one, tag in zip(work, tags, strict=True):
+            advancing = counts[: len(counts) * (one is work[-1])]  # the last call advances the counts
+            spans = _spans(one.chunks, workers)
+            args = (table, tag, one.chunks, spans, row, rows, advancing, self._carried, one.notes)
+            # Only the tag decides the types: a look at all of them takes 100 µs, as long as a step over 10^5 numbers.
+            kind = workers > 1, type(tag), *(x if x is None else x.dtype for x in tag)
+            if kind not in self._natives:
+                self._natives[kind] = self._traversal.compiled_for(walk, args)
+            calls.append((self._natives[kind], *args))
+        return calls
+
+    def _run_all(self, work: Sequence[Work], tags: Sequence[Any], after: Sequence[Any], *where: Array) -> None:
+        """A walk with these tags over this work, on as many threads as it is worth, then `after`, in one go."""
+
+        def run(workers: int) -> None:
+            calls = [*self._calls_for(workers, work, tags, *where), *((setitem, *one) for one in after)]
+            deque(starmap(call, calls), maxlen=0)
+
+        self._on_threads(run, _elements(work))
+
+    def _on_threads(self, run: Callable[[int], None], size: int) -> None:
+        workers = self._threads.threads_for(size)
+        if workers == 1:
+            run(1)
+        else:
+            self._threads.exclusively(run, workers)
+
+    def accept(self, grads: list[Any]) -> int:
+        if self._natively is not None:
+            self._format.pack_into(self._objects.data, 0, *map(id, grads))
+            missing: int = self._natively(self._objects, *self._glance)
+            if missing >= 0:
+                return missing
+        return super().accept(grads)
+
+    def _place(self, leaf: int, g: Array) -> None:
+        self._table[leaf, 1] = g.ctypes.data
+
+    def launch(self, after: Sequence[tuple[Any, Any, Any]] = ()) -> None:
+        if self.unread:
+            super().launch(after)
+        elif self._size < self._threads.PARALLEL_FROM:
+            self._run(1, after)
+        else:
+            self._on_threads(lambda workers: self._run(workers, after), self._size)
+
+    def _run(self, workers: int, after: Sequence[tuple[Any, Any, Any]]) -> None:
+        calls = self._calls.get(workers) or self._prepare(workers)
+        if len(calls) == 1 and not after:
+            walk, *args = calls[0]
+            walk(*args)
+        else:  # in C from the first call to the last: no signal handler runs between two signatures of one step
+            deque(chain(starmap(call, calls), starmap(setitem, after)), maxlen=0)
+
+    def launch_some(
+        self, work: Sequence[Work], row: Array, rows: Array, counts: Array, after: Sequence[tuple[Any, Any, Any]]
+    ) -> None:
+        tags = [self._tags[one.signature] for one in work]
+        self._run_all(work, tags, after, self._table, row, rows, counts)
+
+    def _measure(self, work: Sequence[Work], row: Array, squares: bool, largest: bool) -> None:
+        there = THERE if squares else None, THERE if largest else None
+
+        def make(workers: int) -> list[tuple[Any, ...]]:
+            tags = [self._elements.Measure(*self._tags[one.signature][:2], *there) for one in work]
+            return self._calls_for(workers, work, tags, self._table, row, self._rows, self._counts[:0])
+
+        def run(workers: int) -> None:
+            key = "measure", squares, largest, workers
+            deque(starmap(call, self._once(key, work, row, lambda: make(workers))), maxlen=0)
+
+        self._on_threads(run, self._size if work[0].chunks is self.everything[0].chunks else _elements(work))
+
+    def _once(self, key: Any, work: Sequence[Work], row: Array, make: Callable[[], Any]) -> Any:
+        """make(), or what it made before for the whole of the parameters: typing its arguments takes 100 µs."""
+        if row is not self._row or work[0].chunks is not self.everything[0].chunks:
+            return make()
+        if key not in self._calls:
+            self._calls[key] = make()
+        return self._calls[key]
+
+    def accumulate(self, totals: Sequence[Array], row: Array, after: Sequence[tuple[Any, Any, Any]]) -> None:
+        table = np.array([[x.ctypes.data for x in totals], self._table[:-1, 1]], np.uint64).T.copy()
+        work = [one._replace(notes=one.notes[:0]) for one in self.everything]
+        clear = THERE if self._flags.clear else None
+        first = [totals[leaf] for leaf in self._first_leaves]
+        tags = [self._elements.Accumulate(_marker(x), tag.g, clear) for x, tag in zip(first, self._tags, strict=True)]
+        self._run_all(work, tags, [*self.unread, *after], table, row, self._rows, self._counts[:0])
+
+    def sums(self, work: Sequence[Work], row: Array) -> Array:
+        def make() -> list[tuple[Any, ...]]:
+            found = np.zeros((len(self._params), NOTES))
+            args = [(one.chunks, one.notes, row, found) for one in work]
+            return [(self._traversal.compiled_for(self._norm.sums, each), *each) for each in args]
+
+        calls = self._once(("sums", id(work[0].notes)), work, row, make)
+        found: Array = calls[0][-1]
+        found[:] = 0
+        deque(starmap(call, calls), maxlen=0)
+        return found
+
+
+class AddressPlan(NumbaPlan):
+    """Leaves of which only sizes, dtypes and addresses are known: whoever owns the memory keeps it, and checks it.
+
+    sizes: (leaves,) elements. formats: per leaf, the dtypes of p, the slots, the average, the copy and the remainder;
+    None for an absent one. mastered: per leaf, whether p is the copy of a float32 master, which is then stream 0.
+    first: the index of the first element of all. The other arguments: see Plan; counts are the owner's own.
+    """
+
+    def __init__(
+        self, kernel: Kernel, names: Sequence[Sequence[str]], sizes: Sequence[int],
+        formats: Sequence[Sequence[Any]], mastered: Sequence[bool], first: int,
+        row: Array, rows: Array, carried: int, flags: Flags,
+    ) -> None:  # fmt: skip
+        self._given = sizes
+        empty = [[None if dtype is None else np.empty(0, dtype) for dtype in own] for own in formats]
+        nothing = np.zeros(0, np.int64), np.zeros((1, carried))
+        firsts = list(accumulate(sizes, initial=first))[:-1]
+        params, slots = [p for p, *_ in empty], [own for _, *own in empty]
+        masters = [np.empty(0, np.float32) if there else None for there in mastered]
+        super().__init__(kernel, names, params, slots, row, rows, *nothing, flags, firsts, masters)
+        self.gradients = self._table[:-1, 1]  # where each leaf's begins; of no meaning for leaves whose row is -1
+
+    def _sizes(self) -> Sequence[int]:
+        return self._given
+
+    def put(self, leaf: int, addresses: dict[int, int]) -> None:
+        """Where some of a leaf's streams begin, by their place among p, g, the slots and what follows."""
+        for column, address in addresses.items():
+            self._table[leaf, column] = address
+
+    def put_gradients(self, addresses: Any) -> None:
+        """Fill `gradients`, unless that is what is given."""
+        if addresses is not self.gradients:
+            self.gradients[:] = addresses
+
+
+def _like(p: Array, dtype: Any) -> Array:
+    """An array without memory of its own, of p's shape and order of axes in another dtype."""
+    strides = [stride // p.itemsize * np.dtype(dtype).itemsize for stride in p.strides]
+    return np.lib.stride_tricks.as_strided(np.empty(1, dtype), p.shape, strides)
+
+
+def _marker(x: Array | None) -> Any:
+    """What a tag holds for a stream: a number, since arrays would be counted by reference wherever a tag goes."""
+    return None if x is None else np.dtype(SHORT.get(x.dtype.name, x.dtype)).type(0)
+
+
+def _elements(work: Sequence[Work]) -> int:
+    """How many elements a walk steps, missed steps counted."""
+    return sum(int((one.chunks[:, 2] * (one.chunks[:, 5] + 1)).sum()) for one in work)
+
+
+def _spans(chunks: Array, workers: int) -> Array:
+    """(workers, 8) int64, a cache line each: next, first and last + 1 chunk of a worker's share, equal in elements."""
+    before = np.concatenate([[0], np.cumsum(chunks[:, 2] * (chunks[:, 5] + 1))])
+    cuts = np.searchsorted(before, before[-1] * np.arange(workers + 1) / workers)
+    spans = np.zeros((workers, 8), np.int64)
+    spans[:, 1], spans[:, 2] = cuts[:-1], cuts[1:]
+    return spans

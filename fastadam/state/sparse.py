@@ -1,0 +1,264 @@
+"""Sparse rows: a step that touches only some rows of a leaf, under one of two semantics.
+
+"lazy", as torch's SparseAdam and TensorFlow's LazyAdam: rows without a gradient stay as they are, moments included.
+"exact": such a row only falls behind. When it is next touched, the steps it has missed are taken first, with zeros as
+the gradient and with those steps' own coefficients, in one read and one write of memory: bit for bit what the dense
+step gives.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from fastadam.arrays.flat import FlatBuffer
+from fastadam.arrays.host import FLOATS, Array, Host, describe, flat_like, memory_order
+from fastadam.checks import number
+from fastadam.plans import chores
+from fastadam.plans.table import one_per_count
+
+if TYPE_CHECKING:
+    from fastadam.arrays.tree import Tree
+    from fastadam.optimizer import Optimizer
+
+PIECE = 1_024  # elements of a row at a time: missed steps are taken over and over, so all streams must stay in L1
+FIRST = 64  # steps that a leaf's history has room for at first
+
+
+class RowGradient(NamedTuple):
+    """rows: (k,) ascending, each once. values: flat, in p's order of axes. place: (k,) each row's index in values.
+
+    On a device, where the step sums what belongs to one row, values are as they were given, and place is ByRow.
+    """
+
+    rows: Array
+    values: Any
+    place: Any
+
+
+class ByRow(NamedTuple):
+    """order: (k,) positions by row, those of one row as they were given. start: where in it each of `rows` begins."""
+
+    rows: Array
+    order: Array
+    start: Array
+
+
+def check_indices(p_name: str, g_name: str, owner: Any, indices: Any) -> None:
+    """Refuse, naming it, what are no rows of `owner`."""
+    if isinstance(owner, FlatBuffer) or owner.ndim == 0 or memory_order(owner)[0] != 0:
+        raise ValueError(
+            f"{g_name} has rows, {p_name} is {describe(owner)}: expected an array with the first axis slowest in memory"
+        )
+    plain = isinstance(indices, np.ndarray) and not isinstance(indices, np.ma.MaskedArray)
+    if not plain or indices.dtype.kind not in "iu" or indices.ndim != 1:
+        raise TypeError(f"{g_name}'s indices are {describe(indices)}, expected a one-dimensional array of integers")
+    if (bad := np.flatnonzero((indices < 0) | (indices >= len(owner)))).size:
+        first = int(bad[0])
+        raise IndexError(
+            f"{g_name}'s indices[{first}] is {indices[first]}, expected 0 to {len(owner) - 1}: "
+            f"{p_name} is {describe(owner)}"
+        )
+
+
+def check_values(p_name: str, g_name: str, owner: Any, indices: Array, values: Any, home: Host) -> Array:
+    """The gradient of these rows, or an error that names it."""
+    expected = (indices.size, *owner.shape[1:])
+    where = "" if isinstance(owner, np.ndarray) else " on its device"
+    both = (
+        f"{g_name}'s values are {describe(values)}, expected {owner.dtype}{expected}{where}: "
+        f"{p_name} is {describe(owner)}"
+    )
+    if not home.is_array(values) or (here := home.read(values, f"{g_name}'s values")).dtype.name not in FLOATS:
+        raise TypeError(both)
+    if here.shape != expected:
+        raise ValueError(both)
+    return here
+
+
+def by_row(indices: Array) -> ByRow:
+    """Which of the indices name the same row."""
+    k = indices.size
+    if k == 0:
+        return ByRow(*[np.empty(0, np.int64)] * 3)
+    # Index and position in one integer, which NumPy sorts by vectors; together they would fill memory before 63 bits.
+    key = np.sort(indices.astype(np.int64) << k.bit_length() | np.arange(k))
+    order, ordered = key & ((1 << k.bit_length()) - 1), key >> k.bit_length()
+    new = np.empty(k, bool)
+    new[0], new[1:] = True, ordered[1:] != ordered[:-1]
+    return ByRow(ordered[new], order, np.flatnonzero(new))
+
+
+def distinct(indices: Array, values: Array, p: Array) -> RowGradient:
+    """Sum what belongs to the same row, in the order given."""
+    rows, order, start = by_row(indices)
+    place = order[start]
+    if len(rows) < len(order):
+        counts = np.diff(start, append=len(order))
+        sums, more = values[place], np.ones(len(order), bool)
+        more[start] = False
+        with np.errstate(all="ignore"):
+            np.add.at(sums, np.repeat(np.arange(len(rows)), counts)[more], values[order[more]])
+        values, place = sums, np.arange(len(rows))
+    straight = flat_like(values, p)
+    if straight is None:  # another order of axes than p's, or gaps
+        home = np.empty([values.shape[axis] for axis in memory_order(p)], values.dtype)
+        home[...] = values.transpose(memory_order(p))
+        straight = home.reshape(-1)
+    return RowGradient(rows, straight, place)
+
+
+def row_chunks(
+    leaf: int, rows: Array, g_leaf: int, place: Array | None, missed: Array | int, width: int
+) -> Array:  # fmt: skip
+    """The chunks (see fastadam.plans.plan.Plan) of rows of `width` elements. Neighbours that go alike share them.
+
+    g_leaf, place: whose gradient they take, and where each row's begins in it, in rows; None: always at 0.
+    missed: (rows,) how many steps each takes before.
+    """
+    missed = np.broadcast_to(missed, rows.shape)
+    alike = (np.diff(rows) == 1) & (np.diff(missed) == 0)
+    if place is not None:
+        alike &= np.diff(place) == 1
+    first = np.flatnonzero(np.concatenate([[True], ~alike])) if len(rows) else rows  # of each run of neighbours
+    lengths = np.diff(first, append=len(rows)) * width
+    pieces = -(-lengths // PIECE)
+    run = np.repeat(np.arange(len(first)), pieces)
+    start = PIECE * (np.arange(len(run)) - np.repeat(np.cumsum(pieces) - pieces, pieces))
+    chunks = np.empty((len(run), 6), np.int64)
+    chunks[:, 0] = leaf
+    chunks[:, 1] = rows[first][run] * width + start
+    chunks[:, 2] = np.minimum(PIECE, lengths[run] - start)
+    chunks[:, 3] = g_leaf
+    chunks[:, 4] = 0 if place is None else place[first][run] * width + start
+    chunks[:, 5] = missed[first][run]
+    return chunks
+
+
+class Behind:
+    """The rows of some leaves that are behind their leaf's count, and the coefficients of the steps they have missed.
+
+    table: (general + leaves · room, width) float64, the rows of coefficients that a walk reads: first this step's, then
+           for each leaf those of its steps since _start[leaf].
+    at:    per leaf, (rows,) int64, the count at which each row of the leaf stands.
+    """
+
+    def __init__(self, general: int, width: int) -> None:
+        self._general, self._room, self.table = general, FIRST, np.zeros((general, width))
+        self.at: dict[int, Array] = {}
+        self._start: dict[int, int] = {}
+
+    def watch(self, leaf: int, rows: int, count: int) -> None:
+        """From here on rows of this leaf may fall behind. Makes room for the coefficients of the step from `count`."""
+        if leaf not in self.at:
+            self.at[leaf], self._start[leaf] = np.full(rows, count), count
+            self.table = np.concatenate([self.table, np.zeros((self._room, self.table.shape[1]))])
+        if count - self._start[leaf] == self._room:
+            own = self._history(leaf)
+            if (done := int(self.at[leaf].min()) - self._start[leaf]) > self._room // 2:  # no row needs the older half
+                own[: self._room - done] = own[done:].copy()
+                self._start[leaf] += done
+            else:
+                general, history = self.table[: self._general], self.table[self._general :]
+                wider = np.zeros((len(self.at), 2 * self._room, self.table.shape[1]))
+                wider[:, : self._room] = history.reshape(len(self.at), self._room, -1)
+                self.table = np.concatenate([general, wider.reshape(-1, self.table.shape[1])])
+                self._room *= 2
+
+    def index(self, leaf: int, count: int) -> int:
+        """Where in `table` the coefficients of the step from `count` on lie."""
+        return self._general + list(self.at).index(leaf) * self._room + count - self._start[leaf]
+
+    def _history(self, leaf: int) -> Array:
+        first = self._general + list(self.at).index(leaf) * self._room
+        return self.table[first : first + self._room]
+
+
+def _of_this_step(opt: Optimizer, tree: Tree) -> list[Any]:
+    """The leaves of a tree that may lack some keys: None where it does, (indices, values) where rows are given."""
+    return opt._structure.flatten(tree, "rows", partial=True)
+
+
+def step_rows(opt: Optimizer, tree: Tree, grad_scale: float, semantics: str) -> chores.StepInfo:
+    """See Optimizer.step_rows. Checks first, work last."""
+    if semantics not in ("lazy", "exact"):
+        raise ValueError(f"semantics is {semantics!r}, expected 'lazy' or 'exact'")
+    if opt._window is not None:
+        which = "capturable" if opt._capturable else "skip_nonfinite"
+        raise ValueError(f"{which} is True, expected False for step_rows: the host must know what each step does")
+    opt._check_idle()
+    opt._check_nothing_accumulated()
+    opt._scale, plan = number("grad_scale", grad_scale), opt._plan
+    leaves = _of_this_step(opt, tree)
+    given = {}
+    for leaf, g in enumerate(leaves):
+        if isinstance(g, tuple):
+            name = f"rows{opt._structure.names[leaf]}"
+            if len(g) != 2:
+                raise ValueError(f"{name} is a tuple of {len(g)}, expected (indices, values)")
+            given[leaf] = plan.accept_rows(leaf, *g)
+    if opt._chores.zero_grads:
+        plan.check_clearable([g[1] if leaf in given else g for leaf, g in enumerate(leaves)])
+    plan.accept([None if leaf in given else g for leaf, g in enumerate(leaves)])
+    one_per_count(opt, [g is not None for g in leaves], opt.t + 1, opt._scale)
+    if not leaves:
+        opt._counts[-1] += 1
+        return chores.NOTHING
+    behind = opt._behind
+    stale = [leaf for leaf in behind.at if leaves[leaf] is not None]
+    if stale and (semantics == "lazy" or not given.keys() >= set(stale)):
+        catch_up(opt)
+        behind = opt._behind
+
+    after: list[Any] = []
+    row, chunks = opt._row.copy(), []
+    counts = opt._counts
+    if semantics == "exact":
+        for leaf in given:
+            behind.watch(leaf, len(opt._arrays[leaf]), int(counts[leaf]))
+        for leaf in given:  # the table is as large now as it will be
+            row[leaf] = behind.index(leaf, int(counts[leaf]))
+            behind.table[row[leaf]] = opt._rows[opt._row[leaf]]
+        behind.table[: len(opt._rows)] = opt._rows
+    for leaf, g in enumerate(leaves):
+        if leaf in given:
+            rows, values, place = given[leaf]
+            plan.place_rows(leaf, values)
+            if opt._chores.zero_grads:
+                after.append((plan.home.to_write("values", leaves[leaf][1]), ..., 0))
+            missed: Any = 0
+            if semantics == "exact":
+                missed = counts[leaf] - behind.at[leaf][rows]
+                after.append((behind.at[leaf], rows, counts[leaf] + 1))
+            chunks.append(plan.row_chunks(leaf, rows, place, missed))
+        elif g is not None:
+            chunks.append(plan.dense_chunks(leaf))
+    return chores.launch(
+        opt, leaves, plan.work(chunks), row, behind.table if semantics == "exact" else opt._rows, after
+    )
+
+
+def catch_up(opt: Optimizer, tree: Tree = None) -> None:
+    """See Optimizer.catch_up."""
+    behind, plan = opt._behind, opt._plan
+    chunks, after = [], []
+    wanted: dict[int, Any] = dict.fromkeys(behind.at)
+    if tree is not None:
+        named = {leaf: rows for leaf, rows in enumerate(_of_this_step(opt, tree)) if rows is not None}
+        given = {leaf: plan.accept_indices(leaf, rows) for leaf, rows in named.items()}
+        wanted = {leaf: np.unique(rows).astype(np.int64) for leaf, rows in given.items() if leaf in behind.at}
+    row = np.full(len(opt._row), -1)
+    for leaf, some in wanted.items():
+        plan._check_unmoved(leaf)
+        count = int(opt._counts[leaf])
+        rows = np.arange(len(opt._arrays[leaf])) if some is None else some
+        rows = rows[behind.at[leaf][rows] < count]
+        if len(rows):
+            row[leaf] = behind.index(leaf, count - 1)
+            chunks.append(plan.row_chunks(leaf, rows, None, count - behind.at[leaf][rows] - 1))
+            after.append((behind.at[leaf], rows, count))
+    if chunks:
+        plan.launch_some(plan.work(chunks), row, behind.table, opt._counts[:0], after)
+    if tree is None:
+        opt._behind = Behind(len(opt._rows), opt._rows.shape[1])

@@ -1,0 +1,243 @@
+"""What there is to check: every method with every choice of options, and a small set of cases that covers all pairs.
+
+verify, the tests and whatever compiles without running take their lists from here, so a new rule, kernel, format or
+backend is covered without an edit.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
+from itertools import combinations, product
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastadam import methods
+from fastadam.arrays.device import HOST, home_of
+from fastadam.arrays.host import DTYPES, Array
+from fastadam.backend import BACKENDS
+from fastadam.optimizer import Optimizer
+from fastadam.plans.storage import bfloat16
+
+METHODS: list[type[Optimizer]] = [m for m in vars(methods).values() if isinstance(m, type) and "rule" in vars(m)]
+
+# Values at which a misplaced term cannot hide: with wd = 0 and eps = 1e-8 most wrong equations look right.
+BITING = {
+    "lr": 1e-2, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.1, "alpha": 0.8, "dampening": 0.3,
+    "lr_decay": 0.1, "initial_accumulator_value": 0.2, "momentum_decay": 0.04,
+}  # fmt: skip
+
+# What each chore can be asked for. Limits that bite on gradients around 1e-2 and scale 0.5.
+CHORES: dict[str, Sequence[Any]] = {
+    "max_norm": (None, 0.37), "max_value": (None, 0.02), "ema_decay": (None, 0.9, lambda t: 1 - 1 / (t + 1)),
+    "copy_to": (None, "float16", "bfloat16"), "zero_grads": (False, True), "skip_nonfinite": (False, True),
+    "stats": (None, "group", "tensor"),
+}  # fmt: skip
+
+
+class Stored(NamedTuple):
+    """What parameters and gradients rest in, by name, and the optimizer's `moments` and `master`."""
+
+    p: str
+    g: str
+    moments: str | None = None
+    master: str | None = None
+
+    def __str__(self) -> str:
+        return " ".join(x for x in (self.p, f"g {self.g}", self.moments and f"m {self.moments}", self.master) if x)
+
+    def dtypes(self) -> tuple[Any, Any]:
+        """Of p and of g."""
+        p, g = (bfloat16() if name == "bfloat16" else np.dtype(name) for name in (self.p, self.g))
+        return p, g
+
+    def chosen(self) -> dict[str, Any]:
+        """The arguments of an optimizer."""
+        return {"moments": self.moments, "master": self.master}
+
+
+# Formats in which every two streams meet in most of their formats, and each way to round.
+STORED = [
+    Stored("bfloat16", "bfloat16"), Stored("bfloat16", "bfloat16", "bfloat16"), Stored("float32", "bfloat16"),
+    Stored("float32", "float32", "bfloat16"), Stored("float16", "float16"), Stored("float16", "float32", "bfloat16"),
+    Stored("bfloat16", "float32", "bfloat16"), Stored("float64", "float32"), Stored("float32", "float64", "bfloat16"),
+    Stored("float64", "bfloat16"), Stored("bfloat16", "float16"), Stored("float32", "float32", "8bit"),
+    Stored("bfloat16", "bfloat16", "8bit"), Stored("float16", "float32", "8bit"),
+    Stored("bfloat16", "bfloat16", "bfloat16", "remainder"), Stored("bfloat16", "float32", None, "remainder"),
+    Stored("bfloat16", "bfloat16", "8bit", "remainder"), Stored("bfloat16", "bfloat16", None, "float32"),
+    Stored("float16", "float16", "8bit", "float32"),
+]  # fmt: skip
+
+ON_HOST = tuple(name for name, backend in BACKENDS.items() if backend.home is HOST)
+
+Variant = tuple[type[Optimizer], dict[str, Any]]
+
+
+def variants(**fixed: Any) -> list[Variant]:
+    """(method, hyperparameters) for every method and every combination of what can be switched on and off."""
+    found = []
+    for method in METHODS:
+        own = [each for each in fields(method.rule) if each.init]
+        base = {each.name: BITING[each.name] for each in own if each.name in BITING}
+        switches: dict[str, Sequence[Any]] = {
+            each.name: (False, True) for each in own if each.type is bool and each.name not in fixed
+        }
+        if "momentum" in {each.name for each in own}:
+            switches["momentum"] = (0.0, 0.7)
+        for values in product(*switches.values()):
+            chosen = {**base, **fixed, **dict(zip(switches, values, strict=True))}
+            if chosen.get("nesterov"):
+                chosen["dampening"] = 0.0
+            try:
+                method.rule(**chosen)
+            except ValueError:  # Nesterov without momentum
+                continue
+            found.append((method, chosen))
+    return found
+
+
+def _signature(variant: Variant) -> Any:
+    """What has to be compiled for it: a kernel and its optional slots."""
+    method, chosen = variant
+    return method.rule.kernel, method.rule(**chosen).options
+
+
+def kernels_in_use() -> list[Variant]:
+    """One (method, hyperparameters) for every kernel and every set of optional slots: what can be compiled."""
+    known: dict[Any, Variant] = {}
+    for variant in variants(maximize=False):
+        known.setdefault(_signature(variant), variant)
+    return list(known.values())
+
+
+def label(variant: Variant) -> str:
+    """A short name, such as AdamW-amsgrad."""
+    method, chosen = variant
+    on = [name for name, value in chosen.items() if value is True or (name == "momentum" and value)]
+    return "-".join([method.__name__, *on])
+
+
+def pairwise(*factors: Sequence[Any]) -> list[tuple[int, ...]]:
+    """Few index tuples, one index a factor, in which every pair of values of any two factors occurs."""
+    choices = list(product(*(range(len(factor)) for factor in factors)))
+
+    def pairs(choice: tuple[int, ...]) -> set[Any]:
+        return set(combinations(enumerate(choice), 2))
+
+    missing: set[Any] = set().union(*map(pairs, choices)) if choices else set()
+    found = []
+    while missing:
+        best = max(choices, key=lambda choice: len(pairs(choice) & missing))
+        found.append(best)
+        missing -= pairs(best)
+    return found
+
+
+def chores() -> list[dict[str, Any]]:
+    """Sets of chores in which every pair of their values occurs; bfloat16 only where ml_dtypes is installed."""
+    known = {
+        name: [x for x in all_ if x != "bfloat16" or find_spec("ml_dtypes")] for name, all_ in CHORES.items()
+    }  # fmt: skip
+    sets = pairwise(*known.values())
+    return [{name: all_[i] for (name, all_), i in zip(known.items(), which, strict=True)} for which in sets]
+
+
+def stored() -> list[Stored]:
+    """STORED, of bfloat16 only where ml_dtypes is installed."""
+    return [one for one in STORED if "bfloat16" not in one or find_spec("ml_dtypes")]
+
+
+def chores_for(asked: dict[str, Any], params: Sequence[Array], master: str | None = None) -> dict[str, Any]:
+    """The arguments of an optimizer over a list of arrays that ask for these chores; no copies of params that are."""
+    found = {name: value for name, value in asked.items() if value is not None}
+    if (kind := found.pop("copy_to", None)) and master != "float32":
+        if kind == "bfloat16":
+            from ml_dtypes import bfloat16 as kind
+        found["copy_to"] = [home_of(params).put(np.zeros(p.shape, kind)) for p in params]
+    return found
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to run: a method with options and chores, over one dtype or format, on one backend and thread count."""
+
+    variant: Variant
+    dtype: Any
+    backend: str
+    threads: int
+    chores: dict[str, Any] = field(default_factory=dict)
+    stored: Stored | None = None
+
+    def __str__(self) -> str:
+        walk = (
+            f"{self.backend}, {'parallel' if self.threads > 1 else 'serial'}"
+            if self.backend == "numba"
+            else self.backend
+        )
+        asked = [name for name, value in self.chores.items() if value not in (None, False)]
+        return f"{' + '.join([label(self.variant), *asked])}  {self.stored or np.dtype(self.dtype).name}  {walk}"
+
+
+def cases(everything: bool = False, backends: Sequence[str] = ON_HOST) -> list[Case]:
+    """The cases that cover every pair of kernel, dtype and backend, of two chores, and every rule; or the full product.
+
+    A kernel is taken with each set of its optional slots; each walk (serial, parallel) counts as a backend. Chores and
+    formats are held against NumPy's bits; by default each set of them on one kernel, which changes from set to set.
+    """
+    walks = [(name, threads) for name in backends for threads in ((1, 2) if name == "numba" else (1,))]
+    if everything:
+        plain = [Case(v, dtype, *walk) for v in variants() for dtype in DTYPES for walk in walks]
+        others = [walk for walk in walks if walk[0] != "numpy"]  # whose bits the others are held against
+        return [
+            *plain,
+            *(Case(v, d, name, n, a) for v, d, (name, n), a in product(kernels_in_use(), DTYPES, others, chores())),
+            *(
+                Case(v, x.dtypes()[0], name, n, {}, x)
+                for v, (name, n), x in product(kernels_in_use(), others, stored())
+            ),
+        ]
+    kernels = kernels_in_use()
+    found = [Case(kernels[k], DTYPES[d], *walks[w]) for k, d, w in pairwise(kernels, DTYPES, walks)]
+    compiled = {_signature(case.variant): case for case in sorted(found, key=lambda case: case.backend != "numpy")}
+    covered = {label(case.variant) for case in found}
+    for variant in variants():  # the other rules run on what is compiled already
+        if label(variant) not in covered:
+            home = compiled[_signature(variant)]
+            found.append(Case(variant, home.dtype, home.backend, home.threads))
+    for name in dict.fromkeys(name for name, _ in walks if name != "numpy"):
+        own = [walk for walk in walks if walk[0] == name]
+        for k, asked in enumerate(chores()):
+            walk = own[-1 - k % len(own)]
+            found.append(Case(kernels[k % len(kernels)], DTYPES[k % len(DTYPES)], *walk, asked))
+        for k, one in enumerate(stored()):
+            asked = chores()[k % len(chores())] if k % 3 == 0 else {}
+            found.append(Case(kernels[k % len(kernels)], one.dtypes()[0], *own[-1 - k % len(own)], asked, one))
+    return found
+
+
+def hostile(rng: np.random.Generator, n: int, dtype: Any, bad: bool = True) -> Array:
+    """Gradients from 1e-30 to 1e6 of both signs, both zeros, subnormals; with `bad`, infinities and NaN too."""
+    dtype = np.dtype(dtype)
+    x = (rng.standard_normal(n) * 10.0 ** rng.uniform(-30, 6, n)).astype(dtype)
+    tiny = np.finfo(dtype).smallest_subnormal
+    special = [0.0, -0.0, tiny, -3 * tiny, *([np.inf, -np.inf, np.nan] if bad else [])]
+    where = rng.random(n) < 0.05
+    x[where] = rng.choice(np.array(special, dtype), where.sum())
+    return x
+
+
+def same_bits(a: Array, b: Array) -> bool:
+    """Equal to the bit, the sign of zero included; all NaNs count as equal."""
+    integer = np.dtype(f"u{a.dtype.itemsize}")
+    equal = np.ascontiguousarray(a).view(integer) == np.ascontiguousarray(b).view(integer)
+    return a.dtype == b.dtype and a.shape == b.shape and bool(np.all(equal | (np.isnan(a) & np.isnan(b))))
+
+
+def state_arrays(opt: Optimizer) -> dict[str, Array]:
+    """Every array of state by leaf and slot."""
+    return {
+        f"{leaf}.{slot}": x
+        for leaf, own in opt.state_dict()["leaves"].items()
+        for slot, x in own.items()
+        if isinstance(x, np.ndarray)
+    }

@@ -1,0 +1,140 @@
+"""What fastadam finds here: versions, processor, threads, pages, cache, backends; and how to mend what is missing."""
+
+import os
+import platform
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastadam.backend import backends
+from fastadam.host import threads
+
+PACKAGES = ("fastadam", "numpy", "numba", "llvmlite", "cupy-cuda12x", "cupy-cuda13x", "torch", "scikit-learn", "rich")
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version  # half of what importing the library would take
+
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    import fastadam
+
+    if found["fastadam"] == "not installed":
+        found["fastadam"] = f"{fastadam.__version__}, not installed: from {Path(fastadam.__file__).parents[1]}"
+    return found
+
+
+def _cpu(ready: bool) -> dict[str, Any]:
+    """The processor that code is compiled for, and its vectors: read from the assembly of a loop compiled now."""
+    if not ready:
+        return {"name": platform.processor() or platform.machine(), "features": [], "vector_bits": None}
+    from numba import njit, types
+    from numba.core.registry import cpu_target
+
+    vectors = types.Array(types.float32, 1, "C")
+
+    @njit([(vectors, vectors)], error_model="numpy")  # type: ignore[misc]
+    def probe(a: Any, b: Any) -> None:
+        for i in range(a.size):
+            a[i] += b[i]
+
+    text = next(iter(probe.inspect_asm().values()))
+    widths = [bits for name, bits in (("z", 512), ("y", 256), ("x", 128)) if re.search(rf"addps.*%{name}mm", text)]
+    _, name, features = cpu_target.target_context.codegen().magic_tuple()  # of NUMBA_CPU_NAME, if that is set
+    known = ("avx512f", "avx2", "avx", "sse4.2", "neon", "sve", "fma")
+    return {
+        "name": name,
+        "features": [name for name in known if f"+{name}" in features.split(",")],
+        "vector_bits": widths[0] if widths else None,
+    }
+
+
+def _layer(status: str) -> dict[str, str]:
+    """Numba's threading layer, which is chosen when it is first needed: here, if not before."""
+    if status != "ready":
+        return {"name": "none", "why": status}
+    import numba
+
+    asked = os.environ.get("NUMBA_THREADING_LAYER", "default")
+    if threads.serial():  # asking would start it
+        return {"name": "none", "why": "this process is a fork of one that may have used OpenMP: its walks are serial"}
+    try:
+        numba.get_num_threads()
+        name = numba.threading_layer()  # type: ignore[attr-defined]
+    except ValueError as error:
+        mend = "unset NUMBA_THREADING_LAYER, or set it to omp, tbb or workqueue; until then, walks are serial"
+        return {"name": "none", "why": f"{' '.join(str(error).split()).rstrip('.')}; {mend}"}
+    if asked != "default":
+        return {"name": name, "why": f"NUMBA_THREADING_LAYER={asked}"}
+    order = numba.config.THREADING_LAYER_PRIORITY  # type: ignore[attr-defined]
+    return {"name": name, "why": f"the first of {', '.join(order)} that loads"}
+
+
+def _threads(layer: str) -> dict[str, Any]:
+    limits = threads.limits()
+    if layer == "none" and not threads.serial():
+        limits["no threading layer"] = 1
+    least = min(limits, key=lambda name: limits[name])
+    return {"count": limits[least], "from": least, "limits": limits}
+
+
+def _huge_pages() -> str:
+    try:
+        text = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+    except OSError:
+        return "not offered by this system"
+    mode = (re.search(r"\[(\w+)\]", text) or ["", "unknown"])[1]
+    return mode + ("; switched off" if mode == "never" else "; used for arrays of 4 MiB and more")
+
+
+def _cache(ready: bool) -> dict[str, Any]:
+    if not ready:
+        return {"directory": None, "state": "not used: numba is not ready", "entries": 0, "bytes": 0}
+    from fastadam.kernels.cpu import cache
+
+    root = cache.directory()
+    if root is None:
+        return {"directory": None, "state": "off: FASTADAM_CACHE=0, or no home", "entries": 0, "bytes": 0}
+    state, sizes = cache.state(root), []
+    try:
+        sizes = [file.stat().st_size for file in root.glob("*.bin")]
+    except OSError as error:  # another process clears it, or it may not be searched
+        state = f"not readable ({error.strerror})"
+    return {"directory": str(root), "state": state, "entries": len(sizes), "bytes": sum(sizes)}
+
+
+def flushes_subnormals() -> bool:
+    """Whether some library has told this thread's processor to treat subnormal numbers as zero."""
+    tiny = np.full(1, np.finfo(np.float32).smallest_subnormal, np.float32)
+    return bool((tiny * np.float32(1) == 0).any() or (np.full(1, 2e-38, np.float32) * np.float32(0.5) == 0).any())
+
+
+def info() -> dict[str, Any]:
+    """Everything that decides what fastadam does on this machine, as plain data. Loads Numba."""
+    found: dict[str, Any] = {"versions": _versions(), "backends": backends()}
+    status = found["backends"]["numba"]
+    ready = status == "ready"
+    found |= {"cpu": _cpu(ready), "threading_layer": _layer(status), "cache": _cache(ready)}
+    found |= {"threads": _threads(found["threading_layer"]["name"]), "huge_pages": _huge_pages()}
+    found["subnormals"] = "flushed to zero, so results differ" if flushes_subnormals() else "kept"
+    return found
+
+
+def lines(found: dict[str, Any]) -> list[str]:
+    """The same as text, a line each."""
+    out = []
+    for title, value in found.items():
+        if isinstance(value, dict):
+            out.append(f"{title.replace('_', ' ')}:")
+            for name, one in value.items():
+                words = ", ".join(f"{k} {v}" for k, v in one.items()) if isinstance(one, dict) else one
+                out.append(f"  {name:18s} {', '.join(words) if isinstance(words, list) else words}")
+        else:
+            out.append(f"{title.replace('_', ' ')}: {value}")
+    return out

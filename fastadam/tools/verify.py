@@ -1,0 +1,252 @@
+"""Whether this machine computes what the papers say: every kernel, rule, dtype and backend against the oracles.
+
+Each case is stepped from hostile values. After every step all streams are held against the paper's algorithm in
+higher precision, from the state before that step, in units of the bound that its roundings allow (bounds.py); and the
+whole run is held against the NumPy backend's, bit for bit.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+
+import fastadam as fa
+from fastadam import kernels
+from fastadam.backend import BACKENDS
+from fastadam.host import threads
+from fastadam.optimizer import Optimizer
+from fastadam.tools import bounds, papers
+from fastadam.tools.cover import METHODS, Case, Stored, cases, chores_for, hostile, same_bits, state_arrays
+from fastadam.tools.diagnosis import flushes_subnormals
+
+N = threads.PARALLEL_FROM + 1_001  # elements: enough for the parallel walk
+STEPS = 6
+SLACK = 1.001  # the bound is first order in each rounding, and the oracle rounds too, at 2^-29 or 2^-11 of a unit
+
+
+def oracle_of(method: type[Optimizer], chosen: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The paper's function for a method with these options, and the options that it takes."""
+    taken, name = dict(chosen), method.__name__.lower()
+    if name == "adam" and taken.pop("decoupled_weight_decay"):
+        name = "adamw"
+    return papers.ORACLES[name], taken
+
+
+def host_error(rule: Any, t: int) -> float:
+    """How far a rule's float64 numbers can be off, relatively.
+
+    β^t is good to 2 u, then 1 - β^t cancels, then come up to six operations of a rounding each; RAdam's ratio of
+    lengths cancels once more, in ρ_t - 4 and 1 - β2.
+    """
+    u = float(np.finfo(np.float64).eps) / 2
+    betas = getattr(rule, "betas", ())
+    cancelled = max((1 / (1 - beta**t) for beta in betas), default=1.0)
+    steep = max((1 / (1 - beta) for beta in betas), default=1.0)
+    return u * (8 + 4 * cancelled) * (1 + steep * (type(rule).__name__ == "RAdam"))
+
+
+@np.errstate(all="ignore")
+def worst_error(
+    method: type[Optimizer], chosen: dict[str, Any], dtype: Any, backend: str, n: int = N, taken_before: int = 0
+) -> tuple[float, float]:
+    """Step one array; returns the largest error of any stream at any step: in units of its bound, and in ulp.
+
+    taken_before: the count that the array starts with, as if its state had been loaded.
+    """
+    wide = np.longdouble if dtype == np.float64 else np.float64
+    oracle, taken = oracle_of(method, chosen)
+    kernel = kernels.ALL[method.rule.kernel]
+    rng = np.random.default_rng(11)
+    p = (rng.standard_normal(n) * 10.0 ** rng.integers(-3, 3, n)).astype(dtype)
+    home = BACKENDS[backend].home
+    there = home.put(p)
+    opt = method(there, backend=backend, **chosen)
+    if taken_before:
+        state = opt.state_dict()
+        state["t"] = state["leaves"]["params"]["count"] = taken_before
+        opt.load_state_dict(state)
+    carried = dict(method.rule.carried)
+    units = ulps = 0.0
+    for t in range(taken_before + 1, taken_before + STEPS + 1):
+        g = hostile(rng, n, dtype, bad=False)
+        before = {key.rpartition(".")[2]: x for key, x in state_arrays(opt).items()}
+        state = {slot: x.astype(wide) for slot, x in before.items()} | carried
+        p = home.get(there)
+        start = before | {"p": p}
+        streams = [start["p"], g, *(before.get(slot.name) for slot in kernel.slots)]
+        row = opt.groups[0].coefficients_at(t, chosen["lr"], 1.0, *carried.values())[: len(kernel.Coefficients._fields)]  # type: ignore[attr-defined]
+        limits = bounds.one_step(kernel, dtype, streams, row, host_error(method.rule(**chosen), t))
+        exact, new = oracle(t, p.astype(wide), g.astype(wide), state, **taken)
+        opt.step(home.put(g))
+        after = {key.rpartition(".")[2]: x for key, x in state_arrays(opt).items()} | {"p": home.get(there)}
+        carried = {key: new[key] for key in carried}
+        for slot, limit in zip(("p", *(slot.name for slot in kernel.slots)), limits, strict=True):
+            if limit is not None:
+                want = exact if slot == "p" else new[slot]
+                off = np.abs(after[slot].astype(wide) - want)
+                ratio = np.where(off == 0, 0, off / np.where(limit > 0, limit, 1e-300))
+                if not (np.isfinite(after[slot]).all() and np.isfinite(ratio).all()):
+                    return np.inf, np.inf
+                units = max(units, float(ratio.max()))
+                size = np.maximum(np.abs(want), np.abs(start[slot])).astype(dtype)  # cancellation is the algorithm's
+                ulps = max(ulps, float((off / np.spacing(size)).max()))
+    return units, ulps
+
+
+def same_as_numpy(
+    method: type[Optimizer], chosen: dict[str, Any], dtype: Any, backend: str, asked: dict[str, Any], n: int = N,
+    stored: Stored | None = None,
+) -> bool:  # fmt: skip
+    """Whether a few steps over infinities, NaN and subnormals too give the NumPy backend's bits, and its findings."""
+    outcomes = []
+    p_dtype, g_dtype = stored.dtypes() if stored else (dtype, dtype)
+    formats = stored.chosen() if stored else {}
+    spreading = formats.get("moments") == "8bit"  # one NaN takes its group along: only in the end, lest all be NaN then
+    for name in ("numpy", backend):
+        rng = np.random.default_rng(12)
+        home = BACKENDS[name].home
+        p = [home.put(stored_as(hostile(rng, n, np.float32 if stored else dtype, bad=False), p_dtype))]
+        more = chores_for(asked, p, formats.get("master"))
+        opt = method(p, backend=name, **chosen, **more, **formats)
+        found = []
+        for t in range(STEPS):
+            bad = t == STEPS - 1 if spreading else t != 1
+            g = [home.put(stored_as(hostile(rng, n, np.float32 if stored else dtype, bad), g_dtype))]
+            found.append(repr(opt.step(g)))
+            found.append(repr(home.get(g[0])[:9]))
+        copies = {f"copy {k}": home.get(x).view(np.int16) for k, x in enumerate(more.get("copy_to", ()))}
+        outcomes.append(({"p": home.get(p[0]), **state_arrays(opt), **copies}, found))
+    (ours, found), (theirs, others) = outcomes
+    return found == others and all(same_bits(x, theirs[key]) for key, x in ours.items())
+
+
+def stored_as(x: Any, dtype: Any) -> Any:
+    """x in a format that may not hold all of it."""
+    with np.errstate(all="ignore"):
+        return x.astype(dtype)
+
+
+def check(case: Case) -> tuple[float, float, bool]:
+    """One case: the worst error in units of its bound and in ulp; the same bits.
+
+    The errors are NaN where there is no wider type, with chores, whose own order of operations tests hold, and where
+    formats round more than the arithmetic.
+    """
+    (method, chosen), dtype = case.variant, case.dtype
+    with threads.exactly(case.threads):
+        units = ulps = float("nan")
+        wider = dtype == np.float32 or np.finfo(np.longdouble).eps < np.finfo(np.float64).eps
+        if not case.chores and not case.stored and wider:
+            units, ulps = worst_error(method, chosen, dtype, case.backend)
+        return units, ulps, same_as_numpy(method, chosen, dtype, case.backend, case.chores, stored=case.stored)
+
+
+def _start_two_threads() -> None:
+    """Let Numba, which this process has not loaded yet, start two threads: on one processor too."""
+    asked = os.environ.get("NUMBA_NUM_THREADS") or str(threads.limits()["affinity"])
+    if "numba" not in sys.modules and asked.strip() == "1":
+        os.environ["NUMBA_NUM_THREADS"] = "2"
+
+
+def _why_not_parallel() -> str:
+    """Why no walk can be parallel in this process; empty if it can."""
+    import numba
+
+    if threads.serial():
+        return "this process is a fork of one that may have used OpenMP"
+    try:
+        numba.get_num_threads()  # starts the threading layer
+    except ValueError as error:
+        return f"Numba has no threading layer: {' '.join(str(error).split())}"
+    if numba.config.NUMBA_NUM_THREADS < 2:  # type: ignore[attr-defined]
+        return "Numba has started one thread only"
+    return "other threads of Python run beside the workqueue layer" if threads.crowded() else ""
+
+
+def compile_backwards(everything: bool) -> None:
+    """Compile what cases need into the cache, from the last to the first."""
+    for case in reversed(cases(everything, ["numba"])):
+        (method, chosen), p = case.variant, [np.zeros(N, case.dtype)]
+        g_dtype = case.stored.dtypes()[1] if case.stored else case.dtype
+        formats = case.stored.chosen() if case.stored else {}
+        more = chores_for(case.chores, p, formats.get("master")) | formats
+        with threads.exactly(case.threads):
+            method(p, backend=case.backend, **chosen, **more).step([np.zeros(N, g_dtype)])
+
+
+@contextmanager
+def _compiling_ahead(todo: list[Case], everything: bool) -> Iterator[None]:
+    """Meanwhile let another process compile from the other end: from an empty cache, compiling is most of the work."""
+    from fastadam.kernels.cpu import cache
+
+    if len(todo) < 20 or threads.get_num_threads() < 2 or cache.directory() is None:
+        yield
+        return
+    program = f"from fastadam.tools.verify import compile_backwards; compile_backwards({everything})"
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([sys.executable, "-c", program], **quiet) as process:  # type: ignore[call-overload]
+        try:
+            yield
+        finally:
+            process.kill()
+
+
+def _number(x: float, form: str) -> str:
+    return "-" if np.isnan(x) else format(x, form)
+
+
+def run(everything: bool = False) -> int:
+    """Check all cases, print a table, and return the exit status: 1 if anything failed."""
+    from fastadam.tools.console import Table, track
+
+    _start_two_threads()
+    found = fa.backends()
+    todo = cases(everything, [name for name, status in found.items() if status == "ready"])
+    serial = _why_not_parallel() if found["numba"] == "ready" else ""
+    if serial:  # their rules and chores are verified all the same
+        todo = [replace(case, threads=1) for case in todo]
+    table = Table("method", "dtype", "backend", "error / bound", "error in ulp", "NumPy's bits", "")
+    failed, most = 0, 0.0
+    with _compiling_ahead(todo, everything) if found["numba"] == "ready" else nullcontext():
+        for case in track(todo, "verifying"):
+            note = ""
+            try:
+                units, ulps, same = check(case)
+            except Exception as error:  # a kernel that does not compile, or has no oracle: the others are checked too
+                units, ulps, same, note = float("inf"), float("inf"), False, f": {type(error).__name__}: {error}"[:200]
+            good = not units > SLACK and same
+            failed += not good
+            most = np.fmax(most, ulps)
+            table.add(
+                *str(case).split("  "),
+                _number(units, ".3f"),
+                _number(ulps, ".3g"),
+                "yes" if same else "NO",
+                "ok" if good else "FAILED" + " ".join(note.split()),
+            )
+    table.show()
+    if most > 1000 and not failed:
+        print("many ulp within the bound: where rounding decides the sign of Lion's sum, p moves by lr the other way")
+    for name in kernels.ALL.keys() - {method.rule.kernel for method in METHODS}:
+        failed += 1
+        print(f"FAILED: kernel {name}: no method uses it, so nothing here steps with it")
+    for name, status in found.items():
+        if status != "ready":
+            print(f"not verified: {name}: {status}")
+    if serial:
+        print(f"not verified: numba, parallel: {serial}")
+    if not find_spec("ml_dtypes"):
+        print("not verified: bfloat16: ml_dtypes is not installed; pip install ml_dtypes")
+    if flushes_subnormals():
+        failed += 1
+        print(
+            "FAILED: this process flushes subnormal numbers to zero; a library has set the processor's FTZ or DAZ flag"
+        )
+    print(f"{len(todo)} cases, {failed} failed")
+    return int(failed > 0)

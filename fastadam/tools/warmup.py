@@ -1,0 +1,31 @@
+"""Fill the cache of compiled code, so that no first step waits for a compiler."""
+
+import sys
+
+import numpy as np
+
+from fastadam.arrays.host import DTYPES
+from fastadam.tools.cover import kernels_in_use
+
+
+def run() -> int:
+    """Compile or load every kernel for every dtype, serial and parallel."""
+    from fastadam.backend import backends
+    from fastadam.tools.console import track
+
+    if (status := backends()["numba"]) != "ready":
+        print(f"nothing to compile: {status}", file=sys.stderr)
+        return 1
+    from fastadam.kernels.cpu import cache
+
+    jobs = [(variant, dtype, n) for variant in kernels_in_use() for dtype in DTYPES for n in (1, 100_000)]
+    before = len(cache.failures)
+    for (method, chosen), dtype, n in track(jobs, "compiling"):
+        p = np.zeros(n, dtype)
+        method(p, backend="numba", **chosen).step(np.zeros_like(p))
+    root = cache.directory()
+    print(f"{len(jobs)} walks are compiled; cache: {root if root else 'off: FASTADAM_CACHE=0, or no home'}")
+    if failures := cache.failures[before:]:
+        print(f"but {len(failures)} were not kept, and a new process compiles them again: {failures[-1]}")
+        return 1
+    return 0

@@ -1,0 +1,148 @@
+"""The measurement's contestants of a GPU on the stand-in for CuPy: what they compute, not how fast."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+import cuda_host
+import numpy as np
+import pytest
+
+import fastadam
+from fastadam.benchmarks import cases, chain, clock, limit_cuda, truth
+from fastadam.benchmarks.contestants import Start
+from fastadam.benchmarks.ours import WINDOW, everyone, ours
+
+pytestmark = pytest.mark.skipif(cuda_host.COMPILER is None, reason="no g++: the .cu text cannot run on the host")
+
+RNG, TESTS = np.random.default_rng, Path(__file__).parents[1]
+
+
+@pytest.fixture
+def device(cupy):
+    """The contestants that the stand-in brings."""
+    caches = fastadam.backends.cache_clear if hasattr(fastadam.backends, "cache_clear") else lambda: None
+    for clear in (ours.cache_clear, limit_cuda.kernel.cache_clear, caches):
+        clear()
+    yield {one.name: one for one in everyone(["cuda"])}
+    for clear in (ours.cache_clear, limit_cuda.kernel.cache_clear, caches):
+        clear()
+
+
+WALKS = [(2, shape) for shape in product((128, 1024), limit_cuda.BYTES, limit_cuda.AHEAD)]
+WALKS += [(slots, (128, 16, 2)) for slots in (0, 5)]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=lambda dtype: dtype.__name__)
+@pytest.mark.parametrize(("slots", "shape"), WALKS, ids=str)
+def test_the_limit_touches_every_element_once(slots, shape, dtype, device, cupy):
+    for n in (1, 7, 33_333, 2**16):
+        p, g, *others = before = [RNG(k).standard_normal(n).astype(dtype) for k in range(2 + slots)]
+        here = [cupy.asarray(x) for x in before]
+        limit_cuda.Walk(here[0], here[2:], *shape)(here[1], 0.5)
+        assert (here[1].get() == g).all()
+        for x, x0 in zip([here[0], *here[2:]], [p, *others], strict=True):
+            wanted, eps = x0 + dtype(0.5) * g, np.finfo(dtype).eps
+            np.testing.assert_allclose(x.get(), wanted, rtol=4 * eps, atol=eps)
+
+
+@pytest.mark.parametrize("ahead", limit_cuda.AHEAD)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=lambda dtype: dtype.__name__)
+def test_the_limit_loads_everything_first(dtype, ahead):
+    """As NVRTC compiles it for an H100: wide accesses of global memory, all loads before the first store, no spills."""
+    pytest.importorskip("cuda.bindings.nvrtc", reason="no cuda-bindings: pip install '.[cuda-ci]'")
+    from test_cuda_compile import compiled
+
+    streams, numbers = 4, "v4.f32" if dtype == np.float32 else "v2.f64"
+    ptx, log = compiled(limit_cuda.source(np.dtype(dtype), streams, 16, ahead), 90)
+    wide = [at.group(1) for at in re.finditer(rf"(ld|st)\.global\.{re.escape(numbers)}", ptx)]
+    assert wide == ["ld"] * streams * ahead + ["st"] * (streams - 1) * ahead
+    assert "0 bytes stack frame, 0 bytes spill stores" in log
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Fewer shapes to compile."""
+    monkeypatch.setattr(limit_cuda, "THREADS", (128, 256))
+    monkeypatch.setattr(limit_cuda, "AHEAD", (2,))
+
+
+def test_the_quickest_is_the_limit(few, device, cupy, monkeypatch):
+    here, slot, g = (cupy.asarray(np.ones(1000, np.float32)) for _ in range(3))
+    seconds = iter([1.0, 1.0, 1.0, 0.5])
+    monkeypatch.setattr(limit_cuda, "_seconds", lambda walk, g: next(seconds))
+    walk, chose = limit_cuda.quickest(here, [slot], g)
+    assert (walk._threads, walk._blocks) == (256, -(-1000 // 2048))
+    assert chose == "256 threads a block, 2 x 16 bytes a thread: the quickest of 4"
+
+
+def test_trying_out_changes_nothing(few, device, cupy):
+    p, g = RNG(0).standard_normal((2, 1000)).astype(np.float32)
+    here, slot = cupy.asarray(p), cupy.asarray(p)
+    limit_cuda.quickest(here, [slot], cupy.asarray(g))
+    assert (here.get() == p).all()
+    assert (slot.get() == p).all()
+
+
+@pytest.mark.parametrize("name", ["fastadam cuda", "fastadam cuda, graph", "fastadam cuda, moved", "limit cuda"])
+def test_everyone_is_right_and_is_timed(name, few, device):
+    setting, start = cases.setting("Adam"), Start([(300, 20), (7,)])
+    assert device[name].missing(setting) is None
+    one = device[name](start, setting, 1)
+    ulps, wrong = truth.check([one], start, RNG(0))
+    assert not wrong
+    assert 0 < ulps[name] < 50
+    assert len(clock.race([one], 1, RNG(0))[name]) == 1
+
+
+def test_replays_go_on_beyond_the_window(device, monkeypatch):
+    """More steps than lie ready equal as many on NumPy, to the bit."""
+    setting, start = cases.setting("Adam"), Start([(70,), (7,)])
+    graph = device["fastadam cuda, graph"](start, setting, 1)
+    numpy = ours()["numpy"][0](start, setting, 1)
+    for k in range(WINDOW + 5):
+        for one in (graph, numpy):
+            one.give(k)
+            one.step()
+    for ours_, theirs in zip(graph.params(), numpy.params(), strict=True):
+        assert (ours_ == theirs).all()
+
+
+@pytest.mark.parametrize("kind", chain.ONE_PASS)
+def test_the_chain_is_right(kind, device):
+    p, *grads = RNG(1).standard_normal((3, 5_000)).astype(np.float32)
+    assert chain.check(chain.OursCuda(p, grads, kind), p, grads) is None
+
+
+def test_the_gpu_script_runs_through(cuda_library, tmp_path):
+    """On the stand-in, with the smallest sizes: every command is understood, every file is written."""
+    (tmp_path / "cupy.py").write_text(
+        "import ctypes, sys\n"
+        f"sys.path.append({str(TESTS)!r})\n"
+        "from cuda_host import fake_cupy\n"
+        "from fastadam.benchmarks import limit_cuda\n"
+        "limit_cuda.THREADS, limit_cuda.AHEAD = (256,), (2,)\n"  # fewer to compile
+        f"sys.modules['cupy'] = fake_cupy.module(ctypes.CDLL({cuda_library._name!r}))\n"
+    )
+    out, script = tmp_path / "out", TESTS.parent / "benchmarks/gpu.sh"
+    env = os.environ | {"PYTHON": sys.executable, "QUICK": "1", "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([script, out], env=env, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    others = [name.replace(":", "-").replace("=", "-") for name in cases.formats()][1:]
+    names = ["float32-sizes", "float32-workloads", "float32-large", *(f"{name}-sizes" for name in others)]
+    found = {path.stem: json.loads(path.read_text()) for path in out.glob("*.json")}
+    assert found.keys() == {*names, "chain"}
+    for name in names:
+        for case in found[name]["cases"].values():
+            assert {"fastadam cuda", "fastadam cuda, graph"} <= case["contestants"].keys()
+            if name.removesuffix("-sizes") not in others[1:]:  # the limit holds float32 and float64 alone
+                assert "the quickest of" in case["chose"]["limit cuda"]
+    assert found["chain"]["machine"]["gpu"]["name"] == "stand-in"
+    text = (out / "summary.txt").read_text()
+    assert "FAILED" not in text
+    assert "a replay of 2^10: " in text
+    assert "collected" in (out / "tests.txt").read_text()

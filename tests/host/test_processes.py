@@ -1,0 +1,818 @@
+"""A guest in other programs: forks, threads, threading layers, counts of processors, start-up, Ctrl-C.
+
+Programs run in processes of their own. A hang is a failure after TIMEOUT seconds; no test asserts a time otherwise.
+"""
+
+import dis
+import importlib
+import importlib.util
+import os
+import re
+import sys
+from contextlib import nullcontext, suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+from llvmlite.binding import ffi
+
+import fastadam as fa
+from fastadam.host import threads
+
+TIMEOUT = 60
+
+LAYERS = {"omp": "omppool", "workqueue": "workqueue", "tbb": "tbbpool"}
+
+
+@pytest.fixture(params=LAYERS)
+def layer(request):
+    """One of Numba's threading layers, where it loads."""
+    try:
+        importlib.import_module(f"numba.np.ufunc.{LAYERS[request.param]}")
+    except ImportError as error:
+        pytest.skip(f"Numba's threading layer {request.param} does not load here: {error}")
+    return request.param
+
+
+# What the programs below share: four threads whatever the machine has, a step that takes all of them, and children.
+COMMON = """
+import os, signal, sys, threading, time, traceback
+os.sched_getaffinity = lambda process: {0, 1, 2, 3}
+import numpy as np
+import numba
+import fastadam as fa
+
+N = 200_003
+
+def start(seed, dtype=np.float32, backend="numba"):
+    rng = np.random.default_rng(seed)
+    p, g = rng.standard_normal((2, N)).astype(dtype)
+    return fa.Adam(p, lr=0.1, weight_decay=0.01, backend=backend), p, g
+
+def after(steps, seed, dtype=np.float32, backend="numpy"):
+    opt, p, g = start(seed, dtype, backend)
+    for _ in range(steps):
+        opt.step(g)
+    return p.tobytes()
+
+def child(work):
+    process = os.fork()
+    if process:
+        return process
+    status = 1
+    try:
+        work()
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(status)
+
+def ended(process):
+    status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    assert status == 0, f"a child ended with {status}"
+
+def together(*works):
+    failed = []
+    def guarded(work):
+        try:
+            work()
+        except BaseException:
+            failed.append(traceback.format_exc())
+    running = [threading.Thread(target=guarded, args=(work,)) for work in works]
+    for thread in running:
+        thread.start()
+    return running, failed
+"""
+
+FORK = """
+import multiprocessing
+opt, p, g = start(1)
+opt.step(g)
+assert numba.threading_layer() == sys.argv[1] and fa.get_num_threads() > 1
+
+def inherited(steps):
+    opt.step(g)
+    assert p.tobytes() == after(steps, 1)
+
+def anew():
+    for dtype in (np.float32, np.float64):
+        fresh, q, h = start(2, dtype)
+        for _ in range(3):
+            fresh.step(h)
+        assert q.tobytes() == after(3, 2, dtype)
+
+def family():
+    inherited(2)
+    anew()
+    running, failed = together(anew, anew)
+    for thread in running:
+        thread.join()
+    assert not failed, failed
+    ended(child(lambda: inherited(3)))
+
+def forever():
+    while True:
+        opt.step(g)
+
+for _ in range(2):
+    ended(child(family))
+victim = child(forever)
+time.sleep(0.05)
+os.kill(victim, signal.SIGKILL)
+os.waitpid(victim, 0)
+worker = multiprocessing.get_context("fork").Process(target=family)
+worker.start()
+worker.join()
+assert worker.exitcode == 0
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    pool.apply(anew)
+    pool.map(inherited, [2, 2][:1])
+inherited(2)
+anew()
+print("done")
+"""
+
+
+def test_a_child_steps_after_its_parent(layer, fresh):
+    assert "done\n" in fresh(COMMON + FORK, layer, NUMBA_THREADING_LAYER=layer, timeout=TIMEOUT)
+
+
+OPENMP = """
+import ctypes, os, re, sys
+os.sched_getaffinity = lambda process: {0, 1, 2, 3}
+from numba.np.ufunc import omppool  # loads OpenMP's library, and is not yet Numba's threading layer
+library = ctypes.CDLL(re.search(r"/\\S*/lib\\w*omp\\S*", open("/proc/self/maps").read())[0])
+seen = []
+body = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(seen.append)
+library.GOMP_parallel(body, None, 4, 0)  # as the code of any other library does
+assert len(seen) == 4
+if sys.argv[1] == "before":
+    import fastadam
+process = os.fork()
+if process == 0:
+    status = 1
+    try:
+        import logging
+        import numpy as np
+        import fastadam as fa
+        logging.basicConfig(stream=sys.stdout, format="%(message)s")
+        logging.getLogger("fastadam").setLevel("DEBUG")
+        p = np.ones(200_003, np.float32)
+        fa.SGD(p, lr=0.5, backend="numba").step(np.ones_like(p))
+        assert set(p) == {0.5}
+        print("threads", fa.get_num_threads(), fa.info()["threads"]["from"])
+        sys.stdout.flush()
+        status = 0
+    finally:
+        os._exit(status)
+assert os.waitpid(process, 0)[1] == 0
+print("done")
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="finds OpenMP's library as Linux shows it")
+@pytest.mark.parametrize("imported", ["before", "after"])
+@pytest.mark.parametrize("asked", [None, "omp", "workqueue"])
+def test_a_child_of_a_parent_that_used_openmp_elsewhere(imported, asked, fresh):
+    """Such as torch's operations before a DataLoader's workers step: Numba had no threading layer yet."""
+    try:
+        importlib.import_module("numba.np.ufunc.omppool")
+    except ImportError as error:
+        pytest.skip(f"Numba's threading layer omp does not load here: {error}")
+    output = fresh(OPENMP, imported, NUMBA_THREADING_LAYER=asked, NUMBA_NUM_THREADS=4, timeout=TIMEOUT)
+    assert "done\n" in output
+    if asked == "workqueue":
+        assert "walk_parallel" in output
+        assert "threads 4 " in output
+    else:
+        assert "walk_parallel" not in output
+        assert "threads 1 fork under OpenMP\n" in output
+
+
+THREADS = """
+opt, p, g = start(0)
+opt.step(g)
+assert numba.threading_layer() == sys.argv[1] and fa.get_num_threads() > 1
+steps = 50
+alone = [after(steps, seed) for seed in range(8)]
+ten, two = after(10, 1), after(2, 0)
+
+def work(seed, barrier, least, stop, out):
+    opt, p, g = start(seed)
+    barrier.wait()
+    while opt.t < least or not stop.is_set():
+        opt.step(g)
+    out[seed] = opt.t, p.tobytes()
+
+def in_a_child():
+    fresh, q, h = start(1)
+    for _ in range(10):
+        fresh.step(h)
+    assert q.tobytes() == ten
+    opt.step(g)  # stepped by no other thread
+    assert p.tobytes() == two
+
+for forks in (0, 8):
+    barrier, stop, out = threading.Barrier(9), threading.Event(), {}
+    running, failed = together(*(lambda seed=seed: work(seed, barrier, steps, stop, out) for seed in range(8)))
+    barrier.wait()
+    for _ in range(forks):
+        ended(child(in_a_child))
+    stop.set()
+    for thread in running:
+        thread.join()
+    assert not failed, failed
+    with fa.num_threads(1):
+        for seed, (t, bits) in out.items():
+            assert bits == (alone[seed] if t == steps else after(t, seed, backend="numba")), (seed, t)
+print("done")
+"""
+
+
+def test_eight_threads_step_eight_optimizers_while_the_process_forks(layer, fresh):
+    assert "done\n" in fresh(COMMON + THREADS, layer, NUMBA_THREADING_LAYER=layer, timeout=TIMEOUT)
+
+
+COUNTS = """
+assert fa.get_num_threads() == 4
+numba.set_num_threads(3)
+for n in (1, 2, 3, 4):
+    opt, p, g = start(1)
+    with fa.num_threads(n):
+        for _ in range(3):
+            opt.step(g)
+    assert p.tobytes() == after(3, 1), n
+    assert numba.get_num_threads() == 3, n
+opt, p, g = start(1)
+for n in (4, 1, 3):
+    fa.set_num_threads(n)
+    opt.step(g)
+assert p.tobytes() == after(3, 1)
+assert numba.get_num_threads() == 3
+
+@numba.njit(parallel=True)
+def threads_at_work():
+    seen = np.zeros(64, np.int64)
+    for i in numba.prange(64):
+        seen[i] = numba.get_num_threads()
+    return seen
+
+fa.set_num_threads(4)
+def elsewhere():
+    numba.set_num_threads(2)
+    opt, p, g = start(1)
+    opt.step(g)
+    assert numba.get_num_threads() == 2
+running, failed = together(elsewhere)
+running[0].join()
+assert not failed, failed
+assert numba.get_num_threads() == 3
+assert set(threads_at_work()) == {3}
+assert numba.threading_layer() == sys.argv[1]
+print("done")
+"""
+
+
+def test_every_count_gives_the_same_and_leaves_numbas_own_setting(layer, fresh):
+    assert "done\n" in fresh(COMMON + COUNTS, layer, NUMBA_THREADING_LAYER=layer, timeout=TIMEOUT)
+
+
+FOREIGN = """
+@numba.njit(parallel=True, nogil=True)
+def theirs(x):
+    for i in numba.prange(x.size):
+        x[i] += 1
+
+x, stop = np.zeros(100_000), threading.Event()
+theirs(x)
+
+def loop():
+    while not stop.is_set():
+        theirs(x)
+
+opt, p, g = start(1)
+running, failed = together(loop)
+for _ in range(200):
+    opt.step(g)
+stop.set()
+running[0].join()
+assert not failed, failed
+assert numba.threading_layer() == sys.argv[1]
+assert p.tobytes() == after(200, 1)
+print("done")
+"""
+
+
+def test_another_thread_runs_parallel_code_of_its_own(layer, fresh):
+    """Under workqueue two parallel regions at once end the process, whoever began them."""
+    assert "done\n" in fresh(COMMON + FOREIGN, layer, NUMBA_THREADING_LAYER=layer, timeout=TIMEOUT)
+
+
+COMPILING = """
+opt, p, g = start(1)
+opt.step(g)
+stop = threading.Event()
+
+def compiles():
+    while not stop.is_set():
+        numba.njit(lambda x: x + 1)(1)
+
+def steps():
+    for dtype in (np.float32, np.float64):
+        fresh, q, h = start(2, dtype)
+        fresh.step(h)
+        assert q.tobytes() == after(1, 2, dtype)
+    assert numba.njit(lambda x: x + 2)(1) == 3
+
+running, failed = together(compiles)
+for _ in range(10):
+    ended(child(steps))
+stop.set()
+running[0].join()
+assert not failed, failed
+print("done")
+"""
+
+
+def test_a_child_compiles_though_another_thread_was_compiling_at_the_fork(fresh):
+    assert "done\n" in fresh(COMMON + COMPILING, timeout=TIMEOUT)
+
+
+FREEING = """
+from llvmlite.binding import ffi
+lock, held = ffi.lib._lock, threading.Event()
+opt, p, g = start(1)
+opt.step(g)
+
+def frees():  # as whoever drops the last reference to compiled code does, without Numba's own lock
+    with lock:
+        held.set()
+        time.sleep(0.2)
+
+def steps():
+    fresh, q, h = start(2)
+    fresh.step(h)
+    assert numba.njit(lambda x: x + 2)(1) == 3
+
+running, failed = together(frees)
+held.wait()
+ended(child(steps))
+running[0].join()
+assert not failed, failed
+steps()
+print("done")
+"""
+
+
+def test_a_child_compiles_though_another_thread_was_freeing_code_at_the_fork(fresh):
+    if not hasattr(ffi.lib, "_lock"):
+        pytest.skip("this llvmlite has no lock of its own")
+    assert "done\n" in fresh(COMMON + FREEING, timeout=TIMEOUT)
+
+
+POOL = (
+    """
+import os, sys
+os.sched_getaffinity = lambda process: {0}
+import numba
+assert numba.config.NUMBA_NUM_THREADS == 1
+"""
+    + COMMON
+    + """
+opt, p, g = start(1)
+for _ in range(20):
+    opt.step(g)
+assert p.tobytes() == after(20, 1)
+print("done")
+"""
+)
+
+
+def test_a_pool_that_was_made_for_fewer_threads(layer, fresh):
+    """Numba read its count when someone else imported it; then this process was given more processors."""
+    assert "done\n" in fresh(POOL, NUMBA_THREADING_LAYER=layer, timeout=TIMEOUT)
+
+
+LOADER = """
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+class Steps(Dataset):
+    def __len__(self):
+        return 8
+    def __getitem__(self, k):
+        opt, p, g = start(k)
+        for _ in range(3):
+            opt.step(g)
+        return torch.tensor(p.tobytes() == after(3, k))
+
+x = torch.ones(500, 500)
+x @ x  # on torch's own threads, before Numba has a threading layer
+assert next(iter(DataLoader(Steps(), num_workers=2, batch_size=8, timeout=50, multiprocessing_context="fork"))).all()
+for _ in range(2):
+    opt, p, g = start(1)
+    opt.step(g)
+    assert numba.threading_layer() == sys.argv[1]
+    torch.ones(1_000_000).sum()
+    for workers in (1, 2):
+        loader = DataLoader(Steps(), num_workers=workers, batch_size=2, timeout=50, multiprocessing_context="fork")
+        assert all(batch.all() for batch in loader)
+    opt.step(g)
+    assert p.tobytes() == after(2, 1)
+print("done")
+"""
+
+
+def test_the_workers_of_a_torch_dataloader_step_after_their_parent(layer, fresh):
+    if importlib.util.find_spec("torch") is None:
+        pytest.skip("torch is not installed")
+    assert "done\n" in fresh(COMMON + LOADER, layer, NUMBA_THREADING_LAYER=layer, strict=False, timeout=TIMEOUT)
+
+
+# ---- how many threads
+
+
+@pytest.fixture
+def machine():
+    """machine(cpus, cgroup): from now on this process seems to run on so many CPUs, in a container with these files."""
+    read = Path.read_text
+    with pytest.MonkeyPatch.context() as patch:
+
+        def seem(cpus, cgroup=(), asked=None):
+            files = dict(cgroup)
+
+            def read_text(path, *args, **named):
+                if path == Path("/proc/self/cgroup"):
+                    return "4:cpu,cpuacct:/\n0::/\n"
+                if path.is_relative_to("/sys/fs/cgroup"):
+                    if (name := path.relative_to("/sys/fs/cgroup").as_posix()) not in files:
+                        raise FileNotFoundError(path)
+                    return files[name]
+                return read(path, *args, **named)
+
+            patch.setattr(Path, "read_text", read_text)
+            patch.setattr(os, "sched_getaffinity", lambda process: set(range(cpus)), raising=False)
+            if asked is None:
+                patch.delenv("NUMBA_NUM_THREADS", raising=False)
+            else:
+                patch.setenv("NUMBA_NUM_THREADS", asked)
+            loaded = threads._numba
+            patch.setattr(threads, "_numba", lambda name: None if name == "numba.core.config" else loaded(name))
+            threads.refresh()
+
+        yield seem
+    threads.refresh()  # and the true count is known again
+
+
+V1 = "cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"
+QUOTAS = [
+    ({}, 8),
+    ({"cpu.max": "150000 100000\n"}, 2),
+    ({"cpu.max": "400000 100000\n"}, 4),
+    ({"cpu.max": "100000 100000\n"}, 1),
+    ({"cpu.max": "5000 100000\n"}, 1),
+    ({"cpu.max": "25000 10000\n"}, 3),
+    ({"cpu.max": "9000000 100000\n"}, 8),
+    ({"cpu.max": "max 100000\n"}, 8),
+    ({"cpu.max": "max\n"}, 8),
+    ({"cpu.max": ""}, 8),
+    ({"cpu.max": "some 100000\n"}, 8),
+    ({"cpu.max": "0 0\n"}, 8),
+    ({V1[0]: "150000\n", V1[1]: "100000\n"}, 2),
+    ({V1[0]: "-1\n", V1[1]: "100000\n"}, 8),
+    ({V1[0]: "150000\n"}, 8),
+    ({V1[0]: "150000\n", V1[1]: "0\n"}, 8),
+    ({"cpu.max": "max 100000\n", V1[0]: "300000\n", V1[1]: "100000\n"}, 3),
+]
+
+
+@pytest.mark.parametrize(("files", "count"), QUOTAS, ids=str)
+def test_the_quota_of_a_container(files, count, machine):
+    machine(8, files)
+    assert fa.get_num_threads() == count
+
+
+@pytest.mark.parametrize("chosen", [None, 1, 5])
+@pytest.mark.parametrize("asked", [None, 1, 4])
+@pytest.mark.parametrize("quota", [None, 2, 6])
+@pytest.mark.parametrize("cpus", [1, 3, 8])
+def test_the_least_of_all_limits_counts(cpus, quota, asked, chosen, machine):
+    machine(cpus, {"cpu.max": f"{quota * 1000} 1000"} if quota else {}, str(asked) if asked else None)
+    with fa.num_threads(chosen) if chosen else nullcontext():
+        count = fa.get_num_threads()
+        assert count == min(limit for limit in (cpus, quota, asked, chosen) if limit)
+        if chosen:
+            assert threads.threads_for(10**6) == count
+        assert threads.threads_for(10) == 1
+
+
+@pytest.mark.parametrize("asked", ["", "0", "-1", "x", "2.5", " "])
+def test_a_count_in_the_environment_that_is_none_is_left_to_numba(asked, machine):
+    machine(8, asked=asked)
+    assert fa.get_num_threads() == 8
+
+
+def test_counts_nest_and_survive_errors(machine):
+    machine(8)
+    assert fa.get_num_threads() == 8
+    with fa.num_threads(5):
+        assert fa.get_num_threads() == threads.threads_for(10**6) == 5
+        with fa.num_threads(2):
+            assert fa.get_num_threads() == 2
+            with suppress(ZeroDivisionError), fa.num_threads(7):
+                assert fa.get_num_threads() == 7
+                raise ZeroDivisionError
+            fa.set_num_threads(3)
+            assert fa.get_num_threads() == threads.threads_for(10**6) == 3
+        assert fa.get_num_threads() == threads.threads_for(10**6) == 5
+    assert fa.get_num_threads() == threads.threads_for(10**6) == 8
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 1.0, "2", None, True, np.float64(2)])
+def test_a_wrong_count_is_refused(wrong):
+    before = fa.get_num_threads()
+    with pytest.raises((TypeError, ValueError), match=re.escape(f"n is {wrong!r}, expected an integer of at least 1")):
+        fa.set_num_threads(wrong)
+    with pytest.raises((TypeError, ValueError)), fa.num_threads(wrong):
+        pass
+    assert fa.get_num_threads() == before
+
+
+def test_a_count_of_numpys_is_a_count():
+    with fa.num_threads(np.int64(1)):
+        assert fa.get_num_threads() == 1
+
+
+ALONE = """
+import logging, os, sys
+logging.basicConfig(stream=sys.stdout, format="%(message)s")
+logging.getLogger("fastadam").setLevel("DEBUG")
+if "affinity" in sys.argv:
+    os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+import numpy as np
+import fastadam as fa
+if "set" in sys.argv:
+    fa.set_num_threads(1)
+print("threads", fa.get_num_threads())
+p = np.ones(300_000, np.float32)
+fa.SGD(p, lr=0.5, backend="numba").step(np.ones_like(p))
+assert set(p) == {0.5}
+"""
+
+
+@pytest.mark.parametrize("limit", ["affinity", "NUMBA_NUM_THREADS", "set"])
+def test_on_one_thread_nothing_is_parallel(limit, fresh):
+    if limit == "affinity" and not hasattr(os, "sched_setaffinity"):
+        pytest.skip("this system has no sched_setaffinity")
+    output = fresh(ALONE, limit, **({limit: 1} if limit.startswith("NUMBA") else {}), timeout=TIMEOUT)
+    assert output.startswith("threads 1\n")
+    assert "walk_serial" in output
+    assert "walk_parallel" not in output
+
+
+# ---- start-up
+
+HEAVY = ["numba", "llvmlite", "cupy", "torch", "jax", "tensorflow", "scipy", "sklearn", "rich", "matplotlib", "pandas"]
+
+IMPORTED = """
+import logging, sys
+logging.basicConfig(stream=sys.stdout, format="%(message)s", level="DEBUG")
+import fastadam as fa
+print(sorted(name for name in HEAVY if name in sys.modules))
+import numpy as np
+p = np.ones(3, np.float32)
+fa.FlatBuffer({"w": p})
+fa.get_num_threads()
+fa.set_num_threads(1)
+logging.getLogger("fastadam").setLevel("WARNING")
+fa.AdamW(p, backend="numpy").step(np.ones_like(p))
+fa.adam_step(p, np.ones_like(p), p * 0, p * 0, t=1, lr=0.1, backend="numpy")
+print(sorted(name for name in HEAVY if name in sys.modules))
+"""
+
+
+def test_the_import_loads_nothing_heavy_and_compiles_nothing(fresh, tmp_path):
+    output = fresh(f"HEAVY = {HEAVY}" + IMPORTED, FASTADAM_CACHE_DIR=tmp_path / "cache", timeout=TIMEOUT)
+    assert output.splitlines() == ["[]", "[]"]
+    assert not (tmp_path / "cache").exists()
+
+
+COUNTED = """
+import sys
+import numpy as np
+before = set(sys.modules)
+import fastadam as fa
+added = {name for name in set(sys.modules) - before if name.partition(".")[0] != "fastadam"}
+assert len(added) < 60, sorted(added)
+assert {name.partition(".")[0] for name in added} <= {*sys.stdlib_module_names, "numpy"}
+import numba
+import logging
+logging.basicConfig(stream=sys.stdout, format="%(message)s", level="DEBUG")
+before = set(sys.modules)
+p = np.ones(300_000, np.float32)
+fa.SGD(p, lr=0.5, backend="numba").step(np.ones_like(p))
+added = {name for name in set(sys.modules) - before if name.startswith("numba.")}
+print("added", len(added), sorted(added))
+"""
+
+
+def test_what_makes_the_start_quick(fresh, tmp_path):
+    """In place of a time, which would be the machine's: 23 small modules; from a warm cache, 3 entries to read.
+
+    What Numba imports only to compile, such as SciPy's functions, would take 0.3 s.
+    """
+    first, second = (fresh(COUNTED, FASTADAM_CACHE_DIR=tmp_path, timeout=TIMEOUT) for _ in range(2))
+    assert "compiled for" in first
+    assert "compiled for" not in second
+    assert len(list(tmp_path.iterdir())) == second.count(" loaded for ") <= 4
+    loaded = re.search(r"added (\d+)", second)
+    assert int(loaded[1]) < 10, loaded.string
+
+
+# ---- Ctrl-C: an interrupted step has happened or has not
+
+
+def small_tree(backend):
+    """An optimizer over leaves of two signatures, enough for two threads; its parameters and gradients."""
+    rng, n = np.random.default_rng(3), threads.PARALLEL_FROM // 2
+    sizes = [(5, np.float32), (n, np.float64), (n, np.float32), (1, np.float64)]
+    params, grads = ([rng.standard_normal(n).astype(dtype) for n, dtype in sizes] for _ in range(2))
+    return fa.NAdam(params, lr=0.1, backend=backend), params, grads
+
+
+def everything(opt, params):
+    """All that a step changes, as text that can be compared."""
+    kept = opt.state_dict()
+    own = [[x.tobytes() if isinstance(x, np.ndarray) else x for x in leaf.values()] for leaf in kept["leaves"].values()]
+    return kept["t"], [p.tobytes() for p in params], own
+
+
+def interrupted(opt, grads, k):
+    """A step that Ctrl-C ends at the k-th place of the library where Python would run a signal's handler.
+
+    That is after a call, at the start of a function, and at the end of a loop's body. Returns whether it came so far.
+    """
+    library, seen, last = os.path.dirname(fa.__file__), 0, {}
+
+    def trace(frame, event, argument):
+        nonlocal seen
+        if not frame.f_code.co_filename.startswith(library):
+            return None
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        if event == "opcode":
+            before = last.get(frame, "RESUME")
+            last[frame] = dis.opname[frame.f_code.co_code[frame.f_lasti]]
+            if before.startswith(("CALL", "RESUME", "JUMP_BACKWARD")):
+                seen += 1
+                if seen == k:
+                    raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        opt.step(grads)
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+@pytest.mark.parametrize("missing", [False, True], ids=["all gradients", "one is None"])
+@pytest.mark.parametrize("backend", ["numba", "numpy"])
+def test_an_interrupt_anywhere_leaves_the_step_done_or_not_begun(backend, missing, machine):
+    machine(2)
+    opt, params, grads = small_tree(backend)
+    whole, wholes, _ = small_tree("numba")
+    if missing:
+        grads[2] = None
+    for each in (opt, whole):
+        for n in (1, 2):
+            with fa.num_threads(n):  # both walks have been there: nothing compiles below
+                each.step(grads)
+    expected, done, k = everything(whole, wholes), 0, 1
+    while interrupted(opt, grads, k):
+        if whole.t < opt.t:
+            whole.step(grads)
+            done += 1
+            expected = everything(whole, wholes)
+        assert everything(opt, params) == expected, f"at place {k}"
+        if backend == "numba":
+            counts = []
+            threads.exclusively(counts.append, 2)
+            assert counts == [2], f"all steps after an interrupt at place {k} would be serial"
+        k += 1
+    assert k > 50
+    assert done > 0  # the last places come after the work
+
+
+BETWEEN = """
+import sys
+import numpy as np
+import fastadam as fa
+
+params = [np.ones(3, np.float32), np.ones(3, np.float64)]
+opt = fa.SGD(params, lr=0.5, backend="numba")
+begun, seen = [], []
+
+def watch(frame, event, argument):
+    # Numba shows its native calls as frames of the functions that they were compiled from.
+    if "/kernels/cpu/" in frame.f_code.co_filename.replace("\\\\", "/"):
+        return
+    done = [bool(p[0] != 1) for p in params] + [opt._counts[-1] > 0]
+    if any(done) and not all(done):
+        seen.append((frame.f_code.co_name, frame.f_code.co_filename, event))
+
+sys.setprofile(watch)
+opt.step([np.ones(3, np.float32), np.ones(3)])
+sys.setprofile(None)
+assert opt.t == 1 and params[0][0] == params[1][0] == 0.5
+print(len(seen), seen[:3], seen[-3:])
+"""
+
+
+def test_no_python_runs_between_the_native_calls_of_the_very_first_step(fresh):
+    """A signal's handler runs only where Python does. What Numba does once for new types must be done before."""
+    assert fresh(BETWEEN, timeout=TIMEOUT).startswith("0 ")
+
+
+CTRL_C = """
+import os, random, signal, sys, time
+
+backend, n, patience = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+rounds = 40
+ask, answer = os.pipe(), os.pipe()
+victim = os.getpid()
+if os.fork() == 0:  # the user at the keyboard, who presses Ctrl-C once or, impatient, twice
+    os.close(ask[1])
+    rng = random.Random(1)
+    while times := os.read(ask[0], 1):
+        time.sleep(rng.random() * patience)
+        os.kill(victim, signal.SIGINT)
+        if times == b"2":
+            time.sleep(rng.random() * 0.002)
+            os.kill(victim, signal.SIGINT)
+        os.write(answer[1], b".")
+    os._exit(0)
+
+os.sched_getaffinity = lambda process: {0, 1, 2, 3}
+import numpy as np
+import fastadam as fa
+
+def tree():
+    rng = np.random.default_rng(1)
+    sizes = {"a": (n, np.float32), "b": (n // 2, np.float64), "c": (3, np.float32), "d": (1, np.float64)}
+    return [{name: rng.standard_normal(k).astype(dtype) for name, (k, dtype) in sizes.items()} for _ in range(2)]
+
+params, grads = tree()
+expected, _ = tree()
+opt, whole = fa.NAdam(params, lr=0.01, backend=backend), fa.NAdam(expected, lr=0.01, backend="numba")
+
+def same():
+    ours, theirs = opt.state_dict(), whole.state_dict()
+    assert ours["t"] == theirs["t"]
+    for name, own in ours["leaves"].items():
+        for key, value in own.items():
+            other = theirs["leaves"][name][key]
+            assert np.array_equal(value, other), (name, key)
+    for name, p in params.items():
+        assert np.array_equal(p, expected[name]), name
+
+stepping, received = False, 0
+def handler(*_):
+    global received
+    received += 1
+    if stepping:
+        raise KeyboardInterrupt
+signal.signal(signal.SIGINT, handler)
+
+for k in range(rounds):
+    try:
+        try:
+            stepping = True
+            os.write(ask[1], b"12"[k % 2:][:1])
+            while True:
+                opt.step(grads)
+        except KeyboardInterrupt:
+            pass
+        stepping = False
+    except KeyboardInterrupt:  # the second one came late
+        stepping = False
+    os.read(answer[0], 1)
+    while whole.t < opt.t:
+        whole.step(grads)
+    same()
+os.close(ask[1])
+os.wait()
+assert received >= rounds and opt.t > 0
+print("done", opt.t)
+"""
+
+
+@pytest.mark.parametrize(("backend", "n", "patience"), [("numba", 2**21, 0.02), ("numpy", 2**18, 0.06)])
+def test_ctrl_c_leaves_the_step_done_or_not_begun(backend, n, patience, fresh):
+    """patience: how many seconds the user waits at most; a step takes about a tenth of that."""
+    assert "done" in fresh(CTRL_C, backend, n, patience, timeout=TIMEOUT)

@@ -1,0 +1,198 @@
+"""The tests can fail: each small wrong change to a text is caught by the check that guards it."""
+
+import importlib.util
+import inspect
+import sys
+from itertools import product
+
+import numpy as np
+import pytest
+from cases import LATE, defaults, same_bits, variants
+
+from fastadam import kernels, rules
+from fastadam.host.threads import PARALLEL_FROM
+from fastadam.kernels import contract
+from fastadam.kernels.contract import Kernel
+from fastadam.kernels.cpu import traversal
+from fastadam.optimizer import Optimizer
+from fastadam.tools.verify import SLACK, worst_error
+
+
+def load(name, source, path):
+    """A module from changed text, under a name of its own."""
+    spec = importlib.util.spec_from_loader(name, loader=None, origin=str(path))
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    exec(compile(source, str(path), "exec"), module.__dict__)
+    return module
+
+
+def changed(module, old, new):
+    source = inspect.getsource(module)
+    assert old in source, f"{module.__name__} has no {old!r} to change"
+    return source.replace(old, new)
+
+
+ELEMENTS = [
+    ("adam", "+ c.l2 * p", ""),
+    ("adam", "c.grad_scale * g", "g"),
+    ("adam", "c.one_minus_beta1 * g", "c.beta1 * g"),
+    ("adam", "c.one_minus_beta2 * (g * g)", "c.one_minus_beta2 * g"),
+    ("adam", "m = c.beta1 * m", "m = c.beta2 * m"),
+    ("adam", "np.sqrt(bound) * c.rsqrt_bias2 + c.eps", "np.sqrt(bound * c.rsqrt_bias2 * c.rsqrt_bias2 + c.eps)"),
+    ("adam", "np.sqrt(bound) * c.rsqrt_bias2 + c.eps", "(np.sqrt(bound) + c.eps) * c.rsqrt_bias2"),
+    ("adam", "np.sqrt(bound) * c.rsqrt_bias2 + c.eps", "np.sqrt(bound) + c.eps"),
+    ("adam", "c.decay * p -", "p -"),
+    ("adam", "c.decay * p - c.step_size * m", "c.decay * (p - c.step_size * m"),
+    ("adam", "c.step_size * m /", "c.step_size * g /"),
+    ("adam", "bound = vmax", "bound = v"),
+    ("adam", "vmax = maximum(vmax, v)", "vmax = v"),
+    ("adam", "return p, m, v, vmax", "return p, v, m, vmax"),
+    ("nadam", "c.grad_step * g + c.momentum_step * m", "c.grad_step * m + c.momentum_step * g"),
+    ("nadam", "c.decay * p", "p"),
+    ("adamax", "np.abs(g) + c.eps", "np.abs(g)"),
+    ("adamax", "np.abs(g) + c.eps", "g + c.eps"),
+    ("adamax", "maximum(c.beta2 * u,", "maximum(u,"),
+    ("adabelief", "surprise = g - m", "surprise = g"),
+    ("adabelief", "(surprise * surprise) + c.eps", "(surprise * surprise)"),
+    ("lion", "sign(c.beta1 * m + c.one_minus_beta1 * g)", "sign(c.beta2 * m + c.one_minus_beta2 * g)"),
+    ("lion", "m = c.beta2 * m + c.one_minus_beta2 * g", "m = c.beta1 * m + c.one_minus_beta1 * g"),
+    ("momentum", "update + c.momentum_step * m", "c.momentum_step * m"),
+    ("momentum", "c.one_minus_dampening * g", "g"),
+    ("rmsprop", "maximum(v - mean * mean, 0)", "v"),
+    ("rmsprop", "np.sqrt(variance) + c.eps", "np.sqrt(variance + c.eps)"),
+    ("rmsprop", "c.momentum * m + update", "c.momentum * m + c.lr * update"),
+    ("adagrad", "sum = sum + g * g", "sum = g * g"),
+    ("adagrad", "np.sqrt(sum) + c.eps", "np.sqrt(sum + c.eps)"),
+]
+
+
+@pytest.mark.parametrize(("name", "old", "new"), ELEMENTS)
+def test_a_changed_equation_is_caught(name, old, new, monkeypatch):
+    source = changed(sys.modules[f"fastadam.kernels.{name}"], old, new)
+    if source.count("(") > source.count(")"):  # the decay around the whole update needs its closing bracket
+        source = source.replace("* c.rsqrt_bias2 + c.eps)", "* c.rsqrt_bias2 + c.eps))")
+    kernel = Kernel.of(load(f"mutants.{name}", source, f"kernels/{name}"))
+    monkeypatch.setitem(kernels.ALL, name, kernel)
+    affected = [case for case in variants() if case[0].rule.kernel == name]
+    assert max(worst_error(*case, np.float32, "numpy", 3000)[0] for case in affected) > SLACK
+
+
+RULES = [
+    ("1 - lr * self.weight_decay", "1 - self.weight_decay"),  # lr dropped from the decay
+    ("(0.0, 1 - lr * self.weight_decay) if decoupled", "(0.0, 1 - lr * self.weight_decay) if not decoupled"),
+    ("return -1.0 if self.maximize else 1.0", "return 1.0"),
+    ("root = math.sqrt(1 - self.betas[1] ** t)", "root = math.sqrt(1 - self.betas[1] ** (t - 1 or 1))"),
+    ("step_size = lr / (1 - self.betas[0] ** t)", "step_size = lr / (1 - self.betas[0] ** (t + 1))"),
+    ("(step_size * root, 1.0) if self.eps_hat", "(step_size, 1 / root) if self.eps_hat"),
+    (
+        "beta1, 1 - beta1, beta2, 1 - beta2, step_size, rsqrt",
+        "beta1, 1 - beta1, beta2, _f(1 - _f(beta2)), step_size, rsqrt",
+    ),
+    ("if length > 5:", "if length > 4:"),
+    ("math.sqrt(tractable * (1 - beta2**t))", "math.sqrt(tractable)"),
+    ("((t + 1) * self.momentum_decay)", "(t * self.momentum_decay)"),
+    ("product = carried[0] * momentum", "product = momentum"),
+    ("(0.0, 1.0) if t == 1 else", "(0.0, 1.0) if t == 0 else"),
+    ("(lr, lr * self.momentum) if self.nesterov", "(0.0, lr) if self.nesterov"),
+    ("1 - self.dampening", "1.0"),
+    ("(t - 1) * self.lr_decay", "t * self.lr_decay"),
+    ('return {"sum": self.initial_accumulator_value}', "return {}"),
+    ("step_size, rsqrt_bias2, self.eps, decay", "step_size, rsqrt_bias2, max(self.eps, 1e-12), decay"),
+    ("rsqrt_bias2, self.eps)", "rsqrt_bias2, max(self.eps, 1e-7))"),
+    ("if self.eps_hat else", "if self.eps_hat and t < 100 else"),  # after a while the wrong one
+    ("(t - 1) * self.lr_decay", "min(t - 1, 1000) * self.lr_decay"),
+    ("lr / (1 - beta1**t), 1 / math.sqrt(1 - beta2**t)", "lr / (1 - beta1**t), 1 / math.sqrt(1 - beta2 ** min(t, 90))"),
+]
+
+
+@pytest.mark.parametrize(("old", "new"), RULES)
+def test_a_changed_rule_is_caught(old, new):
+    text = changed(rules, old, new) + "\n\ndef _f(x):\n    import numpy\n    return float(numpy.float32(x))\n"
+    mutant = load("mutants.rules", text, "fastadam/rules.py")
+    found = 0.0
+    both = [*variants(), *((m, {**h, "betas": (0.9, 0.999)}) for m, h in variants() if "betas" in h), *defaults()]
+    for (method, chosen), before in product(both, (0, LATE)):
+        rule, true = getattr(mutant, method.rule.__name__), method.rule(**chosen)
+        carried = [0.5] * len(true.carried)
+        if rule(**chosen).initial() != true.initial() or any(
+            rule(**chosen).coefficients(t, 1e-2, *carried) != true.coefficients(t, 1e-2, *carried)
+            for t in range(before + 1, before + 9)
+        ):  # only where the change can show
+            wrong = type(method.__name__, (Optimizer,), {"rule": rule})
+            found = max(found, worst_error(wrong, chosen, np.float32, "numpy", 3000, before)[0])
+        if found > SLACK:
+            break
+    assert found > SLACK or _starts_wrong(mutant)
+
+
+def _starts_wrong(mutant):
+    """A wrong start is no wrong step: the state itself shows it."""
+    opt = type("Adagrad", (Optimizer,), {"rule": mutant.Adagrad})(np.ones(3), initial_accumulator_value=0.2)
+    return not (opt.state_dict()["leaves"]["params"]["sum"] == 0.2).all()
+
+
+WALKS = [
+    ("in range(at, until)", "in range(at, until - until % u64(16))"),  # the tail skipped
+    ("in range(at, until)", "in range(at + u64(1), until)"),
+    ("while k < spans[victim, 2]", "while k + 1 < spans[victim, 2]"),  # the last chunk of every share
+    ("if r >= 0:\n        for", "if r != 0:\n        for"),
+    ("range(r - chunks[k, 5], r + 1)", "range(r, r + 1)"),  # missed steps forgotten
+    ("range(r - chunks[k, 5], r + 1)", "range(r - chunks[k, 5], r)"),
+    ("if now == r else zeros", "if now == r else leaf"),  # missed steps with this step's gradient
+    ("coefficients(tag, rows, now)", "coefficients(tag, rows, r)"),  # and with this step's coefficients
+    ("counts[leaf] += 1", "counts[leaf] += 2"),
+]
+
+
+@pytest.mark.parametrize(("old", "new"), WALKS)
+def test_a_changed_walk_is_caught(old, new, monkeypatch):
+    mutant = load("mutants.traversal", changed(traversal, old, new), traversal.__file__)
+    monkeypatch.setenv("FASTADAM_CACHE", "0")
+    rng = np.random.default_rng(1)
+    p, g = rng.standard_normal((2, PARALLEL_FROM + 11)).astype(np.float32)
+    results = []
+    for backend in ("numpy", "numba"):
+        moved = p.copy()
+        opt = rules_sgd(moved, backend)
+        if backend == "numba":
+            opt._plan._traversal, opt._plan._calls, opt._plan._natives = mutant, {}, {}
+        opt.step(g)
+        for row in (5, 7, 5):
+            opt.step_rows((np.array([row]), g[:1]), semantics="exact")
+        opt.catch_up()
+        results.append((moved, opt.t))
+    assert not (same_bits(results[0][0], results[1][0]) and results[0][1] == results[1][1])
+
+
+def rules_sgd(p, backend):
+    return type("SGD", (Optimizer,), {"rule": rules.SGD})(p, lr=lambda t: 0.1 / t, weight_decay=0.1, backend=backend)
+
+
+CONTRACT = [
+    ("np.where((a > b) | (a != a), a, b)", "np.where(a > b, a, b)"),  # a NaN is dropped
+    ("np.where((a > b) | (a != a), a, b)", "np.fmax(a, b)"),
+    ("np.where((a > b) | (a != a), a, b)", "np.where((a >= b) | (a != a), a, b)"),  # -0.0 beats 0.0
+    ("np.sign(x) + np.zeros_like(x)", "np.copysign(np.ones_like(x), x)"),
+]
+
+
+def right(of):
+    """Whether maximum and sign mean what contract.py says, on the values where others differ."""
+    one, zero, nan = np.ones(1, np.float32), np.zeros(1, np.float32), np.full(1, np.nan, np.float32)
+    return (
+        all(np.isnan(of.maximum(a, b)).all() for a, b in ((nan, one), (one, nan), (nan, nan)))
+        and not np.signbit(of.maximum(-zero, zero)).any()
+        and same_bits(of.sign(-zero), zero)
+        and same_bits(of.sign(-3 * one), -one)
+        and np.isnan(of.sign(nan)).all()
+    )
+
+
+def test_the_contract_itself_is_right():
+    assert right(contract)
+
+
+@pytest.mark.parametrize(("old", "new"), CONTRACT)
+def test_a_changed_meaning_is_caught(old, new):
+    assert not right(load("mutants.contract", changed(contract, old, new), contract.__file__))
