@@ -53,11 +53,11 @@ bench() { # bench NAME SECONDS OPTIONS...: it plans with three quarters of its t
 }
 
 # Only the files whose tests need a GPU are collected: others import what such a machine may lack.
-mapfile -t files < <(grep -l "pytest.mark.gpu" tests/test_*.py)
+mapfile -t files < <(grep -rl --include="test_*.py" "pytest.mark.gpu" tests)
 sizes=2^10,2^14,2^17,2^20,2^22,2^24,2^26 large=2^28,2^30 workloads=mlp,resnet50,vit-b,gpt2,bert-large,gpt2-xl
 step=2^26 narrow=2^14,2^20,2^24,2^28
 [ -z "${QUICK:-}" ] || { sizes=2^10,2^14 large=2^11 workloads=mlp step=2^10 narrow=2^10; }
-run tests 130 "$python" -m pytest -m gpu -q ${QUICK:+--collect-only} "${files[@]}"
+run tests 130 "$python" -m pytest -o addopts="--import-mode=importlib -ra --strict-markers" -m gpu -q ${QUICK:+--collect-only} "${files[@]}"
 bench float32-sizes 110 --backend cuda,numba --sizes "$sizes"
 run chain 40 "$python" -m fastadam.benchmarks.chain --device cuda --size "$step" --json "$out/chain.json"
 bench float32-workloads 80 --backend cuda --workload "$workloads"

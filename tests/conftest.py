@@ -1,5 +1,6 @@
 """What pytest itself is told, and Python texts run in a process of their own."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -22,6 +23,11 @@ EXAMPLES = 200
 
 def pytest_addoption(parser):
     parser.addoption("--examples", type=int, default=EXAMPLES, help="how many examples hypothesis tries in each test")
+
+
+def pytest_xdist_auto_num_workers(config):
+    """Nothing else may run beside a GPU's tests; elsewhere xdist counts the processors."""
+    return 0 if "gpu" in (config.option.markexpr or "") else None
 
 
 def pytest_report_header():
@@ -127,11 +133,18 @@ def same_count_of_threads(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def cuda_library(tmp_path_factory):
-    """The CUDA backend's kernels as host code."""
+def cuda_library(tmp_path_factory, request):
+    """The CUDA backend's kernels as host code, compiled by the first of the session's workers that needs them."""
     import cuda_host
 
-    return cuda_host.library(tmp_path_factory.mktemp("cuda"))
+    worker = getattr(request.config, "workerinput", None)
+    if worker is None:
+        return cuda_host.library(tmp_path_factory.mktemp("cuda"))
+    folder = tmp_path_factory.getbasetemp().parent / "cuda"
+    folder.mkdir(exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return cuda_host.library(folder)
 
 
 @pytest.fixture

@@ -150,6 +150,8 @@ def library_of(text):
 def compiled(program, folder):
     """A program as host code."""
     text, out = folder / "all.cpp", folder / "all.so"
+    if out.exists() and text.read_text() == program:  # by another of pytest's workers
+        return ctypes.CDLL(str(out))
     text.write_text(program)
     command = [COMPILER, *FLAGS.split(), *WARNINGS.split(), "-include", str(SHIM), str(text), "-o", str(out)]
     done = subprocess.run(command, capture_output=True, text=True)
