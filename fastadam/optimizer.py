@@ -269,6 +269,21 @@ class Optimizer:
         return self._tree
 
     @property
+    def paths(self) -> list[str]:
+        """Each leaf's path in params as errors print it, such as ['w'][0]; the empty text for a single array."""
+        return list(self._structure.names)
+
+    @property
+    def index_offset(self) -> int:
+        """What the constructor was given: added to the elements' index for stochastic rounding."""
+        return self._storage.index_offset
+
+    @property
+    def averaging(self) -> bool:
+        """Whether params hold the averaged weights: within `averaged`."""
+        return self._averaging
+
+    @property
     def copy_to(self) -> Tree:
         """The copies in 16 bits that steps write: the tree given, or after `to` one like it; None without copy_to."""
         return self._copy_to
@@ -372,8 +387,10 @@ class Optimizer:
         """The bytes that one step reads and writes, where gradients are of their parameters' dtype."""
         return storage.bytes_per_step(self)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, copy: bool = True) -> dict[str, Any]:
         """Everything but the parameters, as plain numbers and copied arrays; what load_state_dict takes.
+
+        copy: False gives the state's arrays as they lie, on their device, to be read before the next step.
 
         "version", "method", "t" (the optimizer's count), "seed"; "groups": a list of dicts of hyperparameters, with
         lr None where it is a callable; "leaves": per leaf, "count", "format" (its storage dtype), what the rule
@@ -382,7 +399,7 @@ class Optimizer:
         the "order" of axes in memory; see fastadam.kernels.formats. index_offset is not in it.
         """
         self.catch_up()
-        return state.state_dict(self)
+        return state.state_dict(self, copy)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a state_dict of the same method over parameters of the same names, shapes and dtypes.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 VERSION = 1  # of the layout
 
 
-def state_dict(opt: Optimizer) -> dict[str, Any]:
+def state_dict(opt: Optimizer, copy: bool = True) -> dict[str, Any]:
     """See Optimizer.state_dict."""
     if opt._window is not None:
         opt._window.refill()
@@ -26,7 +26,7 @@ def state_dict(opt: Optimizer) -> dict[str, Any]:
     for leaf, name in enumerate(opt._structure.names):
         carried = dict(zip(opt.rule.carried, opt._carried[leaf].tolist(), strict=True))
         with opt._plan.on_stream():
-            slots = {slot: opt._backend.home.get(view) for slot, view in views(opt, leaf).items()}
+            slots = {name: opt._backend.home.get(x) if copy else x for name, x in views(opt, leaf).items()}
         count, stored = int(opt._counts[leaf]), str(opt._arrays[leaf].dtype)
         leaves[f"params{name}"] = {"count": count, "format": stored, **order(opt, leaf), **carried, **slots}
     groups = [{each.name: getattr(group, each.name) for each in fields(opt.rule)} for group in opt.groups]

@@ -596,3 +596,26 @@ def test_slots_are_not_shared_between_optimizers(backend):
     one.step(np.ones(5, np.float32))
     assert all((x == 0).all() for x in state_arrays(other).values())
     assert all((x != 0).all() for x in state_arrays(one).values())
+
+
+def test_the_state_without_a_copy_is_the_memory_that_steps_change(backend):
+    params = tree(0)
+    opt = grouped(fa.Adam, params, {"ema_decay": 0.5}, backend)
+    lying, copied = opt.state_dict(copy=False), opt.state_dict()
+    assert same_state(lying, copied)
+    run(opt, 4, 5)
+    now = opt.state_dict()["leaves"]
+    assert not same_state(now, copied["leaves"])
+    for path, leaf in lying["leaves"].items():
+        assert all(same_bits(x, now[path][name]) for name, x in leaf.items() if isinstance(x, np.ndarray))
+
+
+def test_what_a_checkpoint_asks_of_an_optimizer(backend):
+    opt = fa.Adam({"w": [F32.copy()], "b": F32[0].copy()}, ema_decay=0.5, index_offset=64, backend=backend)
+    assert opt.paths == ["['w'][0]", "['b']"]
+    assert fa.Adam(F32.copy(), backend=backend).paths == [""]
+    assert opt.index_offset == 64
+    assert not opt.averaging
+    with opt.averaged():
+        assert opt.averaging
+    assert not opt.averaging
