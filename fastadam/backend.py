@@ -12,7 +12,8 @@ from fastadam.arrays.host import Host
 from fastadam.cuda.plan import CudaPlan
 from fastadam.cuda.window import Window
 from fastadam.host.compiled import NumbaPlan
-from fastadam.plans.plan import NumpyPlan, Plan
+from fastadam.host.reference import NumpyPlan
+from fastadam.plans.plan import Plan
 
 log = logging.getLogger("fastadam")
 

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from fastadam.arrays.device import DEVICE, foreign, joined, on_device, stream_of
 from fastadam.arrays.host import Array, Memory, describe, extent, flat_like, memory_order, shaped_like
-from fastadam.plans.plan import Plan
-from fastadam.state.sparse import RowGradient, by_row
+from fastadam.plans.gradients import Gradients
+from fastadam.plans.rows import RowGradient, by_row
 
 if TYPE_CHECKING:
     from fastadam.cuda.norm import Norm
     from fastadam.cuda.signature import Signature
 
 
-class GradientsOnDevice(Plan):
+class GradientsOnDevice(Gradients):
     """What a plan of arrays on one device takes for a step. Its launches know them by the words of their tables."""
 
     home = DEVICE
@@ -30,7 +30,7 @@ class GradientsOnDevice(Plan):
         # Where another library owns a parameter: how to look at it again, since its memory may move.
         self._foreign = {k: p for k, p in enumerate(params) if foreign(p)}
         viewed = [DEVICE.own(names[k][0], p) if k in self._foreign else p for k, p in enumerate(params)]
-        super().__init__(kernel, names, viewed, *rest)
+        super().__init__(kernel, names, viewed, *rest)  # type: ignore[call-arg]  # of the plan
         first: Any = self._params[0] if self._params else None
         self._device = cupy.cuda.Device() if first is None else first.device
         for labels, streams in zip(names, self._streams, strict=True):

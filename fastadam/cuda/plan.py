@@ -20,7 +20,8 @@ from fastadam.kernels.chores import Numbers
 from fastadam.kernels.contract import Kernel
 from fastadam.kernels.cuda import Chores, Pass
 from fastadam.kernels.formats import is_drawn
-from fastadam.state.sparse import ByRow
+from fastadam.plans.plan import Plan
+from fastadam.plans.rows import ByRow
 
 if TYPE_CHECKING:
     from fastadam.cuda.window import Window
@@ -42,7 +43,7 @@ def draws(kernel: Kernel, streams: Sequence[Any]) -> bool:
     return (p.dtype.name == "bfloat16" and low is None) or any(map(is_drawn, short))
 
 
-class CudaPlan(GradientsOnDevice):
+class CudaPlan(GradientsOnDevice, Plan):
     """Arrays on one device; steps run on the current stream of whoever owns the parameters."""
 
     def __init__(

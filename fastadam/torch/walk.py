@@ -18,12 +18,12 @@ from fastadam import kernels
 from fastadam.backend import choose
 from fastadam.checks import positive
 from fastadam.group import Group
-from fastadam.host.compiled import AddressPlan
+from fastadam.host.addresses import AddressPlan
 from fastadam.kernels.chores import Numbers
 from fastadam.kernels.formats import key
 from fastadam.plans import chores
+from fastadam.plans.rows import row_chunks
 from fastadam.rules import Rule
-from fastadam.state.sparse import row_chunks
 from fastadam.torch.leaf import STORED, Cohort, Leaf, Moved, form, local
 from fastadam.torch.native import Forms, forms
 

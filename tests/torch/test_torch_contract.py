@@ -30,7 +30,7 @@ from torch.testing._internal.common_optimizers import OptimizerErrorEnum, optim_
 import fastadam as fa  # noqa: E402
 import fastadam.torch as fat  # noqa: E402
 from fastadam import kernels  # noqa: E402
-from fastadam.host.compiled import AddressPlan  # noqa: E402
+from fastadam.host.addresses import AddressPlan  # noqa: E402
 from fastadam.kernels.chores import Flags  # noqa: E402
 
 INFOS = [info for info in optim_db if hasattr(fat, info.name)]

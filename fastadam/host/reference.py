@@ -1,0 +1,58 @@
+"""The plan of the NumPy backend: the reference that the others must equal."""
+
+from collections import deque
+from collections.abc import Sequence
+from itertools import starmap
+from operator import setitem
+from typing import Any
+
+import numpy as np
+
+from fastadam.arrays.host import Array
+from fastadam.kernels import reference
+from fastadam.kernels.chores import NOTES, Numbers
+from fastadam.plans.plan import Plan, Work
+
+
+class NumpyPlan(Plan):
+    """The reference: whole-array arithmetic, chunk by chunk."""
+
+    def launch_some(
+        self, work: Sequence[Work], row: Array, rows: Array, counts: Array, after: Sequence[tuple[Any, Any, Any]]
+    ) -> None:
+        # Worked out first, then copied in by C from the first array to the last: neither Ctrl-C nor a lack of memory
+        # for a temporary leaves a step half done.
+        streams = [*self._streams, [None, self._zeros]]
+        done: list[Any] = []
+        for one in work:
+            walked = reference.step(self._kernel, streams, one.chunks, row, rows, self._flags, one.notes, self._firsts)
+            done += [(old, ..., new) for old, new in walked]
+        if counts.size:
+            live, last = np.flatnonzero(row >= 0), rows.shape[1] - len(Numbers._fields)
+            done += [(counts, live, counts[live] + 1)]
+            done += [(self._carried, live, rows[row[live], last - self._carried.shape[1] : last])]
+        deque(starmap(setitem, [*done, *after]), maxlen=0)
+        for own in self._streams if counts.size else ():
+            own[1] = None  # a gradient lives no longer than its step
+
+    def _measure(self, work: Sequence[Work], row: Array, squares: bool, largest: bool) -> None:
+        for one in work:
+            reference.measure([*self._streams, [None, self._zeros]], one.chunks, row, one.notes)
+
+    def accumulate(self, totals: Sequence[Array], row: Array, after: Sequence[tuple[Any, Any, Any]]) -> None:
+        with np.errstate(all="ignore"):
+            sums = [
+                g if r == 0 else x + g.astype(x.dtype, copy=False)
+                for x, (_, g, *_), r in zip(totals, self._streams, row, strict=False)
+                if r >= 0
+            ]
+        live = np.flatnonzero(row[:-1] >= 0).tolist()
+        done: list[Any] = [(totals[leaf], ..., x) for leaf, x in zip(live, sums, strict=True)]
+        done += [(self._streams[leaf][1], ..., 0) for leaf in live if self._flags.clear]
+        deque(starmap(setitem, [*done, *self.unread, *after]), maxlen=0)
+
+    def sums(self, work: Sequence[Work], row: Array) -> Array:
+        found = np.zeros((len(self._params), NOTES))
+        for one in work:
+            reference.sums(one.chunks, one.notes, row, found)
+        return found

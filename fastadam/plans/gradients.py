@@ -1,0 +1,140 @@
+"""What a plan takes as gradients: each is checked against its parameter, and placed where the step reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import zip_longest
+from typing import Any
+
+import numpy as np
+
+from fastadam.arrays.flat import FlatBuffer
+from fastadam.arrays.host import FLOATS, Array, Host, Memory, describe, flat_like, shaped_like
+from fastadam.kernels.chores import Flags
+from fastadam.kernels.formats import compute
+from fastadam.plans.rows import RowGradient, check_indices, check_values, distinct
+
+
+class Gradients:
+    """The part of a plan that takes this step's gradients: see fastadam.plans.plan.Plan, which knows the rest."""
+
+    home = Host()  # where the arrays lie
+    unread: list[tuple[Any, Any, Any]]  # gradients to clear that were copied, and so not cleared yet
+    _flags: Flags
+    _names: Sequence[Sequence[str]]
+    _owners: Sequence[Any]
+    _params: list[Array]
+    _anchors: list[Array]
+    _streams: list[list[Any]]
+    _memory: Memory
+    _scratch: dict[int, Array]
+    _g_dtypes: list[Any]
+
+    def _lay_out(self, g_dtypes: Sequence[Any]) -> None:
+        """Sort the leaves into signatures, now that gradients come in these dtypes."""
+        raise NotImplementedError
+
+    def accept(self, grads: list[Any]) -> int:
+        """Take this step's gradients, one per leaf, None among them; returns how many are None.
+
+        Raises TypeError, ValueError naming the leaf and both sides; then nothing has changed.
+        """
+        usable = [None if g is None else self._usable(leaf, g) for leaf, g in enumerate(grads)]
+        self.unread = []
+        if self._flags.clear:
+            self.check_clearable(usable)
+        dtypes = [known if g is None else g.dtype for g, known in zip(usable, self._g_dtypes, strict=True)]
+        if dtypes != self._g_dtypes:
+            self._lay_out(dtypes)
+        for leaf, g in enumerate(usable):
+            if g is not None:
+                p = self._params[leaf]
+                straight = flat_like(g, p)
+                if straight is None:  # other strides than p's: copied, in memory kept for the next step
+                    if leaf not in self._scratch or self._scratch[leaf].dtype != g.dtype:
+                        self._scratch[leaf] = np.empty(p.size, g.dtype)
+                    straight = self._scratch[leaf]
+                    np.copyto(shaped_like(straight, p), g)
+                    self.unread += [(g, ..., 0)] * self._flags.clear
+                self._place(leaf, straight)
+        return sum(g is None for g in usable)
+
+    def _check_unmoved(self, leaf: int) -> None:
+        """The parameter is what it was at construction."""
+        p_name, p, anchor = self._names[leaf][0], self._params[leaf], self._anchors[leaf]
+        if (p.ctypes.data, p.dtype, p.shape, p.strides) != (
+            anchor.ctypes.data, anchor.dtype, anchor.shape, anchor.strides
+        ):  # fmt: skip
+            raise ValueError(
+                f"{p_name} is {describe(p)} and was {describe(anchor)}: expected the memory of construction"
+            )
+        if not p.flags.writeable:
+            raise ValueError(f"{p_name} has become read-only, expected an array that can be updated in place")
+
+    def _usable(self, leaf: int, g: Any) -> Array:
+        (p_name, g_name, *_), p, owner = self._names[leaf], self._params[leaf], self._owners[leaf]
+        both = f"{g_name} is {describe(g)}, {p_name} is {describe(owner)}"
+        self._check_unmoved(leaf)
+        if isinstance(g, FlatBuffer):
+            if not isinstance(owner, FlatBuffer):
+                raise ValueError(both)
+            for own, other in zip_longest(owner.layout(), g.layout(), fillvalue="nothing"):
+                if own != other:
+                    raise ValueError(f"{g_name} holds {other} where {p_name} holds {own}")
+            g = g.array
+        g = self._as_array(g_name, both, g)
+        if g.dtype.name not in FLOATS or not g.dtype.isnative:
+            raise TypeError(f"{both}, expected one of {', '.join(FLOATS)}, in native byte order")
+        if g.shape != p.shape:
+            raise ValueError(both)
+        if (touched := self._memory.touched_by(g)) is not None:
+            raise ValueError(f"{g_name} and {touched} share memory, expected separate arrays")
+        return g  # type: ignore[no-any-return]
+
+    def _as_array(self, name: str, both: str, g: Any) -> Array:
+        """g where it lies; `both` begins the error if that is nowhere that this plan reaches."""
+        if not isinstance(g, np.ndarray) or isinstance(g, np.ma.MaskedArray):
+            raise TypeError(f"{both}, expected a numpy.ndarray or None")
+        here: Array = g
+        return here
+
+    def _place(self, leaf: int, g: Array) -> None:
+        self._streams[leaf][1] = g
+
+    def check_clearable(self, grads: Sequence[Array | None]) -> None:
+        """Gradients that are to be zeroed can be written, and are separate."""
+        arrays = [(self._names[leaf][1], getattr(g, "array", g)) for leaf, g in enumerate(grads)]
+        Memory([(name, self.home.to_write(name, g)) for name, g in arrays if self.home.is_array(g)])
+
+    def accept_rows(self, leaf: int, indices: Any, values: Any) -> RowGradient:
+        """Check and sort the gradient of some rows of a leaf.
+
+        Raises IndexError, TypeError, ValueError naming the leaf; then nothing has changed.
+        """
+        p_name = self._names[leaf][0]
+        g_name = "rows" + p_name.removeprefix("params")
+        self._check_unmoved(leaf)
+        rows = self.accept_indices(leaf, indices)
+        if any(x is not None and x.dtype == np.uint8 for x in self._streams[leaf]):
+            raise ValueError(f"{g_name} are rows, {p_name} has moments of 8 bits, expected others: 64 share a scale")
+        here = check_values(p_name, g_name, self._owners[leaf], rows, values, self.home)
+        if (touched := self._memory.touched_by(here)) is not None:
+            raise ValueError(f"{g_name}'s values and {touched} share memory, expected separate arrays")
+        return self._by_row(leaf, rows, values)
+
+    def accept_indices(self, leaf: int, indices: Any) -> Array:
+        """Some rows of a leaf, checked, on the host."""
+        p_name = self._names[leaf][0]
+        check_indices(p_name, "rows" + p_name.removeprefix("params"), self._owners[leaf], indices)
+        rows: Array = indices
+        return rows
+
+    def _by_row(self, leaf: int, indices: Array, values: Any) -> RowGradient:
+        wide = compute(self._params[leaf].dtype)  # what they are summed in
+        if self._g_dtypes[leaf] != wide:
+            self._lay_out([*self._g_dtypes[:leaf], wide, *self._g_dtypes[leaf + 1 :]])
+        return distinct(indices, values.astype(wide, copy=False), self._params[leaf])
+
+    def place_rows(self, leaf: int, values: Any) -> None:
+        """Let a leaf's gradient be these values, of some rows only."""
+        self._place(leaf, values)
