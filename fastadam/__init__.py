@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from fastadam.arrays.flat import FlatBuffer
+from fastadam.arrays.tree import register_container
 from fastadam.backend import backends
 from fastadam.functional import (
     adabelief_step,
@@ -48,6 +49,7 @@ __all__ = [
     "momentum_step",
     "nadam_step",
     "num_threads",
+    "register_container",
     "rmsprop_step",
     "schedules",
     "set_num_threads",

@@ -1,9 +1,125 @@
-"""Trees of arrays: dicts, lists and tuples of them to any depth, or one array."""
+"""Trees of arrays: containers of them to any depth, or one array.
 
-from collections.abc import Callable
-from typing import Any
+Containers are dicts, lists, tuples, named tuples, OrderedDict, defaultdict, UserDict, dataclasses, attrs classes, and
+what register_container adds. Dicts keep the order in which keys were inserted.
+"""
+
+from collections import UserDict
+from collections.abc import Callable, Mapping
+from copy import copy
+from dataclasses import fields, is_dataclass
+from operator import is_
+from typing import Any, NamedTuple
 
 Tree = Any  # dict[str, Tree] | list[Tree] | tuple[Tree, ...] | array, which a type checker cannot follow usefully
+
+
+class Container(NamedTuple):
+    """How one class of containers is taken apart and put together.
+
+    fits: the classes that another tree may have in its place.
+    keys: what its children are called, in order.
+    children: those of a container, by the keys; only where it is neither a mapping nor a sequence.
+    make: a container like another one, around other children.
+    shown: how a path shows a key.
+    """
+
+    name: str
+    fits: type | tuple[type, ...]
+    keys: Callable[[Any], list[Any]]
+    make: Callable[[Any, list[Any]], Any]
+    children: Callable[[Any, list[Any]], list[Any]] | None = None
+    shown: str = "[{!r}]"
+
+
+def _mapping_like(tree: Any, children: list[Any]) -> Any:
+    if type(tree) is dict:
+        return dict(zip(tree, children, strict=True))
+    new = copy(tree)  # which keeps a default_factory, and runs no constructor
+    values = new if isinstance(new, dict) else new.data
+    for key, child in zip(tree, children, strict=True):
+        dict.__setitem__(values, key, child)  # not a subclass's own, which may copy
+    return new
+
+
+def _sequence_like(tree: Any, children: list[Any]) -> Any:
+    if not isinstance(tree, tuple):
+        return children
+    return type(tree)._make(children) if hasattr(tree, "_make") else tuple(children)
+
+
+def _by_attributes(kind: type) -> Container:
+    """The container of a dataclass or an attrs class; fields marked static, as JAX and Flax mark them, are no leaves.
+
+    It is copied around its new children, so that neither __init__ nor __post_init__ runs.
+    """
+    every = fields(kind) if is_dataclass(kind) else kind.__attrs_attrs__  # type: ignore[attr-defined]
+    names = [f.name for f in every if not f.metadata.get("static") and f.metadata.get("pytree_node", True)]
+
+    def make(tree: Any, children: list[Any]) -> Any:
+        new = copy(tree)
+        for name, child in zip(names, children, strict=True):
+            object.__setattr__(new, name, child)  # frozen ones too
+        return new
+
+    def children(tree: Any, names: list[Any]) -> list[Any]:
+        return [getattr(tree, name) for name in names]
+
+    return Container(kind.__name__, kind, lambda tree: names, make, children, ".{}")
+
+
+MAPPING = Container("dict", (dict, UserDict), list, _mapping_like)
+SEQUENCE = Container("list", (list, tuple), lambda tree: list(range(len(tree))), _sequence_like)
+REGISTERED: dict[type, Container] = {dict: MAPPING, UserDict: MAPPING, list: SEQUENCE, tuple: SEQUENCE}
+
+
+def register_container(
+    kind: type, items: Callable[[Any], Mapping[Any, Tree]], make: Callable[[Any, dict[Any, Tree]], Any]
+) -> None:
+    """Let objects of a class, and of its subclasses, hold parameters and gradients wherever a dict may.
+
+    items: a container -> its children by key, in a fixed order. Keys are shown in paths: ['w'].
+    make: a container and a dict of other children by the same keys -> another container like it, around the very
+        objects of that dict.
+    Raises TypeError where kind is no class, ValueError where it is registered already.
+    """
+    if not isinstance(kind, type):
+        raise TypeError(f"kind is {kind!r}, expected a class")
+    if kind in REGISTERED:
+        raise ValueError(f"kind is {kind.__name__}, which is registered already")
+
+    def children(tree: Any, keys: list[Any]) -> list[Any]:
+        present = items(tree)
+        if len(present) != len(keys):
+            raise KeyError
+        return [present[key] for key in keys]
+
+    def remake(tree: Any, children: list[Any]) -> Any:
+        return make(tree, dict(zip(items(tree), children, strict=True)))
+
+    REGISTERED[kind] = Container(kind.__name__, kind, lambda tree: list(items(tree)), remake, children)
+
+
+def container_of(tree: Tree) -> Container | None:
+    """How a tree's outermost container is taken apart; None for a leaf."""
+    kind = type(tree)
+    for base in kind.__mro__:
+        if base in REGISTERED:
+            return REGISTERED[base]
+    return _by_attributes(kind) if is_dataclass(kind) or hasattr(kind, "__attrs_attrs__") else None
+
+
+def children_of(container: Container, tree: Tree, keys: list[Any]) -> Any:
+    """The children of a container that fits. Raises KeyError where it lacks a key or has more."""
+    if container.children is not None:
+        return container.children(tree, keys)
+    if len(tree) != len(keys):
+        raise KeyError
+    if container is SEQUENCE:
+        return tree
+    if type(tree) is not dict and not all(key in tree for key in keys):
+        raise KeyError  # rather than let a defaultdict make one up
+    return [tree[key] for key in keys]
 
 
 class Structure:
@@ -22,17 +138,18 @@ class Structure:
             raise ValueError(f"two leaves are called {twice}, expected keys that print differently")
 
     def _read(self, tree: Tree, path: str) -> Any:
-        """A node: None for a leaf, else (dict or list, keys, the nodes below or None if all are leaves)."""
-        if isinstance(tree, dict):
-            kind, keys = dict, list(tree)
-        elif isinstance(tree, (list, tuple)):
-            kind, keys = list, list(range(len(tree)))  # type: ignore[assignment]
-        else:
+        """A node: None for a leaf, else (container, keys, the nodes below or None if all are leaves, path)."""
+        container = container_of(tree)
+        if container is None:
             self.names.append(path)
             self.leaves.append(tree)
             return None
-        below = [self._read(tree[key], f"{path}[{key!r}]") for key in keys]
-        return kind, keys, below if any(node is not None for node in below) else None
+        keys = container.keys(tree)
+        children = children_of(container, tree, keys)
+        below = [
+            self._read(child, path + container.shown.format(key)) for key, child in zip(keys, children, strict=True)
+        ]
+        return container, keys, below if any(node is not None for node in below) else None, path
 
     def flatten(self, tree: Tree, name: str, partial: bool = False) -> list[Any]:
         """The leaves of another tree of the same shape, None among them. `name` is what errors call that tree.
@@ -41,56 +158,56 @@ class Structure:
         Raises TypeError, ValueError where the trees differ; what the leaves are is not looked at.
         """
         leaves: list[Any] = []
-        self._collect(self._node, self._filled(self._node, tree) if partial else tree, name, "", leaves)
+        self._collect(self._node, tree, name, leaves, partial)
         return leaves
 
-    def _filled(self, node: Any, given: Tree) -> Tree:
-        """The tree with None for every leaf that it lacks."""
-        tree: Any = given
-        if node is None:
-            return tree
-        kind, keys, below = node
-        if tree is None:
-            tree = {} if kind is dict else [None] * len(keys)
-        if not isinstance(tree, dict if kind is dict else (list, tuple)) or (kind is list and len(tree) != len(keys)):
-            return tree  # for _collect to refuse
-        children: Any = list(map(tree.get, keys)) if isinstance(tree, dict) else tree
-        full = [self._filled(node, x) for node, x in zip(below or [None] * len(keys), children, strict=True)]
-        return {**tree, **dict(zip(keys, full, strict=True))} if isinstance(tree, dict) else full
-
-    def _collect(self, node: Any, tree: Tree, name: str, path: str, leaves: list[Any]) -> None:
+    def _collect(self, node: Any, tree: Tree, name: str, leaves: list[Any], partial: bool) -> None:
         if node is None:
             leaves.append(tree)
             return
-        kind, keys, below = node
-        if not isinstance(tree, dict if kind is dict else (list, tuple)):
-            raise TypeError(f"{name}{path} is {type(tree).__name__}, params{path} is a {kind.__name__}")
+        container, keys, below, path = node
         try:
-            if len(tree) != len(keys):
-                raise KeyError
-            if kind is dict and type(tree) is not dict and not all(key in tree for key in keys):
-                raise KeyError  # rather than let a defaultdict make one up
-            children = tree if kind is list else [tree[key] for key in keys]
+            if partial and (tree is None or (container is MAPPING and isinstance(tree, MAPPING.fits))):
+                children: Any = [None if tree is None or key not in tree else tree[key] for key in keys]
+                if not all(key in keys for key in tree or ()):
+                    raise _difference(
+                        container, keys, dict.fromkeys([*keys, *(tree or ())]), f"{name}{path}", f"params{path}"
+                    )
+            elif type(tree) is dict and container is MAPPING and len(tree) == len(keys):  # as children_of, but sooner
+                children = [tree[key] for key in keys]
+            elif not isinstance(tree, container.fits):
+                raise TypeError(f"{name}{path} is {type(tree).__name__}, params{path} is a {container.name}")
+            else:
+                children = children_of(container, tree, keys)
         except KeyError:
-            present: Any = tree if kind is dict else range(len(tree))
-            if missing := [key for key in keys if key not in present]:
-                raise ValueError(f"{name}{path} has no {missing[0]!r}, params{path} has") from None
-            more = next(key for key in present if key not in keys)
-            raise ValueError(f"{name}{path} has {more!r}, params{path} has not") from None
+            raise _difference(container, keys, tree, f"{name}{path}", f"params{path}") from None
         if below is None:
             leaves.extend(children)
         else:
-            for key, node, child in zip(keys, below, children, strict=True):
-                self._collect(node, child, name, f"{path}[{key!r}]", leaves)
+            for node, child in zip(below, children, strict=True):
+                self._collect(node, child, name, leaves, partial)
+
+
+def _difference(container: Container, keys: list[Any], tree: Tree, name: str, expected: str) -> ValueError:
+    """The error for a container that has other keys than the expected one."""
+    present = container.keys(tree)
+    if missing := [key for key in keys if key not in present]:
+        return ValueError(f"{name} has no {missing[0]!r}, {expected} has")
+    more = next(key for key in present if key not in keys)
+    return ValueError(f"{name} has {more!r}, {expected} has not")
 
 
 def rebuild(tree: Tree, leaf: Callable[[Any], Any]) -> Tree:
-    """A tree of the same shape with leaf(x) for every leaf x, in the order of the tree."""
-    if isinstance(tree, dict):
-        return {key: rebuild(value, leaf) for key, value in tree.items()}
-    if isinstance(tree, (list, tuple)):
-        items = [rebuild(value, leaf) for value in tree]
-        if hasattr(tree, "_fields"):
-            return type(tree)(*items)
-        return tuple(items) if isinstance(tree, tuple) else items
-    return leaf(tree)
+    """A tree of the same shape with leaf(x) for every leaf x, in the order of the tree.
+
+    Raises ValueError where a container, rebuilt, holds anything but what it was given.
+    """
+    container = container_of(tree)
+    if container is None:
+        return leaf(tree)
+    keys = container.keys(tree)
+    children = [rebuild(child, leaf) for child in children_of(container, tree, keys)]
+    new = container.make(tree, children)
+    if not all(map(is_, children_of(container, new, keys), children)):
+        raise ValueError(f"a {type(tree).__name__} holds other objects than it was rebuilt from, expected the same")
+    return new
