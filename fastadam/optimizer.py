@@ -192,6 +192,7 @@ class Optimizer:
         grads: like params (same tree and shapes), floats of any width, read only; with param groups, a list with one
             tree per group.
             A leaf that is None is left alone, its own count included. Other strides than the parameter's cost a copy.
+            For a parameter of no dimension it may be a number, Python's or NumPy's.
         grad_scale: multiplies grads first, so unscaling costs no pass of its own.
         reduction: without grads, the step takes the "mean" or the "sum" of what has been accumulated.
         Raises TypeError, ValueError before anything has changed.

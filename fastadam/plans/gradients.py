@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from itertools import zip_longest
 from typing import Any
 
@@ -30,12 +31,18 @@ class Gradients:
     _scratch: dict[int, Array]
     _g_dtypes: list[Any]
 
+    def on_stream(self) -> AbstractContextManager[Any]:
+        """Within it, work on the parameters comes after the steps before, and before those after."""
+        raise NotImplementedError
+
     def _lay_out(self, g_dtypes: Sequence[Any]) -> None:
         """Sort the leaves into signatures, now that gradients come in these dtypes."""
         raise NotImplementedError
 
     def accept(self, grads: list[Any]) -> int:
         """Take this step's gradients, one per leaf, None among them; returns how many are None.
+
+        For a parameter of no dimension a number is a gradient too, Python's or NumPy's.
 
         Raises TypeError, ValueError naming the leaf and both sides; then nothing has changed.
         """
@@ -82,7 +89,8 @@ class Gradients:
                 if own != other:
                     raise ValueError(f"{g_name} holds {other} where {p_name} holds {own}")
             g = g.array
-        g = self._as_array(g_name, both, g)
+        number = isinstance(g, (np.generic, float, int)) and not isinstance(g, bool)
+        g = self._kept(leaf, g, both) if number and p.shape == () else self._as_array(g_name, both, g)
         if g.dtype.name not in FLOATS or not g.dtype.isnative:
             raise TypeError(f"{both}, expected one of {', '.join(FLOATS)}, in native byte order")
         if g.shape != p.shape:
@@ -97,6 +105,15 @@ class Gradients:
             raise TypeError(f"{both}, expected a numpy.ndarray or None")
         here: Array = g
         return here
+
+    def _kept(self, leaf: int, g: Any, both: str) -> Array:
+        """A number, which is what NumPy gives for arrays of no dimension, as an array that lives until the next one."""
+        if self._flags.clear:
+            raise TypeError(f"{both}, expected an array with zero_grads=True: no number can be zeroed in place")
+        with np.errstate(over="ignore"), self.on_stream():
+            x = g if isinstance(g, np.generic) else compute(self._params[leaf].dtype).type(g)
+            self._scratch[leaf] = self.home.put(np.asarray(x))
+        return self._scratch[leaf]
 
     def _place(self, leaf: int, g: Array) -> None:
         self._streams[leaf][1] = g
