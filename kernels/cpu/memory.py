@@ -1,8 +1,8 @@
 """How compiled code reaches memory: addresses, loads and stores of streams, rows of coefficients.
 
-Each stream (p, g, each slot, the average, the copy) is a column of one table of addresses, a row per leaf of the user's
-tree. Every load and store carries an alias scope per stream, so LLVM vectorises without overlap checks, in parallel and
-in serial code: without them AMSGrad's five streams ran 14 times slower.
+Each stream is a column of one table of addresses, in the order of ../streams.py, a row per leaf of the user's tree.
+Every load and store carries an alias scope per stream, so LLVM vectorises without overlap checks, in parallel and in
+serial code: without them AMSGrad's five streams ran 14 times slower.
 """
 
 from typing import Any
@@ -16,6 +16,7 @@ from ..formats import BYTES
 from .elements import (
     KERNEL_OF,
     asked,
+    columns,
     compute_type,
     loaded,
     remainder,
@@ -59,10 +60,10 @@ def bases(typing, table, tag, leaf, first, g_leaf, g_first):
 
     def generate(context, builder, signature, args):
         rows = context.make_array(signature.args[0])(context, builder, args[0])
-        out = [_I64(0)] * (streams + 1)
+        out = [_I64(0)] * streams
         width = builder.extract_value(rows.shape, 1)
         for k, dtype in storage(signature.args[1]):
-            leaf, first = args[4:] if k == 1 else args[2:4]
+            leaf, first = args[4:] if k == columns(tag).g else args[2:4]
             place = builder.add(builder.mul(leaf, width), _I64(k))
             base = builder.load(builder.gep(rows.data, [place]))
             size = context.get_abi_sizeof(context.get_data_type(dtype))
@@ -71,10 +72,20 @@ def bases(typing, table, tag, leaf, first, g_leaf, g_first):
                 size = BYTES
             out[k] = builder.add(base, builder.mul(first, _I64(size)))
         end = builder.sub(builder.mul(builder.add(args[2], _I64(1)), width), _I64(1))
-        out[-1] = builder.add(builder.load(builder.gep(rows.data, [end])), args[3])
+        out.append(builder.add(builder.load(builder.gep(rows.data, [end])), args[3]))
         return context.make_tuple(builder, result, out)
 
     return result(table, tag, types.uint64, types.uint64, types.uint64, types.uint64), generate
+
+
+@intrinsic
+def first_index(typing, base):
+    """The index among all elements of the one that `bases` was asked for."""
+
+    def generate(context, builder, signature, args):
+        return builder.extract_value(args[0], base.count - 1)
+
+    return types.uint64(base), generate
 
 
 def values_of(context: Any, builder: Any, tag: Any, resting: Any) -> Any:
@@ -96,7 +107,8 @@ def values_type(tag: Any) -> Any:
 
 def _one(builder: Any, tag: Any, k: int, resting: Any) -> Any:
     """An element of one stream in the compute type."""
-    compute, more, dtype = compute_type(tag), remainder(tag) if k == 0 else None, dict(storage(tag))[k]
+    compute, dtype = compute_type(tag), dict(storage(tag))[k]
+    more = remainder(tag) if k == columns(tag).p else None
     if dtype == CODED:  # its numbers are in scratch
         dtype = compute
     value = resting(k, dtype)
@@ -133,7 +145,7 @@ def resting_values(builder: Any, tag: Any, values: Any, random: Any) -> Any:
 
     random: 32 bits where any stream is rounded stochastically.
     """
-    drawn, more = stochastic_elements(tag), remainder(tag)
+    at, drawn, more = columns(tag), stochastic_elements(tag), remainder(tag)
     draws: Any = None
     other: Any = None
     if drawn:
@@ -142,15 +154,15 @@ def resting_values(builder: Any, tag: Any, values: Any, random: Any) -> Any:
     # What is worked out from bfloat16 alone has NaNs whose low bits are 0: rounding cannot carry them to infinity.
     safe = all(dtype == BFLOAT16 for _, dtype in storage(tag))
     for k, dtype in storage(tag):
-        if k == 1 and not asked(tag, "clear"):
+        if k == at.g and not asked(tag, "clear"):
             continue
         dtype = compute_type(tag) if dtype == CODED else dtype
         if k == more:
             value = other
-        elif k == 0 and more is not None:
+        elif k == at.p and more is not None:
             value, other = split(builder, builder.extract_value(values, k))
         else:
-            draw = draws[k != 0] if k in drawn else None
+            draw = draws[k != at.p] if k in drawn else None
             value = encode(builder, builder.extract_value(values, k), dtype, draw, safe)
         yield k, dtype, value
 

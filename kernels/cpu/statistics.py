@@ -5,7 +5,7 @@ from numba.extending import overload
 
 from ..chores import BLOCK as BLOCK_ELEMENTS
 from .blocks import difference, largest, put, sum_of_squares
-from .elements import asked, closure, coded, compute_type, storage
+from .elements import asked, closure, coded, columns, compute_type, storage
 from .memory import fetch
 
 BLOCK, WHOLE = np.uint64(BLOCK_ELEMENTS), np.uint64(1 << 62)
@@ -46,7 +46,7 @@ def measured(tag, base, start, end, room, note):
 
 @overload(measured)
 def _measured(tag, base, start, end, room, note):
-    kind, read = np.dtype(str(compute_type(tag))), _reader(tag, 1)
+    kind, read = np.dtype(str(compute_type(tag))), _reader(tag, columns(tag).g)
     squares, top = asked(tag, "squares"), asked(tag, "largest")
 
     def compiled(tag, base, start, end, room, note):
@@ -67,7 +67,11 @@ def before(tag, base, start, end, room, notes, k):
 def _before(tag, base, start, end, room, notes, k):
     if not asked(tag, "stats"):
         return lambda tag, base, start, end, room, notes, k: None
-    kind, read_g, keep_p = np.dtype(str(compute_type(tag))), _reader(tag, 1), _reader(tag, 0, in_place=False)
+    kind, read_g, keep_p = (
+        np.dtype(str(compute_type(tag))),
+        _reader(tag, columns(tag).g),
+        _reader(tag, columns(tag).p, in_place=False),
+    )
 
     def compiled(tag, base, start, end, room, notes, k):
         notes[k, start // BLOCK, 0] = sum_of_squares(kind, read_g(tag, base, start, end, room))
@@ -84,7 +88,7 @@ def after(tag, base, start, end, room, notes, k):
 def _after(tag, base, start, end, room, notes, k):
     if not asked(tag, "stats"):
         return lambda tag, base, start, end, room, notes, k: None
-    kind, read_p = np.dtype(str(compute_type(tag))), _reader(tag, 0)
+    kind, read_p = np.dtype(str(compute_type(tag))), _reader(tag, columns(tag).p)
     size = np.uint64(kind.itemsize)
 
     def compiled(tag, base, start, end, room, notes, k):
