@@ -157,6 +157,7 @@ class Optimizer:
             firsts, self._masters,
         )  # fmt: skip
         if copies is not None:
+            self._plan.copies = [copy.array if isinstance(copy, FlatBuffer) else copy for copy in short]
             with np.errstate(all="ignore"), self._plan.on_stream():
                 home = self._backend.home
                 for p, copy in zip(arrays, copies, strict=True):

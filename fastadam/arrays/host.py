@@ -70,6 +70,22 @@ def check_owned(name: str, x: Any) -> None:
         )
 
 
+def target(name: str, x: Array) -> int:
+    """Return the address of memory that compiled code writes; raises ValueError where x is read-only.
+
+    The one place where such addresses are taken: native code would write to a file's pages and die, or to bytes that
+    Python holds to be immutable.
+    """
+    if not x.flags.writeable:
+        raise ValueError(f"{name} is read-only, expected memory that a step can write")
+    return x.ctypes.data
+
+
+def writable(x: Any) -> Any:
+    """Return a copy of an array that is read-only, as pickle and joblib may leave what they read; else x itself."""
+    return np.array(x, order="K") if isinstance(x, np.ndarray) and not x.flags.writeable else x
+
+
 def extent(x: Array) -> tuple[int, int]:
     """The addresses of the first byte of x and of the first byte beyond it."""
     if isinstance(x, np.ndarray):

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fastadam.arrays.host import Array
+from fastadam.arrays.host import Array, target
 from fastadam.kernels.chores import NOTES
 from fastadam.plans.plan import Plan, Work
 
@@ -30,9 +30,12 @@ class NumbaPlan(Plan):
         nothing = [None] * (len(self._kernel.slots) + 3)
         self._table = np.array(
             [
-                [*(0 if x is None else x.ctypes.data for x in streams), first]
-                for streams, first in zip(
-                    [*self._streams, [None, self._zeros, *nothing]], [*self._firsts, 0], strict=True
+                [*(0 if x is None else target(label, x) for label, x in zip(labels, streams, strict=False)), first]
+                for labels, streams, first in zip(
+                    [*self._names, ["zeros"] * (len(nothing) + 2)],
+                    [*self._streams, [None, self._zeros, *nothing]],
+                    [*self._firsts, 0],
+                    strict=True,
                 )
             ],
             np.uint64,
@@ -118,7 +121,7 @@ class NumbaPlan(Plan):
             self._threads.exclusively(run, workers)
 
     def accept(self, grads: list[Any]) -> int:
-        if self._natively is not None:
+        if self._natively is not None and not (self.copies and any(not x.flags.writeable for x in self.copies)):
             self._format.pack_into(self._objects.data, 0, *map(id, grads))
             missing: int = self._natively(self._objects, *self._glance)
             if missing >= 0:
@@ -172,7 +175,7 @@ class NumbaPlan(Plan):
         return self._calls[key]
 
     def accumulate(self, totals: Sequence[Array], row: Array, after: Sequence[tuple[Any, Any, Any]]) -> None:
-        table = np.array([[x.ctypes.data for x in totals], self._table[:-1, 1]], np.uint64).T.copy()
+        table = np.array([[target("what was accumulated", x) for x in totals], self._table[:-1, 1]], np.uint64).T.copy()
         work = [one._replace(notes=one.notes[:0]) for one in self.everything]
         clear = THERE if self._flags.clear else None
         first = [totals[leaf] for leaf in self._first_leaves]

@@ -30,6 +30,7 @@ class Gradients:
     _memory: Memory
     _scratch: dict[int, Array]
     _g_dtypes: list[Any]
+    copies: Sequence[Array] = ()  # per leaf, the user's array that each step copies p into
 
     def on_stream(self) -> AbstractContextManager[Any]:
         """Within it, work on the parameters comes after the steps before, and before those after."""
@@ -77,6 +78,9 @@ class Gradients:
             )
         if not p.flags.writeable:
             raise ValueError(f"{p_name} has become read-only, expected an array that can be updated in place")
+        if self.copies and not self.copies[leaf].flags.writeable:
+            name = "copy_to" + p_name.removeprefix("params")
+            raise ValueError(f"{name} has become read-only, expected an array that can be written")
 
     def _usable(self, leaf: int, g: Any) -> Array:
         (p_name, g_name, *_), p, owner = self._names[leaf], self._params[leaf], self._owners[leaf]

@@ -205,6 +205,8 @@ def convert(opt: Optimizer, to: str | None) -> None:
     storage = Storage(moments=to, master=opt._storage.master, index_offset=opt._storage.index_offset)
     for name, p in zip(opt._structure.names, opt._arrays, strict=True):
         storage.check(f"params{name}", p.dtype.name, describe(p))
+    for leaf in range(len(opt._arrays)):
+        opt._plan._check_unmoved(leaf)
     home, known, kept = opt._backend.home, moments(opt), opt.__getstate__()
     for p, (name, own) in zip(opt._arrays, known.items(), strict=True):
         state, like = kept["state"]["leaves"][name], np.empty(0, storage.slot_dtype(p))
