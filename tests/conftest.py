@@ -22,6 +22,7 @@ EXAMPLES = 200
 
 
 def pytest_addoption(parser):
+    parser.addoption("--all", action="store_true", help="whole counts where a tenth is usual: kills, damages, replays")
     parser.addoption("--examples", type=int, default=EXAMPLES, help="how many examples hypothesis tries in each test")
 
 

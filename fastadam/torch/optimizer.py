@@ -244,6 +244,20 @@ class Fast(torch.optim.Optimizer):
                 raise ValueError(f"{name} lies on {device}, expected {' or '.join(WALKS)}")
             yield WALKS[device.type], members
 
+    @property
+    def averaging(self) -> bool:
+        """Whether the parameters hold the averages: within `averaged`."""
+        return self._averaging
+
+    @property
+    def seed(self) -> int:
+        """The seed of stochastic rounding; it is not in state_dict, and may be set between steps."""
+        return self._seed
+
+    @seed.setter
+    def seed(self, value: int) -> None:
+        self._seed = integer("seed", value, **SEEDS)
+
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Within it the parameters hold their averages; afterwards they get their own bits back."""
