@@ -146,7 +146,7 @@ NARROW = (
 def formats():
     """{name: Format} of those that this version of the library steps, found out by trying: the dtypes first."""
     import fastadam
-    from fastadam.arrays.host import DTYPES
+    from fastadam.kernels.formats import DTYPES
 
     by_name = {dtype.name: Format(dtype.name) for dtype in DTYPES}
     for one in map(Format, NARROW):

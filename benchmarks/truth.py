@@ -11,7 +11,8 @@ Chores are done first and last, in float64: the gradient is scaled and clipped, 
 import numpy as np
 
 from fastadam import kernels
-from fastadam.kernels.formats import GROUP, TINY, TOP, compute, is_drawn, is_signed
+from fastadam.kernels.codes import GROUP, TINY, TOP
+from fastadam.kernels.formats import compute, is_drawn, is_signed
 from fastadam.tools import bounds, papers
 from fastadam.tools.verify import host_error, oracle_of
 

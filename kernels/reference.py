@@ -7,7 +7,7 @@ import numpy as np
 
 from .chores import BLOCK, NOTES, Numbers, average, clip, in_pairs, largest, sum_of_squares
 from .contract import Kernel
-from .formats import BYTES, blocks, decoded, encoded, is_drawn, join, split
+from .formats import compute, decoded, encoded, format_of, is_drawn, join, split
 from .streams import Columns
 
 
@@ -28,7 +28,7 @@ def step(
                 continue
             pieces = Columns.of(None if x is None else _piece(x, first, n) for x in streams[leaf]._replace(g=None).row)
             p, slots, low = pieces.p, pieces.slots, pieces.low
-            wide = np.float64 if p.dtype == np.float64 else np.float32
+            wide = compute(p.dtype).type
             stored, new_ema, other = [p, *slots], pieces.ema, low
             for now in range(r - missed, r + 1):
                 source, at = (streams[g_leaf].g, g_first) if now == r else (nothing.g, 0)
@@ -61,10 +61,9 @@ def step(
 
 
 def _piece(x: Any, first: int, n: int) -> Any:
-    """n elements of a stream: of 8 bits the blocks that hold them, which a chunk begins with."""
-    if x.dtype == np.uint8:
-        return x[first // BLOCK * BYTES : blocks(first + n) * BYTES]
-    return x[first : first + n]
+    """Return n elements of a stream, or the blocks that hold them, which a chunk begins with."""
+    length = format_of(x.dtype).length
+    return x[length(first) : length(first + n)]
 
 
 def _whole(p: Any, low: Any) -> Any:
@@ -76,7 +75,7 @@ def measure(streams: Any, chunks: Any, row: Any, notes: Any) -> None:
     with np.errstate(all="ignore"):
         for k, (leaf, _, n, g_leaf, g_first, _) in enumerate(chunks):
             if row[leaf] >= 0:
-                wide = np.float64 if streams[leaf].p.dtype == np.float64 else np.float32
+                wide = compute(streams[leaf].p.dtype)
                 g = streams[g_leaf].g[g_first : g_first + n].astype(wide, copy=False)
                 squares = sum_of_squares(g)
                 notes[k, : len(squares), 0], notes[k, : len(squares), 3] = squares, largest(g)

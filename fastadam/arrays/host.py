@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastadam.kernels.formats import FLOATS
+
 Array = NDArray[Any]
-DTYPES = (np.dtype(np.float32), np.dtype(np.float64))  # of the arithmetic
-FLOATS = "float64", "float32", "bfloat16", "float16"  # by name: bfloat16 comes from ml_dtypes, which few need
 LINE, PAGE = 64, 4096  # bytes of a cache line, which is the widest vector, and of a page
 
 

@@ -19,7 +19,7 @@ from fastadam.cuda.upload import AnySize
 from fastadam.kernels.chores import Numbers
 from fastadam.kernels.contract import Kernel
 from fastadam.kernels.cuda import Chores, Pass
-from fastadam.kernels.formats import is_drawn
+from fastadam.kernels.formats import format_of, is_drawn
 from fastadam.kernels.streams import Columns
 from fastadam.plans.plan import Plan
 from fastadam.plans.rows import ByRow
@@ -40,8 +40,8 @@ class Laid(NamedTuple):
 def draws(kernel: Kernel, streams: Sequence[Any]) -> bool:
     """Whether any of a leaf's streams is rounded stochastically."""
     at = Columns.of(streams)
-    short = [slot for slot, x in zip(kernel.slots, at.slots, strict=True) if x is not None and x.itemsize < 4]
-    return (at.p.dtype.name == "bfloat16" and at.low is None) or any(map(is_drawn, short))
+    rounded = [x for slot, x in zip(kernel.slots, at.slots, strict=True) if x is not None and is_drawn(slot)]
+    return any(format_of(x.dtype).draws for x in (*rounded, *([at.p] if at.low is None else [])))
 
 
 class CudaPlan(GradientsOnDevice, Plan):

@@ -11,7 +11,7 @@ from fastadam.arrays.host import Array
 from fastadam.cuda.nvrtc import function
 from fastadam.cuda.upload import BY_VALUE, Uploaded
 from fastadam.kernels.cuda import THREADS, WORDS, Chores, Step
-from fastadam.kernels.formats import compute
+from fastadam.kernels.formats import FLOAT32, format_of
 from fastadam.kernels.streams import Columns
 
 CHUNK = np.dtype([("first", "i8"), ("leaf", "i4"), ("n", "i4")])
@@ -72,12 +72,12 @@ class Signature:
         """
         import cupy
 
-        kinds = Columns.of(None if x is None else x.dtype for x in streams[leaves[0]])
-        drawn = bool(firsts) and compute(kinds.p) == np.float32
+        kinds = Columns.of(None if x is None else format_of(x.dtype) for x in streams[leaves[0]])
+        drawn = bool(firsts) and kinds.p.compute is FLOAT32.compute
         chores = chores._replace(ema=kinds.ema, copy=kinds.copy)
         chores = chores._replace(more=bool(more) and not chores.riding, drawn=drawn)
         self._steps = tuple(
-            Step(kernel, table, (kinds.p, g_dtype, *kinds.slots), chores, kinds.low is not None)
+            Step(kernel, table, (kinds.p, format_of(g_dtype), *kinds.slots), chores, kinds.low is not None)
             for table in ("ByValue", "Uploaded")
         )
         self._functions: list[Any] = [None, None]
@@ -93,7 +93,7 @@ class Signature:
             low = [] if kinds.low is None else [at.low]
             own.append([at.p, *at.slots, *riding, *low, *firsts[leaf : leaf + drawn]])
         self.threads = self._steps[0].threads
-        self._places = [at // kinds.p.itemsize for at, *_ in own]  # in elements
+        self._places = [at // kinds.p.bytes for at, *_ in own]  # in elements
         heads = [0 if self._steps[0].blocked else place % self._steps[0].width for place in self._places]
         chunks = chunk_table([streams[leaf][0].size for leaf in leaves], heads, self._steps[0].chunk)
         self.blocks = len(chunks)
@@ -178,9 +178,9 @@ class Signature:
 
     def launch_rows(self, k: int, touched: Touched, at: int) -> tuple[Any, ...]:
         """The call that steps rows of the k-th of these leaves; touched.table(...) lies at that address."""
-        p_dtype, _, *slots = self._steps[0].streams
-        g_dtype = self.g_dtype if touched.values is None else touched.values.dtype
-        step = self._steps[0]._replace(table="Rows", streams=(p_dtype, g_dtype, *slots))
+        p, _, *slots = self._steps[0].streams
+        g = format_of(self.g_dtype if touched.values is None else touched.values.dtype)
+        step = self._steps[0]._replace(table="Rows", streams=(p, g, *slots))
         phases = (self._places[k] + touched.first) % step.width
         told = np.zeros((), ROWS)
         told["count"], told["width"] = len(touched.first), touched.width

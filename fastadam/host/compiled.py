@@ -11,10 +11,10 @@ import numpy as np
 
 from fastadam.arrays.host import Array, target
 from fastadam.kernels.chores import NOTES
+from fastadam.kernels.formats import format_of
 from fastadam.plans.plan import Plan, Work
 
 THERE = np.uint8(1)  # what a tag holds for a flag that is set
-SHORT = {"bfloat16": np.uint16, "float16": np.int16}  # what the bits of a short float travel as
 
 
 class NumbaPlan(Plan):
@@ -71,10 +71,8 @@ class NumbaPlan(Plan):
         super()._lay_out(g_dtypes)
         flags = [THERE if flag else None for flag in self._flags]
         self._tags = []
-        for leaf in self._first_leaves:
-            p, _, *rest = self._streams[leaf]
-            streams = (_marker(x) for x in (p, _like(p, g_dtypes[leaf]), *rest))
-            self._tags.append(self._elements.TAGS[self._kernel.name](*streams, *flags))
+        for formats in self._formats:
+            self._tags.append(self._elements.TAGS[self._kernel.name](*formats, *flags))
         self._calls: dict[Any, list[tuple[Any, ...]]] = {}  # of whole steps, made once
         if hasattr(self, "_table"):
             self._look_at_grads()
@@ -98,7 +96,7 @@ class NumbaPlan(Plan):
             spans = _spans(one.chunks, workers)
             args = (table, tag, one.chunks, spans, row, rows, advancing, self._carried, one.notes)
             # Only the tag decides the types: a look at all of them takes 100 µs, as long as a step over 10^5 numbers.
-            kind = workers > 1, type(tag), *(x if x is None else x.dtype for x in tag)
+            kind = workers > 1, type(tag), *tag
             if kind not in self._natives:
                 self._natives[kind] = self._traversal.compiled_for(walk, args)
             calls.append((self._natives[kind], *args))
@@ -179,7 +177,10 @@ class NumbaPlan(Plan):
         work = [one._replace(notes=one.notes[:0]) for one in self.everything]
         clear = THERE if self._flags.clear else None
         first = [totals[leaf] for leaf in self._first_leaves]
-        tags = [self._elements.Accumulate(_marker(x), tag.g, clear) for x, tag in zip(first, self._tags, strict=True)]
+        tags = [
+            self._elements.Accumulate(format_of(x.dtype), tag.g, clear)
+            for x, tag in zip(first, self._tags, strict=True)
+        ]
         self._run_all(work, tags, [*self.unread, *after], table, row, self._rows, self._counts[:0])
 
     def sums(self, work: Sequence[Work], row: Array) -> Array:
@@ -199,11 +200,6 @@ def _like(p: Array, dtype: Any) -> Array:
     """An array without memory of its own, of p's shape and order of axes in another dtype."""
     strides = [stride // p.itemsize * np.dtype(dtype).itemsize for stride in p.strides]
     return np.lib.stride_tricks.as_strided(np.empty(1, dtype), p.shape, strides)
-
-
-def _marker(x: Array | None) -> Any:
-    """What a tag holds for a stream: a number, since arrays would be counted by reference wherever a tag goes."""
-    return None if x is None else np.dtype(SHORT.get(x.dtype.name, x.dtype)).type(0)
 
 
 def _elements(work: Sequence[Work]) -> int:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from fastadam.arrays.flat import FlatBuffer
-from fastadam.arrays.host import FLOATS, Array, Host, Memory, describe, flat_like, shaped_like
+from fastadam.arrays.host import Array, Host, Memory, describe, flat_like, shaped_like
 from fastadam.kernels.chores import Flags
-from fastadam.kernels.formats import compute
+from fastadam.kernels.formats import FLOATS, compute, format_of
 from fastadam.plans.rows import RowGradient, check_indices, check_values, distinct
 
 
@@ -136,7 +136,7 @@ class Gradients:
         g_name = "rows" + p_name.removeprefix("params")
         self._check_unmoved(leaf)
         rows = self.accept_indices(leaf, indices)
-        if any(x is not None and x.dtype == np.uint8 for x in self._streams[leaf]):
+        if any(x is not None and format_of(x.dtype).block > 1 for x in self._streams[leaf]):
             raise ValueError(f"{g_name} are rows, {p_name} has moments of 8 bits, expected others: 64 share a scale")
         here = check_values(p_name, g_name, self._owners[leaf], rows, values, self.home)
         if (touched := self._memory.touched_by(here)) is not None:

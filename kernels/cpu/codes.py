@@ -11,23 +11,21 @@ from numba import types
 from numba.extending import intrinsic, overload
 
 from ..chores import BLOCK as BLOCK_ELEMENTS
-from ..formats import (
+from ..codes import (
     BYTES,
     DRAWN,
     GROUP,
     LANES,
     LARGE,
     LAST,
-    MIX,
     PART,
     REACH,
     SHIFT,
     TINY,
     TO,
     TWO,
-    is_drawn,
-    is_signed,
 )  # fmt: skip
+from ..formats import MIX, is_drawn, is_signed
 from .blocks import put, room_of
 from .elements import KERNEL_OF, closure, coded, columns
 from .formats import draws_from, mixed, of_type

@@ -10,9 +10,9 @@ from numba.extending import intrinsic, overload, register_jitable
 from .. import ALL
 from ..chores import Flags, average, clip
 from ..contract import Kernel, maximum, sign
-from ..formats import is_drawn
+from ..formats import Format, is_drawn
 from ..streams import Columns
-from .formats import BFLOAT16, CODED, draws, draws_from, next_draws
+from .formats import draws, draws_from, next_draws, numbers
 
 TURN = np.uint64(1 << 32)
 FLAGS = Flags._fields  # there or None
@@ -193,9 +193,9 @@ def streams_of(tag: Any) -> int:
     return len(KERNEL_OF[tag.instance_class].streams.row) if tag.instance_class in KERNEL_OF else 2
 
 
-def loaded(tag: Any) -> dict[int, Any]:
-    """{column: dtype} of every stream that is read as one: all but the copy, and the bits that p lacks."""
-    return {k: dtype for k, dtype in storage(tag) if k not in (columns(tag).copy, columns(tag).low)}
+def loaded(tag: Any) -> dict[int, Format]:
+    """{column: format} of every stream that is read as one: all but the copy, and the bits that p lacks."""
+    return {k: format for k, format in storage(tag) if k not in (columns(tag).copy, columns(tag).low)}
 
 
 def remainder(tag: Any) -> int | None:
@@ -204,18 +204,18 @@ def remainder(tag: Any) -> int | None:
 
 
 def coded(tag: Any) -> list[int]:
-    """The columns of slots in 8 bits."""
-    return [k for k, dtype in storage(tag) if dtype == CODED] if tag.instance_class in KERNEL_OF else []
+    """The columns of slots whose elements rest in blocks."""
+    return [k for k, format in storage(tag) if format.block > 1] if tag.instance_class in KERNEL_OF else []
 
 
 def stochastic(tag: Any) -> set[int]:
-    """The columns that are rounded stochastically: p, and slots that never fall below zero, in bfloat16 or 8 bits."""
+    """The columns that are rounded stochastically: p, and slots that never fall below zero, if their format draws."""
     if tag.instance_class not in KERNEL_OF:
         return set()
     at = columns(tag)
     drawn = {k for k, slot in zip(at.slots, KERNEL_OF[tag.instance_class].slots, strict=True) if is_drawn(slot)}
     drawn |= {at.p} if remainder(tag) is None else set()
-    return {k for k, dtype in storage(tag) if k in drawn and dtype in (BFLOAT16, CODED)}
+    return {k for k, format in storage(tag) if k in drawn and format.draws}
 
 
 def stochastic_elements(tag: Any) -> set[int]:
@@ -228,12 +228,12 @@ def asked(tag: Any, flag: str) -> bool:
     return flag in tag.fields and not isinstance(tag.types[tag.fields.index(flag)], types.NoneType)
 
 
-def storage(tag: Any) -> list[tuple[int, Any]]:
-    """(column, dtype) of every stream that is there, from the Numba type of a tag."""
+def storage(tag: Any) -> list[tuple[int, Format]]:
+    """(column, format) of every stream that is there, from the Numba type of a tag."""
     fields = tag.types[: streams_of(tag)]
-    return [(k, field) for k, field in enumerate(fields) if not isinstance(field, types.NoneType)]
+    return [(k, field.format) for k, field in enumerate(fields) if not isinstance(field, types.NoneType)]
 
 
 def compute_type(tag: Any) -> Any:
     """float64 for float64 parameters, else float32."""
-    return types.float64 if storage(tag)[0][1] == types.float64 else types.float32
+    return numbers(storage(tag)[0][1])

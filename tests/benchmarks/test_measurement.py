@@ -12,7 +12,6 @@ import pytest
 from cases import METHODS, made_up
 
 import fastadam
-from fastadam.arrays.host import DTYPES
 from fastadam.benchmarks import cases, clock, limit, summary, truth
 from fastadam.benchmarks.contestants import Start
 from fastadam.benchmarks.everyone import everyone
@@ -20,7 +19,7 @@ from fastadam.benchmarks.limits import Limit
 from fastadam.benchmarks.ours import ours
 from fastadam.benchmarks.peers import PlainNumpy
 from fastadam.kernels.contract import NonNegative, Signed
-from fastadam.kernels.formats import decoded, encoded
+from fastadam.kernels.formats import DTYPES, decoded, encoded
 from fastadam.tools import console
 
 RNG = np.random.default_rng
