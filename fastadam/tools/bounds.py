@@ -57,6 +57,9 @@ class Running:
         low, high = np.sqrt(np.maximum(self.value - self.error, 0)), np.sqrt(self.value + self.error)
         return self._rounded(value, np.maximum(high - value, value - low))
 
+    def __neg__(self):
+        return Running(-self.value, self.error, self.unit)
+
     def __abs__(self):
         return Running(np.abs(self.value), self.error, self.unit)
 
