@@ -152,16 +152,18 @@ def signed_slots(opt: Optimizer) -> dict[str, bool]:
 
 def _coded(layout: Layout, stream: str, x: Array, signed: bool) -> Piece:
     first, last, total = layout.groups()
-    name, width = f"{stream}{layout.path}", 1 if stream.endswith("_scales") else GROUP
+    width = 1 if x.dtype.name == "float32" else GROUP
     shape = (total, GROUP) if width == GROUP else (total,)
-    return Piece(name, x.dtype.name, shape, first * width, (last - first) * width, x, layout.coded(signed))
+    return Piece(
+        stream, layout.path, x.dtype.name, shape, first * width, (last - first) * width, x, layout.coded(signed)
+    )
 
 
 def _plain(layout: Layout, stream: str, x: Array) -> Iterator[Piece]:
     whole = len(layout.paths) == 1 and x.size == layout.total
     for path, shape, first, stop, at in layout.parts():
         values = x if whole else x.reshape(-1)[at : at + stop - first]
-        yield Piece(f"{stream}{path}", x.dtype.name, shape, first, stop - first, values)
+        yield Piece(stream, path, x.dtype.name, shape, first, stop - first, values)
 
 
 Shards = Mapping[str, Shard] | None

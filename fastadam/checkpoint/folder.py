@@ -202,10 +202,8 @@ def read(path: str | os.PathLike[str], name: str, rows: slice | None = None) -> 
         where = inside[0]
     with open_newer(where, mapped=True) as saved:
         source = Source(saved)
-        stream, _, rest = name.partition("[")
-        leaf = f"[{rest}" if rest else ""
-        if (shape := source.shape(stream, leaf)) is None:
-            raise KeyError(f"{name} is not in {where}, which has {', '.join(saved.content['tensors'])}")
+        stream, leaf = source.split(name)
+        shape = source.shape(stream, leaf) or ()
         first, stop = 0, int(np.prod(shape, dtype=np.int64))
         if rows is not None:
             if not isinstance(rows, slice) or not shape or rows.step not in (None, 1):

@@ -1,11 +1,12 @@
 """manifest.json: what a checkpoint holds and where, and the checks that make its text trustworthy.
 
 One object of JSON with these keys, in this order:
-    format, version, byteorder, library, saved (UTC);
+    format, version, byteorder, saved (UTC);
     optimizer: kind, method, t, seed, index_offset, hyperparameters per group, ... as contents.py makes it;
     leaves: by path, count, format, what the rule carries;
-    tensors: by name, {"dtype", "shape", "pieces": [[file, first element, last + 1, byte in the file], ...]}, and
-        "coded" for codes of 8 bits; pieces are in the order of elements, counted in C order, and leave none out;
+    tensors: by name, {"stream", "dtype", "shape", "pieces": [[file, first element, last + 1, byte in the file], ...]},
+        and "coded" for codes of 8 bits. Of the name, what follows the stream is the path. Pieces are in the order of
+        elements, counted in C order, and leave none out;
     extra: the user's;
     span, algorithm, files: [{"name", "bytes", "checksums": of every span bytes}, ...];
     checksum: crc32 of the text before it, so that the manifest itself cannot be damaged unnoticed.
@@ -22,6 +23,7 @@ from typing import Any, NoReturn
 
 from fastadam.checkpoint.checksum import SPAN
 from fastadam.checkpoint.tensors import NAMES, Piece, itemsize
+from fastadam.kernels.formats import GROUP
 
 NAME = "manifest.json"
 FORMAT, VERSION = "fastadam checkpoint", 1
@@ -54,10 +56,8 @@ def encode(
     files: Sequence[dict[str, Any]],
 ) -> bytes:  # fmt: skip
     """The text of a manifest."""
-    from fastadam import __version__
-
     content = {
-        "format": FORMAT, "version": VERSION, "byteorder": sys.byteorder, "library": __version__,
+        "format": FORMAT, "version": VERSION, "byteorder": sys.byteorder,
         "saved": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "optimizer": optimizer, "leaves": leaves,
         "tensors": tensors, "extra": extra, "span": SPAN, "algorithm": algorithm, "files": list(files),
     }  # fmt: skip
@@ -78,7 +78,7 @@ def located(pieces: Sequence[tuple[int, Piece, int]]) -> dict[str, Any]:
     tensors: dict[str, Any] = {}
     for name, parts in by_name.items():
         first = parts[0][1]
-        entry: dict[str, Any] = {"dtype": first.dtype, "shape": list(first.shape)}
+        entry: dict[str, Any] = {"stream": first.stream, "dtype": first.dtype, "shape": list(first.shape)}
         if first.coded is not None:
             entry["coded"] = first.coded
         spots: list[list[int]] = []
@@ -174,5 +174,18 @@ def _check_tensor(name: str, tensor: dict[str, Any], files: list[dict[str, Any]]
         end = stop
     if end != n:
         raise ValueError(f"{name[:80]} has {end} elements of {n}")
-    if "coded" in tensor and not isinstance(tensor["coded"], dict):
-        raise TypeError(f"{name[:80]} has no dict as 'coded'")
+    if not isinstance(tensor["stream"], str) or not name.startswith(tensor["stream"]):
+        raise ValueError(f"{name[:80]} is of the stream {str(tensor['stream'])[:80]}")
+    if "coded" in tensor:
+        _check_coded(name, tensor["coded"], tensor["shape"][0] * GROUP, tensor["dtype"])
+
+
+def _check_coded(name: str, coded: dict[str, Any], room: int, dtype: str) -> None:
+    sizes = [[_integer(size, MOST) for size in shape] for shape in coded["shapes"]]
+    total = sum(map(prod, sizes))
+    if not 0 <= room - total < GROUP or dtype not in ("uint8", "float32") or type(coded["signed"]) is not bool:
+        raise ValueError(f"{name[:80]} has {dtype} codes of {room} elements for {total}")
+    if len(coded["paths"]) != len(sizes) or not all(isinstance(path, str) for path in coded["paths"]):
+        raise ValueError(f"{name[:80]} has codes of {len(coded['paths'])} paths with {len(sizes)} shapes")
+    if sorted(coded["order"]) != list(range(len(sizes[0]) if len(sizes) == 1 else 1)):
+        raise ValueError(f"{name[:80]} has codes in the order {str(coded['order'])[:80]}")

@@ -26,11 +26,11 @@ class Source:
 
     def __init__(self, saved: Opened) -> None:
         self.saved, self.tensors = saved, saved.content["tensors"]
-        self.streams = {name.partition("[")[0] for name, x in self.tensors.items() if not self._is_scales(x)}
+        self.streams = {x["stream"] for x in self.tensors.values() if not self._is_scales(x)}
         self.coded: dict[tuple[str, str], tuple[str, int]] = {}
         for name, tensor in self.tensors.items():
             if "coded" in tensor and not self._is_scales(tensor):
-                offset, slot = 0, name.partition("[")[0]
+                offset, slot = 0, tensor["stream"]
                 for path, shape in zip(tensor["coded"]["paths"], tensor["coded"]["shapes"], strict=True):
                     self.coded[slot, path] = name, offset
                     offset += prod(shape)
@@ -38,6 +38,16 @@ class Source:
     @staticmethod
     def _is_scales(tensor: dict[str, Any]) -> bool:
         return "coded" in tensor and tensor["dtype"] != "uint8"
+
+    def split(self, name: str) -> tuple[str, str]:
+        """The stream and the path of a tensor's name. Raises KeyError that lists the names."""
+        by_name = {slot + path: (slot, path) for slot, path in self.coded}
+        if name in by_name:
+            return by_name[name]
+        if name not in self.tensors:
+            raise KeyError(f"{name} is not in {self.saved.path}, which has {', '.join([*self.tensors, *by_name])}")
+        stream = self.tensors[name]["stream"]
+        return stream, name[len(stream) :]
 
     def shape(self, stream: str, path: str) -> tuple[int, ...] | None:
         """The shape of a leaf's stream, None where there is none."""
@@ -72,9 +82,8 @@ class Source:
         count = blocks((last - first) * GROUP)
         codes, scales = np.zeros((count, BLOCK), np.uint8), np.zeros((count, BLOCK // GROUP), np.float32)
         codes.reshape(-1)[: (last - first) * GROUP] = self.saved.elements(name, first * GROUP, last * GROUP)
-        slot, _, path = name.partition("[")
-        rest = f"[{path}" if path else ""
-        scales.reshape(-1)[: last - first] = self.saved.elements(f"{slot}_scales{rest}", first, last)
+        slot = self.tensors[name]["stream"]
+        scales.reshape(-1)[: last - first] = self.saved.elements(f"{slot}_scales{name[len(slot) :]}", first, last)
         return codes, scales
 
     def _decoded(self, name: str, first: int, last: int) -> Array:

@@ -64,12 +64,12 @@ def _real(x: Any) -> Any:
     return torch.view_as_real(x) if x.is_complex() else x
 
 
-def _piece(name: str, x: Any) -> Piece:
+def _piece(key: str, path: str, x: Any) -> Piece:
     real = _real(x)
     if (dtype := _name(real)) not in NAMES:
-        raise TypeError(f"{name} is {dtype}, expected one of {', '.join(NAMES)}")
+        raise TypeError(f"{key}{path} is {dtype}, expected one of {', '.join(NAMES)}")
     values = (real.view(torch.int16) if real.dtype is torch.bfloat16 else real).cpu().numpy()
-    return Piece(name, dtype, tuple(real.shape), 0, real.numel(), values)
+    return Piece(key, path, dtype, tuple(real.shape), 0, real.numel(), values)
 
 
 def _check(opt: Any, shards: Shards) -> None:
@@ -89,7 +89,7 @@ def snapshot(opt: Any, shards: Shards) -> Snapshot:
         tensors = {key: x for key, x in own.items() if isinstance(x, torch.Tensor)}
         complex_keys = [key for key, x in tensors.items() if x.is_complex()]
         leaves[path] = {"numbers": numbers, "tensors": list(tensors), "complex": complex_keys}
-        pieces += [_piece(f"{key}{path}", x) for key, x in {"params": p, **tensors}.items()]
+        pieces += [_piece(key, path, x) for key, x in {"params": p, **tensors}.items()]
         taken = max(taken, float(own.get("step", 0)))
     groups = [{key: encoded(key, x) for key, x in group.items() if key != "params"} for group in state["param_groups"]]
     head = {"kind": "torch", "version": VERSION, "method": type(opt).__name__, "t": int(taken)}

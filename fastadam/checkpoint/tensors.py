@@ -44,18 +44,25 @@ def itemsize(name: str) -> int:
 class Piece:
     """Consecutive elements of a named tensor, counted in C order, and the array that has them.
 
+    stream, path: its name is both, one after the other: params['w'].
     shape: of the whole tensor. start, count: which of its elements.
     values: an array, on the host or on a device, that begins with them, in C order; of bfloat16 any dtype of 2 bytes.
     coded: for codes of 8 bits, what they decode to: see contents.py.
     """
 
-    name: str
+    stream: str
+    path: str
     dtype: str
     shape: tuple[int, ...]
     start: int
     count: int
     values: Any
     coded: dict[str, Any] | None = None
+
+    @property
+    def name(self) -> str:
+        """What the whole tensor is called."""
+        return self.stream + self.path
 
     @property
     def nbytes(self) -> int:
