@@ -19,8 +19,7 @@ from fastadam.cuda.upload import AnySize
 from fastadam.kernels.chores import Numbers
 from fastadam.kernels.contract import Kernel
 from fastadam.kernels.cuda import Chores, Pass
-from fastadam.kernels.formats import format_of, is_drawn
-from fastadam.kernels.streams import Columns
+from fastadam.kernels.formats import is_drawn
 from fastadam.plans.plan import Plan
 from fastadam.plans.rows import ByRow
 
@@ -39,9 +38,9 @@ class Laid(NamedTuple):
 
 def draws(kernel: Kernel, streams: Sequence[Any]) -> bool:
     """Whether any of a leaf's streams is rounded stochastically."""
-    at = Columns.of(streams)
-    rounded = [x for slot, x in zip(kernel.slots, at.slots, strict=True) if x is not None and is_drawn(slot)]
-    return any(format_of(x.dtype).draws for x in (*rounded, *([at.p] if at.low is None else [])))
+    p, _, *slots, _, _, low = streams
+    short = [slot for slot, x in zip(kernel.slots, slots, strict=True) if x is not None and x.itemsize < 4]
+    return (p.dtype.name == "bfloat16" and low is None) or any(map(is_drawn, short))
 
 
 class CudaPlan(GradientsOnDevice, Plan):
@@ -58,8 +57,7 @@ class CudaPlan(GradientsOnDevice, Plan):
         self._width = len(kernel.Coefficients._fields)
         # What kernels read of a row: not what the rule carries, and the chores' numbers only where there are any; the
         # key of random bits where any are drawn.
-        every = map(Columns.of, self._streams)
-        riding = [x is not None for streams in every for x in (streams.ema, streams.copy)]
+        riding = [x is not None for own in self._streams for x in own[-3:-1]]
         self._riding = asked is not None or any(self._flags) or any(riding)
         self._drawing = any(draws(kernel, own) for own in self._streams)
         numbers = range(self._rows.shape[1] - len(Numbers._fields), self._rows.shape[1] - 1)
@@ -142,7 +140,9 @@ class CudaPlan(GradientsOnDevice, Plan):
         touched = [one for one in work if isinstance(one, Touched)]
         whole = row.copy()
         whole[[one.leaf for one in touched]] = -1
-        stepped = [(*self._home[one.leaf], one) for one in touched if len(one.first) and one.leaf in self._home]
+        # Not rows without elements: CuPy makes one block of a grid of none, whose threads would be 0 a row.
+        filled = [one for one in touched if len(one.first) and one.width and one.leaf in self._home]
+        stepped = [(*self._home[one.leaf], one) for one in filled]
         tables = [one.table(some, int(row[some.leaf]), rows) for one, _, some in stepped]
         with self.on_stream():
             calls = [each for one in self.signatures for each in one.launch_some(whole, rows)]
@@ -157,7 +157,7 @@ class CudaPlan(GradientsOnDevice, Plan):
         clear, rows = self._flags.clear, np.array([[0.0, 0, 0], [1.0, 0, 0]])
         with self.on_stream():
             if not self._adding:
-                streams = [Columns(x, None).row for x in totals]
+                streams = [[x, None, None, None, None] for x in totals]
                 columns, more = np.arange(3 if clear else 1), [[0, 0]] * len(totals) if clear else ()
                 some = [(one.leaves.tolist(), streams, one.g_dtype) for one in self.signatures]
                 self._adding += [

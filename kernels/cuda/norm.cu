@@ -67,6 +67,7 @@ DEVICE f64 factor(f64 norm, f64 limit) {
 }
 
 DEVICE void judge(const Case& c, int threads) {
+    __shared__ Lanes<1> lanes;
     f64 *largest = c.found + 2 + c.groups, *own = c.room + c.leaves;
     together(threads, [&](int thread) {
         for (i64 leaf = thread; leaf < c.leaves; leaf += threads) {
@@ -74,14 +75,21 @@ DEVICE void judge(const Case& c, int threads) {
             c.room[leaf] = own[leaf] = at < 0 ? f64(0) : c.notes[at].squares_of_g;
             largest[leaf] = at < 0 ? f64(0) : c.notes[at].largest;
         }
-        if (thread == 0) c.found[1] = 0;
     });
+    together(threads, [&](int thread) {
+        for (int lane = thread; lane < LANES; lane += threads) {
+            f64 most = 0;
+            for (i64 leaf = lane; leaf < c.leaves; leaf += LANES) most = maximum(largest[leaf], most);
+            lanes.of[0][lane] = most;
+        }
+    });
+    lanes.combine(threads);
     in_pairs(c.room, c.leaves, threads);
     for (i64 k = 0; k < c.groups; ++k) in_pairs(own + c.group_from[k], c.group_from[k + 1] - c.group_from[k], threads);
     together(threads, [&](int thread) {
-        for (i64 leaf = thread; leaf < c.leaves; leaf += threads)
-            if (largest[leaf] - largest[leaf] != 0) c.found[1] = 1;
         if (thread > 0) return;
+        const f64 most = lanes.of[0][0];
+        c.found[1] = most - most != 0 ? 1 : 0;
         const f64 norm = c.leaves > 0 ? c.asked[0] * sqrt(c.room[0]) : f64(0);
         c.found[0] = norm;
         for (i64 k = 0; k < c.groups; ++k) {

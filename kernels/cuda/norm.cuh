@@ -37,9 +37,10 @@ template <int columns>
 struct Lanes {
     f64 of[columns][LANES];
     DEVICE void combine(int threads) {
-        for (int half = LANES / 2; half > 0; half /= 2)
-            together(threads, [&](int thread) {
-                for (int k = thread; k < columns * half; k += threads) {
+#pragma unroll  // so that nothing is divided by what is not known before
+        for (unsigned half = LANES / 2; half > 0; half /= 2)
+            together(threads, [&](unsigned thread) {
+                for (unsigned k = thread; k < columns * half; k += threads) {
                     f64* lane = of[k / half] + k % half;
                     *lane = k / half < columns - 1 ? lane[0] + lane[half] : maximum(lane[0], lane[half]);
                 }

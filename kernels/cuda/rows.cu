@@ -70,10 +70,10 @@ template <class On, class K, class real, class P, class G, class... S>
 DEVICE void step_rows(const Rows& rows, i64 thread) {
     using C = typename On::template Row<typename K::template Coefficients<real>, real>;
     constexpr int W = width_of<real, P, G, S...>();
-    const i64 row = thread / rows.threads;
+    const i64 row = thread / rows.threads, place = thread - row * rows.threads;
     if (row >= rows.count) return;
     const i64 first = rows.first[row];
-    const Share<W, P, i64> share(rows.own[0], first, rows.width, thread % rows.threads);
+    const Share<W, P, i64> share(rows.own[0], first, rows.width, place);
     if (share.low >= share.high) return;
     const Replay<C, real> steps{static_cast<const real*>(rows.last), rows.missed[row]};
     visit<On, P, K, W>(rows.own, rows.values, first + share.i, share.low, share.high, steps, None(),

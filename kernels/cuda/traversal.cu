@@ -266,7 +266,7 @@ DEVICE void step_in_phases(const Chunk* chunks, const u64* leaves, const Table& 
     });
     if constexpr ((coded<S> || ...)) {
         together(threads, [&](int thread) {
-            for (int word = thread; word < BLOCK / 4; word += threads) (Packing<S>::look(word), ...);
+            for (int word = thread; begun.stepped && word < BLOCK / 4; word += threads) (Packing<S>::look(word), ...);
         });
         together(threads, [&](int thread) {
             const u64 index = On::drawn ? own[sizeof...(S) + On::template columns<P>] + chunk.first : 0;
