@@ -22,7 +22,7 @@ from fastadam.plans.chores import StepInfo
 from fastadam.tools.diagnosis import info
 
 if TYPE_CHECKING:
-    from fastadam import checkpoint, schedules
+    from fastadam import schedules
 
 __all__ = [
     "SGD",
@@ -43,7 +43,6 @@ __all__ = [
     "adam_step",
     "adamax_step",
     "backends",
-    "checkpoint",
     "get_num_threads",
     "info",
     "lion_step",
@@ -60,9 +59,9 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """fastadam.schedules and fastadam.checkpoint, each loaded when it is first asked for."""
-    if name in ("checkpoint", "schedules"):
+    """fastadam.schedules, loaded when it is first asked for."""
+    if name == "schedules":
         import importlib
 
-        return importlib.import_module(f"fastadam.{name}")
+        return importlib.import_module("fastadam.schedules")
     raise AttributeError(f"module 'fastadam' has no attribute {name!r}")

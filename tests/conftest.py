@@ -19,11 +19,18 @@ except ImportError:  # a machine with a GPU may have none; the tests for it need
     collect_ignore = ["test_hypothesis.py"]
 
 EXAMPLES = 200
+INTERPRETERS = pytest.StashKey[list]()  # those of PTX that a session has used
 
 
 def pytest_addoption(parser):
-    parser.addoption("--all", action="store_true", help="whole counts where a tenth is usual: kills, damages, replays")
     parser.addoption("--examples", type=int, default=EXAMPLES, help="how many examples hypothesis tries in each test")
+    parser.addoption(
+        "--ptx",
+        nargs="?",
+        const="90",
+        metavar="ARCH",
+        help="let the stand-in for CuPy execute PTX of this architecture, 90 unless said, in place of g++'s code",
+    )
 
 
 def pytest_xdist_auto_num_workers(config):
@@ -49,6 +56,11 @@ def pytest_configure(config):
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )
     settings.load_profile("fastadam")
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    for interpreter in config.stash.get(INTERPRETERS, []):
+        terminalreporter.write_line(str(interpreter))
 
 
 class Process:
@@ -148,14 +160,35 @@ def cuda_library(tmp_path_factory, request):
         return cuda_host.library(folder)
 
 
+@pytest.fixture(scope="session")
+def ptx(pytestconfig):
+    """PTX by the interpreter, of the architecture that was asked for, 90 where none was: what runs kernels for CuPy."""
+    pytest.importorskip("cuda.bindings.nvrtc", reason="no cuda-bindings: pip install '.[cuda-ci]'")
+    from ptx.interpreter import Interpreter
+
+    interpreter = Interpreter(pytestconfig.getoption("--ptx") or "90", pytestconfig.cache.mkdir("ptx"))
+    pytestconfig.stash.setdefault(INTERPRETERS, []).append(interpreter)
+    return interpreter
+
+
 @pytest.fixture
-def cupy(cuda_library, monkeypatch):
+def launcher(request):
+    """What runs kernels for the stand-in for CuPy."""
+    if request.config.getoption("--ptx"):
+        return request.getfixturevalue("ptx")
+    import cuda_host
+
+    return cuda_host.on_host(request.getfixturevalue("cuda_library"))
+
+
+@pytest.fixture
+def cupy(launcher, monkeypatch):
     """The stand-in for CuPy, in the place of CuPy."""
     from cuda_host import fake_cupy
 
     from fastadam.cuda import nvrtc
 
-    module = fake_cupy.module(cuda_library)
+    module = fake_cupy.module(launcher)
     monkeypatch.setitem(sys.modules, "cupy", module)
     nvrtc.function.cache_clear()
     yield module

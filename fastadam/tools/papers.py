@@ -1,1 +1,205 @@
-../../tests/papers.py
+"""The oracles: one step of each method, word for word from its paper's algorithm box.
+
+Plain NumPy. Nothing here shares a name or a line with the library, so a mistake in its equations shows here. Every step
+
+    p, state = method(t, p, g, state, lr=..., ...)
+
+takes t = 1, 2, ..., leaves its arguments alone and returns new ones; hyperparameters bear torch.optim's names. Where
+torch departs from the paper the docstring says so, and torch is followed. `maximize` negates g before anything else;
+coupled decay is g + λp, decoupled decay is p - lr·λ·p of the old p.
+
+Arrays are float64 or longdouble, and a step is computed in the precision it was given.
+"""
+
+import numpy as np
+
+
+def numbers(p, *hyperparameters):
+    """The hyperparameters in p's precision (at least float64), so that 1 - β and β^t are no less precise than p."""
+    real = np.result_type(p, np.float64).type
+    return [real(x) for x in hyperparameters]
+
+
+def adam(t, p, g, state, *, lr, betas, eps, weight_decay=0.0, amsgrad=False, maximize=False, eps_hat=False):
+    """Kingma & Ba 2015, Algorithm 1; decay (not in the paper) is coupled.
+
+    amsgrad: Reddi et al. 2018, Algorithm 2. As in torch, the maximum is over the biased v and both moments are then
+    corrected as in Adam; the paper corrects neither.
+    eps_hat: the other order of Kingma & Ba, end of section 2: lr·√(1 - β2^t)/(1 - β1^t) · m / (√v + eps).
+    """
+    lr, beta1, beta2, eps, weight_decay = numbers(p, lr, *betas, eps, weight_decay)
+    g = (-g if maximize else g) + weight_decay * p
+    m = beta1 * state["m"] + (1 - beta1) * g
+    v = beta2 * state["v"] + (1 - beta2) * g**2
+    new = {"m": m, "v": v}
+    if amsgrad:
+        v = new["vmax"] = np.maximum(state["vmax"], v)
+    if eps_hat:
+        lr_t = lr * np.sqrt(1 - beta2**t) / (1 - beta1**t)
+        return p - lr_t * m / (np.sqrt(v) + eps), new
+    m_hat = m / (1 - beta1**t)
+    v_hat = v / (1 - beta2**t)
+    return p - lr * m_hat / (np.sqrt(v_hat) + eps), new
+
+
+def adamw(t, p, g, state, *, lr, betas, eps, weight_decay=0.0, amsgrad=False, maximize=False, eps_hat=False):
+    """Loshchilov & Hutter 2019, Algorithm 2, lines 6-12, with η_t = 1 and, as in torch, λ scaled by lr."""
+    moved, new = adam(t, p, g, state, lr=lr, betas=betas, eps=eps, amsgrad=amsgrad, maximize=maximize, eps_hat=eps_hat)
+    lr, weight_decay = numbers(p, lr, weight_decay)
+    return moved - lr * weight_decay * p, new
+
+
+def nadam(t, p, g, state, *, lr, betas, eps, weight_decay=0.0, momentum_decay=4e-3, decoupled_weight_decay=False,
+          maximize=False):  # fmt: skip
+    """Dozat 2016, Algorithm 2, with the schedule μ_t = β1·(1 - ½·0.96^(t·momentum_decay)).
+
+    Departs as torch does: m decays by β1, not μ_t; v_hat lacks the paper's factor β2; decay is coupled by default.
+    mu_product is Π μ_i up to t. (torch keeps it in its default dtype: float32 unless told otherwise.)
+    """
+    lr, beta1, beta2, eps, weight_decay, psi = numbers(p, lr, *betas, eps, weight_decay, momentum_decay)
+    g = -g if maximize else g
+    if decoupled_weight_decay:
+        p = p - lr * weight_decay * p
+    else:
+        g = g + weight_decay * p
+    mu = beta1 * (1 - 0.5 * 0.96 ** (t * psi))
+    mu_next = beta1 * (1 - 0.5 * 0.96 ** ((t + 1) * psi))
+    mu_product = state["mu_product"] * mu
+    m = beta1 * state["m"] + (1 - beta1) * g
+    v = beta2 * state["v"] + (1 - beta2) * g**2
+    m_hat = mu_next * m / (1 - mu_product * mu_next) + (1 - mu) * g / (1 - mu_product)
+    v_hat = v / (1 - beta2**t)
+    return p - lr * m_hat / (np.sqrt(v_hat) + eps), {"m": m, "v": v, "mu_product": mu_product}
+
+
+def radam(t, p, g, state, *, lr, betas, eps, weight_decay=0.0, decoupled_weight_decay=False, maximize=False):
+    """Liu et al. 2020, Algorithm 2.
+
+    Departs as torch does: the step is adaptive once rho_t > 5, not 4; eps (not in the paper) joins √v before the bias
+    correction; decay (not in the paper) is coupled unless told otherwise.
+    """
+    lr, beta1, beta2, eps, weight_decay = numbers(p, lr, *betas, eps, weight_decay)
+    g = -g if maximize else g
+    if decoupled_weight_decay:
+        p = p - lr * weight_decay * p
+    else:
+        g = g + weight_decay * p
+    m = beta1 * state["m"] + (1 - beta1) * g
+    v = beta2 * state["v"] + (1 - beta2) * g**2
+    m_hat = m / (1 - beta1**t)
+    rho_inf = 2 / (1 - beta2) - 1
+    rho = rho_inf - 2 * t * beta2**t / (1 - beta2**t)
+    if rho > 5:
+        length = np.sqrt(1 - beta2**t) / (np.sqrt(v) + eps)
+        r = np.sqrt((rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho))
+        return p - lr * r * m_hat * length, {"m": m, "v": v}
+    return p - lr * m_hat, {"m": m, "v": v}
+
+
+def adamax(t, p, g, state, *, lr, betas, eps, weight_decay=0.0, maximize=False):
+    """Kingma & Ba 2015, Algorithm 2; torch adds eps (not in the paper) to |g| inside the maximum, and coupled decay."""
+    lr, beta1, beta2, eps, weight_decay = numbers(p, lr, *betas, eps, weight_decay)
+    g = (-g if maximize else g) + weight_decay * p
+    m = beta1 * state["m"] + (1 - beta1) * g
+    u = np.maximum(beta2 * state["u"], np.abs(g) + eps)
+    return p - lr / (1 - beta1**t) * m / u, {"m": m, "u": u}
+
+
+def adabelief(t, p, g, state, *, lr, betas, eps, weight_decay=0.0, decoupled_weight_decay=True, maximize=False):
+    """Zhuang et al. 2020, Algorithm 2 of the main text: eps joins s at every step, so accumulates, and √s_hat as well.
+
+    Without the projection, and without the rectification that the authors' code turns on by default. Decay (not in
+    the paper) is decoupled unless told otherwise, as in the authors' code.
+    """
+    lr, beta1, beta2, eps, weight_decay = numbers(p, lr, *betas, eps, weight_decay)
+    g = -g if maximize else g
+    if decoupled_weight_decay:
+        p = p - lr * weight_decay * p
+    else:
+        g = g + weight_decay * p
+    m = beta1 * state["m"] + (1 - beta1) * g
+    s = beta2 * state["s"] + (1 - beta2) * (g - m) ** 2 + eps
+    m_hat = m / (1 - beta1**t)
+    s_hat = s / (1 - beta2**t)
+    return p - lr * m_hat / (np.sqrt(s_hat) + eps), {"m": m, "s": s}
+
+
+def lion(t, p, g, state, *, lr, betas, weight_decay=0.0, maximize=False):
+    """Chen et al. 2023, Algorithm 2: β1 weighs the step, β2 the momentum that is kept; sign(0) = 0."""
+    lr, beta1, beta2, weight_decay = numbers(p, lr, *betas, weight_decay)
+    g = -g if maximize else g
+    update = np.sign(beta1 * state["m"] + (1 - beta1) * g)
+    m = beta2 * state["m"] + (1 - beta2) * g
+    return p - lr * (update + weight_decay * p), {"m": m}
+
+
+def sgd(t, p, g, state, *, lr, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False, maximize=False):
+    """Sutskever et al. 2013, equations 1-4, in torch's form.
+
+    Departs as torch does: lr multiplies the step, not what momentum gathers; the first m is g itself, undampened;
+    Nesterov's look-ahead is g + momentum·m.
+    """
+    lr, momentum, dampening, weight_decay = numbers(p, lr, momentum, dampening, weight_decay)
+    g = (-g if maximize else g) + weight_decay * p
+    if momentum == 0:
+        return p - lr * g, {}
+    m = momentum * state["m"] + (1 - dampening) * g if t > 1 else g
+    return p - lr * (g + momentum * m if nesterov else m), {"m": m}
+
+
+def rmsprop(t, p, g, state, *, lr, alpha, eps, weight_decay=0.0, momentum=0.0, centered=False, maximize=False):
+    """Hinton 2012, lecture 6e; centered and with momentum: Graves 2013, equations 38-41.
+
+    Departs as torch does: eps is outside the root, lr outside the momentum. Departs from torch too: the centered
+    variance is clamped at 0, which rounding can undercut.
+    """
+    lr, alpha, eps, weight_decay, momentum = numbers(p, lr, alpha, eps, weight_decay, momentum)
+    g = (-g if maximize else g) + weight_decay * p
+    v = alpha * state["v"] + (1 - alpha) * g**2
+    new = {"v": v}
+    if centered:
+        mean = new["mean"] = alpha * state["mean"] + (1 - alpha) * g
+        v = np.maximum(v - mean**2, 0)
+    step = g / (np.sqrt(v) + eps)
+    if momentum > 0:
+        step = new["m"] = momentum * state["m"] + step
+    return p - lr * step, new
+
+
+def adagrad(t, p, g, state, *, lr, eps, lr_decay=0.0, weight_decay=0.0, initial_accumulator_value=0.0, maximize=False):
+    """Duchi et al. 2011, Figure 1 (diagonal); torch adds lr_decay and coupled decay.
+
+    initial_accumulator_value is where the sum starts, see `start`; the step itself does not use it.
+    """
+    lr, eps, lr_decay, weight_decay = numbers(p, lr, eps, lr_decay, weight_decay)
+    g = (-g if maximize else g) + weight_decay * p
+    total = state["sum"] + g**2
+    return p - lr / (1 + (t - 1) * lr_decay) * g / (np.sqrt(total) + eps), {"sum": total}
+
+
+ORACLES = {f.__name__: f for f in (adam, adamw, nadam, radam, adamax, adabelief, lion, sgd, rmsprop, adagrad)}
+
+
+def start(name, p, *, amsgrad=False, momentum=0.0, centered=False, initial_accumulator_value=0.0, **_):
+    """The state before step 1: zeros, but for NAdam's product and Adagrad's sum. Takes all hyperparameters."""
+    vmax = ["vmax"] if amsgrad else []
+    mean = ["mean"] if centered else []
+    m = ["m"] if momentum != 0 else []
+    keys = {
+        "adam": ["m", "v", *vmax],
+        "adamw": ["m", "v", *vmax],
+        "nadam": ["m", "v"],
+        "radam": ["m", "v"],
+        "adamax": ["m", "u"],
+        "adabelief": ["m", "s"],
+        "lion": ["m"],
+        "sgd": m,
+        "rmsprop": ["v", *mean, *m],
+        "adagrad": ["sum"],
+    }
+    state = {key: np.zeros_like(p) for key in keys[name]}
+    if name == "nadam":
+        (state["mu_product"],) = numbers(p, 1)
+    if name == "adagrad":
+        state["sum"] += initial_accumulator_value
+    return state

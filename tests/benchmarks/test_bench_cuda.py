@@ -15,9 +15,7 @@ import pytest
 import fastadam
 from fastadam.benchmarks import cases, chain, clock, limit_cuda, truth
 from fastadam.benchmarks.contestants import Start
-from fastadam.benchmarks.everyone import everyone
-from fastadam.benchmarks.ours import ours
-from fastadam.benchmarks.ours_cuda import WINDOW
+from fastadam.benchmarks.ours import WINDOW, everyone, ours
 
 pytestmark = pytest.mark.skipif(cuda_host.COMPILER is None, reason="no g++: the .cu text cannot run on the host")
 
@@ -105,7 +103,7 @@ def test_replays_go_on_beyond_the_window(device, monkeypatch):
     """More steps than lie ready equal as many on NumPy, to the bit."""
     setting, start = cases.setting("Adam"), Start([(70,), (7,)])
     graph = device["fastadam cuda, graph"](start, setting, 1)
-    numpy = ours()["numpy"](start, setting, 1)
+    numpy = ours()["numpy"][0](start, setting, 1)
     for k in range(WINDOW + 5):
         for one in (graph, numpy):
             one.give(k)
@@ -128,7 +126,7 @@ def test_the_gpu_script_runs_through(cuda_library, tmp_path):
         "from cuda_host import fake_cupy\n"
         "from fastadam.benchmarks import limit_cuda\n"
         "limit_cuda.THREADS, limit_cuda.AHEAD = (256,), (2,)\n"  # fewer to compile
-        f"sys.modules['cupy'] = fake_cupy.module(ctypes.CDLL({cuda_library._name!r}))\n"
+        f"sys.modules['cupy'] = fake_cupy.module(cuda_host.on_host(ctypes.CDLL({cuda_library._name!r})))\n"
     )
     out, script = tmp_path / "out", TESTS.parent / "benchmarks/gpu.sh"
     env = os.environ | {"PYTHON": sys.executable, "QUICK": "1", "PYTHONPATH": str(tmp_path)}

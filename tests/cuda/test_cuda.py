@@ -155,7 +155,7 @@ def table_of(passed):
 def test_one_launch_a_signature_argument_by_argument(cupy):
     rng = np.random.default_rng(12)
     tree = [*some(rng, [5, 1030, 0]), *some(rng, [300], np.float64), *some(rng, [7])]
-    there = [cupy.empty(p.size + k, p.dtype)[k:] for k, p in enumerate(tree)]
+    there = [cupy.zeros(p.size + k, p.dtype)[k:] for k, p in enumerate(tree)]
     opt = fa.AdamW([{"params": there[:2], "lr": 0.1}, {"params": there[2:], "lr": 0.2}], weight_decay=0.0)
     grads = [moved(cupy, g) for g in tree]
     opt.step([grads[:2], grads[2:]])
@@ -349,8 +349,8 @@ def test_arrays_of_other_libraries_are_stepped_where_they_lie(kind, cupy, monkey
     for _ in range(STEPS):
         grads = [rng.standard_normal(p.shape).astype(p.dtype) for p in tree]
         a.step(grads)
-        on = [moved(cupy, g) for g in grads]
-        cupy.state.stream.synchronize()  # on which `moved` works, not on the owner's
+        with cupy.state.stream if kind is Capsule else theirs:  # whose work gets their memory once they are freed
+            on = [moved(cupy, g) for g in grads]
         b.step([kind(g) for g in on])
     assert {launch.stream for launch in cupy.state.launches} == {cupy.state.stream if kind is Capsule else theirs}
     theirs.synchronize()
@@ -362,9 +362,9 @@ def test_a_gradient_from_another_stream_is_waited_for_and_waits(cupy):
     opt = fa.SGD(p, lr=1.0)
     late = cupy.asarray(np.zeros(4, np.float32))
     cupy.state.stream.synchronize()
-    theirs.do(lambda: late.host.fill(2))  # the owner still computes it
+    theirs.do(lambda: late.host.fill(2), writes=[late.host])  # the owner still computes it
     opt.step(Interface(late))
-    theirs.do(lambda: late.host.fill(np.nan))  # and overwrites it right after
+    theirs.do(lambda: late.host.fill(np.nan), writes=[late.host])  # and overwrites it right after
     assert cupy.state.launches[0].stream is cupy.state.stream
     theirs.synchronize()
     assert (p.get() == -1).all()
@@ -378,9 +378,9 @@ class Owner:
 
     def array(self, values):
         """An array that will have these values once the owner's stream has come so far."""
-        x = self.cupy.asarray(np.zeros_like(values))
-        self.cupy.state.stream.synchronize()
-        self.stream.do(lambda: np.copyto(x.host, values))
+        with self.stream:
+            x = self.cupy.asarray(np.zeros_like(values))
+        self.stream.do(lambda: np.copyto(x.host, values), writes=[x.host])
         return Interface(x)
 
     def read(self, x):
@@ -433,7 +433,7 @@ def test_a_buffer_is_packed_once_the_owners_have_written(cupy):
     owner, values = Owner(cupy), np.arange(4, dtype=np.float32)
     x = owner.array(values)
     buffer = fa.FlatBuffer([x])
-    owner.stream.do(lambda: x.x.host.fill(np.nan))  # what the owner writes afterwards comes after
+    owner.stream.do(lambda: x.x.host.fill(np.nan), writes=[x.x.host])  # what the owner writes afterwards comes after
     assert same_bits(buffer.array.get(), values)
     moved = fa.FlatBuffer([owner.array(values)]).to("cpu")
     assert same_bits(moved.array, values)
@@ -1018,9 +1018,9 @@ def test_rows_from_another_stream_are_waited_for(cupy, monkeypatch):
     opt = fa.SGD(p, lr=1.0)
     late = cupy.asarray(np.zeros((1, 2), np.float32))
     cupy.state.stream.synchronize()
-    theirs.do(lambda: late.host.fill(2))  # the owner still computes them
+    theirs.do(lambda: late.host.fill(2), writes=[late.host])  # the owner still computes them
     opt.step_rows((np.array([3]), Interface(late)))
-    theirs.do(lambda: late.host.fill(np.nan))  # and overwrites them right after
+    theirs.do(lambda: late.host.fill(np.nan), writes=[late.host])  # and overwrites them right after
     theirs.synchronize()
     assert p.get().tolist() == [[1, 1]] * 3 + [[-1, -1]]
     torch = SimpleNamespace(cuda=SimpleNamespace(current_stream=lambda device: SimpleNamespace(cuda_stream=77)))

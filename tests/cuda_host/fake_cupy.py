@@ -1,7 +1,8 @@
 """A stand-in for as much of CuPy as fastadam uses, over the memory of the host.
 
-Work on a stream is put off until somebody waits for it, so that whatever is overwritten or freed too early shows.
-Launches run the host's compilation of the same text, and are recorded.
+Work on a stream is put off until somebody waits for it, so that whatever is overwritten or freed too early shows, and
+tests/ptx holds what it touches against the order that CUDA promises. Launches are recorded; `state.launcher` runs them:
+as the host's compilation of the same text, which tells nothing of what it touches, or as PTX.
 """
 
 import ctypes
@@ -11,9 +12,9 @@ from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
-
-from cuda_host import covering_steps, library_of, run, steps, stored_steps
-from fastadam.kernels.cuda import source
+from ptx.blocks import Fault
+from ptx.memory import Memory
+from ptx.streams import Clock, Timeline, Work
 
 
 class Launch(NamedTuple):
@@ -32,23 +33,25 @@ def not_in_a_capture():
 
 class Event:
     def __init__(self, block=False, disable_timing=False):
-        self.past, self.stream, self.disable_timing = True, None, disable_timing
+        self.past, self.clock, self.stream, self.disable_timing = True, Clock(), None, disable_timing
 
     @property
     def done(self):
         not_in_a_capture()
+        if self.past:
+            state.timeline.host.take(self.clock)
         return self.past
 
     def record(self, stream=None):
-        stream = stream or state.stream
-        self.past, self.stream = False, stream
-        stream.do(self._come)
+        self.stream, self.past = stream or state.stream, False
+        self.stream.do(self._come)
+        self.clock = Clock(self.stream.clock)
 
     def _come(self):
         self.past, self.at = True, time.perf_counter()
 
     def synchronize(self):
-        self.stream.synchronize()
+        self.stream.wait(self.clock)
 
 
 class Graph:
@@ -57,14 +60,16 @@ class Graph:
 
     def launch(self, stream=None):
         for one in self.work:
-            (stream or state.stream).do(one)
+            (stream or state.stream).give(one)
 
 
 class Stream:
     def __init__(self, null=False, non_blocking=False, ptr=None):
-        self.queue, self.graph, self.ptr = [], None, ptr if ptr is not None else id(self)
-        self.external = bool(ptr)
+        self.queue, self.graph, self.ptr, self.clock = [], None, ptr if ptr is not None else id(self), Clock()
         streams.append(self)
+        self.number = len(streams)
+        if not (ptr or non_blocking):  # those that other libraries made are not ordered around the default stream
+            state.timeline.serial.append(self)
 
     @staticmethod
     def from_external(x):
@@ -72,17 +77,31 @@ class Stream:
         assert kind == 0
         return next((s for s in streams if s.ptr == handle), None) or Stream(ptr=handle)
 
-    def do(self, one):
-        (self.queue if self.graph is None else self.graph).append(one)
+    def do(self, act, reads=(), writes=()):
+        """Put this off; reads, writes: NumPy arrays over device memory that it is known to touch."""
+        self.give(Work(act, tuple(reads), tuple(writes)))
+
+    def give(self, work):
+        if self.graph is None:
+            self.queue.append(state.timeline.begin(self, work))
+        else:
+            self.graph.append(work)
 
     def synchronize(self):
+        self.wait(self.clock)
+
+    def wait(self, clock):
+        """Let the host come after what is over by then."""
         assert self.graph is None, "a stream that is captured cannot be waited for"
         state.waits += 1
-        self.drain()
+        for stream, number in clock.items():
+            stream.drain(number)
+        state.timeline.host.take(clock)
 
-    def drain(self, until=lambda: False):
-        while self.queue and not until():
-            self.queue.pop(0)()
+    def drain(self, until):
+        """Do what has been put off, up to the task of that number."""
+        while self.queue and self.queue[0].number <= until:
+            state.timeline.run(self.queue.pop(0), state.memory)
 
     def record(self, event=None):
         event = event or Event()
@@ -90,7 +109,8 @@ class Stream:
         return event
 
     def wait_event(self, event):
-        self.do(lambda: event.stream and event.stream.drain(lambda: event.past))
+        if self.graph is None:
+            self.clock.take(event.clock)
 
     def begin_capture(self):
         self.graph = []
@@ -129,13 +149,15 @@ class MemoryPointer:
         self.mem, self.ptr, self.device_id = memory, memory.ptr + offset, memory.device_id
 
     def memset_async(self, value, nbytes, stream=None):
-        (stream or state.stream).do(lambda: ctypes.memset(self.ptr, value, nbytes))
+        into = np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(self.ptr))
+        (stream or state.stream).do(lambda: into.fill(value), writes=[into])
 
 
 class UnownedMemory:
     def __init__(self, ptr, size, owner, device_id=-1):
         self.ptr, self.size, self._owner = ptr, size, owner
         self.device_id = state.device if device_id == -1 else device_id
+        state.memory.borrow(ptr, ptr + size)
 
 
 def alloc_pinned_memory(nbytes):
@@ -154,11 +176,9 @@ class ndarray:
         dtype = np.dtype(dtype)
         if memptr is None:
             not_in_a_capture()
-            raw = np.full(int(np.prod(shape)) * dtype.itemsize + 256, 0xA5, np.uint8)
-            allocated.append(raw)  # freed memory is handed out again to work on the same stream only, which comes later
-            start = -raw.ctypes.data % 256
-            self.host = raw[start : start + raw.size - 256].view(dtype).reshape(shape)
-            self.number = state.device
+            # Freed memory is handed out again to work on the same stream only, which comes later.
+            self.host, self.number = state.memory.allocate(shape, dtype, state.stream), state.device
+            allocated.append(SimpleNamespace(nbytes=self.host.nbytes))
         else:
             ends = [(n - 1) * stride for n, stride in zip(shape, strides or (), strict=False)]
             span = int(np.prod(shape)) * dtype.itemsize if strides is None else sum(ends) + dtype.itemsize
@@ -183,7 +203,7 @@ class ndarray:
 
     @property
     def data(self):
-        return MemoryPointer(SimpleNamespace(ptr=self.host.ctypes.data, device_id=self.number), 0)
+        return MemoryPointer(SimpleNamespace(ptr=self.host.ctypes.data, device_id=self.number, home=self.host), 0)
 
     @property
     def __cuda_array_interface__(self):
@@ -213,32 +233,36 @@ class ndarray:
     def __setitem__(self, key, value):
         assert self.number == state.device, "work on another device's array"
         assert not isinstance(value, ndarray) or value.number == state.device, "work on another device's array"
-        into, value = self.host[key], value.host if isinstance(value, ndarray) else value
-        state.stream.do(lambda: np.copyto(into, value))
+        into = self.host[key]
+        if isinstance(value, ndarray):
+            state.stream.do(lambda: copied(value.host, into), [value.host], [into])
+        else:
+            state.stream.do(lambda: np.copyto(into, value), writes=[into])
 
     def copy(self):
         made = ndarray(self.shape, self.dtype)
-        state.stream.do(lambda: np.copyto(made.host, self.host))
+        made[...] = self
         return made
 
     def get(self, stream=None, out=None):
-        """Waits for one stream, as CuPy does. The default one and each of CuPy's come after what the other has been
-        given, but those that other libraries made do not."""
-        stream = stream or state.stream
-        for one in streams:
-            if one is stream or (Stream.null in (one, stream) and not (one.external or stream.external)):
-                one.synchronize()
-        if out is None:
-            return self.host.copy()
-        np.copyto(out, self.host)
+        """Comes after what one stream has to do, and waits for that, as CuPy does."""
+        stream, out = stream or state.stream, np.empty_like(self.host) if out is None else out
+        stream.do(lambda: np.copyto(out, self.host), reads=[self.host])
+        stream.synchronize()
         return out
 
     def set(self, values, stream=None):
         assert (values.dtype, values.shape, values.flags.c_contiguous) == (self.dtype, self.shape, True)
         if not self.host.flags.c_contiguous:
             raise RuntimeError("Cannot set to non-contiguous array")
-        source = values if is_pinned(values) else values.copy()
-        (stream or state.stream).do(lambda: np.copyto(self.host, source))
+        given, pinned = values.copy(), is_pinned(values)
+
+        def act():
+            if pinned and values.tobytes() != given.tobytes():
+                raise Fault("pinned memory was written over before the device had copied it")
+            np.copyto(self.host, given)
+
+        (stream or state.stream).do(act, writes=[self.host])
 
     def __reduce__(self):
         return asarray, (self.get(),)
@@ -247,13 +271,18 @@ class ndarray:
 ndarray.__module__ = "cupy"
 
 
+def copied(source, target):
+    np.copyto(target, source)
+    state.memory.copied(source, target)
+
+
 def empty(shape, dtype=float):
     return ndarray(shape, dtype)
 
 
 def zeros(shape, dtype=float):
     made = ndarray(shape, dtype)
-    state.stream.do(lambda: made.host.fill(0))
+    state.stream.do(lambda: made.host.fill(0), writes=[made.host])
     return made
 
 
@@ -282,15 +311,7 @@ class RawModule:
 class Function:
     def __init__(self, module, name):
         self.module, self.name = module, name
-        programs = (steps(), covering_steps(), stored_steps())
-        home = next((some for some in programs if name in {step.name for step in some}), ())
-        known = next((step for step in home if step.name == name), None)  # by name: to NumPy float64 equals None
-        assert known is None or module.code == source([known]), "not the text that was compiled for the host"
-        if name == "advance" or home is steps():
-            native = state.library
-        else:
-            native = library_of(source(home) if home else module.code)
-        self.native = getattr(native, name)
+        self.native = state.launcher(module.code, tuple(module.options), name)
 
     def __call__(self, grid, block, arguments):
         assert self.module.device == state.device, "loaded on another device"
@@ -315,7 +336,8 @@ class Function:
                 stream.is_capturing(),
             )
         )
-        stream.do(lambda: run(self.native, grid[0], block[0], passed))
+        # CuPy's cuda/function.pyx makes one block of none.
+        stream.do(lambda: self.native(max(1, grid[0]), block[0], passed, state.memory))
 
 
 streams: list = []
@@ -324,15 +346,18 @@ allocated: list = []
 state = SimpleNamespace()
 
 
-def module(native):
-    """A fresh stand-in over that library."""
+def module(launcher):
+    """A fresh stand-in. launcher(program, options, name): what runs a kernel, by blocks, threads, arguments, memory."""
     streams.clear()
     pinned.clear()
     allocated.clear()
+    timeline = Timeline()
     state.__dict__.update(
-        device=0, devices=[], entered=[], launches=[], compiled=[], library=native, waits=0, allocated=allocated
-    )
-    state.stream = Stream.null = Stream(ptr=0)
+        device=0, devices=[], entered=[], launches=[], compiled=[], launcher=launcher, waits=0, allocated=allocated,
+        timeline=timeline, memory=Memory(timeline),
+    )  # fmt: skip
+    state.stream = Stream.null = timeline.default = Stream(ptr=0)
+    timeline.serial.remove(Stream.null)
     Stream.ptds = Stream(ptr=2)
     made = ModuleType("cupy")
     made.__spec__ = ModuleSpec("cupy", None)

@@ -1,0 +1,173 @@
+"""The threads of one grid: from block to block of a kernel's text, and what a barrier asks of them.
+
+The threads whose next block has the smallest number go first, all at once, so they meet again where branches do.
+"""
+
+from collections import Counter
+
+import numpy as np
+
+from ptx.blocks import DONE, SHARED_WINDOW, WAIT, Fault, Translation
+from ptx.memory import WORDS, Everything
+from ptx.races import Shadow
+from ptx.reading import Kernel
+
+POISON = 0xA5  # every byte of registers, shared memory and padding that nobody has written
+
+
+class Program:
+    """A kernel of a program in PTX, read and translated once; called as CuPy calls a function."""
+
+    def __init__(self, text, name):
+        self.kernel = Kernel(text, name)
+        self.blocks = Translation(self.kernel)
+        self.grains = {space: self.kernel.grain(space) for space in ("global", "shared")}
+        self.shared = max((at + size for at, size in self.kernel.shared.values()), default=0)
+
+    def __call__(self, grid, block, arguments, memory):
+        """Run it to its end on a Memory, as the task that is under way there. Returns the finished Machine."""
+        machine = Machine(self, grid, block, arguments, memory)
+        machine.run()
+        return machine
+
+
+class Machine:
+    """One launch of `grid` blocks of `block` threads. arguments: NumPy arrays of the parameters' bytes.
+
+    visits: how many threads have run each block of the text. Raises Fault for what a device leaves undefined.
+    """
+
+    def __init__(self, program, grid, block, arguments, memory):
+        self.program, self.kernel, self.memory, self.threads = program, program.kernel, memory, block
+        if not (0 < grid < 2**31 and 0 < block <= 1024):
+            raise Fault(f"{self.kernel.name}: a grid of {grid} blocks of {block} threads")
+        self.size = size = grid * block
+        index = np.arange(size, dtype=np.uint32)
+        self.tid, self.ctaid, self.ntid = index % np.uint32(block), index // np.uint32(block), np.uint32(block)
+        self._thread, self._home = index.astype(np.int64), self.ctaid.astype(np.int64)
+        self._fill_parameters(arguments)
+        grain = program.grains["shared"]
+        self._room = -(-program.shared // 16) * 16
+        self._shared = np.full(grid * self._room, POISON, np.uint8)
+        self._written = np.zeros(len(self._shared) // grain, bool)
+        self._shadow = Shadow(len(self._written) * bool(program.shared))
+        memory.epoch += 1
+        self._launch = memory.epoch
+        self._watched = self._home if self.kernel.waits else self._thread  # whose accesses nothing orders in one launch
+        self._touched = np.zeros(len(memory.extents), bool)
+        self.visits = Counter()
+
+    def _fill_parameters(self, arguments):
+        places = self.kernel.parameters.values()
+        if [x.nbytes for x in arguments] != [size for _, size in places]:
+            sizes = [x.nbytes for x in arguments]
+            raise Fault(f"{self.kernel.name}: parameters of {sizes} bytes, expected {[size for _, size in places]}")
+        end = max((at + size for at, size in places), default=0)
+        self._parameters, self._given = (
+            np.full(-(-end // 16) * 16, POISON, np.uint8),
+            np.zeros(-(-end // 16) * 16, bool),
+        )
+        for (at, size), x in zip(places, arguments, strict=True):
+            self._parameters[at : at + size] = np.frombuffer(x.tobytes(), np.uint8)
+            self._given[at : at + size] = True
+
+    def run(self):
+        """All threads until they have returned."""
+        kinds, functions = self.kernel.registers, self.program.blocks.functions
+        registers = {
+            name: np.zeros(self.size, bool) if kinds[name] == "?"
+            else np.full(self.size * int(kinds[name][1]), POISON, np.uint8).view(kinds[name])
+            for name in self.program.blocks.kept
+        }  # fmt: skip
+        at = np.zeros(self.size, np.uint16)
+        try:
+            with np.errstate(all="ignore"):
+                while (now := int(at.min())) != DONE:
+                    if now >= WAIT:
+                        self._meet(at)
+                        continue
+                    threads = np.flatnonzero(at == now)
+                    self.visits[now] += len(threads)
+                    at[threads] = functions[now](self, registers, slice(None) if len(threads) == self.size else threads)
+        except Fault as fault:
+            if self.kernel.name in str(fault):
+                raise
+            raise Fault(f"{self.kernel.name}, block {now}: {fault}") from None
+        self.memory.launched(
+            self.memory.timeline.running, self._launch, np.flatnonzero(self._touched), self.program.grains["global"]
+        )
+
+    def _meet(self, at):
+        """Every thread has returned or waits: those of one block at one barrier, or none of them."""
+        of_block = at.reshape(-1, self.threads)
+        if (of_block != of_block[:, :1]).any():
+            raise Fault(
+                f"{self.kernel.name}: threads of a block wait at different barriers, or have returned before one"
+            )
+        at[at != DONE] -= WAIT
+        self.memory.epoch += 1
+
+    def _fault(self, what, where, threads, wrong, address):
+        block, k = where
+        wrong = np.flatnonzero(np.broadcast_to(wrong, self._thread[threads].shape))
+        text, first = self.kernel.blocks[block][k].text, self._thread[threads][wrong[:4]].tolist()
+        addresses = [hex(x) for x in np.broadcast_to(address, self._thread[threads].shape)[wrong[:4]].tolist()]
+        raise Fault(
+            f"{self.kernel.name}, block {block}: {text}: {what}; threads {first} of {self.size}, at {addresses}"
+        )
+
+    def _reach(self, space, address, kind, count, threads, where, stores):
+        """Memory as elements of this dtype, and each thread's index there, after all checks."""
+        size, shape = int(kind[1]), self._thread[threads].shape
+        address, nbytes = np.broadcast_to(address, shape).astype(np.int64), size * count
+
+        def refuse(wrong, what):
+            if np.any(wrong):
+                self._fault(what, where, threads, np.any(np.atleast_2d(wrong), axis=0), address)
+
+        refuse(address % nbytes != 0, "misaligned")
+        if space == "param":
+            each = np.clip(address, 0, len(self._given) - nbytes) + np.arange(nbytes)[:, None]
+            refuse((each[0] != address) | ~self._given[each].all(axis=0), "outside the parameters")
+            return self._parameters.view(kind), address // size
+        if space == "shared":
+            refuse((address < 0) | (address + nbytes > self.program.shared), "outside shared memory")
+            address, grain = address + self._home[threads] * self._room, self.program.grains["shared"]
+            places = address // grain + np.arange(nbytes // grain)[:, None]
+            who = self._thread[threads]
+            if stores:
+                refuse(self._shadow.store(places, who, self.memory.epoch), "a race in shared memory")
+                self._written[places] = True
+            else:
+                refuse(~self._written[places], "shared memory that nobody has written")
+                refuse(self._shadow.load(places, who, self.memory.epoch)[1], "a race in shared memory")
+            return self._shared.view(kind), address // size
+        extents, places, wrong = self.memory.home(address, nbytes, self.program.grains["global"])
+        refuse(wrong, "outside all arrays")
+        self._touched[extents] = True
+        who, between, within = self._watched[threads], self.memory.between, self.memory.within
+        if stores:
+            refuse(between.store(places, who, self._launch), "a race")
+        else:
+            first, race = between.load(places, who, self._launch)
+            refuse(race, "a race")
+            refuse(first & (self.memory.writers[places] == 0), "memory that nobody has written")
+        if self.kernel.waits:
+            mine, epoch = self._thread[threads], self.memory.epoch
+            race = within.store(places, mine, epoch) if stores else within.load(places, mine, epoch)[1]
+            refuse(race, "a race between barriers")
+        return WORDS[kind], (address - Everything.FROM) // size
+
+    def load(self, space, address, kind, count, threads, where):
+        """What threads read: `count` arrays."""
+        memory, index = self._reach(space, address, kind, count, threads, where, False)
+        return [memory[index + k] for k in range(count)]
+
+    def store(self, space, address, kind, values, threads, where):
+        """What threads write."""
+        memory, index = self._reach(space, address, kind, len(values), threads, where, True)
+        for k, x in enumerate(values):
+            memory[index + k] = x
+
+
+assert SHARED_WINDOW > Everything.FROM + (1 << 47)

@@ -1,0 +1,184 @@
+"""A device's arrays: which bytes may be touched, which have been written, and by whose work."""
+
+import weakref
+from collections import defaultdict
+from itertools import pairwise
+
+import numpy as np
+
+from ptx.blocks import Fault
+from ptx.races import Shadow
+
+GRAIN, WIDEST = 2, 16  # bytes of one place, of the widest access
+RED_ZONE = 512  # bytes before and after each array that belong to nobody
+
+
+class Everything:
+    """All of this process's memory as bytes: addresses on the device are the host's."""
+
+    FROM = 4096
+
+    def __init__(self):
+        shape = ((1 << 47) - 2 * self.FROM,)
+        self.__array_interface__ = {"data": (self.FROM, False), "shape": shape, "typestr": "|u1", "version": 3}
+
+
+BYTES = np.asarray(Everything())
+WORDS = {kind: BYTES.view(kind) for kind in ("u1", "i1", "u2", "i2", "u4", "u8", "i4", "i8", "f4", "f8")}
+
+
+class Owner:
+    """What keeps memory in use as long as any array over it lives."""
+
+    def __init__(self, raw):
+        self.__array_interface__ = raw.__array_interface__
+
+
+class Extent:
+    """Bytes from `first` to `end` that may be touched. An address there is the place address // GRAIN + shift.
+
+    stream: whose work gets the memory next once it is freed; None for another library's. freed: which tasks were over
+    when the last array over it was gone; None as long as there is one.
+    """
+
+    def __init__(self, first, end, base, stream):
+        self.first, self.end, self.stream, self.freed = first, end, stream, None
+        self.shift = (
+            base - first // WIDEST * WIDEST // GRAIN
+        )  # so that an access's first place is a multiple of its count
+
+    @property
+    def places(self):
+        """Its places, as a slice that begins where the widest access could."""
+        return slice(
+            self.first // WIDEST * WIDEST // GRAIN + self.shift, -(-self.end // WIDEST) * WIDEST // GRAIN + self.shift
+        )
+
+
+class Memory:
+    """Extents of a device's memory, and for each place the last tasks that wrote it (0: none) and read it."""
+
+    def __init__(self, timeline):
+        self.timeline, self.extents, self._places = timeline, [], 0
+        self.between = Shadow(0)  # of a launch's blocks, of its threads where none can wait for another
+        self.within = Shadow(0)  # of threads between barriers
+        self.epoch = 0  # of the shadows
+        self.writers, self._readers = np.zeros(0, np.int32), defaultdict(lambda: np.zeros(len(self.writers), np.int32))
+        self._raw = []  # freed arrays too, so that their addresses stay theirs
+        self._sort()
+
+    def allocate(self, shape, dtype, stream):
+        """A new array that holds what nobody has written: bytes 0xA5."""
+        n = int(np.prod(shape)) * dtype.itemsize
+        raw = np.full(n + 2 * RED_ZONE + 256, 0xA5, np.uint8)
+        first = RED_ZONE + -(raw.ctypes.data + RED_ZONE) % 256
+        owner = Owner(raw[first : first + n])
+        array = np.asarray(owner).view(dtype).reshape(shape)
+        self._raw.append(raw)
+        if n:
+            extent = self.add(int(array.ctypes.data), int(array.ctypes.data) + n, stream)
+            weakref.finalize(owner, self._free, weakref.ref(self), extent).atexit = False
+        return array
+
+    def borrow(self, first, end):
+        """Let another library's bytes be touched; nothing is known of who wrote them."""
+        near = [x for x in self.extents if x.first < end and first < x.end]
+        if any(x.first <= first and end <= x.end for x in near):
+            return
+        extent = self.add(min([first, *(x.first for x in near)]), max([end, *(x.end for x in near)]), None)
+        self.writers[extent.places] = self.timeline.OUTSIDE
+
+    @staticmethod
+    def _free(memory, extent):
+        if (memory := memory()) is not None:
+            extent.freed = memory.timeline.over(memory.timeline.now(extent.stream))
+
+    def add(self, first, end, stream):
+        """A new extent, in place of what other libraries had there before."""
+        self.extents = [x for x in self.extents if x.stream or x.end <= first or end <= x.first]
+        self.extents.append(extent := Extent(first, end, self._places, stream))
+        self._places = extent.places.stop
+        if self._places > len(self.writers):
+            most = max(2 * len(self.writers), self._places)
+            for shadow in (self.between, self.within):
+                shadow.grow(most)
+            more = np.zeros(most - len(self.writers), np.int32)
+            self.writers = np.concatenate([self.writers, more])
+            for reader, numbers in self._readers.items():
+                self._readers[reader] = np.concatenate([numbers, more])
+        self._sort()
+        return extent
+
+    def _sort(self):
+        self.extents.sort(key=lambda x: x.first)
+        assert all(a.end <= b.first for a, b in pairwise(self.extents)), "arrays overlap"
+        self._firsts, self._ends, self._shifts = (
+            np.array([getattr(x, name) for x in self.extents], np.int64) for name in ("first", "end", "shift")
+        )
+
+    def home(self, address, nbytes, grain):
+        """(extents by number, places, which go nowhere) of accesses; address: (threads,) int64.
+
+        grain: the fewest bytes that the kernel's accesses have: of so many, the first place stands for all.
+        """
+        extents = np.searchsorted(self._firsts, address, "right") - 1
+        if not len(self._ends):
+            return extents, None, np.ones(address.shape, bool)
+        wrong = (extents < 0) | (address + nbytes > self._ends[extents])
+        steps = np.arange(0, max(1, nbytes // GRAIN), max(1, grain // GRAIN))
+        return extents, address // GRAIN + self._shifts[extents] + steps[:, None], wrong
+
+    # What a task touches: whole arrays, or what a launch has noted in the shadows.
+
+    def note(self, task, reads, writes):
+        """Take in that a task reads and writes these NumPy arrays over device memory. Raises Fault if it may not."""
+        touched = [(*self._of(array), writing) for writing, arrays in enumerate((reads, writes)) for array in arrays]
+        self._take(task, touched)
+
+    def copied(self, source, target):
+        """Let what nobody had written of one array be what nobody has written of the other."""
+        written, (_, places) = self.writers[self._of(source)[1]] > 0, self._of(target)
+        if not written.all():
+            self.writers[places] *= written if len(written) == len(places) else False
+
+    def launched(self, task, epoch, touched, grain):
+        """Take in what a launch has touched: of the extents by these numbers, the places of this epoch."""
+        step = max(1, grain // GRAIN)
+        for extent in (self.extents[number] for number in touched):
+            first, end = extent.places.start, extent.places.stop
+            each = np.arange(first, end).reshape(-1, step)
+            accessed, stored = self.between.touched(slice(first, end, step), epoch)
+            loads, stores = each[accessed & ~stored].reshape(-1), each[stored].reshape(-1)
+            self._take(task, [(extent, loads, False), (extent, stores, True)])
+
+    def _of(self, array):
+        """(extent, places) of a NumPy array over device memory."""
+        if not array.size:
+            return None, np.zeros(0, np.int64)
+        low = array.ctypes.data
+        extent = next((x for x in self.extents if x.first <= low < x.end), None)
+        steps = [np.arange(n, dtype=np.int64) * stride for n, stride in zip(array.shape, array.strides, strict=True)]
+        offsets = np.full(1, low, np.int64)
+        for step in [*steps, np.arange(0, array.itemsize, GRAIN)]:
+            offsets = (offsets[:, None] + step).reshape(-1)
+        if extent is None or offsets.min() < extent.first or offsets.max() >= extent.end:
+            raise Fault(f"an array at {low:#x} that leaves the device's memory")
+        return extent, offsets // GRAIN + extent.shift
+
+    def _take(self, task, touched):
+        over, said = self.timeline.over(task.before), f"task {task.number} on stream {task.stream.number}"
+        over[task.number] = True
+        for extent, places, writing in touched:
+            if extent is None or not len(places):
+                continue
+            if extent.freed is not None and not extent.freed[task.number : task.number + 1].any():
+                raise Fault(f"{said} touches an array at {extent.first:#x} that was freed before")
+            before = [("wrote", self.writers), *(("read", x) for x in self._readers.values() if writing)]
+            for did, numbers in before:
+                if (late := ~over[numbers[places]]).any():
+                    other = int(numbers[places][late][0])
+                    raise Fault(
+                        f"{said} {'writes' if writing else 'reads'} what task {other} on stream "
+                        f"{self.timeline.stream_of(other)} {did}, and nothing orders the two"
+                    )
+            (self.writers if writing else self._readers[task.stream])[places] = task.number

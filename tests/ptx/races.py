@@ -1,0 +1,52 @@
+"""Who has loaded and stored each place of a memory since threads last met: finds two whose order nothing says."""
+
+import numpy as np
+
+SHARED = np.int64(0)  # several have loaded it
+STORED = np.int64(1)
+CODES = np.int64(1 << 32)  # an epoch has so many
+
+
+class Shadow:
+    """One number a place: the epoch of its last access, and in it who was alone there and whether it stored.
+
+    An epoch is the time between two meetings of those who are watched. Epochs count from 1 and never return, so nothing
+    is cleared between them.
+    """
+
+    def __init__(self, places):
+        self._states = np.zeros(places, np.int64)
+
+    def grow(self, places):
+        """Let there be so many places."""
+        self._states = np.concatenate([self._states, np.zeros(places - len(self._states), np.int64)])
+
+    def load(self, places, who, epoch):
+        """Take loads in: which are the first in this epoch, which are in a race. places: (accesses, threads)."""
+        states, base, mine = self._states, epoch * CODES, (who.astype(np.int64) + 1) * 2
+        now = states[places]
+        first = now < base
+        if first.any():
+            states[places[first]] = (base + np.broadcast_to(mine, places.shape))[first]
+            now = states[places]
+        code = now - base
+        others = (code | STORED) != (mine | STORED)
+        if others.any():
+            race = others & (code & STORED != 0)
+            states[places[others & ~race]] = base + SHARED
+        else:
+            race = others
+        return first, race
+
+    def store(self, places, who, epoch):
+        """Take stores in: which are in a race, as places."""
+        states, base, mine = self._states, epoch * CODES, (who.astype(np.int64) + 1) * 2 + STORED
+        now = states[places]
+        race = (now >= base) & (((now - base) | STORED) != mine)
+        states[places] = base + np.broadcast_to(mine, places.shape)
+        return race | (states[places] != base + mine)
+
+    def touched(self, places, epoch):
+        """Which of a slice of places have been touched in this epoch, and which of them stored."""
+        states = self._states[places] - epoch * CODES
+        return states >= 0, (states > 0) & (states & STORED != 0)
