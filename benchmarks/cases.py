@@ -1,4 +1,7 @@
-"""What is stepped: workloads, which are lists of shapes, and settings, which are methods with their options."""
+"""What is stepped: cases, which are lists of shapes and the chores of a step, and settings of a method.
+
+A case's name is a workload's, with the chores after it: 2^20, resnet50, "2^24 max_norm", "2^24 whole".
+"""
 
 from dataclasses import dataclass, fields, replace
 from functools import cache
@@ -79,12 +82,24 @@ def flat(n):
     return f"2^{n.bit_length() - 1}" if n & (n - 1) == 0 else str(n)
 
 
-def shapes(name):
-    """The workload of that name, a model's or a flat size's."""
-    if name in MODELS:
-        return MODELS[name]
-    base, _, power = name.partition("^")
+def shapes(case):
+    """The shapes of a case's workload, a model's or a flat size's."""
+    workload = case.partition(" ")[0]
+    if workload in MODELS:
+        return MODELS[workload]
+    base, _, power = workload.partition("^")
     return [(int(base) ** int(power or 1),)]
+
+
+# What a step does beside the rule, by name, and the bytes per float32 parameter that this adds to one pass: nothing;
+# clip by the global norm, which reads g once more; unscale, clip, average (8), copy to bfloat16 (2), zero g (4).
+CHORES = {"": 0, "max_norm": 4, "whole": 4 + 8 + 2 + 4}
+SCALE, MAX_NORM, EMA_DECAY = 1 / 1024, 1.0, 0.999
+
+
+def chores(case):
+    """The name of a case's chores."""
+    return case.partition(" ")[2]
 
 
 @dataclass(frozen=True)
@@ -131,16 +146,16 @@ NARROW = (
 def formats():
     """{name: Format} of those that this version of the library steps, found out by trying: the dtypes first."""
     import fastadam
-    from fastadam.arrays.host import DTYPES
+    from fastadam.kernels.formats import DTYPES
 
-    found = {dtype.name: Format(dtype.name) for dtype in DTYPES}
+    by_name = {dtype.name: Format(dtype.name) for dtype in DTYPES}
     for one in map(Format, NARROW):
         try:
             fastadam.Adam(np.zeros(64, one.dtype), backend="numpy", **one.options)
         except (TypeError, ValueError, ImportError):  # no such dtype, no such argument, no such value, no ml_dtypes
             continue
-        found[one.name] = one
-    return found
+        by_name[one.name] = one
+    return by_name
 
 
 @dataclass(frozen=True)
@@ -151,6 +166,7 @@ class Setting:
     method: type
     options: dict
     format: Format = Format("float32")
+    chores: str = ""  # one of CHORES
 
     @property
     def dtype(self):
@@ -176,12 +192,12 @@ class Setting:
     @property
     def bytes(self):
         """What a step moves per parameter."""
-        return self.format.bytes(self.slots)
+        return self.format.bytes(self.slots) + CHORES[self.chores]
 
 
-def setting(rule, format="float32"):
-    """The setting of that name in the format of that name."""
-    return replace(settings()[rule], format=formats()[format])
+def setting(rule, format="float32", chores=""):
+    """The setting of that name in the format of that name, with the chores of that name."""
+    return replace(settings()[rule], format=formats()[format], chores=chores)
 
 
 @cache
@@ -189,12 +205,12 @@ def settings():
     """Every method with every choice of its options, by name."""
     from fastadam.tools.cover import label, variants
 
-    found = {}
+    by_name = {}
     for variant in variants(maximize=False):
         method, chosen = variant
         usual = {each.name: each.default for each in fields(method.rule)}
         options = {key: on for key, on in chosen.items() if isinstance(on, bool) and on is not usual[key]}
         if chosen.get("momentum"):
             options["momentum"] = 0.9
-        found[label(variant)] = Setting(label(variant), method, options)
-    return found
+        by_name[label(variant)] = Setting(label(variant), method, options)
+    return by_name

@@ -16,7 +16,7 @@ import numpy as np
 
 import fastadam as fa
 from fastadam.benchmarks import cases, clock, files, machine, options
-from fastadam.benchmarks.ours import on_gpu
+from fastadam.benchmarks.ours_cuda import on_gpu
 
 SCALE, MAX_NORM, DECAY, LR = 1 / 1024, 1.0, 0.999, 1e-3
 # Bytes per parameter and step. One pass: g for the norm; p, g, m, v, average read; p, m, v, average, copy, g written.

@@ -61,6 +61,20 @@ def _turn_on_gpu(one, calls, steps):
     return spent / calls
 
 
+def calibrated(one, steps):
+    """(seconds of a quick call, calls that a turn counts) of a contestant."""
+    quick = min(turn(one, 1, steps) for _ in range(2))
+    return quick, max(1, round(FLOOR / max(quick, 1e-9)))
+
+
+def rested_turn(one, calls, quick, steps):
+    """A rest, calls that warm up, then seconds per call over so many; quick: seconds of a quick call."""
+    time.sleep(REST)
+    if quick < SETTLED:
+        turn(one, max(4, calls // 2), steps)  # both sets of gradients, twice
+    return turn(one, calls, steps)
+
+
 def race(contestants, rounds, rng, report=lambda name, seconds: None, seconds=float("inf")):
     """{name: one time per call, in seconds, for each of its turns}. report(name, seconds) follows each turn.
 
@@ -70,8 +84,7 @@ def race(contestants, rounds, rng, report=lambda name, seconds: None, seconds=fl
     calls, turns, quick = {}, {}, {}
     for one in contestants:
         name = one.name
-        quick[name] = min(turn(one, 1, steps[name]) for _ in range(2))
-        calls[name] = max(1, round(FLOOR / max(quick[name], 1e-9)))
+        quick[name], calls[name] = calibrated(one, steps[name])
         counted = quick[name] * calls[name]
         patience = min(PATIENCE / counted, seconds / len(contestants) / (REST + 1.5 * counted))
         turns[name] = min(rounds, max(FEWEST, int(patience)))
@@ -85,10 +98,7 @@ def race(contestants, rounds, rng, report=lambda name, seconds: None, seconds=fl
             for one in rng.permutation(np.array(contestants, object)):
                 name = one.name
                 if r * turns[name] % rounds < turns[name]:  # so many of the rounds, evenly
-                    time.sleep(REST)
-                    if quick[name] < SETTLED:
-                        turn(one, max(4, calls[name] // 2), steps[name])  # both sets of gradients, twice
-                    samples[name].append(turn(one, calls[name], steps[name]))
+                    samples[name].append(rested_turn(one, calls[name], quick[name], steps[name]))
                     report(name, samples[name][-1])
     finally:
         gc.enable()

@@ -1,134 +1,212 @@
-"""What got slower beyond the spread: `python benchmarks/compare.py OLD.json NEW.json`, two files of `bench --json`.
+"""Whether anything got slower since a commit: `python benchmarks/compare.py --against COMMIT`.
 
-Several files a side, with commas between, count as more processes. A contestant is slower where all of its processes'
-medians are above all of the old ones; with one process on a side, where its p10 is above the old p90. Exit status 1 if
-fastadam got slower anywhere, 2 where there is nothing to compare.
+That commit is checked out beside this clone, and a process of each steps the same rows in turns, old new new old, so
+that a machine that drifts slows both. Every such four give a ratio, new time over old; a pair of processes gives their
+median. Processes differ by where their memory and their code lie, so several pairs are started, and what is shown is
+the median over pairs and its confidence interval, by order statistics. Exit status: 1 where a whole interval lies above
+1.02, 2 where there is nothing to compare.
 """
 
 import argparse
+import json
+import math
+import os
 import statistics
+import subprocess
 import sys
-from math import comb
+import tempfile
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 if not __package__:  # a script of a clone, installed or not
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fastadam.benchmarks import files, machine
-from fastadam.benchmarks.summary import duration, number
-from fastadam.tools.console import Table
+import fastadam
+from fastadam.benchmarks import bench, clock, machine, options
+from fastadam.benchmarks.suites import OURS, SUITES, TORCH
 
-SAME = ("rule", "dtype", "threads")  # what makes files comparable
-NAMED = ("rounds", "processes")  # what may explain a difference, beside the machine and the versions
+ALLOWED = 1.02  # times the old time
+CONFIDENCE = 0.95
+PAIRS, SECONDS = 16, 0.4  # of processes, which differ by ±2 % (2^10, two Zen 4 cores); for each row in each pair
+FEWEST, MOST = 3, 60  # ratios of a row in a pair
+QUICK = ("core 2^10", "core mlp", "pytorch mlp")
+
+
+class Refused(Exception):
+    """Nothing can be compared, and why."""
+
+
+def rows():
+    """{name: what side.py is told of it}: what fastadam steps in the suites, each once."""
+    named = {}
+    for suite, (rule, races, *_) in SUITES.items():
+        for case, entrants in races:
+            for name, format in entrants:
+                if name in (OURS, TORCH):
+                    short = f"{suite} {case}" + f" {format}" * (suite == "narrow")
+                    named[short] = {"rule": rule, "case": case, "name": name, "format": format}
+    return named
 
 
 class Side:
-    """The files of one side, as one."""
+    """A process that steps one commit's fastadam."""
 
-    def __init__(self, text):
-        self.paths = text.split(",")
-        self.files = [files.read(path, "core") for path in self.paths]
+    def __init__(self, root, links, errors):
+        env = bench.environment(fastadam.get_num_threads())
+        env["PYTHONPATH"] = os.pathsep.join([str(root), str(links)])
+        self._errors = errors
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "measured.side"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=env, text=True,
+        )  # fmt: skip
 
-    def entries(self, case, name):
-        """What each file that has it says of a contestant of a case."""
-        found = [one["cases"].get(case, {}).get("contestants", {}).get(name) for one in self.files]
-        return [one for one in found if one]
+    def ask(self, **order):
+        """What the process answers to an order."""
+        try:
+            self._process.stdin.write(json.dumps(order) + "\n")
+            self._process.stdin.flush()
+            return json.loads(self._process.stdout.readline())
+        except (OSError, ValueError):
+            self._errors.seek(0)
+            words = self._errors.read().decode(errors="replace").strip().splitlines()
+            raise Refused(f"a process ended: {words[-1] if words else 'it said nothing'}") from None
 
-    def names(self):
-        """(case, contestant), each once."""
-        cases = [pair for one in self.files for pair in one["cases"].items()]
-        return list(dict.fromkeys((case, name) for case, entry in cases for name in entry.get("contestants", {})))
+    def prepare(self, row):
+        """Make a row's contestant: how many calls a turn should have, and a checksum of its results."""
+        return self.ask(row=row)
 
-    def title(self):
-        return ", ".join(f"{one['commit']} ({one['date'][:10]})" for one in self.files)
+    def turn(self, calls):
+        """Seconds per call."""
+        return self.ask(calls=calls)["seconds"]
 
-    def facts(self):
-        """{what: its value, or all of them}: what may explain a difference."""
-        found = {}
-        for one in self.files:
-            of = one["machine"] | one["versions"] | {key: one.get(key) for key in NAMED}
-            for key in of.keys() - {"load_before"}:
-                found.setdefault(key, []).append(of[key])
-        return {key: values[0] if all(v == values[0] for v in values) else values for key, values in found.items()}
-
-
-def medians(entries):
-    """Seconds of each process; a file from before they were kept has one of all."""
-    return [t for one in entries for t in one.get("medians", [one["seconds"]])]
-
-
-def verdict(old, new):
-    """("slower", "faster" or "", seconds before, seconds now, processes of each side) from both sides' entries."""
-    was, now = medians(old), medians(new)
-    counts = len(was), len(now)
-    before, after = statistics.median(was), statistics.median(now)
-    if min(counts) < 2:
-        was, now = ([one[p] for one in side for p in ("p10", "p90")] for side in (old, new))
-    word = "slower" if min(now) > max(was) else "faster" if max(now) < min(was) else ""
-    return word, before, after, counts
+    def close(self):
+        """End the process."""
+        self._process.kill()
+        self._process.wait()
+        self._process.stdin.close()
+        self._process.stdout.close()
 
 
-def remarks(old, new):
-    """What else differs or is amiss, a line each."""
-    was, now = old.facts(), new.facts()
-    for key in sorted(was.keys() | now.keys()):
-        if was.get(key) != now.get(key):
-            yield f"{key}: {was.get(key)} -> {now.get(key)}"
-    for side in (old, new):
-        for path, one in zip(side.paths, side.files, strict=True):
-            if machine.unquiet(one["machine"]):
-                yield f"{path}: {machine.unquiet(one['machine'])}"
-            if "partial" in one:
-                yield f"{path}: partial: {one['partial']}"
+@contextmanager
+def checkout(commit):
+    """A folder with that commit's files, while it is needed. Raises Refused if there is no such commit."""
+
+    def git(*words):
+        done = subprocess.run(["git", "-C", str(machine.ROOT), *words], capture_output=True, text=True)
+        if done.returncode:
+            raise Refused(f"argument --against: {commit!r}, expected a commit of this clone; {done.stderr.strip()}")
+        return done.stdout.strip()
+
+    sha = git("rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "old")
+        git("worktree", "add", "--quiet", "--detach", str(path), sha)
+        try:
+            yield path
+        finally:
+            git("worktree", "remove", "--force", str(path))
 
 
-def confidence(counts):
-    """How often this would call equal programs slower or faster: a line."""
-    least = min(counts, key=min)
-    if min(least) < 2:
-        return "one process on a side: how processes differ is not seen; measure with --processes 5, or give more files"
-    odds = comb(sum(least), least[0]) // 2
-    return (
-        f"ranges over {least[0]} and {least[1]} processes: equal programs' would miss each other in 1 of {odds} cases"
-    )
+@contextmanager
+def opened(old, new):
+    """A pair of processes over these two folders, which both measure with this clone's code."""
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        Path(folder, "measured").symlink_to(Path(__file__).resolve().parent, target_is_directory=True)
+        pair = []
+        for root in (old, new):
+            pair.append(Side(root, folder, stack.enter_context(tempfile.TemporaryFile())))
+            stack.callback(pair[-1].close)
+        yield pair
 
 
-def refuse(why):
-    print(f"compare: {why}", file=sys.stderr)
-    return 2
+def ratios(old, new, calls, seconds):
+    """New time over old, of four turns each, for about so many seconds.
+
+    Of a side's two turns the quicker counts: what interrupts one only adds to it. Which side is in the middle changes.
+    """
+    until, paired = clock.now() + seconds, []
+    while len(paired) < FEWEST or (len(paired) < MOST and clock.now() < until):
+        first, second = (old, new) if len(paired) % 2 else (new, old)
+        quickest = {old: math.inf, new: math.inf}
+        for side in (first, second, second, first):
+            quickest[side] = min(quickest[side], side.turn(calls))
+        paired.append(quickest[new] / quickest[old])
+    return paired
+
+
+def measure(chosen, pair, pairs, seconds):
+    """({row: median ratio of each pair of processes}, the rows whose results differ).
+
+    pair(): a context of two sides, old and new, as processes anew.
+    """
+    medians, other_bits = {name: [] for name in chosen}, set()
+    for k in range(pairs):
+        with pair() as (old, new):
+            for name, row in chosen.items():
+                was, now = old.prepare(row), new.prepare(row)
+                if was["bits"] != now["bits"]:
+                    other_bits.add(name)
+                paired = ratios(old, new, max(was["calls"], now["calls"]), seconds)
+                medians[name].append(statistics.median(paired))
+                print(f"pair {k + 1} of {pairs}: {name}: {medians[name][-1]:.3f} of {len(paired)}", flush=True)
+    return medians, other_bits
+
+
+def interval(values):
+    """(low, median, high, how often such an interval holds the median that endless pairs would have).
+
+    Of n values the k-th from either end miss it with the chance that fewer than k of n fair coins fall that way.
+    """
+    ordered, n = sorted(values), len(values)
+
+    def covered(k):
+        return 1 - 2 * sum(math.comb(n, i) for i in range(k)) / 2**n
+
+    k = max((k for k in range(1, (n + 1) // 2 + 1) if covered(k) >= CONFIDENCE), default=1)
+    return ordered[k - 1], statistics.median(ordered), ordered[-k], covered(k)
+
+
+def verdict(low, median):
+    """What a row's interval says: "slower" beyond doubt, "slower?" by its median, or nothing."""
+    return "slower" if low > ALLOWED else "slower?" if median > ALLOWED else ""
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("old", metavar="OLD.json[,OLD2.json]", help="before")
-    parser.add_argument("new", metavar="NEW.json[,NEW2.json]", help="after")
+    parser.add_argument("--against", required=True, metavar="COMMIT", help="what is compared with")
+    parser.add_argument("--rows", nargs="+", default=list(SUITES), metavar="ROW", help="suites, or rows: 'core 2^10'")
+    parser.add_argument("--quick", action="store_const", const=QUICK, dest="rows", help=f"only {', '.join(QUICK)}")
+    parser.add_argument("--pairs", type=options.count, default=PAIRS, metavar="N", help=f"of processes ({PAIRS})")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help=f"for a row in a pair ({SECONDS:g})")
     args = parser.parse_args(argv)
+    chosen = {name: row for name, row in rows().items() if any(f"{name} ".startswith(f"{word} ") for word in args.rows)}
+    for word in args.rows:
+        if not any(f"{name} ".startswith(f"{word} ") for name in chosen):
+            parser.error(f"argument --rows: {word!r}, expected some of {', '.join([*SUITES, *rows()])}")
     try:
-        old, new = Side(args.old), Side(args.new)
-    except files.Unusable as unusable:
-        return refuse(unusable)
-    for path, one in zip(old.paths + new.paths, old.files + new.files, strict=True):
-        for key in SAME:
-            if one.get(key) != old.files[0].get(key):
-                return refuse(f"{path}: {key} is {one.get(key)}, in {old.paths[0]} it is {old.files[0].get(key)}")
-    common = [pair for pair in new.names() if pair in old.names()]
-    if not common:
-        return refuse(f"{args.old} and {args.new} have no contestant of any case in common")
-    print(f"{old.title()} -> {new.title()}")
-    for line in remarks(old, new):
-        print(line)
-    rows = [(case, name, *verdict(old.entries(case, name), new.entries(case, name))) for case, name in common]
-    for word in ("slower", "faster"):
-        table = Table("case", "contestant", "old", "new", f"times as {word}", title=f"\n{word} beyond the spread:")
-        chosen = [row for row in rows if row[2] == word]
-        for case, name, _, was, now, _ in chosen:
-            table.add(case, name, duration(was), duration(now), number(max(was, now) / min(was, now)))
-        if chosen:
-            table.show()
-    slower, faster = ([row for row in rows if row[2] == word] for word in ("slower", "faster"))
-    print(f"{len(rows)} compared, {len(slower)} slower, {len(faster)} faster")
-    print(confidence([row[-1] for row in rows]))
-    return int(any(name.startswith("fastadam") for _, name, *_ in slower))
+        with checkout(args.against) as old:
+            medians, other_bits = measure(chosen, lambda: opened(old, machine.ROOT), args.pairs, args.seconds)
+    except Refused as why:
+        print(f"compare: {why}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted")
+        return 130
+    return show(medians, other_bits, args.against)
+
+
+def show(medians, other_bits, against):
+    """Print what was measured; exit status 1 if a row is slower."""
+    intervals = {name: interval(values) for name, values in medians.items()}
+    *_, coverage = next(iter(intervals.values()))
+    print(f"\ntimes the time of {against}: median over {len(next(iter(medians.values())))} pairs of processes, and its")
+    print(f"{coverage:.0%} interval; {ALLOWED:g} is allowed; load average {os.getloadavg()[0]:.2f}")
+    for name, (low, median, high, _) in intervals.items():
+        bits = "other bits" if name in other_bits else "same bits"
+        print(f"{name:60} {median:.3f} ({low:.3f}–{high:.3f})  {bits}  {verdict(low, median)}".rstrip())
+    slower = [name for name, (low, median, *_) in intervals.items() if verdict(low, median) == "slower"]
+    print(f"{len(intervals)} compared, {len(slower)} slower")
+    return int(bool(slower))
 
 
 if __name__ == "__main__":

@@ -1,17 +1,16 @@
-"""What every contestant is: fastadam and the limit (ours.py) and the peers (peers.py), all from the same start.
+"""What every contestant is: fastadam (ours.py, ours_cuda.py), the limit (limits.py), the peers (peers.py).
 
 Each steps the arrays that its users have: NumPy's for fastadam and the limit, torch's own tensors for torch, and so on.
 `give(k)` hands over gradient set k % 2, so that each step meets gradients it did not just read: `.grad` is assigned for
 torch, a list is chosen for fastadam. It is not timed, because in training the backward pass does that. `step()` is the
-user's whole call and is timed. Neither copies anything.
+user's whole call, with the chores that its setting names, and is timed.
 """
 
 from importlib.util import find_spec
 
 import numpy as np
 
-from fastadam.benchmarks.truth import STEPS, Method
-
+STEPS = 2  # that everyone takes before the clock starts, held against the oracle
 POOL = 1 << 22  # random numbers that are drawn; larger leaves repeat them
 ONE_SET = 1 << 28  # parameters from which one set of gradients is given again and again: no cache holds any of it
 
@@ -29,17 +28,18 @@ class Start:
 
     @staticmethod
     def sets(n):
+        """How many sets of gradients there are for n parameters."""
         return 1 if n >= ONE_SET else 2
 
     def grads_as(self, convert):
         """The gradients as another library's arrays, made once for all contestants of that library."""
         if convert not in self._copies:
-            self._copies[convert] = [[convert(g) for g in some] for some in self.grads]
+            self._copies[convert] = [[convert(g) for g in grads] for grads in self.grads]
         return self._copies[convert]
 
 
 class Contestant:
-    """One way to do the work. A subclass sets `p` and `sets` in __init__(start, setting, threads)."""
+    """One way to do the work. A subclass sets `setting`, `p` and `sets` in __init__(start, setting, threads)."""
 
     name: str
     install: str  # the command that brings it here
@@ -51,6 +51,7 @@ class Contestant:
     spare = 2  # arrays of temporaries
     chose = ""  # what it chose for itself, for the result
     needs_wall = False  # a library with CUDA streams of its own, which no event sees
+    chores: tuple[str, ...] = ("",)  # those of cases.CHORES that its step can do
 
     @classmethod
     def holds(cls, format):
@@ -62,6 +63,8 @@ class Contestant:
         """Why it cannot do this, or None: found out by trying."""
         if not cls.holds(setting.format):
             return f"has no {setting.format.name}"
+        if setting.chores not in cls.chores:
+            return f"has no {setting.chores}"
         for module in cls.needs:
             if find_spec(module) is None:
                 return f"{module} is not installed"
@@ -80,15 +83,13 @@ class Contestant:
         """What it moves per parameter and step."""
         return setting.bytes
 
-    def oracle(self):
-        return Method(self.setting, self.peer)
-
     @property
-    def oracle_key(self):
-        """Contestants of one key share an oracle."""
-        return self.setting.name, self.setting.format.name, self.peer
+    def paper(self):
+        """The setting whose paper its results are held against; None: the limit's arithmetic."""
+        return self.setting
 
     def give(self, k):
+        """Hand over the gradients of step k."""
         self.grads = self.sets[k % len(self.sets)]
 
     def finish(self):
@@ -97,6 +98,14 @@ class Contestant:
     def params(self):
         """The parameters as NumPy arrays."""
         return self.p
+
+    def averages(self):
+        """The averaged parameters as NumPy arrays, where the setting's chores keep them."""
+        return None
+
+    def copies(self):
+        """The bfloat16 copies of the parameters as float32 NumPy arrays, where the setting's chores write them."""
+        return None
 
 
 def only(setting, methods, options=()):

@@ -52,7 +52,7 @@ def run(args):
 
 def measure(args, result):
     """Rounds in which everyone comes once, in random order, each in fresh processes: with empty caches, then warm."""
-    from fastadam.benchmarks.ours import everyone
+    from fastadam.benchmarks.everyone import everyone
 
     present, absent = [], result["absent"]
     for one in everyone(args.backends):

@@ -15,7 +15,7 @@ import numpy as np
 import fastadam as fa
 from fastadam.benchmarks import bench, cases, clock, files, options, truth
 from fastadam.benchmarks.contestants import Start, named
-from fastadam.benchmarks.ours import everyone
+from fastadam.benchmarks.everyone import everyone
 
 OURS, FUSED, DEEPSPEED = "fastadam numba", "torch fused", "DeepSpeedCPUAdam"
 PLAIN, MOMENTS, ALL, REMAINDER, CODED, SHORT_CODED, WIDE_STATE = (

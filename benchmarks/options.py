@@ -54,7 +54,7 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         if name not in ready:
             parser.error(f"argument --backend: {name}: {status[name]}")
     if args.peers:
-        from fastadam.benchmarks.ours import everyone
+        from fastadam.benchmarks.everyone import everyone
 
         one_of(parser, "--peers", args.peers, [one.name for one in everyone(args.backends) if one.peer])
     if args.plot:

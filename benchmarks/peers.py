@@ -8,10 +8,9 @@ from functools import cache, partial
 
 import numpy as np
 
-from fastadam.benchmarks import cases
-from fastadam.benchmarks.contestants import Contestant, named, only
-from fastadam.benchmarks.peers_torch import TORCH, BitsAndBytes, BitsAndBytes8, DeepSpeed, TorchAO, TorchGraph
-from fastadam.benchmarks.truth import Method
+from . import cases
+from .contestants import Contestant, named, only
+from .peers_torch import TORCH, BitsAndBytes, BitsAndBytes8, DeepSpeed, TorchAO, TorchGraph
 
 
 class PlainNumpy(Contestant):
@@ -107,22 +106,21 @@ class Thinc(Contestant):
         if start.dtype != np.float32:
             raise NotImplementedError("has float32 only")
         self.setting, self.p, self.sets = setting, [p.copy() for p in start.params], start.grads
-        self.own = [np.empty_like(p) for p in self.p]
+        self.private = [np.empty_like(p) for p in self.p]
         rule = setting.rule
         self.opt = Adam(rule.lr, beta1=rule.betas[0], beta2=rule.betas[1], eps=rule.eps, L2=0.0, grad_clip=0.0,
                         use_averages=False)  # fmt: skip
 
-    def oracle(self):
-        return Method(cases.settings()["Adam-eps_hat"], self.peer)
-
-    oracle_key = "Adam-eps_hat"
+    @property
+    def paper(self):
+        return cases.settings()["Adam-eps_hat"]
 
     def give(self, k):
-        for own, g in zip(self.own, self.sets[k % len(self.sets)], strict=True):
-            np.copyto(own, g)
+        for private, g in zip(self.private, self.sets[k % len(self.sets)], strict=True):
+            np.copyto(private, g)
 
     def step(self):
-        for k, (p, g) in enumerate(zip(self.p, self.own, strict=True)):
+        for k, (p, g) in enumerate(zip(self.p, self.private, strict=True)):
             self.p[k], _ = self.opt((k, "p"), p, g)
 
 

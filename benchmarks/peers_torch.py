@@ -7,9 +7,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from fastadam.benchmarks.contestants import Contestant, named, only
+from .cases import CHORES, EMA_DECAY, MAX_NORM, SCALE
+from .contestants import Contestant, named, only
 
 USUAL = ("lr", "betas", "eps", "weight_decay")
+# Bytes per float32 parameter of chores as passes of their own: norm 4, g clipped 8; g scaled 8, average 12, copy 6,
+# zeros 4.
+PASSES = {"": 0, "max_norm": 4 + 8, "whole": 8 + 4 + 8 + 12 + 6 + 4}
 
 
 def tensor(array, device="cpu"):
@@ -25,7 +29,10 @@ cuda_tensor = partial(tensor, device="cuda")
 
 
 class Torch(Contestant):
-    """An optimizer of torch's kind on torch's own tensors: torch.optim's, or what a subclass names."""
+    """An optimizer of torch's kind on torch's own tensors: torch.optim's, or what a subclass names.
+
+    Chores are passes of their own: mul_, clip_grad_norm_, the step, lerp_, copy_ and zero_.
+    """
 
     install = "pip install torch"
     needs: tuple[str, ...] = ("torch",)
@@ -36,40 +43,83 @@ class Torch(Contestant):
 
         torch.set_num_threads(threads)
         convert = cuda_tensor if self.device == "cuda" else tensor
-        self.setting, self.sets = setting, start.grads_as(convert)
+        self.setting, self.threads, self.sets = setting, threads, start.grads_as(convert)
         self.p = [torch.nn.Parameter(convert(p)) for p in start.params]
         self.opt = self.optimizer(setting.method.__name__)
-        # The foreach loop adds Nesterov's momentum to the gradients where they are.
-        changed = "foreach" in self.name and "nesterov" in setting.options
-        self.own = [torch.empty_like(p) for p in self.p] if changed else []
+        # The foreach loop adds Nesterov's momentum to the gradients where they are; chores scale and clear them.
+        changed = setting.chores or ("foreach" in self.name and "nesterov" in setting.options)
+        self.private = [torch.empty_like(p) for p in self.p] if changed else None
+        if setting.chores == "whole":
+            self.ema = [p.detach().clone() for p in self.p]
+            self.short = [torch.empty_like(p, dtype=torch.bfloat16) for p in self.p]
+
+    @classmethod
+    def bytes(cls, setting):
+        return setting.bytes - CHORES[setting.chores] + PASSES[setting.chores]
 
     def optimizer(self, method):
         """The optimizer of self.p for the method of that name. Raises NotImplementedError if there is none."""
         import torch
 
-        found = getattr(torch.optim, method, None)
-        known = inspect.signature(found).parameters if found else {}
-        for lacking in [key for key in ("params", *self.setting.options, *self.more) if key not in known]:
-            raise NotImplementedError(f"has no {method}" + f" with {lacking}" * bool(known))
-        return self.made(found, known)
+        cls = getattr(torch.optim, method, None)
+        parameters = inspect.signature(cls).parameters if cls else {}
+        for lacking in [key for key in ("params", *self.setting.options, *self.more) if key not in parameters]:
+            raise NotImplementedError(f"has no {method}" + f" with {lacking}" * bool(parameters))
+        return self.constructed(cls, parameters)
 
-    def made(self, cls, known=USUAL):
+    def constructed(self, cls, parameters=USUAL):
         """One of that class, told those of the method's hyperparameters that it knows."""
-        told = {k: v for k, v in self.setting.hyperparameters.items() if k in known}
+        told = {k: v for k, v in self.setting.hyperparameters.items() if k in parameters}
         return cls(self.p, **told, **self.more)
 
     def give(self, k):
-        for p, g in zip(self.p, self.sets[k % len(self.sets)], strict=True):
-            p.grad = g
-        for p, own in zip(self.p, self.own, strict=bool(self.own)):
-            p.grad = own.copy_(p.grad)
+        grads = self.sets[k % len(self.sets)]
+        if self.private:
+            grads = [private.copy_(g) for private, g in zip(self.private, grads, strict=True)]
+        self.hand_over(grads)
+
+    def hand_over(self, grads):
+        """New tensor objects at every step, as backward makes them."""
+        for p, g in zip(self.p, grads, strict=True):
+            p.grad = g.detach()
 
     def step(self):
+        if self.setting.chores:
+            self.step_with_chores()
+        else:
+            self.opt.step()
+
+    def step_with_chores(self):
+        """Each chore as a pass, in the order of a training loop."""
+        import torch
+
+        whole = self.setting.chores == "whole"
+        if whole:
+            for p in self.p:
+                p.grad.mul_(SCALE)
+        torch.nn.utils.clip_grad_norm_(self.p, MAX_NORM)
         self.opt.step()
+        if whole:
+            with torch.no_grad():
+                for p, ema, short in zip(self.p, self.ema, self.short, strict=True):
+                    ema.lerp_(p, 1 - EMA_DECAY)
+                    short.copy_(p)
+                    p.grad.zero_()
 
     def params(self):
-        wide = self.setting.dtype.itemsize < 4
-        return [(p.detach().float() if wide else p.detach()).cpu().numpy() for p in self.p]
+        return [to_numpy(p) for p in self.p]
+
+    def averages(self):
+        return [to_numpy(ema) for ema in self.ema] if self.setting.chores == "whole" else None
+
+    def copies(self):
+        return [to_numpy(short) for short in self.short] if self.setting.chores == "whole" else None
+
+
+def to_numpy(tensor):
+    """A NumPy array of a tensor's values, float32 where it is narrower."""
+    tensor = tensor.detach()
+    return (tensor if tensor.element_size() >= 4 else tensor.float()).cpu().numpy()
 
 
 class TorchGraph(Torch):
@@ -114,6 +164,7 @@ class TorchFused(Torch):
     """The fused kernels: arithmetic in float32, the state in p's dtype. The loops round every operation to that."""
 
     more: ClassVar[dict] = {"fused": True}
+    chores = ("", "max_norm", "whole")
 
     @classmethod
     def holds(cls, format):
@@ -142,7 +193,7 @@ class DeepSpeed(Torch):
 
         cpuinfo.get_cpu_info = cache(cpuinfo.get_cpu_info)  # asked by each construction, for 1.3 s
         cls = partial(DeepSpeedCPUAdam, fp32_optimizer_states=self.setting.format.moments == "float32")
-        return self.made(partial(cls, adamw_mode=method == "AdamW"))  # only where weight decay goes
+        return self.constructed(partial(cls, adamw_mode=method == "AdamW"))  # only where weight decay goes
 
 
 class BitsAndBytes(Torch):
@@ -155,7 +206,7 @@ class BitsAndBytes(Torch):
         only(self.setting, ("Adam", "AdamW", "Lion"))
         from bitsandbytes import optim
 
-        return self.made(getattr(optim, method))
+        return self.constructed(getattr(optim, method))
 
 
 class EightBit:
@@ -185,7 +236,7 @@ class TorchAO(EightBit, Torch):
         only(self.setting, ("Adam", "AdamW"))
         from torchao import optim
 
-        return self.made(getattr(optim, f"{method}8bit"))
+        return self.constructed(getattr(optim, f"{method}8bit"))
 
 
 TORCH: tuple = (

@@ -5,16 +5,20 @@ Two steps from shared values: the paper's in wider arithmetic (tests/papers.py),
 order the same operations otherwise, twice the roundings, and work out 1 - β^t in float32, which costs 1 / (1 - β) of
 one.
 What rests in a short format is off by one rounding to it more (lost); ours round v and bfloat16 p stochastically.
+Chores are done first and last, in float64: the gradient is scaled and clipped, the parameters are averaged and copied.
 """
 
 import numpy as np
 
 from fastadam import kernels
-from fastadam.kernels.formats import GROUP, TINY, TOP, compute, is_drawn, is_signed
+from fastadam.kernels.codes import GROUP, TINY, TOP
+from fastadam.kernels.formats import compute, is_drawn, is_signed
 from fastadam.tools import bounds, papers
 from fastadam.tools.verify import host_error, oracle_of
 
-STEPS = 2
+from .cases import EMA_DECAY, MAX_NORM, SCALE
+from .contestants import STEPS
+
 MOST = 1 << 20  # elements held against the oracle: all up to here; beyond, the ends of every leaf and pieces between
 PIECE = 4096
 
@@ -72,7 +76,7 @@ class Trivial:
     def __init__(self, lr):
         self._lr = lr
 
-    def steps(self, p, grads, groups):
+    def steps(self, p, grads, groups, factors):
         """Yields (p, bound) after each step."""
         unit = bounds.Running.arithmetic(p.dtype)
         wide = np.longdouble if p.dtype == np.float64 else np.float64
@@ -107,24 +111,37 @@ class Method:
         rows = zip(self._kernel.Coefficients._fields, self._row(1, carried), self._row(2, carried), strict=True)
         return [off if name.startswith("one_minus") or a != b else 0.0 for name, a, b in rows]
 
+    def _factor_error(self, u):
+        """How far the factor of the chores, and its product with g, can be off, relatively.
+
+        Ours is of a norm in float64 and rounded once, as is the product. A peer sums n squares in float32, of which a
+        lane adds up n/8 or so one after the other: its random roundings come to less than 2e-4 of the norm at n = 2^26.
+        """
+        return 2e-4 if self._peer else 4 * u
+
     @np.errstate(all="ignore")
-    def steps(self, p, grads, groups):
-        """Yields (p, bound) after each step. groups: where those of 8-bit formats begin."""
+    def steps(self, p, grads, groups, factors):
+        """Yields (p, bound) after each step.
+
+        groups: where those of 8-bit formats begin. factors: what chores multiply the gradients of each step by.
+        """
         setting, dtype, slots = self._setting, compute(p.dtype), self._kernel.slots
         wide, unit = (np.longdouble if dtype == np.float64 else np.float64), bounds.Running.arithmetic(dtype)
-        oracle, taken = oracle_of(setting.method, setting.hyperparameters)
-        state = papers.start(oracle.__name__, p.astype(wide), **taken)
+        paper, taken = oracle_of(setting.method, setting.hyperparameters)
+        state = papers.start(paper.__name__, p.astype(wide), **taken)
         exact, errors = p.astype(wide), [0.0] * (1 + len(slots))
-        for t, g in enumerate(grads, start=1):
+        for t, (g, multiplier) in enumerate(zip(grads, factors, strict=True), start=1):
+            g = g.astype(wide) * multiplier
+            g_error = np.abs(g) * (self._factor_error(unit[0]) if self._setting.chores else 0.0)
             carried = [float(state[key]) for key in setting.rule.carried]
             values = [exact, *(state.get(slot.name) for slot in slots)]
             p_now, *now = (
                 None if x is None else bounds.Running(x, error, unit) for x, error in zip(values, errors, strict=True)
             )
-            streams = [p_now, bounds.Running(g.astype(wide), 0.0, unit), *now]
+            streams = [p_now, bounds.Running(g, g_error, unit), *now]
             row = self._row(t, carried)
             inner, *errors = bounds.one_step(self._kernel, dtype, streams, row, self._host(t, dtype, carried))
-            exact, state = oracle(t, exact, g.astype(wide), state, **taken)
+            exact, state = paper(t, exact, g, state, **taken)
             shown = self._rested(exact, inner * (2 if self._peer else 1), p.dtype.name, None, groups)
             if "master" not in setting.format.options:
                 inner = self._rested(exact, inner, p.dtype.name, None, groups)
@@ -142,20 +159,36 @@ class Method:
         return error + lost(np.abs(value) + error, name, slot, drawn, groups)
 
 
+def factor(setting, grads):
+    """What a setting's chores multiply these gradients by, all leaves of one set: unscaled, then clipped."""
+    if not setting.chores:
+        return 1.0
+    scale = SCALE if setting.chores == "whole" else 1.0
+    norm = scale * sum(float(np.square(g, dtype=np.float64).sum()) for g in grads) ** 0.5
+    return scale * min(1.0, MAX_NORM / norm) if norm else scale
+
+
+def oracle(one):
+    """What a contestant's results are held against."""
+    return Trivial(one.setting.rule.lr) if one.paper is None else Method(one.paper, one.peer)
+
+
 def check(contestants, start, rng, report=lambda name: None):
-    """Two steps of everyone, held against the oracle after each.
+    """Two steps of everyone, held against the oracle after each; averages and copies after the last.
 
     Returns {name: error in ulp of the larger of old and new p} and {name: what is wrong}. report(name) comes first.
     """
     pieces = sample(start.shapes, rng)
     groups = groups_of(pieces)
-    first, grads = pick(start.params, pieces), [pick(some, pieces) for some in start.grads]
+    first, grads = pick(start.params, pieces), [pick(leaves, pieces) for leaves in start.grads]
     truths, ulps, wrong = {}, {}, {}
     for one in contestants:
         report(one.name)
-        key = one.oracle_key
+        key = one.paper and (one.paper.name, one.setting.format.name), one.setting.chores, one.peer
         if key not in truths:
-            truths[key] = list(one.oracle().steps(first, [grads[k % len(grads)] for k in range(STEPS)], groups))
+            factors = [factor(one.setting, start.grads[k % len(grads)]) for k in range(STEPS)]
+            given = [grads[k % len(grads)] for k in range(STEPS)]
+            truths[key] = list(oracle(one).steps(first, given, groups, factors))
         for k, (exact, allowed) in enumerate(truths[key]):
             one.give(k)
             one.step()
@@ -164,10 +197,32 @@ def check(contestants, start, rng, report=lambda name: None):
             scale = np.spacing(np.maximum(np.abs(exact), np.abs(first)).astype(start.dtype))
             ulps[one.name] = float(np.max(off / scale, initial=0.0))
             if k < one.judged and not (off <= allowed).all():  # NaN is not
-                worst = int(np.argmax(np.nan_to_num(off - allowed, nan=np.inf)))
-                wrong[one.name] = (
-                    f"step {k + 1}: {got[worst]:.9g} where the oracle has {float(exact[worst]):.9g}, "
-                    f"allowed {float(allowed[worst]):.1g} either way"
-                )
+                wrong[one.name] = f"step {k + 1}: {difference(got, exact, allowed)}"
                 break
+        if one.setting.chores == "whole" and one.name not in wrong:
+            why = chores_missed(one, first, truths[key], pieces)
+            wrong |= {one.name: why} if why else {}
     return ulps, wrong
+
+
+def difference(got, exact, allowed):
+    """Where a result is farthest beyond what is allowed, in words."""
+    worst = int(np.argmax(np.nan_to_num(np.abs(got - exact) - allowed, nan=np.inf)))
+    return (
+        f"{got[worst]:.9g} where the oracle has {float(exact[worst]):.9g}, "
+        f"allowed {float(allowed[worst]):.1g} either way"
+    )
+
+
+def chores_missed(one, first, steps, pieces):
+    """What is wrong with a contestant's averages or bfloat16 copies after these steps of p and its bound, or None."""
+    unit = bounds.Running.arithmetic(first.dtype)
+    ema, share = bounds.Running(first.astype(np.float64), 0.0, unit), 1 - EMA_DECAY
+    for exact, allowed in steps:
+        ema = ema + (bounds.Running(exact, allowed, unit) - ema) * bounds.Running(share, share * unit[0], unit)
+    averages, p, short = (pick(arrays, pieces) for arrays in (one.averages(), one.params(), one.copies()))
+    if not (np.abs(averages - ema.value) <= ema.error).all():
+        return f"the average: {difference(averages, ema.value, ema.error)}"
+    if not (np.abs(short - p) <= lost(np.abs(p), "bfloat16", None, False, None)).all():
+        return f"the copy: {difference(short, p, lost(np.abs(p), 'bfloat16', None, False, None))}"
+    return None

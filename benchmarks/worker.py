@@ -26,12 +26,13 @@ def table(task, say):
     """Everyone on every case."""
     import numpy as np
 
-    from fastadam.benchmarks import cases, contestants, machine, ours
+    from fastadam.benchmarks import cases, contestants, machine
+    from fastadam.benchmarks.everyone import everyone
 
     setting = cases.setting(task["rule"], task["format"])
     rng = np.random.default_rng(task["seed"])
     present = []
-    for one in ours.everyone(task["backends"]):
+    for one in everyone(task["backends"]):
         asked = one.name in task["peers"]
         if (task["peers"] and one.peer and not asked) or one.name in task["without"]:
             continue
@@ -142,10 +143,11 @@ def in_time(n, there, why, pace, seconds):
 
 def first_use(task, say):
     """One contestant's first step; says when it was done."""
-    from fastadam.benchmarks import cases, contestants, ours
+    from fastadam.benchmarks import cases, contestants
+    from fastadam.benchmarks.everyone import everyone
 
     setting = cases.setting(task["rule"], task["format"])
-    (cls,) = (one for one in ours.everyone(task["backends"]) if one.name == task["first_use"])
+    (cls,) = (one for one in everyone(task["backends"]) if one.name == task["first_use"])
     try:
         one = cls(contestants.Start(cases.shapes(task["case"]), setting.dtype), setting, task["threads"])
         one.give(0)

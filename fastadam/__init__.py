@@ -22,7 +22,7 @@ from fastadam.plans.chores import StepInfo
 from fastadam.tools.diagnosis import info
 
 if TYPE_CHECKING:
-    from fastadam import schedules
+    from fastadam import checkpoint, schedules
 
 __all__ = [
     "SGD",
@@ -43,6 +43,7 @@ __all__ = [
     "adam_step",
     "adamax_step",
     "backends",
+    "checkpoint",
     "get_num_threads",
     "info",
     "lion_step",
@@ -59,9 +60,9 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """fastadam.schedules, loaded when it is first asked for."""
-    if name == "schedules":
+    """fastadam.schedules and fastadam.checkpoint, each loaded when it is first asked for."""
+    if name in ("checkpoint", "schedules"):
         import importlib
 
-        return importlib.import_module("fastadam.schedules")
+        return importlib.import_module(f"fastadam.{name}")
     raise AttributeError(f"module 'fastadam' has no attribute {name!r}")

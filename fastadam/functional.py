@@ -1,10 +1,10 @@
 """One step on arrays that the caller keeps: in place, no hidden state.
 
-Every function takes p, g and the kernel's slots, arrays of one shape, all float64 or none, dense in the same
-order of axes; `t`, the count of this step from 1; and by name the hyperparameters of the method it is named after (see
-fastadam.Adam and so on), with the same defaults. Slots start at zeros. An Optimizer does the same with less overhead,
-and with random bits of its own for each element of a tree: what rounds bfloat16 here is seed 0's from index 0 on, the
-same for every array.
+Every function takes p, g and the kernel's slots, arrays of one shape, all float64 or none, dense in the same order of
+axes (where p has no dimension, g may be a number); `t`, the count of this step from 1; and by name the hyperparameters
+of the method it is named after (see fastadam.Adam and so on), with the same defaults. Slots start at zeros. An
+Optimizer does the same with less overhead, and with random bits of its own for each element of a tree: what rounds
+bfloat16 here is seed 0's from index 0 on, the same for every array.
 """
 
 import inspect

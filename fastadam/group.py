@@ -16,12 +16,23 @@ from fastadam.rules import Rule
 
 
 def check_representable(rule: Rule, dtype: Any) -> None:
-    """Refuse an eps that the compute type rounds to 0, a division by zero nobody asked for, or to infinity."""
+    """Refuse what the compute type rounds to something else altogether.
+
+    An eps that becomes 0, a division by zero nobody asked for, or infinity; a decay rate that becomes 1: nothing that
+    was averaged would ever decay.
+    """
     eps, info = getattr(rule, "eps", 0.0), np.finfo(dtype)
     if eps > float(info.max):
         raise ValueError(f"eps is {eps!r}, which overflows {info.dtype}; expected at most {info.max}")
     if eps > 0 and np.dtype(dtype).type(eps) == 0:
         raise ValueError(f"eps is {eps!r}, which is 0 in {info.dtype}; expected 0 or a larger number")
+    rates = {f"betas[{k}]": beta for k, beta in enumerate(getattr(rule, "betas", ()))}
+    rates |= {name: getattr(rule, name) for name in ("alpha", "momentum") if hasattr(rule, name)}
+    for name, rate in rates.items():
+        if rate < 1 and np.dtype(dtype).type(rate) == 1:
+            raise ValueError(
+                f"{name} is {rate!r}, which is 1 in {info.dtype}; expected at most {float(1 - info.epsneg)!r}"
+            )
 
 
 class Group:

@@ -17,6 +17,7 @@ from fastadam.checks import SEEDS, integer, number
 from fastadam.group import hyperparameters as hyperparameter_names
 from fastadam.group import is_grouped, make_groups
 from fastadam.kernels.chores import Numbers
+from fastadam.kernels.formats import format_of
 from fastadam.plans import chores, storage
 from fastadam.plans import table as rows
 from fastadam.plans.chores import NOTHING, Chores, StepInfo, check_copies
@@ -147,8 +148,8 @@ class Optimizer:
         self._arrays = arrays
         with self._backend.home.near(arrays, self._structure.leaves):
             self._slots, self._masters = storage.allocate(self, copies)
-        rested = [p.dtype.name for p in arrays] + [x.dtype.name for own in self._slots for x in own if x is not None]
-        self._drawing = not {"bfloat16", "uint8"}.isdisjoint(rested)
+        resting = [*arrays, *(x for slots in self._slots for x in slots if x is not None)]
+        self._drawing = any(format_of(x.dtype).draws for x in resting)
         firsts = list(accumulate((p.size for p in arrays), initial=stored.index_offset))[:-1]
         columns = "params", "grads", *storage.columns(self)
         self._plan = self._backend.plan_for(
@@ -157,6 +158,7 @@ class Optimizer:
             firsts, self._masters,
         )  # fmt: skip
         if copies is not None:
+            self._plan.copies = [copy.array if isinstance(copy, FlatBuffer) else copy for copy in short]
             with np.errstate(all="ignore"), self._plan.on_stream():
                 home = self._backend.home
                 for p, copy in zip(arrays, copies, strict=True):
@@ -192,6 +194,7 @@ class Optimizer:
         grads: like params (same tree and shapes), floats of any width, read only; with param groups, a list with one
             tree per group.
             A leaf that is None is left alone, its own count included. Other strides than the parameter's cost a copy.
+            For a parameter of no dimension it may be a number, Python's or NumPy's.
         grad_scale: multiplies grads first, so unscaling costs no pass of its own.
         reduction: without grads, the step takes the "mean" or the "sum" of what has been accumulated.
         Raises TypeError, ValueError before anything has changed.

@@ -3,6 +3,11 @@
 Nothing else in the library depends on t. Everything here is Python's float64; a backend rounds each number once. Powers
 are taken of the integer t, never by a running product (NAdam's excepted), so a resumed run equals an uninterrupted one.
 
+What float32 cannot hold: a decay rate that it rounds to 1 is refused. Below that, a float32 v under a steady gradient
+stands still as soon as a step would move it by less than half its spacing, up to u/(1 - β2) away from its mean, u =
+2^-24: 6e-5 at β2 = 0.999, 6 % at 1 - 1e-6. No form of the equation changes that, nor does a short format, which rounds
+this very float32 number: only float64 parameters, whose arithmetic is float64, do.
+
 A term that a method does without is multiplied by 0, not skipped, because many methods share a kernel. So an infinite
 parameter, an infinite gradient, or in RAdam's first steps one whose square overflows, can give NaN where PyTorch, which
 skips the term, keeps an infinity.
@@ -34,6 +39,7 @@ class Rule:
     """What every method has. A rule is checked when it is made; all numbers become floats."""
 
     kernel: ClassVar[str]
+    _logs: ClassVar[tuple[float, ...]]  # each instance's own: the logarithms of its betas
     carried: ClassVar[dict[str, float]] = {}  # numbers that each leaf accumulates from step to step, and their start
 
     maximize: bool = field(default=False, kw_only=True)
@@ -47,6 +53,7 @@ class Rule:
                 if not isinstance(value, (tuple, list)) or len(value) != 2:
                     raise TypeError(f"betas is {value!r}, expected a pair of numbers")
                 checked = tuple(number(f"betas[{k}]", beta, low=0, below=1) for k, beta in enumerate(value))
+                object.__setattr__(self, "_logs", tuple(math.log(beta) if beta else -math.inf for beta in checked))
             elif each.type is bool:
                 if value is not True and value is not False:
                     raise TypeError(f"{each.name} is {value!r}, expected True or False")
@@ -67,6 +74,10 @@ class Rule:
     def coefficients(self, t: int, lr: float, *carried: float) -> tuple[float, ...]:
         """The kernel's numbers at the leaf's count t = 1, 2, ... and this step's lr; then the new carried numbers."""
         raise NotImplementedError
+
+    def _bias(self, k: int, t: int) -> float:
+        """1 - betas[k]^t, whose difference would lose the digits that betas[k] shares with 1."""
+        return -math.expm1(t * self._logs[k])
 
     @property
     def _sign(self) -> float:
@@ -100,8 +111,8 @@ class Adam(Rule):
         return frozenset({"vmax"} if self.amsgrad else ())
 
     def coefficients(self, t: int, lr: float, *carried: float) -> tuple[float, ...]:
-        root = math.sqrt(1 - self.betas[1] ** t)
-        step_size = lr / (1 - self.betas[0] ** t)
+        root = math.sqrt(self._bias(1, t))
+        step_size = lr / self._bias(0, t)
         step_size, rsqrt_bias2 = (step_size * root, 1.0) if self.eps_hat else (step_size, 1 / root)
         return self._adam(lr, step_size, rsqrt_bias2, self.eps)
 
@@ -136,13 +147,30 @@ class RAdam(Rule):
 
     def coefficients(self, t: int, lr: float, *carried: float) -> tuple[float, ...]:
         (beta1, beta2), (l2, decay) = self.betas, self._decay(lr, self.decoupled_weight_decay)
-        step_size, rsqrt_bias2, eps = lr / (1 - beta1**t), 0.0, 1.0  # the denominator is 1: plain momentum
-        most = 2 / (1 - beta2) - 1
-        length = most - 2 * t * beta2**t / (1 - beta2**t)
+        step_size, rsqrt_bias2, eps = lr / self._bias(0, t), 0.0, 1.0  # the denominator is 1: plain momentum
+        most, length = (1 + beta2) / (1 - beta2), self._length(t)
         if length > 5:
             tractable = (length - 4) * (length - 2) * most / ((most - 4) * (most - 2) * length)
-            step_size, rsqrt_bias2, eps = step_size * math.sqrt(tractable * (1 - beta2**t)), 1.0, self.eps
+            step_size, rsqrt_bias2, eps = step_size * math.sqrt(tractable * self._bias(1, t)), 1.0, self.eps
         return AdamCoefficients(self._sign, l2, beta1, 1 - beta1, beta2, 1 - beta2, step_size, rsqrt_bias2, eps, decay)
+
+    def _length(self, t: int) -> float:
+        """The paper's ρ_t = ρ_∞ - 2t·β2^t/(1 - β2^t), whose terms cancel where t is small beside 1/(1 - β2).
+
+        With x = -log β2 it is coth(x/2) - 2t/(e^tx - 1), and so t·(1 - L(tx/2)) + L(x/2), where L(z) = coth z - 1/z.
+        """
+        x = -self._logs[1]
+        if t * x > 1:
+            return (1 + self.betas[1]) / (1 - self.betas[1]) - 2 * t * math.exp(-t * x) / self._bias(1, t)
+        return t * (1 - _langevin(t * x / 2)) + _langevin(x / 2)
+
+
+def _langevin(z: float) -> float:
+    """coth z - 1/z for 0 <= z <= 1/2, by its continued fraction z/(3 + z²/(5 + z²/(7 + ...)))."""
+    fraction = 15.0
+    for odd in (13, 11, 9, 7, 5, 3):
+        fraction = odd + z * z / fraction
+    return z / fraction
 
 
 @dataclass(frozen=True)
@@ -169,7 +197,7 @@ class NAdam(Rule):
         product = carried[0] * momentum
         grad_step = lr * (1 - momentum) / (1 - product)
         momentum_step = lr * following / (1 - product * following)
-        rsqrt_bias2 = 1 / math.sqrt(1 - beta2**t)
+        rsqrt_bias2 = 1 / math.sqrt(self._bias(1, t))
         decays = self._sign, l2, beta1, 1 - beta1, beta2, 1 - beta2
         return *NAdamCoefficients(*decays, grad_step, momentum_step, rsqrt_bias2, self.eps, decay), product
 
@@ -187,7 +215,9 @@ class Adamax(Rule):
 
     def coefficients(self, t: int, lr: float, *carried: float) -> tuple[float, ...]:
         beta1, beta2 = self.betas
-        return AdamaxCoefficients(self._sign, self.weight_decay, beta1, 1 - beta1, beta2, lr / (1 - beta1**t), self.eps)
+        return AdamaxCoefficients(
+            self._sign, self.weight_decay, beta1, 1 - beta1, beta2, lr / self._bias(0, t), self.eps
+        )
 
 
 @dataclass(frozen=True)
@@ -204,7 +234,7 @@ class AdaBelief(Rule):
 
     def coefficients(self, t: int, lr: float, *carried: float) -> tuple[float, ...]:
         (beta1, beta2), (l2, decay) = self.betas, self._decay(lr, self.decoupled_weight_decay)
-        step_size, rsqrt_bias2 = lr / (1 - beta1**t), 1 / math.sqrt(1 - beta2**t)
+        step_size, rsqrt_bias2 = lr / self._bias(0, t), 1 / math.sqrt(self._bias(1, t))
         return AdaBeliefCoefficients(
             self._sign, l2, beta1, 1 - beta1, beta2, 1 - beta2, step_size, rsqrt_bias2, self.eps, decay
         )

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .streams import Columns
+
 
 @dataclass(frozen=True)
 class Slot:
@@ -34,12 +36,17 @@ class RunningMax(Slot):
 
 
 class Kernel(NamedTuple):
-    """One element function with what it needs. Streams are p, g, then the slots, in that order, everywhere."""
+    """One element function with what it needs."""
 
     name: str
     element: Callable[..., Any]
     slots: tuple[Slot, ...]
     Coefficients: type
+
+    @property
+    def streams(self) -> Columns:
+        """The name of each stream."""
+        return Columns("p", "g", tuple(slot.name for slot in self.slots), "ema", "copy", "low")
 
     @classmethod
     def of(cls, module: ModuleType) -> "Kernel":

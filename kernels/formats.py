@@ -1,46 +1,27 @@
-"""Storage formats: from what rests in memory to the compute type and back. Here for NumPy arrays.
+"""Storage formats: how numbers rest in memory, the registry of them, and what each means on NumPy's arrays.
 
-To nearest, ties to even; bfloat16 also stochastically: up with the probability that makes the mean exact. A value that
-is not finite bypasses both. The random bits are a hash of (seed, count, element), so all backends draw the same ones:
-slots take its upper half, p the two halves combined.
+To nearest, ties to even; some formats also stochastically: up with the probability that makes the mean exact. A value
+that is not finite bypasses both. The random bits are a hash of (seed, count, element), so all backends draw the same
+ones: slots take its upper half, p the two halves combined. 8 bits: see codes.py.
 
-8 bits: GROUP elements share a float32 scale; 2 + |x| / scale is a float whose exponent and first three bits of mantissa
-are the code, so decoding is a shift and a subtraction, and no case is special. With a sign 4 bits of exponent are left,
-to nearest, and zero is exact; else there are 5, the rounding is stochastic, and zero is worth half of the smallest
-step: a v of 0 beside an m that is not would make the step explode. One value that is not finite makes the scale NaN.
-benchmarks/fidelity.py is the evidence for the bits and for the group.
-
-BLOCK elements are BYTES bytes: their codes, then their scales. Of a group, byte 4·l + j is element 16·j + l, so that
-vectors of 16 are packed by shifts alone; there the four elements share one hash, whose last multiplication is done
-with two factors: the upper and the lower 20 bits of each product.
+Compiled code and CUDA's have a table each from a Format to its text: kernels/cpu/formats.py, kernels/cuda/__init__.py.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, cached_property, partial
 from typing import Any
 
 import numpy as np
 
+from . import codes
 from .chores import BLOCK
+from .codes import GROUP, LANES, SHIFT
 from .contract import NonNegative, Signed, Slot
 
 MIX = 0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F  # odd; 2^32 over the golden ratio, and xxHash's primes 2 to 4
 WHOLE = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio
 LOW = 0xFFFFFFFF
-
-GROUP, LANES = 64, 16
-BYTES = BLOCK + BLOCK // GROUP * 4
-SHIFT, TWO = 20, 0x40000000  # of a float32's bits: below the code; 2.0, whose bits there are 0
-LAST = {True: 127, False: 255}  # the largest code with and without a sign
-TO = {True: np.float32(2), False: np.float32(2.125)}  # what is decoded to 0, and to nearest encoded
-DRAWN = np.float32(2.25)  # what 0 is encoded as stochastically: code 1, which is worth 1/8
-TOP = {signed: np.uint32(TWO + (last << SHIFT)).view(np.float32) - TO[signed] for signed, last in LAST.items()}
-REACH = {signed: top * np.float32(1 - 2.0**-21) for signed, top in TOP.items()}  # however rounded, not beyond LAST
-PART = {signed: np.float32(1) / top for signed, top in TOP.items()}
-TINY, LARGE = np.float32(2.0**-126), np.float32(2.0**126)  # the smallest scale of what is not all 0, and its inverse
-
-
-def compute(dtype: Any) -> Any:
-    """What parameters of a dtype are computed in: float64 for float64, else float32."""
-    return np.dtype(np.float64 if np.dtype(dtype) == np.float64 else np.float32)
 
 
 def key(seed: int, count: int) -> int:
@@ -91,7 +72,7 @@ def for_slots(random: Any) -> Any:
     return random >> np.uint32(16)
 
 
-def is_signed(slot: Slot) -> bool:
+def is_signed(slot: Slot | None) -> bool:
     """Whether a slot's codes have a sign."""
     return isinstance(slot, Signed)
 
@@ -123,77 +104,138 @@ def join(high: Any, low: Any) -> Any:
     return ((high.view(np.uint16).astype(np.uint32) << np.uint32(16)) + low.astype(np.uint32)).view(np.float32)
 
 
-def blocks(n: int) -> int:
-    """How many blocks n elements of 8 bits take."""
-    return -(-n // BLOCK)
+Draw = tuple[int, int] | None  # the key and the first element's index of random bits; None: to nearest
 
 
-def codes_and_scales(coded: Any) -> tuple[Any, Any]:
-    """Views of whole blocks: (blocks, BLOCK) uint8 and (blocks, BLOCK / GROUP) float32."""
-    whole = coded.reshape(-1, BYTES)
-    return whole[:, :BLOCK], whole[:, BLOCK:].view(np.float32)
+def _floats(rested: Any, slot: Slot | None, n: int) -> Any:
+    return rested.astype(np.promote_types(rested.dtype, np.float32), copy=False)
 
 
-def _in_order(codes: Any) -> Any:
-    """Codes as they rest to codes in the order of elements."""
-    return codes.reshape(-1, LANES, GROUP // LANES).transpose(0, 2, 1).reshape(-1)
+NARROW, WIDE = np.dtype(np.float32), np.dtype(np.float64)
 
 
-@np.errstate(all="ignore")
-def decode_8bit(coded: Any, signed: bool, n: int) -> Any:
-    """(n,) float32 from their blocks."""
-    rested, scales = codes_and_scales(coded)
-    codes = _in_order(rested).astype(np.uint32)
-    bits = np.uint32(TWO) + ((codes & np.uint32(LAST[signed])) << np.uint32(SHIFT))
-    x = (bits.view(np.float32) - TO[signed]).reshape(-1, GROUP) * scales.reshape(-1, 1) + np.float32(0)  # no -0
-    if signed:
-        x = (x.view(np.uint32) | (codes.reshape(x.shape) >> np.uint32(7)) << np.uint32(31)).view(np.float32)
-    return x.reshape(-1)[:n]
+@dataclass(frozen=True, eq=False)
+class Format:
+    """How numbers rest in an array: their size, their rounding, and both ways between an array at rest and floats.
+
+    name:    what arguments, errors and the tables of each processor call it.
+    rests:   the name of its arrays' dtype, NumPy's or one of ml_dtypes; of single bytes for blocks; no other format's.
+    bytes:   of a block.
+    encode:  (flat floats, slot or None for p, Draw) -> the array at rest.
+    decode:  (the array at rest, slot or None for p, n) -> (n,) floats: float64 of a float64, else float32.
+    block:   how many elements are encoded together; an array holds whole blocks.
+    draws:   whether p, and slots that never fall below zero, are rounded by random bits.
+    moments: whether Optimizer's `moments` may name it.
+    compute: the dtype of steps over parameters in this format; slots in it go with parameters of that dtype.
+    """
+
+    name: str
+    rests: str
+    bytes: int
+    encode: Callable[[Any, Slot | None, Draw], Any]
+    decode: Callable[[Any, Slot | None, int], Any] = _floats
+    block: int = 1
+    draws: bool = False
+    moments: bool = False
+    compute: Any = NARROW
+
+    @cached_property
+    def dtype(self) -> Any:
+        """The dtype of an array of it. Raises ImportError where ml_dtypes has it and is not installed."""
+        if self.rests in np.sctypeDict:
+            return np.dtype(self.rests)
+        try:
+            import ml_dtypes
+        except ImportError as error:
+            raise ImportError(f"{self.name} needs ml_dtypes ({error}): pip install ml_dtypes") from None
+        return np.dtype(getattr(ml_dtypes, self.rests))
+
+    @property
+    def is_float(self) -> bool:
+        """Whether arrays at rest are arrays of floats, as parameters, gradients and copies must be."""
+        return self.name == self.rests
+
+    @property
+    def is_compute(self) -> bool:
+        """Whether what rests in it is what steps compute with, as it is."""
+        return bool(self.name == self.compute.name)
+
+    @property
+    def is_short(self) -> bool:
+        """Whether arrays at rest are arrays of floats below 32 bits, which may be copies of wider parameters."""
+        return self.is_float and self.bytes < 4
+
+    def bytes_of(self, n: int) -> int:
+        """How many bytes n elements take."""
+        return -(-n // self.block) * self.bytes
+
+    def length(self, n: int) -> int:
+        """How many numbers of its dtype an array of n elements has."""
+        return self.bytes_of(n) // (1 if self.block > 1 else self.bytes)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return named, (self.name,)  # copies are the same object
 
 
-@np.errstate(all="ignore")
-def encode_8bit(x: Any, signed: bool, drawn: tuple[int, int] | None = None) -> Any:
-    """The blocks of flat float32 x, filled up with zeros. drawn: the key and x's first index; None: to nearest."""
-    count = blocks(x.size)
-    padded = np.zeros(count * BLOCK, np.float32)
-    padded[: x.size] = x
-    bits = padded.view(np.uint32).reshape(-1, GROUP)
-    size = bits & np.uint32(0x7FFFFFFF)
-    largest = size.max(axis=1).view(np.float32)
-    scale = np.maximum(largest * PART[signed], TINY)
-    scale = np.where(size.max(axis=1) == 0, np.float32(0), scale)
-    finite = size.max(axis=1) < np.uint32(0x7F800000)
-    inverse = np.minimum(REACH[signed] / largest, LARGE)
-    y = (size.view(np.float32) * inverse[:, None] + (TO[signed] if drawn is None else DRAWN)).view(np.uint32)
-    y += np.uint32(1 << SHIFT - 1) if drawn is None else random_codes(*drawn, len(bits))
-    codes = (y >> np.uint32(SHIFT)) & np.uint32(LAST[signed])
-    codes |= bits >> np.uint32(31) << np.uint32(7) if signed else np.uint32(0)
-    codes = np.where((finite & (scale > 0))[:, None], codes, np.uint32(0))
-    codes = codes.reshape(-1, GROUP // LANES, LANES).transpose(0, 2, 1)
-    coded = np.empty(count * BYTES, np.uint8)
-    for home, values in zip(codes_and_scales(coded), (codes, np.where(finite, scale, np.float32(np.nan))), strict=True):
-        home[...] = values.reshape(home.shape)
-    return coded
+def named(name: str) -> Format:
+    """Return the format of this name."""
+    return FORMATS[name]
+
+
+def _cast(dtype: Any, x: Any, slot: Slot | None, drawn: Draw) -> Any:
+    return x.astype(dtype, copy=False)
+
+
+def _to_bfloat16(x: Any, slot: Slot | None, drawn: Draw) -> Any:
+    short = x.astype(np.float32, copy=False)
+    if drawn is None:
+        return short.astype(BFLOAT16.dtype)
+    random = random_bits(*drawn, len(short))
+    return stochastic(short, for_p(random) if slot is None else for_slots(random), BFLOAT16.dtype)
+
+
+def _to_codes(x: Any, slot: Slot | None, drawn: Draw) -> Any:
+    return codes.encode(x, is_signed(slot), None if drawn is None else partial(random_codes, *drawn))
+
+
+def _of_codes(rested: Any, slot: Slot | None, n: int) -> Any:
+    return codes.decode(rested, is_signed(slot), n)
+
+
+def _half(*_: Any) -> Any:
+    raise TypeError("a remainder is half of a number: see split and join")
+
+
+FLOAT64 = Format("float64", "float64", 8, partial(_cast, WIDE), moments=True, compute=WIDE)
+FLOAT32 = Format("float32", "float32", 4, partial(_cast, NARROW), moments=True)
+BFLOAT16 = Format("bfloat16", "bfloat16", 2, _to_bfloat16, draws=True, moments=True)
+FLOAT16 = Format("float16", "float16", 2, lambda x, slot, drawn: x.astype(np.float32).astype(np.float16))
+CODES = Format("8bit", "uint8", codes.BYTES, _to_codes, _of_codes, block=BLOCK, draws=True, moments=True)
+REMAINDER = Format("remainder", "int16", 2, _half, _half)  # the other 16 bits of a float32 whose p is bfloat16
+
+FORMATS = {format.name: format for format in (FLOAT64, FLOAT32, BFLOAT16, FLOAT16, CODES, REMAINDER)}
+RESTING = {format.rests: format for format in FORMATS.values()}
+FLOATS = {name: format for name, format in FORMATS.items() if format.is_float}  # what users' arrays may be
+SHORT = {name: format for name, format in FLOATS.items() if format.is_short}
+DTYPES = FLOAT32.compute, FLOAT64.compute  # of the arithmetic
+
+
+@cache
+def format_of(dtype: Any) -> Format:
+    """Return the format of what rests in arrays of a dtype."""
+    return RESTING[dtype.name]
+
+
+def compute(dtype: Any) -> Any:
+    """Return the dtype that parameters of a dtype are computed in: float64 for float64, else float32."""
+    return format_of(np.dtype(dtype)).compute
 
 
 def decoded(x: Any, slot: Slot, n: int, wide: Any) -> Any:
-    """n elements of a slot in the compute type; None where there is none."""
-    if x is None or x.dtype != np.uint8:
-        return None if x is None else x.astype(wide, copy=False)
-    return decode_8bit(x, is_signed(slot), n)
+    """Return n elements of a slot's array in the compute type; None where there is none."""
+    return None if x is None else format_of(x.dtype).decode(x, slot, n).astype(wide, copy=False)
 
 
-def encoded(values: Any, like: Any, slot: Any = None, drawn: Any = None) -> Any:
-    """values in the storage format of `like`: to nearest, or by the random bits of a key and a first index. slot: None
-    for p."""
-    if values is None or like is None or values.dtype == like.dtype:
-        return values
-    if like.dtype == np.uint8:
-        return encode_8bit(values, is_signed(slot), drawn)
-    if like.dtype.itemsize > 2:
-        return values.astype(like.dtype)
-    short = values.astype(np.float32)
-    if like.dtype.name == "bfloat16" and drawn is not None:
-        random = random_bits(drawn[0], drawn[1], len(short))
-        return stochastic(short, for_p(random) if slot is None else for_slots(random), like.dtype)
-    return short.astype(like.dtype)
+def encoded(values: Any, like: Any, slot: Slot | None = None, drawn: Draw = None) -> Any:
+    """Return values in the format of the array `like`: to nearest, or by random bits. slot: None for p."""
+    return values if values is None or like is None else format_of(like.dtype).encode(values, slot, drawn)

@@ -7,7 +7,8 @@ import numpy as np
 
 from .chores import BLOCK, NOTES, Numbers, average, clip, in_pairs, largest, sum_of_squares
 from .contract import Kernel
-from .formats import BYTES, blocks, decoded, encoded, is_drawn, join, split
+from .formats import compute, decoded, encoded, format_of, is_drawn, join, split
+from .streams import Columns
 
 
 def step(
@@ -15,21 +16,22 @@ def step(
 ) -> Iterator[tuple[Any, Any]]:
     """Step every chunk once; yields (piece of a stream, its new values), and writes nothing but notes.
 
-    streams: per leaf, p, g, the slots, the average, the copy and the remainder as flat arrays in one memory order, None
-    for an absent one; then the zeros. The other arguments: see Plan.
+    streams: per leaf, Columns of flat arrays in one memory order; then those of the zeros, as a gradient. The other
+    arguments: see Plan.
     """
+    *_, nothing = streams
     width, extra = len(kernel.Coefficients._fields), len(Numbers._fields)  # type: ignore[attr-defined]
     with np.errstate(all="ignore"):
         for k, (leaf, first, n, g_leaf, g_first, missed) in enumerate(chunks):
             r = row[leaf]
             if r < 0:
                 continue
-            pieces: Any = (None if x is None else _piece(x, first, n) for x in streams[leaf])
-            p, _, *slots, ema, copy, low = pieces
-            wide = np.float64 if p.dtype == np.float64 else np.float32
-            stored, new_ema, other = [p, *slots], ema, low
+            pieces = Columns.of(None if x is None else _piece(x, first, n) for x in streams[leaf]._replace(g=None).row)
+            p, slots, low = pieces.p, pieces.slots, pieces.low
+            wide = compute(p.dtype).type
+            stored, new_ema, other = [p, *slots], pieces.ema, low
             for now in range(r - missed, r + 1):
-                source, at = (streams[g_leaf][1], g_first) if now == r else (streams[-1][1], 0)
+                source, at = (streams[g_leaf].g, g_first) if now == r else (nothing.g, 0)
                 gradient = g = source[at : at + n].astype(wide, copy=False)
                 c = kernel.Coefficients(*rows[now, :width].astype(wide))
                 x = Numbers(*rows[now, -extra:].astype(wide))
@@ -38,7 +40,7 @@ def step(
                 before = _whole(stored[0], other).astype(wide, copy=False)
                 old = [decoded(x, slot, n, wide) for x, slot in zip(stored[1:], kernel.slots, strict=True)]
                 new = kernel.element(before, g, *old, c)
-                new_ema = None if ema is None else average(new_ema, new[0], x)
+                new_ema = None if pieces.ema is None else average(new_ema, new[0], x)
                 drawn = int(rows[now, -1]), firsts[leaf] + first
                 stored[0], other = (encoded(new[0], p, None, drawn), None) if low is None else split(new[0], p.dtype)
                 stored[1:] = [
@@ -49,19 +51,19 @@ def step(
                     here, after = notes[k, : -(-n // BLOCK)], _whole(stored[0], other).astype(wide, copy=False)
                     here[:, 0], here[:, 1] = sum_of_squares(gradient), sum_of_squares(after)
                     here[:, 2], here[:, 3] = sum_of_squares(after - before), largest(after - before)
-            short = encoded(new[0], copy)
-            for home, values in zip([p, *slots, ema, copy, low], [*stored, new_ema, short, other], strict=True):
-                if home is not None:
-                    yield home, values
+            new_p, *new_slots = stored
+            stepped = Columns(new_p, None, tuple(new_slots), new_ema, encoded(new[0], pieces.copy), other)
+            for x, values in zip(pieces.row, stepped.row, strict=True):
+                if x is not None:
+                    yield x, values
             if flags.clear:
-                yield streams[g_leaf][1][g_first : g_first + n], 0
+                yield streams[g_leaf].g[g_first : g_first + n], 0
 
 
 def _piece(x: Any, first: int, n: int) -> Any:
-    """n elements of a stream: of 8 bits the blocks that hold them, which a chunk begins with."""
-    if x.dtype == np.uint8:
-        return x[first // BLOCK * BYTES : blocks(first + n) * BYTES]
-    return x[first : first + n]
+    """Return n elements of a stream, or the blocks that hold them, which a chunk begins with."""
+    length = format_of(x.dtype).length
+    return x[length(first) : length(first + n)]
 
 
 def _whole(p: Any, low: Any) -> Any:
@@ -73,8 +75,8 @@ def measure(streams: Any, chunks: Any, row: Any, notes: Any) -> None:
     with np.errstate(all="ignore"):
         for k, (leaf, _, n, g_leaf, g_first, _) in enumerate(chunks):
             if row[leaf] >= 0:
-                wide = np.float64 if streams[leaf][0].dtype == np.float64 else np.float32
-                g = streams[g_leaf][1][g_first : g_first + n].astype(wide, copy=False)
+                wide = compute(streams[leaf].p.dtype)
+                g = streams[g_leaf].g[g_first : g_first + n].astype(wide, copy=False)
                 squares = sum_of_squares(g)
                 notes[k, : len(squares), 0], notes[k, : len(squares), 3] = squares, largest(g)
 

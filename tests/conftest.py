@@ -23,6 +23,7 @@ INTERPRETERS = pytest.StashKey[list]()  # those of PTX that a session has used
 
 
 def pytest_addoption(parser):
+    parser.addoption("--all", action="store_true", help="whole counts where a tenth is usual: kills, damages, replays")
     parser.addoption("--examples", type=int, default=EXAMPLES, help="how many examples hypothesis tries in each test")
     parser.addoption(
         "--ptx",

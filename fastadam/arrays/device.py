@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from fastadam.arrays.host import FLOATS, Array, Host, describe, extent, flat, memory_order
+from fastadam.arrays.host import Array, Host, describe, extent, flat, memory_order
+from fastadam.kernels.formats import BFLOAT16, FLOATS
 
 ALIGNED = 256  # bytes: what CUDA's own allocations are aligned to
 
@@ -46,10 +47,8 @@ def _view(name: str, x: Any, written: bool) -> Any:
         raise TypeError(f"{name} is {describe(x)}, which JAX forbids to change: expected an array of another library")
     if hasattr(x, "detach"):
         x = x.detach()
-    if str(getattr(x, "dtype", None)) == "torch.bfloat16":  # no array interface has a name for it
-        from ml_dtypes import bfloat16
-
-        return _view(name, x.view(sys.modules["torch"].int16), written).view(bfloat16)
+    if str(getattr(x, "dtype", None)) == f"torch.{BFLOAT16.name}":  # no array interface has a name for it
+        return _view(name, x.view(sys.modules["torch"].int16), written).view(BFLOAT16.dtype)
     if not hasattr(x, "__cuda_array_interface__"):
         return cupy.from_dlpack(x)
     # Not cupy.asarray, which waits on the host for the owner's stream.

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from fastadam.arrays.device import DEVICE, HOST, home_of, joined, stream_of
-from fastadam.arrays.host import FLOATS, Array, describe, memory_order
+from fastadam.arrays.host import Array, describe, memory_order
 from fastadam.arrays.tree import Structure, Tree, rebuild
+from fastadam.kernels.formats import FLOATS
 
 
 class FlatBuffer:

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastadam.kernels.formats import FLOATS
+
 Array = NDArray[Any]
-DTYPES = (np.dtype(np.float32), np.dtype(np.float64))  # of the arithmetic
-FLOATS = "float64", "float32", "bfloat16", "float16"  # by name: bfloat16 comes from ml_dtypes, which few need
 LINE, PAGE = 64, 4096  # bytes of a cache line, which is the widest vector, and of a page
 
 
@@ -68,6 +68,22 @@ def check_owned(name: str, x: Any) -> None:
         raise ValueError(
             f"{name} has strides {x.strides} for shape {x.shape}, expected dense memory in any axis order, without gaps"
         )
+
+
+def target(name: str, x: Array) -> int:
+    """Return the address of memory that compiled code writes; raises ValueError where x is read-only.
+
+    The one place where such addresses are taken: native code would write to a file's pages and die, or to bytes that
+    Python holds to be immutable.
+    """
+    if not x.flags.writeable:
+        raise ValueError(f"{name} is read-only, expected memory that a step can write")
+    return x.ctypes.data
+
+
+def writable(x: Any) -> Any:
+    """Return a copy of an array that is read-only, as pickle and joblib may leave what they read; else x itself."""
+    return np.array(x, order="K") if isinstance(x, np.ndarray) and not x.flags.writeable else x
 
 
 def extent(x: Array) -> tuple[int, int]:

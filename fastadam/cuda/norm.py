@@ -19,7 +19,8 @@ from fastadam.cuda.nvrtc import function
 from fastadam.cuda.signature import chunk_table
 from fastadam.cuda.upload import Uploaded
 from fastadam.kernels.chores import BLOCK, LANES, NOTES, in_pairs
-from fastadam.kernels.cuda import Pass, format_of
+from fastadam.kernels.cuda import Pass, text_of
+from fastadam.kernels.formats import format_of
 from fastadam.plans.chores import Chores, StepInfo, statistics
 
 if TYPE_CHECKING:
@@ -143,7 +144,8 @@ class Norm:
 
     def _measure(self, signature: Signature, table: Array) -> tuple[Any, ...]:
         where = "ByValue" if table.dtype["words"].shape else "Uploaded"
-        measure = self._function("MEASURE", where, format_of(signature.real), format_of(signature.g_dtype))
+        kinds = [text_of(format_of(dtype)) for dtype in (signature.real, signature.g_dtype)]
+        measure = self._function("MEASURE", where, *kinds)
         blocks = self._blocks[signature.number]
         return measure, (len(blocks) // 16,), (LANES,), (blocks, table, self._notes_of(signature.number))
 

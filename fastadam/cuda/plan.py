@@ -19,7 +19,8 @@ from fastadam.cuda.upload import AnySize
 from fastadam.kernels.chores import Numbers
 from fastadam.kernels.contract import Kernel
 from fastadam.kernels.cuda import Chores, Pass
-from fastadam.kernels.formats import is_drawn
+from fastadam.kernels.formats import format_of, is_drawn
+from fastadam.kernels.streams import Columns
 from fastadam.plans.plan import Plan
 from fastadam.plans.rows import ByRow
 
@@ -38,9 +39,9 @@ class Laid(NamedTuple):
 
 def draws(kernel: Kernel, streams: Sequence[Any]) -> bool:
     """Whether any of a leaf's streams is rounded stochastically."""
-    p, _, *slots, _, _, low = streams
-    short = [slot for slot, x in zip(kernel.slots, slots, strict=True) if x is not None and x.itemsize < 4]
-    return (p.dtype.name == "bfloat16" and low is None) or any(map(is_drawn, short))
+    at = Columns.of(streams)
+    rounded = [x for slot, x in zip(kernel.slots, at.slots, strict=True) if x is not None and is_drawn(slot)]
+    return any(format_of(x.dtype).draws for x in (*rounded, *([at.p] if at.low is None else [])))
 
 
 class CudaPlan(GradientsOnDevice, Plan):
@@ -57,7 +58,8 @@ class CudaPlan(GradientsOnDevice, Plan):
         self._width = len(kernel.Coefficients._fields)
         # What kernels read of a row: not what the rule carries, and the chores' numbers only where there are any; the
         # key of random bits where any are drawn.
-        riding = [x is not None for own in self._streams for x in own[-3:-1]]
+        every = map(Columns.of, self._streams)
+        riding = [x is not None for streams in every for x in (streams.ema, streams.copy)]
         self._riding = asked is not None or any(self._flags) or any(riding)
         self._drawing = any(draws(kernel, own) for own in self._streams)
         numbers = range(self._rows.shape[1] - len(Numbers._fields), self._rows.shape[1] - 1)
@@ -157,7 +159,7 @@ class CudaPlan(GradientsOnDevice, Plan):
         clear, rows = self._flags.clear, np.array([[0.0, 0, 0], [1.0, 0, 0]])
         with self.on_stream():
             if not self._adding:
-                streams = [[x, None, None, None, None] for x in totals]
+                streams = [Columns(x, None).row for x in totals]
                 columns, more = np.arange(3 if clear else 1), [[0, 0]] * len(totals) if clear else ()
                 some = [(one.leaves.tolist(), streams, one.g_dtype) for one in self.signatures]
                 self._adding += [

@@ -11,7 +11,8 @@ from fastadam.arrays.host import Array
 from fastadam.cuda.nvrtc import function
 from fastadam.cuda.upload import BY_VALUE, Uploaded
 from fastadam.kernels.cuda import THREADS, WORDS, Chores, Step
-from fastadam.kernels.formats import compute
+from fastadam.kernels.formats import FLOAT32, format_of
+from fastadam.kernels.streams import Columns
 
 CHUNK = np.dtype([("first", "i8"), ("leaf", "i4"), ("n", "i4")])
 UPLOADED = np.dtype([("leaves", "i8"), ("words", "u8")])
@@ -71,13 +72,13 @@ class Signature:
         """
         import cupy
 
-        p: Any
-        p, _, *slots, ema, copy, low = (None if x is None else x.dtype for x in streams[leaves[0]])
-        drawn = bool(firsts) and compute(p) == np.float32
-        chores = chores._replace(ema=ema, copy=copy)
+        kinds = Columns.of(None if x is None else format_of(x.dtype) for x in streams[leaves[0]])
+        drawn = bool(firsts) and kinds.p.compute is FLOAT32.compute
+        chores = chores._replace(ema=kinds.ema, copy=kinds.copy)
         chores = chores._replace(more=bool(more) and not chores.riding, drawn=drawn)
         self._steps = tuple(
-            Step(kernel, table, (p, g_dtype, *slots), chores, low is not None) for table in ("ByValue", "Uploaded")
+            Step(kernel, table, (kinds.p, format_of(g_dtype), *kinds.slots), chores, kinds.low is not None)
+            for table in ("ByValue", "Uploaded")
         )
         self._functions: list[Any] = [None, None]
         self.leaves, self.real, self._columns, width = np.array(leaves), self._steps[0].real, columns, len(columns)
@@ -87,11 +88,12 @@ class Signature:
         self.width = width
         own = []
         for leaf in leaves:
-            at = [0 if x is None else x.data.ptr for x in streams[leaf]]
-            riding = [*at[-3:-1], *more[leaf]] if more else []
-            own.append([at[0], *at[2:-3], *riding, *at[-1:] * (low is not None), *firsts[leaf : leaf + drawn]])
+            at = Columns.of(0 if x is None else x.data.ptr for x in streams[leaf])
+            riding = [at.ema, at.copy, *more[leaf]] if more else []
+            low = [] if kinds.low is None else [at.low]
+            own.append([at.p, *at.slots, *riding, *low, *firsts[leaf : leaf + drawn]])
         self.threads = self._steps[0].threads
-        self._places = [at // p.itemsize for at, *_ in own]  # in elements
+        self._places = [at // kinds.p.bytes for at, *_ in own]  # in elements
         heads = [0 if self._steps[0].blocked else place % self._steps[0].width for place in self._places]
         chunks = chunk_table([streams[leaf][0].size for leaf in leaves], heads, self._steps[0].chunk)
         self.blocks = len(chunks)
@@ -176,9 +178,9 @@ class Signature:
 
     def launch_rows(self, k: int, touched: Touched, at: int) -> tuple[Any, ...]:
         """The call that steps rows of the k-th of these leaves; touched.table(...) lies at that address."""
-        p_dtype, _, *slots = self._steps[0].streams
-        g_dtype = self.g_dtype if touched.values is None else touched.values.dtype
-        step = self._steps[0]._replace(table="Rows", streams=(p_dtype, g_dtype, *slots))
+        p, _, *slots = self._steps[0].streams
+        g = format_of(self.g_dtype if touched.values is None else touched.values.dtype)
+        step = self._steps[0]._replace(table="Rows", streams=(p, g, *slots))
         phases = (self._places[k] + touched.first) % step.width
         told = np.zeros((), ROWS)
         told["count"], told["width"] = len(touched.first), touched.width

@@ -10,29 +10,37 @@ from fastadam.arrays.host import Array
 from fastadam.host.compiled import NumbaPlan
 from fastadam.kernels.chores import Flags
 from fastadam.kernels.contract import Kernel
+from fastadam.kernels.formats import FLOAT32, Format
 
 
 class AddressPlan(NumbaPlan):
-    """Leaves of which only sizes, dtypes and addresses are known: whoever owns the memory keeps it, and checks it.
+    """Leaves of which only sizes, formats and addresses are known: whoever owns the memory keeps it, and checks it.
 
-    sizes: (leaves,) elements. formats: per leaf, the dtypes of p, the slots, the average, the copy and the remainder;
-    None for an absent one. mastered: per leaf, whether p is the copy of a float32 master, which is then stream 0.
+    sizes: (leaves,) elements. formats: per leaf, those of p, the slots, the average, the copy and the remainder; None
+    for an absent one. mastered: per leaf, whether p is the copy of a float32 master, which is then stream 0.
     first: the index of the first element of all. The other arguments: see Plan; counts are the owner's own.
     """
 
     def __init__(
         self, kernel: Kernel, names: Sequence[Sequence[str]], sizes: Sequence[int],
-        formats: Sequence[Sequence[Any]], mastered: Sequence[bool], first: int,
+        formats: Sequence[Sequence[Format | None]], mastered: Sequence[bool], first: int,
         row: Array, rows: Array, carried: int, flags: Flags,
     ) -> None:  # fmt: skip
         self._given = sizes
-        empty = [[None if dtype is None else np.empty(0, dtype) for dtype in own] for own in formats]
+        self._resting = [
+            (FLOAT32 if has_master else p, p, *others)
+            for (p, *others), has_master in zip(formats, mastered, strict=True)
+        ]
+        empty = [[None if format is None else np.empty(0) for format in of_leaf] for of_leaf in formats]
         nothing = np.zeros(0, np.int64), np.zeros((1, carried))
         firsts = list(accumulate(sizes, initial=first))[:-1]
         params, slots = [p for p, *_ in empty], [own for _, *own in empty]
-        masters = [np.empty(0, np.float32) if there else None for there in mastered]
+        masters = [np.empty(0) if has_master else None for has_master in mastered]
         super().__init__(kernel, names, params, slots, row, rows, *nothing, flags, firsts, masters)
         self.gradients = self._table[:-1, 1]  # where each leaf's begins; of no meaning for leaves whose row is -1
+
+    def _formats_of(self, leaf: int, g_dtype: Any) -> tuple[Format | None, ...]:
+        return self._resting[leaf]
 
     def _sizes(self) -> Sequence[int]:
         return self._given

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from fastadam.arrays.host import Array
+from fastadam.arrays.host import Array, target
 from fastadam.kernels.chores import NOTES
+from fastadam.kernels.formats import format_of
 from fastadam.plans.plan import Plan, Work
 
 THERE = np.uint8(1)  # what a tag holds for a flag that is set
-SHORT = {"bfloat16": np.uint16, "float16": np.int16}  # what the bits of a short float travel as
 
 
 class NumbaPlan(Plan):
@@ -30,9 +30,12 @@ class NumbaPlan(Plan):
         nothing = [None] * (len(self._kernel.slots) + 3)
         self._table = np.array(
             [
-                [*(0 if x is None else x.ctypes.data for x in streams), first]
-                for streams, first in zip(
-                    [*self._streams, [None, self._zeros, *nothing]], [*self._firsts, 0], strict=True
+                [*(0 if x is None else target(label, x) for label, x in zip(labels, streams, strict=False)), first]
+                for labels, streams, first in zip(
+                    [*self._names, ["zeros"] * (len(nothing) + 2)],
+                    [*self._streams, [None, self._zeros, *nothing]],
+                    [*self._firsts, 0],
+                    strict=True,
                 )
             ],
             np.uint64,
@@ -68,10 +71,8 @@ class NumbaPlan(Plan):
         super()._lay_out(g_dtypes)
         flags = [THERE if flag else None for flag in self._flags]
         self._tags = []
-        for leaf in self._first_leaves:
-            p, _, *rest = self._streams[leaf]
-            streams = (_marker(x) for x in (p, _like(p, g_dtypes[leaf]), *rest))
-            self._tags.append(self._elements.TAGS[self._kernel.name](*streams, *flags))
+        for formats in self._formats:
+            self._tags.append(self._elements.TAGS[self._kernel.name](*formats, *flags))
         self._calls: dict[Any, list[tuple[Any, ...]]] = {}  # of whole steps, made once
         if hasattr(self, "_table"):
             self._look_at_grads()
@@ -95,7 +96,7 @@ class NumbaPlan(Plan):
             spans = _spans(one.chunks, workers)
             args = (table, tag, one.chunks, spans, row, rows, advancing, self._carried, one.notes)
             # Only the tag decides the types: a look at all of them takes 100 µs, as long as a step over 10^5 numbers.
-            kind = workers > 1, type(tag), *(x if x is None else x.dtype for x in tag)
+            kind = workers > 1, type(tag), *tag
             if kind not in self._natives:
                 self._natives[kind] = self._traversal.compiled_for(walk, args)
             calls.append((self._natives[kind], *args))
@@ -118,7 +119,7 @@ class NumbaPlan(Plan):
             self._threads.exclusively(run, workers)
 
     def accept(self, grads: list[Any]) -> int:
-        if self._natively is not None:
+        if self._natively is not None and not (self.copies and any(not x.flags.writeable for x in self.copies)):
             self._format.pack_into(self._objects.data, 0, *map(id, grads))
             missing: int = self._natively(self._objects, *self._glance)
             if missing >= 0:
@@ -172,11 +173,14 @@ class NumbaPlan(Plan):
         return self._calls[key]
 
     def accumulate(self, totals: Sequence[Array], row: Array, after: Sequence[tuple[Any, Any, Any]]) -> None:
-        table = np.array([[x.ctypes.data for x in totals], self._table[:-1, 1]], np.uint64).T.copy()
+        table = np.array([[target("what was accumulated", x) for x in totals], self._table[:-1, 1]], np.uint64).T.copy()
         work = [one._replace(notes=one.notes[:0]) for one in self.everything]
         clear = THERE if self._flags.clear else None
         first = [totals[leaf] for leaf in self._first_leaves]
-        tags = [self._elements.Accumulate(_marker(x), tag.g, clear) for x, tag in zip(first, self._tags, strict=True)]
+        tags = [
+            self._elements.Accumulate(format_of(x.dtype), tag.g, clear)
+            for x, tag in zip(first, self._tags, strict=True)
+        ]
         self._run_all(work, tags, [*self.unread, *after], table, row, self._rows, self._counts[:0])
 
     def sums(self, work: Sequence[Work], row: Array) -> Array:
@@ -196,11 +200,6 @@ def _like(p: Array, dtype: Any) -> Array:
     """An array without memory of its own, of p's shape and order of axes in another dtype."""
     strides = [stride // p.itemsize * np.dtype(dtype).itemsize for stride in p.strides]
     return np.lib.stride_tricks.as_strided(np.empty(1, dtype), p.shape, strides)
-
-
-def _marker(x: Array | None) -> Any:
-    """What a tag holds for a stream: a number, since arrays would be counted by reference wherever a tag goes."""
-    return None if x is None else np.dtype(SHORT.get(x.dtype.name, x.dtype)).type(0)
 
 
 def _elements(work: Sequence[Work]) -> int:

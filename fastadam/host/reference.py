@@ -11,18 +11,23 @@ import numpy as np
 from fastadam.arrays.host import Array
 from fastadam.kernels import reference
 from fastadam.kernels.chores import NOTES, Numbers
+from fastadam.kernels.streams import Columns
 from fastadam.plans.plan import Plan, Work
 
 
 class NumpyPlan(Plan):
     """The reference: whole-array arithmetic, chunk by chunk."""
 
+    def _columns(self) -> list[Columns]:
+        """Each leaf's streams, then the zeros that are the gradient of a missed step."""
+        return [*map(Columns.of, self._streams), Columns(None, self._zeros)]
+
     def launch_some(
         self, work: Sequence[Work], row: Array, rows: Array, counts: Array, after: Sequence[tuple[Any, Any, Any]]
     ) -> None:
         # Worked out first, then copied in by C from the first array to the last: neither Ctrl-C nor a lack of memory
         # for a temporary leaves a step half done.
-        streams = [*self._streams, [None, self._zeros]]
+        streams = self._columns()
         done: list[Any] = []
         for one in work:
             walked = reference.step(self._kernel, streams, one.chunks, row, rows, self._flags, one.notes, self._firsts)
@@ -37,7 +42,7 @@ class NumpyPlan(Plan):
 
     def _measure(self, work: Sequence[Work], row: Array, squares: bool, largest: bool) -> None:
         for one in work:
-            reference.measure([*self._streams, [None, self._zeros]], one.chunks, row, one.notes)
+            reference.measure(self._columns(), one.chunks, row, one.notes)
 
     def accumulate(self, totals: Sequence[Array], row: Array, after: Sequence[tuple[Any, Any, Any]]) -> None:
         with np.errstate(all="ignore"):

@@ -19,7 +19,7 @@ from fastadam.arrays.flat import FlatBuffer
 from fastadam.arrays.host import Array, Host, describe, flat, flat_like, shaped_like
 from fastadam.checks import at_count, number, positive
 from fastadam.kernels.chores import NOTES, Flags, Numbers, in_pairs
-from fastadam.kernels.formats import compute
+from fastadam.kernels.formats import SHORT, compute
 
 if TYPE_CHECKING:
     from fastadam.arrays.tree import Tree
@@ -43,7 +43,6 @@ class StepInfo(NamedTuple):
 
 
 NOTHING = StepInfo()
-SHORT = "float16", "bfloat16"  # what copy_to may hold
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 
 from fastadam.arrays.flat import FlatBuffer
-from fastadam.arrays.host import FLOATS, Array, Host, Memory, describe, flat_like, shaped_like
+from fastadam.arrays.host import Array, Host, Memory, describe, flat_like, shaped_like
 from fastadam.kernels.chores import Flags
-from fastadam.kernels.formats import compute
+from fastadam.kernels.formats import FLOATS, compute, format_of
 from fastadam.plans.rows import RowGradient, check_indices, check_values, distinct
 
 
@@ -29,6 +30,11 @@ class Gradients:
     _memory: Memory
     _scratch: dict[int, Array]
     _g_dtypes: list[Any]
+    copies: Sequence[Array] = ()  # per leaf, the user's array that each step copies p into
+
+    def on_stream(self) -> AbstractContextManager[Any]:
+        """Within it, work on the parameters comes after the steps before, and before those after."""
+        raise NotImplementedError
 
     def _lay_out(self, g_dtypes: Sequence[Any]) -> None:
         """Sort the leaves into signatures, now that gradients come in these dtypes."""
@@ -36,6 +42,8 @@ class Gradients:
 
     def accept(self, grads: list[Any]) -> int:
         """Take this step's gradients, one per leaf, None among them; returns how many are None.
+
+        For a parameter of no dimension a number is a gradient too, Python's or NumPy's.
 
         Raises TypeError, ValueError naming the leaf and both sides; then nothing has changed.
         """
@@ -70,6 +78,9 @@ class Gradients:
             )
         if not p.flags.writeable:
             raise ValueError(f"{p_name} has become read-only, expected an array that can be updated in place")
+        if self.copies and not self.copies[leaf].flags.writeable:
+            name = "copy_to" + p_name.removeprefix("params")
+            raise ValueError(f"{name} has become read-only, expected an array that can be written")
 
     def _usable(self, leaf: int, g: Any) -> Array:
         (p_name, g_name, *_), p, owner = self._names[leaf], self._params[leaf], self._owners[leaf]
@@ -82,7 +93,8 @@ class Gradients:
                 if own != other:
                     raise ValueError(f"{g_name} holds {other} where {p_name} holds {own}")
             g = g.array
-        g = self._as_array(g_name, both, g)
+        number = isinstance(g, (np.generic, float, int)) and not isinstance(g, bool)
+        g = self._kept(leaf, g, both) if number and p.shape == () else self._as_array(g_name, both, g)
         if g.dtype.name not in FLOATS or not g.dtype.isnative:
             raise TypeError(f"{both}, expected one of {', '.join(FLOATS)}, in native byte order")
         if g.shape != p.shape:
@@ -97,6 +109,15 @@ class Gradients:
             raise TypeError(f"{both}, expected a numpy.ndarray or None")
         here: Array = g
         return here
+
+    def _kept(self, leaf: int, g: Any, both: str) -> Array:
+        """A number, which is what NumPy gives for arrays of no dimension, as an array that lives until the next one."""
+        if self._flags.clear:
+            raise TypeError(f"{both}, expected an array with zero_grads=True: no number can be zeroed in place")
+        with np.errstate(over="ignore"), self.on_stream():
+            x = g if isinstance(g, np.generic) else compute(self._params[leaf].dtype).type(g)
+            self._scratch[leaf] = self.home.put(np.asarray(x))
+        return self._scratch[leaf]
 
     def _place(self, leaf: int, g: Array) -> None:
         self._streams[leaf][1] = g
@@ -115,7 +136,7 @@ class Gradients:
         g_name = "rows" + p_name.removeprefix("params")
         self._check_unmoved(leaf)
         rows = self.accept_indices(leaf, indices)
-        if any(x is not None and x.dtype == np.uint8 for x in self._streams[leaf]):
+        if any(x is not None and format_of(x.dtype).block > 1 for x in self._streams[leaf]):
             raise ValueError(f"{g_name} are rows, {p_name} has moments of 8 bits, expected others: 64 share a scale")
         here = check_values(p_name, g_name, self._owners[leaf], rows, values, self.home)
         if (touched := self._memory.touched_by(here)) is not None:

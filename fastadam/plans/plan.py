@@ -13,6 +13,7 @@ from fastadam.arrays.flat import FlatBuffer
 from fastadam.arrays.host import Array, Memory, flat, plain
 from fastadam.kernels.chores import BLOCK, NOTES, Flags
 from fastadam.kernels.contract import Kernel
+from fastadam.kernels.formats import Format, format_of
 from fastadam.plans.gradients import Gradients
 from fastadam.plans.rows import row_chunks
 
@@ -34,7 +35,7 @@ class Plan(Gradients):
     names:   per leaf, what errors call its streams: params['w'], grads['w'], m['w'], ...
     params:  per leaf, the user's array (checked before), or the FlatBuffer that holds it.
     slots:   per leaf, a flat array in p's memory order for each slot, the average, the copy and the remainder; None for
-             an absent one; as uint8 the blocks of a slot of 8 bits.
+             an absent one.
     row:     (leaves + 1,) int64: which row of `rows` each leaf takes this step, -1 to leave it alone.
     rows:    (rows, coefficients + carried + chores' numbers) float64.
     counts:  (leaves + 1,) int64: the steps that each leaf has taken; the last is the optimizer's own count.
@@ -91,9 +92,9 @@ class Plan(Gradients):
         """
         self._g_dtypes = list(g_dtypes)
         signatures: dict[Any, list[int]] = {}
-        for leaf, (p, _, *own) in enumerate(self._streams):
-            key = p.dtype, g_dtypes[leaf], *(None if x is None else x.dtype for x in own)
-            signatures.setdefault(key, []).append(leaf)
+        for leaf, dtype in enumerate(g_dtypes):
+            signatures.setdefault(self._formats_of(leaf, dtype), []).append(leaf)
+        self._formats = list(signatures)
         sizes = self._sizes()
         chunks = [
             np.array(
@@ -110,6 +111,12 @@ class Plan(Gradients):
         self._signature_of = {leaf: k for k, leaves in enumerate(signatures.values()) for leaf in leaves}
         self.everything = [Work(k, some, self._notes(some, self._flags.stats)) for k, some in enumerate(chunks)]
         self._measured: list[Work] = []
+
+    def _formats_of(self, leaf: int, g_dtype: Any) -> tuple[Format | None, ...]:
+        """What a leaf's streams rest in where its gradient is of this dtype; None for an absent one."""
+        p, _, *others = self._streams[leaf]
+        present = (None if x is None else format_of(x.dtype) for x in others)
+        return format_of(p.dtype), format_of(g_dtype), *present
 
     def _sizes(self) -> Sequence[int]:
         """How many elements each leaf has."""

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastadam.arrays.flat import FlatBuffer
-from fastadam.arrays.host import FLOATS, Array, Host, describe, flat_like, memory_order
+from fastadam.arrays.host import Array, Host, describe, flat_like, memory_order
+from fastadam.kernels.formats import FLOATS
 
 PIECE = 1_024  # elements of a row at a time: missed steps are taken over and over, so all streams must stay in L1
 

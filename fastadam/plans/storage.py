@@ -5,32 +5,33 @@ The arithmetic is float32, or float64 for float64 parameters; kernels/formats.py
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fastadam.arrays.host import Array, describe, flat, memory_order, shaped_like
+from fastadam.kernels.codes import codes_and_scales
 from fastadam.kernels.formats import (
-    BYTES,
-    blocks,
-    codes_and_scales,
+    BFLOAT16,
+    CODES,
+    FLOAT16,
+    FORMATS,
+    REMAINDER,
+    Format,
     compute,
-    decode_8bit,
     decoded,
-    encode_8bit,
     encoded,
-    is_signed,
+    format_of,
 )
 
 if TYPE_CHECKING:
     from fastadam.kernels.contract import Slot
     from fastadam.optimizer import Optimizer
 
-MOMENTS = "float64", "float32", "bfloat16", "8bit"
+MOMENTS = [name for name, format in FORMATS.items() if format.moments]
 MASTERS = "remainder", "float32"
-SHORT = "bfloat16", "float16"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,42 +48,25 @@ class Storage:
             if value is not None and not (isinstance(value, str) and value in allowed):
                 raise ValueError(f"{name} is {value!r}, expected one of {', '.join(allowed)}, or None")
 
-    def check(self, name: str, kind: str, here: str) -> None:
-        """Refuse what does not fit a parameter of this dtype, naming it; here: what errors call it."""
-        double = kind == "float64"
-        if self.moments is not None and (self.moments == "float64") != double:
-            fits = "'float64'" if double else "'float32', 'bfloat16', '8bit'"
-            raise ValueError(f"moments is {self.moments!r}, {name} is {here}: expected None or {fits}")
-        if self.master == "remainder" and kind == "float16":
-            raise ValueError(f"master is 'remainder', {name} is {here}: expected None or 'float32'")
+    def check(self, name: str, p: Format, described: str) -> None:
+        """Refuse what does not fit a parameter in this format, naming it; described: what errors call it."""
+        if self.moments is not None and FORMATS[self.moments].compute is not p.compute:
+            fits = ", ".join(repr(each) for each in MOMENTS if FORMATS[each].compute is p.compute)
+            raise ValueError(f"moments is {self.moments!r}, {name} is {described}: expected None or {fits}")
+        if self.master == "remainder" and p is FLOAT16:
+            raise ValueError(f"master is 'remainder', {name} is {described}: expected None or 'float32'")
 
-    def has_master(self, kind: str) -> bool:
-        """Whether a parameter of this dtype is the copy of a float32 one."""
-        return self.master == "float32" and kind in SHORT
+    def has_master(self, p: Format) -> bool:
+        """Whether a parameter in this format is the copy of a float32 one."""
+        return self.master == "float32" and p.is_short
 
-    def has_remainder(self, kind: str) -> bool:
-        """Whether the other 16 bits of a parameter of this dtype rest beside it."""
-        return self.master == "remainder" and kind == "bfloat16"
+    def has_remainder(self, p: Format) -> bool:
+        """Whether the other 16 bits of a parameter in this format rest beside it."""
+        return self.master == "remainder" and p is BFLOAT16
 
-    def slot_dtype(self, p: Array) -> Any:
-        """What a parameter's slots rest in; uint8 for blocks of 8 bits."""
-        if self.moments is None or self.moments in ("float32", "float64"):
-            return compute(p.dtype)
-        return np.dtype(np.uint8) if self.moments == "8bit" else bfloat16()
-
-
-def bfloat16() -> Any:
-    """The dtype, which comes from ml_dtypes."""
-    try:
-        from ml_dtypes import bfloat16 as found
-    except ImportError as error:
-        raise ImportError(f"bfloat16 needs ml_dtypes ({error}): pip install ml_dtypes") from None
-    return np.dtype(found)
-
-
-def length(n: int, dtype: Any) -> int:
-    """How many numbers of a dtype n elements of a slot take."""
-    return blocks(n) * BYTES if dtype == np.uint8 else n
+    def slot_format(self, p: Format) -> Format:
+        """What the slots of a parameter in this format rest in."""
+        return format_of(p.compute) if self.moments is None else FORMATS[self.moments]
 
 
 def columns(opt: Optimizer) -> list[str]:
@@ -97,16 +81,17 @@ def allocate(opt: Optimizer, copies: list[Array] | None) -> tuple[list[list[Arra
     """
     arrays, home, storage, slots = opt._arrays, opt._backend.home, opt._storage, opt._kernel.slots
     for name, p in zip(opt._structure.names, arrays, strict=True):
-        storage.check(f"params{name}", p.dtype.name, describe(p))
-        if copies is not None and storage.has_master(p.dtype.name):
+        storage.check(f"params{name}", format_of(p.dtype), describe(p))
+        if copies is not None and storage.has_master(format_of(p.dtype)):
             raise ValueError(f"copy_to{name} is given, expected None with master='float32': params{name} is that copy")
 
-    def make(column: int, owners: Sequence[int], dtype_of: Any) -> None:
-        for dtype in {arrays[leaf].dtype for leaf in owners}:
-            here = [leaf for leaf in owners if arrays[leaf].dtype == dtype]
-            kind = dtype_of(arrays[here[0]])
-            sizes = [length(arrays[leaf].size, kind) for leaf in here]
-            made = home.allocate_beside([arrays[leaf] for leaf in here], column, kind, sizes)
+    formats = [format_of(p.dtype) for p in arrays]
+
+    def make(column: int, owners: Sequence[int], slot_format: Callable[[Format], Format]) -> None:
+        for of_p in {formats[leaf] for leaf in owners}:
+            here, kind = [leaf for leaf in owners if formats[leaf] is of_p], slot_format(of_p)
+            sizes = [kind.length(arrays[leaf].size) for leaf in here]
+            made = home.allocate_beside([arrays[leaf] for leaf in here], column, kind.dtype, sizes)
             for leaf, own in zip(here, made, strict=True):
                 found[leaf][column] = own
 
@@ -115,12 +100,10 @@ def allocate(opt: Optimizer, copies: list[Array] | None) -> tuple[list[list[Arra
     everyone = range(len(arrays))
     for column, slot in enumerate(slots):
         owners = [leaf for group in opt.groups for leaf in group._leaves if has(group._rule, slot)]
-        make(column, owners, storage.slot_dtype)
-    make(ema, everyone if opt._chores.ema_decay is not None else (), lambda p: compute(p.dtype))
-    make(
-        low, [leaf for leaf in everyone if storage.has_remainder(arrays[leaf].dtype.name)], lambda p: np.dtype(np.int16)
-    )
-    make(master, [leaf for leaf in everyone if storage.has_master(arrays[leaf].dtype.name)], lambda p: compute(p.dtype))
+        make(column, owners, storage.slot_format)
+    make(ema, everyone if opt._chores.ema_decay is not None else (), lambda p: format_of(p.compute))
+    make(low, [leaf for leaf in everyone if storage.has_remainder(formats[leaf])], lambda p: REMAINDER)
+    make(master, [leaf for leaf in everyone if storage.has_master(formats[leaf])], lambda p: format_of(p.compute))
     for group in opt.groups:
         initial = group._rule.initial()
         for leaf in group._leaves:
@@ -149,7 +132,7 @@ def views(opt: Optimizer, leaf: int) -> dict[str, Array]:
     found: dict[str, Array] = {}
     for name, values in zip(columns(opt), opt._slots[leaf], strict=True):
         if values is not None and name != "copy_to":
-            if values.dtype == np.uint8:
+            if format_of(values.dtype).block > 1:
                 found[name], found[f"{name}_scales"] = codes_and_scales(values)
             else:
                 found[name] = shaped_like(values, opt._arrays[leaf])
@@ -160,7 +143,7 @@ def views(opt: Optimizer, leaf: int) -> dict[str, Array]:
 
 def order(opt: Optimizer, leaf: int) -> dict[str, list[int]]:
     """{"order": a leaf's axes from the slowest in memory to the fastest}, which blocks of 8 bits follow, if any."""
-    coded = any(x is not None and x.dtype == np.uint8 for x in opt._slots[leaf])
+    coded = any(x is not None and format_of(x.dtype).block > 1 for x in opt._slots[leaf])
     return {"order": list(memory_order(opt._arrays[leaf]))} if coded else {}
 
 
@@ -173,11 +156,11 @@ def in_order(opt: Optimizer, leaf: int, own: dict[str, Any]) -> dict[str, Any]:
     found, shape = dict(own), [p.shape[axis] for axis in own["order"]]
     for slot in opt._kernel.slots:
         if f"{slot.name}_scales" in own:
-            coded = np.empty(blocks(p.size) * BYTES, np.uint8)
+            coded = np.empty(CODES.length(p.size), CODES.dtype)
             for home, given in zip(codes_and_scales(coded), (own[slot.name], own[f"{slot.name}_scales"]), strict=True):
                 home[...] = given
-            values = decode_8bit(coded, is_signed(slot), p.size).reshape(shape).transpose(np.argsort(own["order"]))
-            coded = encode_8bit(values.transpose(memory_order(p)).reshape(-1), is_signed(slot))
+            values = CODES.decode(coded, slot, p.size).reshape(shape).transpose(np.argsort(own["order"]))
+            coded = CODES.encode(values.transpose(memory_order(p)).reshape(-1), slot, None)
             found[slot.name], found[f"{slot.name}_scales"] = codes_and_scales(coded)
     return found
 
@@ -191,7 +174,7 @@ def moments(opt: Optimizer) -> dict[str, dict[str, Array]]:
         for slot, values in zip(opt._kernel.slots, opt._slots[leaf], strict=False):
             if values is not None:
                 wide = values
-                if values.dtype != compute(p.dtype):
+                if format_of(values.dtype) is not format_of(compute(p.dtype)):
                     with np.errstate(all="ignore"), opt._plan.on_stream():
                         home = opt._backend.home
                         wide = home.put(decoded(home.get(values), slot, p.size, compute(p.dtype)))
@@ -204,10 +187,12 @@ def convert(opt: Optimizer, to: str | None) -> None:
     """See Optimizer.convert: the optimizer is built anew, then takes its own state, in the other format."""
     storage = Storage(moments=to, master=opt._storage.master, index_offset=opt._storage.index_offset)
     for name, p in zip(opt._structure.names, opt._arrays, strict=True):
-        storage.check(f"params{name}", p.dtype.name, describe(p))
+        storage.check(f"params{name}", format_of(p.dtype), describe(p))
+    for leaf in range(len(opt._arrays)):
+        opt._plan._check_unmoved(leaf)
     home, known, kept = opt._backend.home, moments(opt), opt.__getstate__()
     for p, (name, own) in zip(opt._arrays, known.items(), strict=True):
-        state, like = kept["state"]["leaves"][name], np.empty(0, storage.slot_dtype(p))
+        state, kind = kept["state"]["leaves"][name], storage.slot_format(format_of(p.dtype))
         for slot in opt._kernel.slots:
             if slot.name in own:
                 state.pop(f"{slot.name}_scales", None)
@@ -215,8 +200,8 @@ def convert(opt: Optimizer, to: str | None) -> None:
                 with opt._plan.on_stream():
                     values = home.get(flat(own[slot.name]))  # type: ignore[arg-type]
                 with np.errstate(all="ignore"):
-                    short = encoded(values, like, slot)
-                if like.dtype == np.uint8:
+                    short = kind.encode(values, slot, None)
+                if kind.block > 1:
                     state[slot.name], state[f"{slot.name}_scales"] = (x.copy() for x in codes_and_scales(short))
                 else:
                     state[slot.name] = shaped_like(short, p).copy(order="K")

@@ -6,7 +6,8 @@ from copy import deepcopy
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from fastadam.arrays.host import describe
+from fastadam.arrays.host import describe, writable
+from fastadam.arrays.tree import rebuild
 from fastadam.checks import SEEDS, integer, number
 from fastadam.group import hyperparameters, is_grouped
 from fastadam.plans.storage import in_order, order, views
@@ -156,17 +157,21 @@ def pickled(opt: Optimizer) -> dict[str, Any]:
 
 
 def unpickle(opt: Optimizer, kept: dict[str, Any]) -> None:
-    """Build the optimizer anew over the kept tree, then load its state."""
-    tree, rules = kept["params"], kept["rules"]
+    """Build the optimizer anew over the kept tree, then load its state.
+
+    Whatever arrived read-only, as from joblib's workers, is copied: it is this optimizer's now.
+    """
+    tree, copy_to, totals = (rebuild(kept[name], writable) for name in ("params", "copy_to", "totals"))
+    rules = kept["rules"]
     if is_grouped(tree):
         names = hyperparameters(opt.rule)
         own = [{name: getattr(rule, name) for name in names} for rule in rules]
         own = [{**each, "max_norm": limit} for each, limit in zip(own, kept["limits"], strict=True)]
         tree = [{"params": item["params"], **group} for item, group in zip(tree, own, strict=True)]
     opt._build(
-        tree, rules[0], kept["backend"], kept["state"]["seed"], kept["chores"], kept["copy_to"], kept["storage"],
+        tree, rules[0], kept["backend"], kept["state"]["seed"], kept["chores"], copy_to, kept["storage"],
         kept["capturable"],
     )  # fmt: skip
     opt.load_state_dict(kept["state"])
-    opt._behind, opt._totals, opt._totalled = kept["behind"], kept["totals"], kept["totalled"]
+    opt._behind, opt._totals, opt._totalled = kept["behind"], totals, writable(kept["totalled"])
     vars(opt).update(kept["own"])

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastadam.arrays.host import Array
+from fastadam.arrays.host import Array, writable
 from fastadam.checks import number
 from fastadam.plans import chores
 from fastadam.plans.table import one_per_count
@@ -36,6 +36,9 @@ class Behind:
         self._general, self._room, self.table = general, FIRST, np.zeros((general, width))
         self.at: dict[int, Array] = {}
         self._start: dict[int, int] = {}
+
+    def __setstate__(self, kept: dict[str, Any]) -> None:
+        vars(self).update(kept, table=writable(kept["table"]), at={leaf: writable(x) for leaf, x in kept["at"].items()})
 
     def watch(self, leaf: int, rows: int, count: int) -> None:
         """From here on rows of this leaf may fall behind. Makes room for the coefficients of the step from `count`."""

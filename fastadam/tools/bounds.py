@@ -5,8 +5,13 @@ kernel's element function, it yields the bound for exactly the operations that t
 """
 
 from types import FunctionType
+from typing import Any
 
 import numpy as np
+
+from fastadam.kernels.formats import FLOAT32, FLOAT64
+
+WIDER: dict[Any, Any] = {FLOAT32.compute: np.float64, FLOAT64.compute: np.longdouble}  # what stands for exact numbers
 
 
 class Running:
@@ -52,6 +57,9 @@ class Running:
         low, high = np.sqrt(np.maximum(self.value - self.error, 0)), np.sqrt(self.value + self.error)
         return self._rounded(value, np.maximum(high - value, value - low))
 
+    def __neg__(self):
+        return Running(-self.value, self.error, self.unit)
+
     def __abs__(self):
         return Running(np.abs(self.value), self.error, self.unit)
 
@@ -72,7 +80,7 @@ def one_step(kernel, dtype, streams, row, host):
     A stream that is no longer exact may be a Running.
     """
     unit = Running.arithmetic(dtype)
-    wide = np.longdouble if dtype == np.float64 else np.float64
+    wide = WIDER[np.dtype(dtype)]
     exact = [Running(x.astype(wide), 0.0, unit) if isinstance(x, np.ndarray) else x for x in streams]
     hosts = np.broadcast_to(host, len(row))
     c = kernel.Coefficients(*(Running(wide(x), abs(x) * (h + unit[0]), unit) for x, h in zip(row, hosts, strict=True)))

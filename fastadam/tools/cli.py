@@ -122,7 +122,19 @@ def bench(parser: argparse.ArgumentParser) -> Run:
     return run
 
 
-COMMANDS = (demo, info, verify, warmup, bench)
+def checkpoint(parser: argparse.ArgumentParser) -> Run:
+    """say what is in a checkpoint, or in a folder of them, and whether every byte is as it was written"""
+    parser.add_argument("path", metavar="PATH")
+
+    def run(args: argparse.Namespace) -> int:
+        from fastadam.checkpoint import report
+
+        return report.run(args.path)
+
+    return run
+
+
+COMMANDS = (demo, info, verify, warmup, bench, checkpoint)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

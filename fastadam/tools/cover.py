@@ -6,7 +6,6 @@ backend is covered without an edit.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from importlib.util import find_spec
 from itertools import combinations, product
 from typing import Any, NamedTuple
 
@@ -14,10 +13,10 @@ import numpy as np
 
 from fastadam import methods
 from fastadam.arrays.device import HOST, home_of
-from fastadam.arrays.host import DTYPES, Array
+from fastadam.arrays.host import Array
 from fastadam.backend import BACKENDS
+from fastadam.kernels.formats import DTYPES, FORMATS
 from fastadam.optimizer import Optimizer
-from fastadam.plans.storage import bfloat16
 
 METHODS: list[type[Optimizer]] = [m for m in vars(methods).values() if isinstance(m, type) and "rule" in vars(m)]
 
@@ -48,8 +47,7 @@ class Stored(NamedTuple):
 
     def dtypes(self) -> tuple[Any, Any]:
         """Of p and of g."""
-        p, g = (bfloat16() if name == "bfloat16" else np.dtype(name) for name in (self.p, self.g))
-        return p, g
+        return FORMATS[self.p].dtype, FORMATS[self.g].dtype
 
     def chosen(self) -> dict[str, Any]:
         """The arguments of an optimizer."""
@@ -67,6 +65,14 @@ STORED = [
     Stored("bfloat16", "bfloat16", "8bit", "remainder"), Stored("bfloat16", "bfloat16", None, "float32"),
     Stored("float16", "float16", "8bit", "float32"),
 ]  # fmt: skip
+
+# Formats that are not named there, as moments beside p of each length.
+STORED += [
+    Stored(p, "float32", name, master)
+    for name, format in FORMATS.items()
+    if format.moments and not format.is_compute and name not in {one.moments for one in STORED}
+    for p, master in (("float32", None), ("bfloat16", None), ("bfloat16", "remainder"), ("float16", "float32"))
+]
 
 ON_HOST = tuple(name for name, backend in BACKENDS.items() if backend.home is HOST)
 
@@ -133,27 +139,31 @@ def pairwise(*factors: Sequence[Any]) -> list[tuple[int, ...]]:
     return found
 
 
+def _installed(*names: str | None) -> bool:
+    """Whether there are arrays of these formats; None and what names no format count as there."""
+    try:
+        return all(FORMATS[name].dtype for name in names if name in FORMATS)
+    except ImportError:
+        return False
+
+
 def chores() -> list[dict[str, Any]]:
-    """Sets of chores in which every pair of their values occurs; bfloat16 only where ml_dtypes is installed."""
-    known = {
-        name: [x for x in all_ if x != "bfloat16" or find_spec("ml_dtypes")] for name, all_ in CHORES.items()
-    }  # fmt: skip
+    """Sets of chores in which every pair of their values occurs; formats of ml_dtypes only where that is installed."""
+    known = {name: [x for x in all_ if _installed(x)] for name, all_ in CHORES.items()}
     sets = pairwise(*known.values())
     return [{name: all_[i] for (name, all_), i in zip(known.items(), which, strict=True)} for which in sets]
 
 
 def stored() -> list[Stored]:
-    """STORED, of bfloat16 only where ml_dtypes is installed."""
-    return [one for one in STORED if "bfloat16" not in one or find_spec("ml_dtypes")]
+    """STORED, formats of ml_dtypes only where that is installed."""
+    return [one for one in STORED if _installed(*one)]
 
 
 def chores_for(asked: dict[str, Any], params: Sequence[Array], master: str | None = None) -> dict[str, Any]:
     """The arguments of an optimizer over a list of arrays that ask for these chores; no copies of params that are."""
     found = {name: value for name, value in asked.items() if value is not None}
     if (kind := found.pop("copy_to", None)) and master != "float32":
-        if kind == "bfloat16":
-            from ml_dtypes import bfloat16 as kind
-        found["copy_to"] = [home_of(params).put(np.zeros(p.shape, kind)) for p in params]
+        found["copy_to"] = [home_of(params).put(np.zeros(p.shape, FORMATS[kind].dtype)) for p in params]
     return found
 
 

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ import fastadam as fa
 from fastadam import kernels
 from fastadam.backend import BACKENDS
 from fastadam.host import threads
+from fastadam.kernels.formats import FORMATS
 from fastadam.optimizer import Optimizer
 from fastadam.tools import bounds, papers
 from fastadam.tools.cover import METHODS, Case, Stored, cases, chores_for, hostile, same_bits, state_arrays
@@ -59,7 +59,7 @@ def worst_error(
 
     taken_before: the count that the array starts with, as if its state had been loaded.
     """
-    wide = np.longdouble if dtype == np.float64 else np.float64
+    wide = bounds.WIDER[np.dtype(dtype)]
     oracle, taken = oracle_of(method, chosen)
     kernel = kernels.ALL[method.rule.kernel]
     rng = np.random.default_rng(11)
@@ -107,7 +107,8 @@ def same_as_numpy(
     outcomes = []
     p_dtype, g_dtype = stored.dtypes() if stored else (dtype, dtype)
     formats = stored.chosen() if stored else {}
-    spreading = formats.get("moments") == "8bit"  # one NaN takes its group along: only in the end, lest all be NaN then
+    # One NaN takes its block along: only in the end, lest all be NaN then.
+    spreading = (name := formats.get("moments")) is not None and FORMATS[name].block > 1
     for name in ("numpy", backend):
         rng = np.random.default_rng(12)
         home = BACKENDS[name].home
@@ -141,8 +142,8 @@ def check(case: Case) -> tuple[float, float, bool]:
     (method, chosen), dtype = case.variant, case.dtype
     with threads.exactly(case.threads):
         units = ulps = float("nan")
-        wider = dtype == np.float32 or np.finfo(np.longdouble).eps < np.finfo(np.float64).eps
-        if not case.chores and not case.stored and wider:
+        plain = not case.chores and not case.stored
+        if plain and np.finfo(bounds.WIDER[np.dtype(dtype)]).eps < np.finfo(dtype).eps:
             units, ulps = worst_error(method, chosen, dtype, case.backend)
         return units, ulps, same_as_numpy(method, chosen, dtype, case.backend, case.chores, stored=case.stored)
 
@@ -241,8 +242,11 @@ def run(everything: bool = False) -> int:
             print(f"not verified: {name}: {status}")
     if serial:
         print(f"not verified: numba, parallel: {serial}")
-    if not find_spec("ml_dtypes"):
-        print("not verified: bfloat16: ml_dtypes is not installed; pip install ml_dtypes")
+    for format in FORMATS.values():
+        try:
+            _ = format.dtype
+        except ImportError as error:
+            print(f"not verified: {format.name}: {error}")
     if flushes_subnormals():
         failed += 1
         print(

@@ -4,7 +4,7 @@ import sys
 
 import numpy as np
 
-from fastadam.arrays.host import DTYPES
+from fastadam.kernels.formats import DTYPES
 from fastadam.tools.cover import kernels_in_use
 
 

@@ -112,7 +112,7 @@ def _one(opt: Fast, where: str, theirs: dict[str, Any], group: dict[str, Any], p
 def _decoded(theirs: dict[str, Any], k: str, p: Any) -> Any:
     """bitsandbytes' state: float32, or codes into a table, times one scale for each block in the order of memory."""
     codes = theirs[f"state{k}"].detach()
-    if codes.dtype != torch.uint8:
+    if codes.is_floating_point():
         return codes.clone()
     if lacking := [key for key in (f"qmap{k}", f"absmax{k}") if key not in theirs]:
         raise ValueError(f"state{k} is of 8 bits and has no {lacking[0]!r}")

@@ -12,12 +12,10 @@ from fastadam.arrays.device import DEVICE
 from fastadam.backend import BACKENDS
 from fastadam.cuda.gradients import only_on_host
 from fastadam.cuda.signature import Touched
+from fastadam.kernels.formats import Format
 from fastadam.plans.chores import StepInfo
-from fastadam.plans.storage import bfloat16
-from fastadam.torch.leaf import REAL, STORED
+from fastadam.torch.leaf import FORMATS
 from fastadam.torch.walk import Walk
-
-TYPES: dict[Any, Any] = {**REAL, **STORED, torch.float16: np.dtype(np.float16)}  # bfloat16 has none: its bits
 
 
 def current_stream(x: Any) -> int:
@@ -39,7 +37,7 @@ class Exposed:
     def __cuda_array_interface__(self) -> dict[str, Any]:
         size = self._x.numel() * (2 if self._x.is_complex() else 1)
         return {
-            "shape": (size,), "typestr": TYPES[self.dtype].str, "data": (self._x.data_ptr(), False),
+            "shape": (size,), "typestr": FORMATS[self.dtype].dtype.str, "data": (self._x.data_ptr(), False),
             "strides": None, "stream": current_stream(self._x), "version": 3,
         }  # fmt: skip
 
@@ -52,11 +50,10 @@ class CudaWalk(Walk):
 
     backend = "cuda"
 
-    def _make_plan(self, formats: list[list[Any]]) -> Any:
+    def _make_plan(self, formats: list[list[Format | None]]) -> Any:
         self._placed: dict[int, list[int]] = {}  # per leaf with a state, where the plan knows its tensors
-        for leaf in self.leaves:
-            if torch.bfloat16 in (leaf.dtype, *leaf.kinds.values(), *(x.dtype for x in leaf.copied)):
-                bfloat16()  # while nothing has changed: raises where there is no such dtype
+        for format in {format for of_leaf in formats for format in of_leaf if format is not None}:
+            _ = format.dtype  # while nothing has changed: raises where there is no such dtype
         return None
 
     def _place(self, k: int) -> None:

@@ -13,17 +13,25 @@ from torch import Tensor
 
 from fastadam.arrays.host import PAGE, allocate_beside
 from fastadam.kernels.contract import Slot
-from fastadam.kernels.formats import decode_8bit, encode_8bit, is_signed
-from fastadam.plans.storage import Storage, length
+from fastadam.kernels.formats import (
+    BFLOAT16,
+    CODES,
+    FLOAT16,
+    FLOAT32,
+    FLOAT64,
+    REMAINDER,
+    Format,
+    format_of,
+)
+from fastadam.plans.storage import Storage
 
-REAL = {
-    torch.float32: np.dtype(np.float32), torch.complex64: np.dtype(np.float32),
-    torch.float64: np.dtype(np.float64), torch.complex128: np.dtype(np.float64),
-    torch.bfloat16: np.dtype(np.uint16), torch.float16: np.dtype(np.int16),  # what their bits travel as
+DTYPES = {  # of the tensors that rest in a format
+    FLOAT64: torch.float64, FLOAT32: torch.float32, BFLOAT16: torch.bfloat16, FLOAT16: torch.float16,
+    CODES: torch.uint8, REMAINDER: torch.int16,
 }  # fmt: skip
-
-COPIES = {dtype: REAL[dtype] for dtype in (torch.bfloat16, torch.float16)}
-STORED = {torch.uint8: np.dtype(np.uint8), torch.int16: np.dtype(np.int16), torch.bfloat16: REAL[torch.bfloat16]}
+FORMATS = {dtype: format for format, dtype in DTYPES.items()} | {torch.complex64: FLOAT32, torch.complex128: FLOAT64}
+STORED = {dtype for format, dtype in DTYPES.items() if format is REMAINDER or format.moments > format.is_compute}
+SHORT = {dtype for dtype, format in FORMATS.items() if format.is_short}
 ORDER = "strides"  # the key in the state of the strides in whose order blocks of 8 bits are
 
 
@@ -86,8 +94,8 @@ class Leaf:
         the average; and of what is one number ("step", ...). A remainder or a master comes behind the slots.
     strides: of p and of everything beside it; where p has gaps, of the dense copy that stands in for it.
     by_row: whether rows must follow each other in memory, for sparse gradients; else p counts as having gaps.
-    kinds: per key of slots, the dtype that it rests in; uint8 for one dimension of 8 bits' blocks, as kernels/formats
-        has them, of p's elements in their order in memory.
+    format: what p rests in, of a complex p its two reals. formats, kinds: per key of slots, its format and the dtype of
+        its tensors; one dimension for blocks, of p's elements in their order in memory.
     """
 
     def __init__(
@@ -96,29 +104,32 @@ class Leaf:
     ) -> None:  # fmt: skip
         self.name, self.p, self.group = name, p, group
         here = local(p)
-        if here.dtype not in REAL:
+        format = FORMATS.get(here.dtype)
+        if format is None or not format.is_float:
             raise TypeError(
                 f"{name} is {describe(here)}, expected float32, float64, bfloat16, float16, complex64 or complex128"
             )
-        self.real: Any = REAL[here.dtype]
-        self.short = here.dtype in COPIES
+        self.format, self.short = format, format.is_short
         # What state rests in and steps are worked out in: float32 where p is shorter.
-        self.wide: Any = np.dtype(np.float32) if self.short else self.real
+        self.wide: Any = format.compute
         self.state_dtype = torch.float32 if self.short else here.dtype
         self.dtype, self.shape, self._complex = here.dtype, here.shape, here.is_complex()
-        kind = str(here.dtype).removeprefix("torch.")
-        storage.check(name, "float64" if self.wide == np.float64 else kind, describe(here))
-        stored = {"bfloat16": torch.bfloat16, "8bit": torch.uint8}.get(storage.moments or "", self.state_dtype)
-        if stored in STORED and (self._complex or (stored is torch.uint8 and here is not p)):
+        storage.check(name, format, describe(here))
+        stored, computed = storage.slot_format(format), format_of(format.compute)
+        if stored not in DTYPES:
+            fits = ", ".join(repr(each.name) for each in DTYPES if each.moments)
+            raise ValueError(f"moments is {stored.name!r}, {name} is {describe(p)}: expected one of {fits}, or None")
+        if not stored.is_compute and (self._complex or (stored.block > 1 and here is not p)):
             reason = (
                 "the shape of a DTensor says nothing of its blocks" if here is not p else "expected real parameters"
             )
             raise ValueError(f"moments is {storage.moments!r}, {name} is {describe(p)}: {reason}")
-        self.kinds = {key: self.state_dtype if slot is None else stored for key, slot in slots.items()}
-        self.mastered, self.split = storage.has_master(kind), storage.has_remainder(kind)
-        self.kinds |= {"master": torch.float32} if self.mastered else {"remainder": torch.int16} if self.split else {}
-        self._signed = {key: is_signed(slot) for key, slot in slots.items() if slot is not None}
-        self.rests = [STORED.get(found, self.wide) for found in self.kinds.values()]  # what their bits travel as
+        self.formats: dict[str, Format] = {key: computed if slot is None else stored for key, slot in slots.items()}
+        self.mastered, self.split = storage.has_master(format), storage.has_remainder(format)
+        self.formats |= {"master": FLOAT32} if self.mastered else {"remainder": REMAINDER} if self.split else {}
+        self.kinds = {k: self.state_dtype if x.is_compute else DTYPES[x] for k, x in self.formats.items()}
+        self.blocked = any(each.block > 1 for each in self.formats.values())
+        self._slots = {key: slot for key, slot in slots.items() if slot is not None}
         self.slots, self.keys = tuple(self.kinds), (*self.kinds, *numbers)
         self.size = here.numel() * (2 if self._complex else 1)
         order = torch.contiguous_format if by_row else torch.preserve_format
@@ -145,37 +156,33 @@ class Leaf:
         """A new tensor that lies as a walk wants it, of p's dtype unless told otherwise."""
         return torch.empty_strided(self.shape, self.strides, dtype=dtype or self.dtype, device=local(self.p).device)
 
-    def copies(self, copy: Any) -> Any:
-        """Let each step round p into this tensor, from now on; returns what its bits travel as. None: nothing."""
+    def copies(self, copy: Any) -> Format | None:
+        """Let each step round p into this tensor, from now on; returns its format. None: nothing."""
         if copy is None:
-            return self.real if self.mastered else None  # p itself is the copy of its master
+            return self.format if self.mastered else None  # p itself is the copy of its master
         both = f"copy_to has {describe(copy)} for {self.name}, which is {describe(self.p)}"
         if self.mastered:
             raise ValueError(f"{both}: expected None with master='float32', where that is the copy")
-        if copy.dtype not in COPIES or self._complex:
+        if copy.dtype not in SHORT or self._complex:
             raise TypeError(f"{both}: expected bfloat16 or float16")
         copy, here = local(copy), local(self.p).detach()
         if copy.shape != self.shape or copy.stride() != self.strides or copy.device != here.device:
             raise ValueError(f"{both}: expected its shape, and dense memory in the same order of axes")
         copy.detach().copy_(here.float())  # as the walk does: float64 goes through float32
         self.copied = [copy]
-        return COPIES[copy.dtype]
+        return FORMATS[copy.dtype]
 
     def zeros(self, key: str) -> Any:
         """A new tensor of zeros for a slot, in memory of its own, where a walk does not wait for it."""
-        x, kind, column = self.found[0].detach(), self.kinds[key], self.slots.index(key)
-        rests = STORED.get(kind, self.wide)
+        x, kind, format = self.found[0].detach(), self.kinds[key], self.formats[key]
         if self.shared or x.nbytes < PAGE or x.device.type != "cpu":
-            if kind is torch.uint8:
-                return torch.zeros(length(self.size, rests), dtype=kind, device=x.device)
+            if format.block > 1:
+                return torch.zeros(format.length(self.size), dtype=kind, device=x.device)
             return torch.zeros_like(self.p.detach(), dtype=kind, memory_format=torch.preserve_format)
         x = torch.view_as_real(x) if self._complex else x.view(torch.int16) if self.short else x
-        real = self._straight(x)
-        own = torch.from_numpy(allocate_beside([real], column, rests, [length(self.size, rests)])[0])
-        if kind is torch.uint8:
-            return own
-        own = torch.view_as_complex(own.view(-1, 2)) if self._complex else own.view(kind)
-        return own.as_strided(self.shape, self.strides)
+        size, column = format.bytes_of(self.size), self.slots.index(key)
+        straight = torch.from_numpy(allocate_beside([self._straight(x)], column, np.uint8, [size])[0]).view(kind)
+        return straight if format.block > 1 else straight.as_strided(self.shape, self.strides)
 
     def _straight(self, x: Any) -> Any:
         """A real dense tensor's elements in their order in memory, copied only from a device."""
@@ -183,18 +190,22 @@ class Leaf:
 
     def encoded(self, key: str, x: Any) -> Any:
         """x, which has p's shape, as a slot rests: laid out like p, or its blocks."""
-        if self.kinds[key] is not torch.uint8:
-            return self.dense(self.kinds[key]).copy_(x.detach())
+        kind, format = self.kinds[key], self.formats[key]
+        if format.is_float or x.dtype is kind:
+            return self.dense(kind).copy_(x.detach())
         values = self._straight(self.dense(torch.float32).copy_(x.detach()))
-        return torch.from_numpy(encode_8bit(values, self._signed[key])).to(x.device)
+        straight = torch.from_numpy(format.encode(values, self._slots[key], None)).to(x.device)
+        return straight if format.block > 1 else straight.as_strided(self.shape, self.strides)
 
     def decoded(self, key: str, x: Any, order: Sequence[int] | None = None) -> Any:
         """A slot as a new tensor that is as wide as the arithmetic; order: the strides that its blocks are in."""
-        if self.kinds[key] is not torch.uint8 or x.dtype is not torch.uint8:
+        format = self.formats[key]
+        if format.is_float or x.dtype is not self.kinds[key]:
             return x.to(self.state_dtype, copy=True)
         strides = self.strides if order is None else tuple(order)
         wide = torch.empty_strided(self.shape, strides, dtype=self.state_dtype, device=x.device)
-        values = decode_8bit(x.cpu().numpy(), self._signed[key], self.size)
+        rested = x.cpu().numpy() if format.block > 1 else self._straight(x)
+        values = format.decode(rested, self._slots[key], self.size)
         wide.as_strided((self.size,), (1,)).copy_(torch.from_numpy(values))
         return wide
 
@@ -251,7 +262,7 @@ class Leaf:
         """How far a state has come that lacks something, of a checkpoint that was not ours; carried: see Rule."""
         numbers = self.keys[len(self.slots) :]
         if self.uncounted and "step" not in state:  # a slot shows that steps were taken
-            return Cohort(self.group, int(any(state.get(key) is not None for key in self._signed)), ())
+            return Cohort(self.group, int(any(state.get(key) is not None for key in self._slots)), ())
         known = [float(state.get(key, x)) for key, x in zip(numbers, (0.0, *carried.values()), strict=True)]
         return Cohort(self.group, int(known[0]), known[1:])
 
@@ -271,19 +282,19 @@ class Leaf:
         if self.state is not None and lies != list(zip(self.forms, self.addresses, strict=True))[1 : 1 + len(lies)]:
             raise Moved  # the copy is filled anew
         for key in self.slots:
-            x, kind = local(state[key]), self.kinds[key]
-            blocks = (length(self.size, STORED[torch.uint8]),)
-            if kind is x.dtype is torch.uint8 and (x.device, x.shape) == (here.device, blocks) and x.is_contiguous():
+            x, kind, format = local(state[key]), self.kinds[key], self.formats[key]
+            blocks = here.device, (format.length(self.size),)
+            if format.block > 1 and kind is x.dtype and (x.device, x.shape) == blocks and x.is_contiguous():
                 if tuple(state.get(ORDER, self.strides)) != self.strides:
                     state[key] = self.encoded(key, self.decoded(key, x, state[ORDER]))
                 continue
             # As torch's own optimizer keeps it, or one of ours with other moments.
-            other = kind is not torch.int16 and x.is_floating_point() and (self.short or x.dtype in STORED)
-            plain = {torch.int16} if kind is torch.int16 else {self.state_dtype, kind} - {torch.uint8}
-            fits = other or x.dtype in plain
+            theirs, wide = FORMATS.get(x.dtype), set() if format is REMAINDER else {self.state_dtype}
+            other = wide and x.is_floating_point() and (self.short or theirs is BFLOAT16)
+            fits = other or x.dtype in (wide if format.block > 1 else {kind, *wide})
             if not fits or x.shape != self.shape or x.device != here.device:
                 hint = ": moments of 8 bits need moments='8bit', or to_torch_state" * (
-                    kind is not x.dtype is torch.uint8
+                    kind is not x.dtype and theirs is CODES
                 )
                 raise ValueError(
                     f"state[{key!r}] of {self.name} is {describe(x)}, {self.name} is {describe(here)}{hint}"
@@ -295,10 +306,10 @@ class Leaf:
                     raise ValueError(f"state[{key!r}] of {self.name} has strides {x.stride()}, not {self.strides}")
                 if not self.shared:
                     state[key] = self.encoded(key, x)
-        if torch.uint8 in self.kinds.values():
+        if self.blocked:
             state[ORDER] = self.strides
         for key in self.keys[len(self.slots) :]:
-            if isinstance(state[key], Tensor) and state[key].dtype in COPIES:  # torch's load_state_dict casts them
+            if isinstance(state[key], Tensor) and state[key].dtype in SHORT:  # torch's load_state_dict casts them
                 state[key] = state[key].float()
         self.state, self.tensors = state, [key for key in self.keys if isinstance(state[key], Tensor)]
         self.seen = [state[key] for key in self.tensors]

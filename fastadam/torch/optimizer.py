@@ -17,7 +17,7 @@ from fastadam.plans.chores import NOTHING, Chores, StepInfo
 from fastadam.plans.storage import Storage
 from fastadam.rules import Rule
 from fastadam.torch.cuda import CudaWalk
-from fastadam.torch.leaf import COPIES, STORED, Leaf, local
+from fastadam.torch.leaf import FORMATS, SHORT, STORED, Leaf, local
 from fastadam.torch.walk import Walk
 
 WALKS: dict[str, type[Walk]] = {"cpu": Walk, "cuda": CudaWalk}  # by the type of the device
@@ -87,8 +87,9 @@ class Fast(torch.optim.Optimizer):
 
     def _count_if_asked(self) -> None:
         """Where torch keeps no count: keep one if something of ours depends on it, a function of t or random bits."""
-        shorts = any(local(p).dtype is torch.bfloat16 for group in self.param_groups for p in group["params"])
-        if not self.numbers and (callable(self._chores.ema_decay) or (shorts and self._storage.master is None)):
+        formats = (FORMATS.get(local(p).dtype) for group in self.param_groups for p in group["params"])
+        drawing = any(format is not None and format.draws for format in formats)
+        if not self.numbers and (callable(self._chores.ema_decay) or (self._storage.master is None and drawing)):
             self.numbers = ("step",)
 
     def __init_subclass__(cls) -> None:
@@ -125,7 +126,7 @@ class Fast(torch.optim.Optimizer):
         for group, given in zip(state["param_groups"], loaded["param_groups"], strict=True) if loaded else ():
             for p, at in zip(group["params"], given["params"], strict=True):
                 for name, x in loaded["state"].get(at, {}).items():
-                    if p.dtype in COPIES or getattr(x, "dtype", None) in STORED:
+                    if p.dtype in SHORT or getattr(x, "dtype", None) in STORED:
                         state["state"][p][name] = x if name in self.numbers else _moved(x, p.device)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -243,6 +244,20 @@ class Fast(torch.optim.Optimizer):
                 name = next(name for own in members for name, _ in own)
                 raise ValueError(f"{name} lies on {device}, expected {' or '.join(WALKS)}")
             yield WALKS[device.type], members
+
+    @property
+    def averaging(self) -> bool:
+        """Whether the parameters hold the averages: within `averaged`."""
+        return self._averaging
+
+    @property
+    def seed(self) -> int:
+        """The seed of stochastic rounding; it is not in state_dict, and may be set between steps."""
+        return self._seed
+
+    @seed.setter
+    def seed(self, value: int) -> None:
+        self._seed = integer("seed", value, **SEEDS)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

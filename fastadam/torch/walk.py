@@ -20,11 +20,11 @@ from fastadam.checks import positive
 from fastadam.group import Group
 from fastadam.host.addresses import AddressPlan
 from fastadam.kernels.chores import Numbers
-from fastadam.kernels.formats import key
+from fastadam.kernels.formats import REMAINDER, Format, key
 from fastadam.plans import chores
 from fastadam.plans.rows import row_chunks
 from fastadam.rules import Rule
-from fastadam.torch.leaf import STORED, Cohort, Leaf, Moved, form, local
+from fastadam.torch.leaf import Cohort, Leaf, Moved, form, local
 from fastadam.torch.native import Forms, forms
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Walk:
         self.leaves: list[Leaf] = []
         self.groups: list[Group] = []
         self._columns: list[list[int]] = []  # per leaf, where in its row of the plan's table its addresses go
-        formats: list[list[Any]] = []
+        formats: list[list[Format | None]] = []
         for k, members in enumerate(self._members):
             rule = self._rule(k)
             there = [not slot.optional or slot.name in rule.options for slot in self._kernel.slots]
@@ -88,14 +88,14 @@ class Walk:
             for leaf in leaves:
                 leaf.uncounted = not opt.__class__.numbers
                 of_slots = [column for column, on in enumerate([*there, averaged], start=2) if on]
-                copied, rests = leaf.copies(self._copies[id(leaf.p)]), iter(leaf.rests)
+                copied, resting = leaf.copies(self._copies[id(leaf.p)]), iter(leaf.formats.values())
                 copy = 3 + len(there)  # the remainder comes behind the copy
                 self._columns.append(
                     [copy, *of_slots, 0] if leaf.mastered
                     else [0, *[copy] * (copied is not None), *of_slots, *[copy + 1] * leaf.split]
                 )  # fmt: skip
-                kinds = [next(rests) if on else None for on in [*there, averaged]]
-                formats.append([leaf.real, *kinds, copied, STORED[torch.int16] if leaf.split else None])
+                kinds = [next(resting) if on else None for on in [*there, averaged]]
+                formats.append([leaf.format, *kinds, copied, REMAINDER if leaf.split else None])
             limit = positive(f"param_groups[{k}]: max_norm", opt.param_groups[k].get("max_norm"))
             for leaf in leaves:
                 if leaf.shared and (
@@ -115,7 +115,7 @@ class Walk:
         self._plan: Any = self._make_plan(formats)
         self._params = [leaf.p for leaf in self.leaves]
         # Whether rounding draws random bits.
-        self._drawing = any(leaf.short or STORED.keys() & set(leaf.kinds.values()) for leaf in self.leaves)
+        self._drawing = any(format.draws for leaf in self.leaves for format in (leaf.format, *leaf.formats.values()))
         self._plain = self._chores == PLAIN and not any(group.max_norm for group in self.groups)
         self._cohorts: list[Cohort] = []
         self._missing: list[bool] | None = None  # which leaves had no gradient when last looked at
@@ -126,8 +126,8 @@ class Walk:
         self._gaps: list[Leaf] = []
         self._stepped: list[Any] = []  # what a step changes and autograd may know
 
-    def _make_plan(self, formats: list[list[Any]]) -> Any:
-        """The plan for these leaves; formats: per leaf, the dtypes of p, the slots and what follows."""
+    def _make_plan(self, formats: list[list[Format | None]]) -> Any:
+        """The plan for these leaves; formats: per leaf, those of p, the slots and what follows."""
         return AddressPlan(
             self._kernel, self._labels(), [leaf.size for leaf in self.leaves], formats,
             [leaf.mastered for leaf in self.leaves], self._opt._storage.index_offset,
@@ -366,7 +366,7 @@ class Walk:
             if g is not None:
                 self._opt._check_layout(leaf, g)
                 if g.layout is not torch.strided:
-                    if torch.uint8 in leaf.kinds.values():
+                    if leaf.blocked:
                         raise ValueError(f"{leaf.name} has a sparse gradient and moments of 8 bits: 64 share a scale")
                     if id(leaf.p) not in self._by_row:
                         self._by_row.add(id(leaf.p))

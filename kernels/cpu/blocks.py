@@ -42,7 +42,7 @@ def sum_of_squares(typing, kind, address):
     def generate(context, builder, signature, args):
         total, wide = None, ir.VectorType(ir.DoubleType(), LANES)
         for x in _vectors(context, builder, kind.dtype, args[1]):
-            x = builder.fpext(x, wide) if kind.dtype == types.float32 else x
+            x = x if x.type == wide else builder.fpext(x, wide)
             square = builder.fmul(x, x)
             total = square if total is None else builder.fadd(total, square)
         return _in_halves(builder, total, builder.fadd)
@@ -55,7 +55,7 @@ def largest(typing, kind, address):
     """The largest magnitude of BLOCK numbers, NaN if there is one: compared as integers, where NaN is above all."""
 
     def generate(context, builder, signature, args):
-        bits = 32 if kind.dtype == types.float32 else 64
+        bits = kind.dtype.bitwidth
         integers = ir.VectorType(ir.IntType(bits), LANES)
         mask = ir.Constant(integers, [2 ** (bits - 1) - 1] * LANES)
 

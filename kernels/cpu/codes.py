@@ -11,26 +11,25 @@ from numba import types
 from numba.extending import intrinsic, overload
 
 from ..chores import BLOCK as BLOCK_ELEMENTS
-from ..formats import (
+from ..codes import (
     BYTES,
     DRAWN,
     GROUP,
     LANES,
     LARGE,
     LAST,
-    MIX,
     PART,
     REACH,
     SHIFT,
     TINY,
     TO,
     TWO,
-    is_drawn,
-    is_signed,
 )  # fmt: skip
+from ..formats import MIX, is_drawn, is_signed
 from .blocks import put, room_of
-from .elements import KERNEL_OF, closure, coded
+from .elements import KERNEL_OF, closure, coded, columns
 from .formats import draws_from, mixed, of_type
+from .memory import first_index
 
 _I32, _I64, _F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
 _BITS, _FLOATS = ir.VectorType(_I32, LANES), ir.VectorType(_F32, LANES)
@@ -193,7 +192,7 @@ def _pack_group(typing, signed, codes, room, found, start):
 
 
 def _slot(tag: Any, column: int) -> Any:
-    return KERNEL_OF[tag.instance_class].slots[column - 2]
+    return KERNEL_OF[tag.instance_class].slots[columns(tag).slots.index(column)]
 
 
 def _reader(tag, column, number):
@@ -220,7 +219,7 @@ def _writer(tag, column, number):
             of_group = k // IN_GROUP * FLOAT
             _measure_strip(signed, home + k * FLOAT, scales + of_group, found + of_group)
         for k in range(np.uint64(0), whole, IN_GROUP):
-            bits = draws_from(key, base[-1], start + k) if drawn else None
+            bits = draws_from(key, first_index(base), start + k) if drawn else None
             _pack_group(signed, block + k, home + k * FLOAT, found + k // IN_GROUP * FLOAT, bits)
 
     return closure(write, column, number, signed, drawn)

@@ -10,17 +10,17 @@ from numba.extending import intrinsic, overload, register_jitable
 from .. import ALL
 from ..chores import Flags, average, clip
 from ..contract import Kernel, maximum, sign
-from ..formats import is_drawn
-from .formats import BFLOAT16, CODED, draws, draws_from, next_draws
+from ..formats import Format, is_drawn
+from ..streams import Columns
+from .formats import draws, draws_from, next_draws, numbers
 
-EXTRA = "ema", "copy", "remainder"  # streams behind the slots: averages, copies in a short format, p's other bits
 TURN = np.uint64(1 << 32)
 FLAGS = Flags._fields  # there or None
 
 
 def _tag(kernel: Kernel) -> Any:
     """A named tuple with a field per stream: its class names the kernel in compiled code, its fields the formats."""
-    return namedtuple(kernel.name, ("p", "g", *(slot.name for slot in kernel.slots), *EXTRA, *FLAGS), module=__name__)  # type: ignore[misc]
+    return namedtuple(kernel.name, (*kernel.streams.row, *FLAGS), module=__name__)  # type: ignore[misc]
 
 
 TAGS = {name: _tag(kernel) for name, kernel in ALL.items()}
@@ -122,19 +122,20 @@ def _random_next(tag, bits):
 def element(tag, values, c, x):
     """One element's step by the kernel that `tag` names, and its chores: the new values, in the order of streams.
 
-    values: p, g, the slots, the average, the copy (not read), the remainder (read with p); None where there is none.
+    values: in that order, None for an absent stream, for the copy, which is not read, and for `low`, read with p.
     c, x: the kernel's numbers and the chores'.
     """
 
 
 @overload(element)
 def _element(tag, values, c, x):
-    function = register_jitable(KERNEL_OF[tag.instance_class].element)
+    function, at = register_jitable(KERNEL_OF[tag.instance_class].element), columns(tag)
+    p_at, g_at, ema_at, first = at.p, at.g, at.ema, at.ema - len(at.slots)
 
     def compiled(tag, values, c, x):
-        g, c = _gradient(tag, values[1], c, x)
-        new = function(values[0], g, *values[2:-3], c)
-        return (new[0], zero(tag, g), *new[1:], _averaged(values[-3], new[0], x), new[0], None)
+        g, c = _gradient(tag, values[g_at], c, x)
+        new = function(values[p_at], g, *values[first:ema_at], c)
+        return (new[0], zero(tag, g), *new[1:], _averaged(values[ema_at], new[0], x), new[0], None)
 
     return compiled
 
@@ -181,35 +182,40 @@ def _averaged_as_asked(ema, p, x):
 _average, _clip = register_jitable(average), register_jitable(clip)
 
 
+def columns(tag: Any) -> Columns:
+    """The place of each stream among the fields of a tag, and in a row of the table."""
+    kernel = KERNEL_OF.get(tag.instance_class)
+    return Columns(0, 1) if kernel is None else Columns.of(range(len(kernel.streams.row)))
+
+
 def streams_of(tag: Any) -> int:
     """How many fields of a tag are columns of the table."""
-    return len(tag.types) - len(FLAGS) if tag.instance_class in KERNEL_OF else 2
+    return len(KERNEL_OF[tag.instance_class].streams.row) if tag.instance_class in KERNEL_OF else 2
 
 
-def loaded(tag: Any) -> dict[int, Any]:
-    """{column: dtype} of every stream that is read as one: all but a kernel's copy, and the remainder."""
-    last = streams_of(tag) - 2 if tag.instance_class in KERNEL_OF else 2
-    return {k: dtype for k, dtype in storage(tag) if k < last}
+def loaded(tag: Any) -> dict[int, Format]:
+    """{column: format} of every stream that is read as one: all but the copy, and the bits that p lacks."""
+    return {k: format for k, format in storage(tag) if k not in (columns(tag).copy, columns(tag).low)}
 
 
 def remainder(tag: Any) -> int | None:
     """The column of the bits that p lacks, if it has one."""
-    last = streams_of(tag) - 1
-    there = tag.instance_class in KERNEL_OF and not isinstance(tag.types[last], types.NoneType)
-    return last if there else None
+    return next((k for k, _ in storage(tag) if k == columns(tag).low), None)
 
 
 def coded(tag: Any) -> list[int]:
-    """The columns of slots in 8 bits."""
-    return [k for k, dtype in storage(tag) if dtype == CODED] if tag.instance_class in KERNEL_OF else []
+    """The columns of slots whose elements rest in blocks."""
+    return [k for k, format in storage(tag) if format.block > 1] if tag.instance_class in KERNEL_OF else []
 
 
 def stochastic(tag: Any) -> set[int]:
-    """The columns that are rounded stochastically: p, and slots that never fall below zero, in bfloat16 or 8 bits."""
+    """The columns that are rounded stochastically: p, and slots that never fall below zero, if their format draws."""
     if tag.instance_class not in KERNEL_OF:
         return set()
-    kinds = [remainder(tag) is None, False, *map(is_drawn, KERNEL_OF[tag.instance_class].slots)]
-    return {k for k, dtype in storage(tag) if k < len(kinds) and kinds[k] and dtype in (BFLOAT16, CODED)}
+    at = columns(tag)
+    drawn = {k for k, slot in zip(at.slots, KERNEL_OF[tag.instance_class].slots, strict=True) if is_drawn(slot)}
+    drawn |= {at.p} if remainder(tag) is None else set()
+    return {k for k, format in storage(tag) if k in drawn and format.draws}
 
 
 def stochastic_elements(tag: Any) -> set[int]:
@@ -222,12 +228,12 @@ def asked(tag: Any, flag: str) -> bool:
     return flag in tag.fields and not isinstance(tag.types[tag.fields.index(flag)], types.NoneType)
 
 
-def storage(tag: Any) -> list[tuple[int, Any]]:
-    """(column, dtype) of every stream that is there, from the Numba type of a tag."""
+def storage(tag: Any) -> list[tuple[int, Format]]:
+    """(column, format) of every stream that is there, from the Numba type of a tag."""
     fields = tag.types[: streams_of(tag)]
-    return [(k, field) for k, field in enumerate(fields) if not isinstance(field, types.NoneType)]
+    return [(k, field.format) for k, field in enumerate(fields) if not isinstance(field, types.NoneType)]
 
 
 def compute_type(tag: Any) -> Any:
     """float64 for float64 parameters, else float32."""
-    return types.float64 if storage(tag)[0][1] == types.float64 else types.float32
+    return numbers(storage(tag)[0][1])

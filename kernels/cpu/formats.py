@@ -1,47 +1,59 @@
-"""Storage formats in compiled code: what lies in memory to the compute type, and back."""
+"""Storage formats in compiled code: TEXTS has one text for each, from what lies in memory to floats and back.
 
-from typing import Any
+The fields of a tag (elements.py) are Formats, so compiled code knows what each stream rests in.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
+from numba import from_dtype, types
+from numba.core.datamodel.models import OpaqueModel
+from numba.extending import NativeValue, intrinsic, register_model, typeof_impl, unbox
 
-from ..formats import MIX
+from ..formats import BFLOAT16, CODES, FLOAT16, FLOAT32, FLOAT64, MIX, REMAINDER, Format
 
-# Numba has no 16-bit floats: their bits travel as integers, bfloat16's unsigned, float16's signed.
-BFLOAT16, FLOAT16 = types.uint16, types.int16
-CODED = types.uint8  # 8-bit blocks: see codes.py
-_I16, _I32, _I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
-_FLOATS = {types.float32: ir.FloatType(), types.float64: ir.DoubleType()}
-
-
-def resized(builder: Any, value: Any, to: Any) -> Any:
-    """A float in another width."""
-    if value.type == to:
-        return value
-    wider = value.type == ir.HalfType() or to == ir.DoubleType()
-    return (builder.fpext if wider else builder.fptrunc)(value, to)
+_I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+_F16, _F32, _F64 = ir.HalfType(), ir.FloatType(), ir.DoubleType()
+_COMPUTE = {FLOAT32.compute: _F32, FLOAT64.compute: _F64}
 
 
-def decode(builder: Any, value: Any, dtype: Any, compute: Any) -> Any:
-    """What was loaded as `dtype` in the compute type."""
-    if dtype == BFLOAT16:
-        value = builder.bitcast(builder.shl(builder.zext(value, _I32), _I32(16)), ir.FloatType())
-    elif dtype == FLOAT16:
-        value = builder.bitcast(value, ir.HalfType())
-    return resized(builder, value, _FLOATS[compute])
+class Resting(types.Dummy):
+    """The type of a tag's field for a stream that is there: it names the format."""
+
+    def __init__(self, format: Format) -> None:
+        self.format = format
+        super().__init__(f"resting({format.name})")
 
 
-def encode(builder: Any, value: Any, dtype: Any, draw: Any = None, safe: bool = False) -> Any:
-    """A float in the storage type: to nearest, ties to even, or by 16 random bits; to 16 bits by way of float32.
+register_model(Resting)(OpaqueModel)
 
-    safe: a NaN's low 16 bits are 0.
+
+@typeof_impl.register(Format)
+def _typeof(value, context):
+    return Resting(value)
+
+
+@unbox(Resting)
+def _unbox(typ, value, context):
+    return NativeValue(context.context.get_dummy_value())
+
+
+class Text(NamedTuple):
+    """One format in compiled code.
+
+    bits:   the type that an element is loaded and stored as.
+    decode: (builder, bits) -> a float of 32 bits or more, or of 16.
+    encode: (builder, float32, draw, safe) -> bits; float64 for float64. draw: 16 random bits, or None: to nearest, ties
+            to even. safe: a NaN's low 16 bits are 0.
     """
-    if dtype in _FLOATS:
-        return resized(builder, value, _FLOATS[dtype])
-    value = resized(builder, value, ir.FloatType())
-    if dtype == FLOAT16:
-        return builder.bitcast(builder.fptrunc(value, ir.HalfType()), _I16)
+
+    bits: Any
+    decode: Callable[[Any, Any], Any]
+    encode: Callable[[Any, Any, Any, bool], Any]
+
+
+def _to_bfloat16(builder, value, draw, safe):
     bits = builder.bitcast(value, _I32)
     if draw is None:
         odd = builder.and_(builder.lshr(bits, _I32(16)), _I32(1))
@@ -54,10 +66,55 @@ def encode(builder: Any, value: Any, dtype: Any, draw: Any = None, safe: bool = 
     return builder.trunc(builder.lshr(kept, _I32(16)), _I16)
 
 
+def _of_bfloat16(builder, bits):
+    return builder.bitcast(builder.shl(builder.zext(bits, _I32), _I32(16)), _F32)
+
+
+def _as_it_is(builder, value, *how):
+    return value
+
+
+TEXTS = {
+    FLOAT64: Text(_F64, _as_it_is, _as_it_is),
+    FLOAT32: Text(_F32, _as_it_is, _as_it_is),
+    BFLOAT16: Text(_I16, _of_bfloat16, _to_bfloat16),
+    FLOAT16: Text(
+        _I16,
+        lambda builder, bits: builder.bitcast(bits, _F16),
+        lambda builder, value, draw, safe: builder.bitcast(builder.fptrunc(value, _F16), _I16),
+    ),
+    CODES: Text(_I8, _as_it_is, _as_it_is),  # the walk steps floats in scratch: see codes.py
+    REMAINDER: Text(_I16, _as_it_is, _as_it_is),  # see join and split
+}
+
+
+def numbers(format: Format) -> Any:
+    """Return Numba's type of the numbers that steps over parameters in a format compute with."""
+    return from_dtype(format.compute)
+
+
+def resized(builder: Any, value: Any, to: Any) -> Any:
+    """A float in another width."""
+    if value.type == to:
+        return value
+    wider = value.type == _F16 or to == _F64
+    return (builder.fpext if wider else builder.fptrunc)(value, to)
+
+
+def decode(builder: Any, bits: Any, format: Format, p: Format) -> Any:
+    """What was loaded from a stream in a format, in the compute type of parameters in another."""
+    return resized(builder, TEXTS[format].decode(builder, bits), _COMPUTE[p.compute])
+
+
+def encode(builder: Any, value: Any, format: Format, draw: Any = None, safe: bool = False) -> Any:
+    """A float as it rests in a format, by way of what that format computes in: see Text."""
+    return TEXTS[format].encode(builder, resized(builder, value, _COMPUTE[format.compute]), draw, safe)
+
+
 def join(builder: Any, high: Any, low: Any) -> Any:
     """The float32 that `split` took apart."""
     bits = builder.add(builder.shl(builder.zext(high, _I32), _I32(16)), builder.sext(low, _I32))
-    return builder.bitcast(bits, ir.FloatType())
+    return builder.bitcast(bits, _F32)
 
 
 def split(builder: Any, value: Any) -> tuple[Any, Any]:

@@ -1,8 +1,8 @@
 """How compiled code reaches memory: addresses, loads and stores of streams, rows of coefficients.
 
-Each stream (p, g, each slot, the average, the copy) is a column of one table of addresses, a row per leaf of the user's
-tree. Every load and store carries an alias scope per stream, so LLVM vectorises without overlap checks, in parallel and
-in serial code: without them AMSGrad's five streams ran 14 times slower.
+Each stream is a column of one table of addresses, in the order of ../streams.py, a row per leaf of the user's tree.
+Every load and store carries an alias scope per stream, so LLVM vectorises without overlap checks, in parallel and in
+serial code: without them AMSGrad's five streams ran 14 times slower.
 """
 
 from typing import Any
@@ -11,11 +11,12 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from ..chores import BLOCK, Numbers
-from ..formats import BYTES
+from ..chores import Numbers
+from ..formats import BFLOAT16, REMAINDER, Format, format_of
 from .elements import (
     KERNEL_OF,
     asked,
+    columns,
     compute_type,
     loaded,
     remainder,
@@ -24,7 +25,7 @@ from .elements import (
     storage,
     streams_of,
 )
-from .formats import BFLOAT16, CODED, FLOAT16, decode, encode, join, split
+from .formats import TEXTS, decode, encode, join, resized, split
 
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
 
@@ -42,9 +43,9 @@ def scoped(builder: Any, access: Any, column: int) -> Any:
     return access
 
 
-def pointer(context: Any, builder: Any, base: Any, column: int, index: Any, dtype: Any) -> Any:
+def pointer(builder: Any, base: Any, column: int, index: Any, format: Format) -> Any:
     """The address of element `index` of a stream whose leaf begins at base[column]."""
-    start = builder.inttoptr(builder.extract_value(base, column), ir.PointerType(context.get_data_type(dtype)))
+    start = builder.inttoptr(builder.extract_value(base, column), ir.PointerType(TEXTS[format].bits))
     return builder.gep(start, [index])
 
 
@@ -59,28 +60,36 @@ def bases(typing, table, tag, leaf, first, g_leaf, g_first):
 
     def generate(context, builder, signature, args):
         rows = context.make_array(signature.args[0])(context, builder, args[0])
-        out = [_I64(0)] * (streams + 1)
+        out = [_I64(0)] * streams
         width = builder.extract_value(rows.shape, 1)
-        for k, dtype in storage(signature.args[1]):
-            leaf, first = args[4:] if k == 1 else args[2:4]
+        for k, format in storage(signature.args[1]):
+            leaf, first = args[4:] if k == columns(tag).g else args[2:4]
             place = builder.add(builder.mul(leaf, width), _I64(k))
             base = builder.load(builder.gep(rows.data, [place]))
-            size = context.get_abi_sizeof(context.get_data_type(dtype))
-            if dtype == CODED:  # a chunk begins with a block
-                first = builder.udiv(first, _I64(BLOCK))
-                size = BYTES
-            out[k] = builder.add(base, builder.mul(first, _I64(size)))
+            if format.block > 1:  # a chunk begins with a block
+                first = builder.udiv(first, _I64(format.block))
+            out[k] = builder.add(base, builder.mul(first, _I64(format.bytes)))
         end = builder.sub(builder.mul(builder.add(args[2], _I64(1)), width), _I64(1))
-        out[-1] = builder.add(builder.load(builder.gep(rows.data, [end])), args[3])
+        out.append(builder.add(builder.load(builder.gep(rows.data, [end])), args[3]))
         return context.make_tuple(builder, result, out)
 
     return result(table, tag, types.uint64, types.uint64, types.uint64, types.uint64), generate
 
 
+@intrinsic
+def first_index(typing, base):
+    """The index among all elements of the one that `bases` was asked for."""
+
+    def generate(context, builder, signature, args):
+        return builder.extract_value(args[0], base.count - 1)
+
+    return types.uint64(base), generate
+
+
 def values_of(context: Any, builder: Any, tag: Any, resting: Any) -> Any:
     """An element of every stream that is read as one, in the compute type, in the order of streams.
 
-    resting(k, dtype): it as it rests in stream k.
+    resting(k, format): it as it rests in stream k.
     """
     values = [context.get_dummy_value()] * streams_of(tag)
     for k in loaded(tag):
@@ -96,16 +105,23 @@ def values_type(tag: Any) -> Any:
 
 def _one(builder: Any, tag: Any, k: int, resting: Any) -> Any:
     """An element of one stream in the compute type."""
-    compute, more, dtype = compute_type(tag), remainder(tag) if k == 0 else None, dict(storage(tag))[k]
-    if dtype == CODED:  # its numbers are in scratch
-        dtype = compute
-    value = resting(k, dtype)
-    return decode(builder, value, dtype, compute) if more is None else join(builder, value, resting(more, FLOAT16))
+    formats = dict(storage(tag))
+    more = remainder(tag) if k == columns(tag).p else None
+    format = _in_walk(tag, formats[k])
+    value = resting(k, format)
+    if more is None:
+        return decode(builder, value, format, formats[columns(tag).p])
+    return join(builder, value, resting(more, REMAINDER))
 
 
-def at_rest(context: Any, builder: Any, base: Any, i: Any) -> Any:
-    """A function that loads element i of stream k as a dtype."""
-    return lambda k, dtype: scoped(builder, builder.load(pointer(context, builder, base, k, i, dtype)), k)
+def _in_walk(tag: Any, format: Format) -> Format:
+    """The format that an element is loaded from and stored in: what is computed with where blocks' are in scratch."""
+    return format_of(storage(tag)[0][1].compute) if format.block > 1 else format
+
+
+def at_rest(builder: Any, base: Any, i: Any) -> Any:
+    """A function that loads element i of stream k from a format."""
+    return lambda k, format: scoped(builder, builder.load(pointer(builder, base, k, i, format)), k)
 
 
 @intrinsic
@@ -113,7 +129,7 @@ def load(typing, tag, base, i):
     """Element i of every stream: see values_of."""
 
     def generate(context, builder, signature, args):
-        return values_of(context, builder, tag, at_rest(context, builder, *args[1:]))
+        return values_of(context, builder, tag, at_rest(builder, *args[1:]))
 
     return values_type(tag)(tag, base, types.uint64), generate
 
@@ -123,36 +139,36 @@ def fetch(typing, tag, column, base, i):
     """Element i of one stream in the compute type."""
 
     def generate(context, builder, signature, args):
-        return _one(builder, tag, column.literal_value, at_rest(context, builder, *args[2:]))
+        return _one(builder, tag, column.literal_value, at_rest(builder, *args[2:]))
 
     return compute_type(tag)(tag, column, base, types.uint64), generate
 
 
 def resting_values(builder: Any, tag: Any, values: Any, random: Any) -> Any:
-    """(stream, its dtype, the new value in its format) of every stream but g, unless it is to be cleared.
+    """(stream, its format, the new value in that) of every stream but g, unless it is to be cleared.
 
     random: 32 bits where any stream is rounded stochastically.
     """
-    drawn, more = stochastic_elements(tag), remainder(tag)
+    at, drawn, more = columns(tag), stochastic_elements(tag), remainder(tag)
     draws: Any = None
     other: Any = None
     if drawn:
         upper = builder.lshr(random, _I32(16))
         draws = builder.and_(builder.xor(random, upper), _I32(0xFFFF)), upper
     # What is worked out from bfloat16 alone has NaNs whose low bits are 0: rounding cannot carry them to infinity.
-    safe = all(dtype == BFLOAT16 for _, dtype in storage(tag))
-    for k, dtype in storage(tag):
-        if k == 1 and not asked(tag, "clear"):
+    safe = all(format is BFLOAT16 for _, format in storage(tag))
+    for k, format in storage(tag):
+        if k == at.g and not asked(tag, "clear"):
             continue
-        dtype = compute_type(tag) if dtype == CODED else dtype
+        format = _in_walk(tag, format)
         if k == more:
             value = other
-        elif k == 0 and more is not None:
+        elif k == at.p and more is not None:
             value, other = split(builder, builder.extract_value(values, k))
         else:
-            draw = draws[k != 0] if k in drawn else None
-            value = encode(builder, builder.extract_value(values, k), dtype, draw, safe)
-        yield k, dtype, value
+            draw = draws[k != at.p] if k in drawn else None
+            value = encode(builder, builder.extract_value(values, k), format, draw, safe)
+        yield k, format, value
 
 
 @intrinsic
@@ -160,8 +176,8 @@ def store(typing, tag, base, i, values, random):
     """Write an element's new values back: see resting_values."""
 
     def generate(context, builder, signature, args):
-        for k, dtype, value in resting_values(builder, tag, *args[3:]):
-            scoped(builder, builder.store(value, pointer(context, builder, args[1], k, args[2], dtype)), k)
+        for k, format, value in resting_values(builder, tag, *args[3:]):
+            scoped(builder, builder.store(value, pointer(builder, args[1], k, args[2], format)), k)
         return context.get_dummy_value()
 
     return types.void(tag, base, types.uint64, values, random), generate
@@ -179,8 +195,7 @@ def _row(cls, tag, rows, r, first):
             builder.mul(args[2], columns), _I64(first) if first >= 0 else builder.add(columns, _I64(first))
         )
         numbers = [builder.load(builder.gep(table.data, [builder.add(start, _I64(k))])) for k in range(width)]
-        if dtype == types.float32:
-            numbers = [builder.fptrunc(number, ir.FloatType()) for number in numbers]
+        numbers = [resized(builder, number, context.get_data_type(dtype)) for number in numbers]
         return context.make_tuple(builder, result, numbers)
 
     return result(tag, rows, types.int64), generate

@@ -4,8 +4,9 @@ import numpy as np
 from numba.extending import overload
 
 from ..chores import BLOCK as BLOCK_ELEMENTS
+from ..formats import format_of
 from .blocks import difference, largest, put, sum_of_squares
-from .elements import asked, closure, coded, compute_type, storage
+from .elements import asked, closure, coded, columns, storage
 from .memory import fetch
 
 BLOCK, WHOLE = np.uint64(BLOCK_ELEMENTS), np.uint64(1 << 62)
@@ -23,9 +24,9 @@ def _stride(tag):
 def _reader(tag, column, in_place=True):
     """A function that gives the address of a block of a stream in the compute type, filled up with zeros: its own
     where it can be, else that of `room`, after a copy."""
-    dtype, kind = dict(storage(tag))[column], compute_type(tag)
-    size, zero = np.uint64(dtype.bitwidth // 8), np.dtype(str(kind)).type(0)
-    whole = BLOCK if in_place and dtype == kind else WHOLE
+    format, wide = dict(storage(tag))[column], storage(tag)[0][1].compute
+    size, zero = np.uint64(format.bytes), wide.type(0)
+    whole = BLOCK if in_place and format is format_of(wide) else WHOLE
 
     def read(tag, base, start, end, room):
         n = min(end - start, BLOCK)
@@ -46,7 +47,7 @@ def measured(tag, base, start, end, room, note):
 
 @overload(measured)
 def _measured(tag, base, start, end, room, note):
-    kind, read = np.dtype(str(compute_type(tag))), _reader(tag, 1)
+    kind, read = storage(tag)[0][1].compute, _reader(tag, columns(tag).g)
     squares, top = asked(tag, "squares"), asked(tag, "largest")
 
     def compiled(tag, base, start, end, room, note):
@@ -67,7 +68,11 @@ def before(tag, base, start, end, room, notes, k):
 def _before(tag, base, start, end, room, notes, k):
     if not asked(tag, "stats"):
         return lambda tag, base, start, end, room, notes, k: None
-    kind, read_g, keep_p = np.dtype(str(compute_type(tag))), _reader(tag, 1), _reader(tag, 0, in_place=False)
+    kind, read_g, keep_p = (
+        storage(tag)[0][1].compute,
+        _reader(tag, columns(tag).g),
+        _reader(tag, columns(tag).p, in_place=False),
+    )
 
     def compiled(tag, base, start, end, room, notes, k):
         notes[k, start // BLOCK, 0] = sum_of_squares(kind, read_g(tag, base, start, end, room))
@@ -84,7 +89,7 @@ def after(tag, base, start, end, room, notes, k):
 def _after(tag, base, start, end, room, notes, k):
     if not asked(tag, "stats"):
         return lambda tag, base, start, end, room, notes, k: None
-    kind, read_p = np.dtype(str(compute_type(tag))), _reader(tag, 0)
+    kind, read_p = storage(tag)[0][1].compute, _reader(tag, columns(tag).p)
     size = np.uint64(kind.itemsize)
 
     def compiled(tag, base, start, end, room, notes, k):

@@ -28,7 +28,7 @@ from .elements import (
     random_start,
     zero,
 )
-from .memory import bases, coefficients, key, load, numbers, store, take
+from .memory import bases, coefficients, first_index, key, load, numbers, store, take
 from .pairs import load_two, paired, store_two
 from .statistics import after, before, measured, stride
 
@@ -51,12 +51,13 @@ def _step(tag, table, chunks, k, row, rows, notes):
             g_leaf = u64(chunks[k, 3]) if now == r else zeros
             g_first = u64(chunks[k, 4]) if now == r else u64(0)
             base = bases(table, tag, leaf, first, g_leaf, g_first)
+            index = first_index(base)
             for start in range(u64(0), n, stride(tag)):
                 end = min(n, start + stride(tag))
                 before(tag, base, start, end, room, notes, k)
                 here, at = opened(tag, base, room, start, end), start
                 while at < end:
-                    bits, until = random_start(tag, drawn, base[-1], at), random_end(tag, base[-1], at, end)
+                    bits, until = random_start(tag, drawn, index, at), random_end(tag, index, at, end)
                     run(tag, here, at, until, c, x, bits)
                     at = until
                 closed(tag, base, room, start, end, drawn)

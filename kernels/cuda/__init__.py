@@ -10,25 +10,10 @@ from typing import Any, NamedTuple
 
 from .. import ALL
 from ..chores import BLOCK, LANES
+from ..codes import BYTES, DRAWN, GROUP, LARGE, LAST, PART, REACH, SHIFT, TINY, TO, TWO
+from ..codes import LANES as IN_ROW
 from ..contract import Slot
-from ..formats import (
-    BYTES,
-    DRAWN,
-    GROUP,
-    LARGE,
-    LAST,
-    MIX,
-    PART,
-    REACH,
-    SHIFT,
-    TINY,
-    TO,
-    TWO,
-    compute,
-    is_drawn,
-    is_signed,
-)
-from ..formats import LANES as IN_ROW
+from ..formats import BFLOAT16, CODES, FLOAT16, FLOAT32, FLOAT64, MIX, Format, format_of, is_drawn, is_signed
 
 THREADS = 128  # a block; 512 float32 elements a chunk, so that 100,000 fill the 132 multiprocessors of an H100
 WIDTH = 16  # bytes of one access; a thread makes at most two of the arithmetic's type
@@ -36,38 +21,39 @@ WORDS = 480  # what travels by value: with the other parameters within the 4 KB 
 
 OPTIONS = ("-std=c++17",)
 
-FORMATS = {"float32": "f32", "float64": "f64", "float16": "f16", "bfloat16": "bf16"}
+# The types of formats.cuh. One that draws random bits has two more, with _p and _slot behind its name, for streams that
+# do; one of blocks is a template of whether the slot has a sign, whether it draws, and its number.
+FORMATS = {FLOAT64: "f64", FLOAT32: "f32", BFLOAT16: "bf16", FLOAT16: "f16", CODES: "Codes"}
 
 
-def format_of(dtype: Any, slot: Slot | None = None, number: int = 0) -> str:
-    """What formats.cuh calls a stream of this dtype, that of a kernel's slot of this number; None for an absent one."""
-    if dtype is None:
+def text_of(format: Format | None, slot: Slot | None = None, number: int = 0) -> str:
+    """Return the CUDA type of a stream in a format, that of a kernel's slot of this number; None for an absent one."""
+    if format is None:
         return "None"
-    if slot is not None and dtype.itemsize == 1:
-        return f"Codes<{int(is_signed(slot))}, {int(is_drawn(slot))}, {number}>"
-    short = FORMATS[dtype.name]
-    return f"{short}_slot" if short == "bf16" and slot is not None and is_drawn(slot) else short
+    if slot is not None and format.block > 1:
+        return f"{FORMATS[format]}<{int(is_signed(slot))}, {int(is_drawn(slot))}, {number}>"
+    drawn = format.draws and slot is not None and is_drawn(slot)
+    return f"{FORMATS[format]}_slot" if drawn else FORMATS[format]
 
 
 FLAGS = "limit", "clear", "scaled", "noted", "more", "drawn"
 
 
 class Chores(NamedTuple):
-    """What rides along with a step: flags as kernels/chores.py has them, the dtypes of the average and the copy."""
+    """What rides along with a step: flags as kernels/chores.py has them, the formats of the average and the copy."""
 
     limit: bool = False
     clear: bool = False
     scaled: bool = False  # the gradient is multiplied by what norm.cu finds, or the step skipped
     noted: bool = False  # for statistics
-    ema: Any = None
-    copy: Any = None
+    ema: Format | None = None
+    copy: Format | None = None
     more: bool = False  # rows and tables are as where other leaves have chores
     drawn: bool = False  # rows and tables say what random bits depend on
 
     @property
     def riding(self) -> bool:
         """Whether any chore is done."""
-        # Not by the dtypes' truth: that of NumPy's is False.
         flags = self.limit, self.clear, self.scaled, self.noted
         return any(flags) or self.ema is not None or self.copy is not None
 
@@ -75,36 +61,38 @@ class Chores(NamedTuple):
     def types(self) -> str:
         """The type of chores.cuh."""
         flags = [name.upper() for name in FLAGS if getattr(self, name)]
-        return f"Chores<{' | '.join(flags) or 0}, {format_of(self.ema)}, {format_of(self.copy)}>"
+        return f"Chores<{' | '.join(flags) or 0}, {text_of(self.ema)}, {text_of(self.copy)}>"
 
 
 NO_CHORES = Chores()
 
 
 class Step(NamedTuple):
-    """One instantiation: a kernel's name, what it is told, each stream's dtype (None: it is absent)."""
+    """One instantiation: a kernel's name, what it is told, each stream's format (None: it is absent)."""
 
     kernel: str
     table: str  # ByValue or Uploaded: where a step's table lies; Rows: rows of one leaf are stepped, nothing else
-    streams: tuple[Any, ...]
+    streams: tuple[Format | None, ...]
     chores: Chores = NO_CHORES
     split: bool = False  # whether p is bfloat16 whose other bits rest beside it
 
     @property
     def real(self) -> Any:
         """The dtype of the arithmetic: float64 for float64 parameters, else float32."""
-        return compute(self.streams[0])
+        p, *_ = self.streams
+        assert p is not None
+        return p.compute
 
     @property
     def width(self) -> int:
         """The elements that a thread steps; as width_of of traversal.cu."""
-        sizes = {int(dtype.itemsize) for dtype in self.streams if dtype is not None} - {1}
+        sizes = {format.bytes for format in self.streams if format is not None and format.block == 1}
         return min(WIDTH // min(sizes), 2 * WIDTH // int(self.real.itemsize))
 
     @property
     def blocked(self) -> bool:
         """Whether it has statistics or slots of 8 bits, for which each block of BLOCK elements is stepped in phases."""
-        return self.chores.noted or any(dtype is not None and dtype.itemsize == 1 for dtype in self.streams)
+        return self.chores.noted or any(format is not None and format.block > 1 for format in self.streams)
 
     @property
     def chunk(self) -> int:
@@ -118,7 +106,6 @@ class Step(NamedTuple):
 
     @property
     def name(self) -> str:
-        # By text: NumPy says that float64 equals None.
         riding = re.findall(r"\w+", self.chores.types) if self.chores.types != NO_CHORES.types else []
         codes = [re.sub(r"\W+", "_", each).strip("_") for each in self._types]
         return "_".join([self.kernel, self.table, *codes, *riding])
@@ -126,10 +113,10 @@ class Step(NamedTuple):
     @property
     def _types(self) -> list[str]:
         p, g, *slots = self.streams
-        of_p = "split" if self.split else "bf16_p" if format_of(p) == "bf16" else format_of(p)
+        of_p = "split" if self.split else text_of(p) + "_p" * (p is not None and p.draws)
         own = ALL[self.kernel].slots if slots else ()
-        of_slots = [format_of(dtype, slot, k) for k, (dtype, slot) in enumerate(zip(slots, own, strict=True))]
-        return [format_of(self.real), of_p, format_of(g), *of_slots]
+        of_slots = [text_of(format, slot, k) for k, (format, slot) in enumerate(zip(slots, own, strict=True))]
+        return [text_of(format_of(self.real)), of_p, text_of(g), *of_slots]
 
     @property
     def text(self) -> str:
@@ -140,7 +127,7 @@ class Step(NamedTuple):
 
 
 class Pass(NamedTuple):
-    """CARRY, or a kernel of norm.cu: ADD_UP, JUDGE, TOTALS, ADVANCE_UNLESS, or MEASURE with its table and dtypes."""
+    """CARRY, or a kernel of norm.cu: ADD_UP, JUDGE, TOTALS, ADVANCE_UNLESS, or MEASURE with its table and types."""
 
     macro: str
     arguments: tuple[str, ...] = ()

@@ -209,3 +209,46 @@ def test_what_cannot_be_registered():
             fa.register_container(kind, dict, dict)
     with pytest.raises(TypeError, match=r"params\[0\] is Bag, expected a numpy.ndarray"):
         fa.SGD([Bag(w=ones())])
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_a_parameter_of_no_dimension_takes_numbers(dtype, backend):
+    def step(how, gradients):
+        params = {"s": np.array(3.0, dtype), "w": np.ones(2, dtype)}
+        opt = fa.AdamW(params, lr=0.25, weight_decay=0.5, backend=backend)
+        for s in gradients:
+            how(opt, {"s": s, "w": np.ones(2, dtype)})
+        return params["s"]
+
+    ways = {
+        "step": lambda opt, g: opt.step(g),
+        "rows": lambda opt, g: opt.step_rows(g),
+        "accumulated": lambda opt, g: (opt.accumulate(g), opt.step()),
+    }
+    values = [0.5, -2.0, 4.0]
+    expected = step(ways["step"], [np.array(x, dtype) for x in values])
+    for name, way in ways.items():
+        for kind in dtype, float, np.float64:
+            assert step(way, map(kind, values)) == expected, (name, kind)
+    assert step(ways["step"], [np.array([1, 2, 3], dtype).sum(), -2, np.float16(4)]) == step(
+        ways["step"], [np.array(x, dtype) for x in (6, -2, 4)]
+    )
+    with pytest.raises(TypeError, match=r"grads\['s'\] is int64, params\['s'\] is float"):
+        step(ways["step"], [np.int64(3)])
+    for g in (True, 1j, "1"):
+        with pytest.raises(TypeError, match=r"grads\['s'\] is .*expected a numpy.ndarray"):
+            step(ways["step"], [g])
+    assert np.isnan(step(ways["step"], [np.nan]))
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_functions_take_numbers_for_no_dimension(backend):
+    p, m = np.array(3.0, np.float32), np.array(0.0, np.float32)
+    fa.momentum_step(p, np.ones(2, np.float32).sum(), m, t=1, lr=0.25, momentum=0.5, backend=backend)
+    assert (p, m) == (2.5, 2)
+
+
+def test_numbers_cannot_be_zeroed():
+    with pytest.raises(TypeError, match=r"grads is float, params is float64\(\), expected an array with zero_grads"):
+        fa.SGD(np.array(1.0), zero_grads=True).step(1.0)

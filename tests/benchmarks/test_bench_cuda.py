@@ -15,7 +15,9 @@ import pytest
 import fastadam
 from fastadam.benchmarks import cases, chain, clock, limit_cuda, truth
 from fastadam.benchmarks.contestants import Start
-from fastadam.benchmarks.ours import WINDOW, everyone, ours
+from fastadam.benchmarks.everyone import everyone
+from fastadam.benchmarks.ours import ours
+from fastadam.benchmarks.ours_cuda import WINDOW
 
 pytestmark = pytest.mark.skipif(cuda_host.COMPILER is None, reason="no g++: the .cu text cannot run on the host")
 
@@ -103,7 +105,7 @@ def test_replays_go_on_beyond_the_window(device, monkeypatch):
     """More steps than lie ready equal as many on NumPy, to the bit."""
     setting, start = cases.setting("Adam"), Start([(70,), (7,)])
     graph = device["fastadam cuda, graph"](start, setting, 1)
-    numpy = ours()["numpy"][0](start, setting, 1)
+    numpy = ours()["numpy"](start, setting, 1)
     for k in range(WINDOW + 5):
         for one in (graph, numpy):
             one.give(k)

@@ -83,7 +83,7 @@ def test_whole_accesses_are_of_16_bytes_and_all_loads_come_before_arithmetic(pro
     for step in (step for step in steps() if step not in PASSES):
         text = found[step.name]
         vector = VECTOR[step.real.itemsize]
-        streams = sum(dtype is not None for dtype in (*step.streams, step.chores.ema))
+        streams = sum(format is not None for format in (*step.streams, step.chores.ema))
         loads = [m.start() for m in re.finditer(rf"ld\.global\.{vector}", text)]
         stores = [m.start() for m in re.finditer(r"st\.global\.(v4\..32|v2\..64)", text)]
         copies = len(re.findall(rf"st\.global\.[bu]{512 // step.real.itemsize // 2}\b", text))
@@ -141,10 +141,10 @@ def test_whole_accesses_of_16_bits_are_of_16_bytes(formats):
     for step in stored_steps():
         if not isinstance(step, Step) or step.table == "Rows" or step.width != 8:
             continue
-        short = [dtype for dtype in step.streams if dtype is not None and dtype.itemsize == 2]
+        short = [format for format in step.streams if format is not None and format.bytes == 2]
         # Of 8 bits a thread loads the words which hold its codes.
-        wide = [dtype for dtype in step.streams if dtype is not None and dtype.itemsize in (1, 4)]
-        wide += [dtype for dtype in [step.chores.ema] if dtype is not None]
-        doubles = sum(dtype is not None and dtype.itemsize == 8 for dtype in step.streams)
+        wide = [format for format in step.streams if format is not None and (format.block > 1 or format.bytes == 4)]
+        wide += [format for format in [step.chores.ema] if format is not None]
+        doubles = sum(format is not None and format.bytes == 8 for format in step.streams)
         loads = re.findall(r"ld\.global\.(?:v4\.[fbu]32|v2\.[fbu]64)", found[step.name])
         assert len(loads) == 2 * (len(short) + step.split + 2 * len(wide) + 4 * doubles), step.name  # as above, twice

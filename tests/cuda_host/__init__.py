@@ -8,21 +8,18 @@ from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import ml_dtypes
 import numpy as np
 
 from fastadam import kernels
-from fastadam.arrays.host import DTYPES
 from fastadam.kernels.cuda import PASSES, Chores, Pass, Step, source
-from fastadam.kernels.formats import compute, is_drawn
-from fastadam.plans.storage import Storage, bfloat16
+from fastadam.kernels.formats import DTYPES, FORMATS, format_of, is_drawn
+from fastadam.plans.storage import Storage
 from fastadam.tools.cover import Stored, chores, kernels_in_use, label, stored, variants
 
 SHIM = Path(__file__).parent / "shim.h"
 COMPILER = shutil.which("g++")
 # -fno-strict-aliasing: a step's table holds addresses, integers and reals, as memory that CUDA copies may.
 FLAGS = "-x c++ -std=c++17 -O2 -ffp-contract=off -fno-strict-aliasing -shared -fPIC"
-SHORT = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 WARNINGS = "-Wall -Wextra -Wno-unknown-pragmas -Werror"
 
 
@@ -37,17 +34,17 @@ def chored():
 
 
 def streams_of(variant, dtype):
-    """The kernel's name and its streams' dtypes."""
-    method, chosen = variant
+    """The kernel's name and its streams' formats."""
+    (method, chosen), format = variant, format_of(np.dtype(dtype))
     kernel, options = kernels.ALL[method.rule.kernel], method.rule(**chosen).options
-    slots = (dtype if not slot.optional or slot.name in options else None for slot in kernel.slots)
-    return kernel.name, (dtype, dtype, *slots)
+    slots = (format if not slot.optional or slot.name in options else None for slot in kernel.slots)
+    return kernel.name, (format, format, *slots)
 
 
 def riding(asked, dtype, grouped=False):
     """What an instantiation must know of a set of chores."""
-    ema = None if asked["ema_decay"] is None else dtype
-    copy = asked["copy_to"] and np.dtype(SHORT[asked["copy_to"]])
+    ema = None if asked["ema_decay"] is None else format_of(np.dtype(dtype))
+    copy = asked["copy_to"] and FORMATS[asked["copy_to"]]
     scaled = asked["max_norm"] is not None or asked["skip_nonfinite"] or grouped
     return Chores(asked["max_value"] is not None, asked["zero_grads"], scaled, asked["stats"] is not None, ema, copy)
 
@@ -107,16 +104,16 @@ def stored_cases():
 
 def stored_step(variant, one, asked, **changed):
     """What is launched for it."""
-    (name, (_, _, *slots)), (p, g), storage = streams_of(variant, np.float32), one.dtypes(), Storage(**one.chosen())
-    kinds = [None if x is None else storage.slot_dtype(np.zeros(0, p)) for x in slots]
-    real, split, master = compute(p), storage.has_remainder(p.name), storage.has_master(p.name)
-    drawn = not master and not split and p == bfloat16()
+    (name, (_, _, *slots)), storage = streams_of(variant, np.float32), Storage(**one.chosen())
+    p, g = FORMATS[one.p], FORMATS[one.g]
+    kinds = [None if x is None else storage.slot_format(p) for x in slots]
+    split, master = storage.has_remainder(p), storage.has_master(p)
     own = kernels.ALL[name].slots
-    drawn = drawn or any(
-        x is not None and x.itemsize < 4 and is_drawn(slot) for x, slot in zip(kinds, own, strict=True)
+    drawn = (p.draws and not master and not split) or any(
+        x is not None and x.draws and is_drawn(slot) for x, slot in zip(kinds, own, strict=True)
     )
-    riding_along = riding(asked, real)._replace(drawn=drawn)
-    streams = real if master else p, g, *kinds
+    riding_along = riding(asked, p.compute)._replace(drawn=drawn)
+    streams = format_of(p.compute) if master else p, g, *kinds
     copied = riding_along._replace(copy=p) if master else riding_along
     return Step(name, "ByValue", streams, copied, split)._replace(**changed)
 

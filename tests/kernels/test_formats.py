@@ -9,7 +9,9 @@ from cases import hostile, kernels_in_use, label, same_bits, state_arrays
 from ml_dtypes import bfloat16
 
 import fastadam as fa
+from fastadam.kernels import codes as coding
 from fastadam.kernels import formats
+from fastadam.kernels.contract import NonNegative
 from fastadam.tools.cover import chores, chores_for, stored
 
 F16, F32, F64 = np.float16, np.float32, np.float64
@@ -324,15 +326,15 @@ SIGNS = pytest.mark.parametrize("signed", [True, False], ids=["signed", "unsigne
 
 def group_of(codes, scale=1.0):
     """A block whose first group holds these codes, in the order of elements."""
-    coded = np.zeros(formats.BYTES, np.uint8)
-    rested, scales = formats.codes_and_scales(coded)
+    coded = np.zeros(coding.BYTES, np.uint8)
+    rested, scales = coding.codes_and_scales(coded)
     rested[0, :64] = np.asarray(codes, np.uint8).reshape(4, 16).T.reshape(-1)
     scales[0, 0] = scale
     return coded
 
 
 def every_code(signed):
-    return np.concatenate([formats.decode_8bit(group_of(range(k, k + 64)), signed, 64) for k in range(0, 256, 64)])
+    return np.concatenate([coding.decode(group_of(range(k, k + 64)), signed, 64) for k in range(0, 256, 64)])
 
 
 def test_what_codes_are_worth():
@@ -354,10 +356,10 @@ def test_all_codes_survive(signed):
     codes[:, 0] = 127 if signed else 255
     codes[codes == 0] = 1  # no number is encoded as an unsigned 0
     for group in codes:
-        x = formats.decode_8bit(group_of(group, 3e-5), signed, 64)
-        again = formats.encode_8bit(x, signed)
+        x = coding.decode(group_of(group, 3e-5), signed, 64)
+        again = coding.encode(x, signed)
         assert same_bits(again[:64], group_of(group)[:64])
-        assert abs(formats.codes_and_scales(again)[1][0, 0] / F32(3e-5) - 1) < 2.0**-22
+        assert abs(coding.codes_and_scales(again)[1][0, 0] / F32(3e-5) - 1) < 2.0**-22
 
 
 @SIGNS
@@ -366,8 +368,8 @@ def test_8_bits_are_close(signed):
     rng = np.random.default_rng(0)
     x = (rng.standard_normal(64 * 500) * 10.0 ** rng.uniform(-3, 3, 64 * 500)).astype(F32)
     x = x if signed else np.abs(x)
-    y = formats.decode_8bit(formats.encode_8bit(x, signed), signed, x.size)
-    unit = np.abs(x).reshape(-1, 64).max(axis=1).repeat(64) / float(formats.TOP[signed])
+    y = coding.decode(coding.encode(x, signed), signed, x.size)
+    unit = np.abs(x).reshape(-1, 64).max(axis=1).repeat(64) / float(coding.TOP[signed])
     off = np.abs(y - x.astype(F64))
     assert (off <= (np.abs(x) + 2.25 * unit) / 16 * (1 + 1e-5)).all()
     assert signed or (y > 0).all()
@@ -382,7 +384,7 @@ def test_8_bits_of_extremes(signed):
     x[192:256] = 3.4e38
     x[260], x[330] = np.inf, np.nan
     x[384:448] = 2.0**-126
-    y = formats.decode_8bit(formats.encode_8bit(x, signed), signed, x.size)
+    y = coding.decode(coding.encode(x, signed), signed, x.size)
     assert (y[:64] == 0).all()
     assert np.isnan(y[256:384]).all()
     assert np.isfinite(y[:256]).all()
@@ -399,9 +401,9 @@ def test_stochastic_codes_are_unbiased():
     for share in (0.9, 0.31, 1e-3, 1e-6, 1e-8):
         x = np.full(n, share, F32)
         x[::64] = 1  # every group's largest
-        y = formats.decode_8bit(formats.encode_8bit(x, False, (formats.key(3, 1), 77)), False, n).astype(F64)
+        y = coding.decode(formats.CODES.encode(x, NonNegative("v"), (formats.key(3, 1), 77)), False, n).astype(F64)
         y = np.delete(y.reshape(-1, 64), 0, axis=1).reshape(-1)
-        unit = 1 / float(formats.TOP[False])
+        unit = 1 / float(coding.TOP[False])
         assert len(np.unique(y)) <= 2
         assert (y > 0).all()
         assert abs(y.mean() - share - unit / 8) <= 5 * y.std() / np.sqrt(y.size) + 1e-6 * share

@@ -1,0 +1,268 @@
+"""A checkpoint's tensors for an optimizer of fastadam: what fits, checked first; then read; then taken over."""
+
+from collections.abc import Iterator
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from fastadam import kernels
+from fastadam.arrays.host import Array, memory_order
+from fastadam.arrays.tree import Structure
+from fastadam.checkpoint.contents import HEAD, Leaf, Shards, leaves_of, signed_slots
+from fastadam.checkpoint.disk import log
+from fastadam.checkpoint.reading import Opened
+from fastadam.kernels.chores import BLOCK
+from fastadam.kernels.contract import Slot
+from fastadam.kernels.formats import GROUP, blocks, codes_and_scales, decode_8bit, encode_8bit, encoded
+from fastadam.optimizer import Optimizer
+
+
+class Source:
+    """The tensors of an opened checkpoint, and what of them codes of 8 bits hold.
+
+    streams: their names. coded: (slot, path) -> (name of the codes, where among their elements the path's begin).
+    """
+
+    def __init__(self, saved: Opened) -> None:
+        self.saved, self.tensors = saved, saved.content["tensors"]
+        self.streams = {x["stream"] for x in self.tensors.values() if not self._is_scales(x)}
+        self.coded: dict[tuple[str, str], tuple[str, int]] = {}
+        for name, tensor in self.tensors.items():
+            if "coded" in tensor and not self._is_scales(tensor):
+                offset, slot = 0, tensor["stream"]
+                for path, shape in zip(tensor["coded"]["paths"], tensor["coded"]["shapes"], strict=True):
+                    self.coded[slot, path] = name, offset
+                    offset += prod(shape)
+
+    @staticmethod
+    def _is_scales(tensor: dict[str, Any]) -> bool:
+        return "coded" in tensor and tensor["dtype"] != "uint8"
+
+    def split(self, name: str) -> tuple[str, str]:
+        """The stream and the path of a tensor's name. Raises KeyError that lists the names."""
+        by_name = {slot + path: (slot, path) for slot, path in self.coded}
+        if name in by_name:
+            return by_name[name]
+        if name not in self.tensors:
+            raise KeyError(f"{name} is not in {self.saved.path}, which has {', '.join([*self.tensors, *by_name])}")
+        stream = self.tensors[name]["stream"]
+        return stream, name[len(stream) :]
+
+    def shape(self, stream: str, path: str) -> tuple[int, ...] | None:
+        """The shape of a leaf's stream, None where there is none."""
+        if (at := self.coded.get((stream, path))) is not None:
+            coded = self.tensors[at[0]]["coded"]
+            return tuple(coded["shapes"][coded["paths"].index(path)])
+        tensor = self.tensors.get(f"{stream}{path}")
+        return None if tensor is None else tuple(tensor["shape"])
+
+    def dtype(self, stream: str, path: str) -> str:
+        """What a stream rests in: the name of a dtype, or 8bit."""
+        return "8bit" if (stream, path) in self.coded else self.tensors[f"{stream}{path}"]["dtype"]
+
+    def wide(self, stream: str, path: str, first: int, stop: int) -> Array:
+        """Elements of a leaf's stream in C order, decoded from 8 bits where they rest so."""
+        if (stream, path) not in self.coded:
+            return self.saved.elements(f"{stream}{path}", first, stop)
+        name, offset = self.coded[stream, path]
+        coded = self.tensors[name]["coded"]
+        shape = tuple(coded["shapes"][coded["paths"].index(path)])
+        turned = list(coded["order"]) != sorted(coded["order"])
+        low, high = (offset, offset + prod(shape)) if turned else (offset + first, offset + stop)
+        values = self._decoded(name, low // GROUP, -(-high // GROUP))[low % GROUP :][: high - low]
+        if turned:
+            order = coded["order"]
+            straight = values.reshape([shape[axis] for axis in order]).transpose(np.argsort(order))
+            values = straight.reshape(-1)[first:stop]
+        return values
+
+    def blocks(self, name: str, first: int, last: int) -> tuple[Array, Array]:
+        """The codes and the scales of groups first to last, in whole blocks filled up with zeros."""
+        count = blocks((last - first) * GROUP)
+        codes, scales = np.zeros((count, BLOCK), np.uint8), np.zeros((count, BLOCK // GROUP), np.float32)
+        codes.reshape(-1)[: (last - first) * GROUP] = self.saved.elements(name, first * GROUP, last * GROUP)
+        slot = self.tensors[name]["stream"]
+        scales.reshape(-1)[: last - first] = self.saved.elements(f"{slot}_scales{name[len(slot) :]}", first, last)
+        return codes, scales
+
+    def _decoded(self, name: str, first: int, last: int) -> Array:
+        both = self.blocks(name, first, last)
+        whole = np.empty(both[0].shape[0] * (BLOCK + BLOCK // GROUP * 4), np.uint8)
+        for place, values in zip(codes_and_scales(whole), both, strict=True):
+            place[...] = values
+        numbers: Array = decode_8bit(whole, self.tensors[name]["coded"]["signed"], (last - first) * GROUP)
+        return numbers
+
+
+class Match:
+    """How a checkpoint fits an optimizer: what differs, and what of it can be taken over.
+
+    differences: texts, the first being what a strict load raises. conversions: what is rounded to another format.
+    """
+
+    def __init__(self, opt: Optimizer, saved: Opened, shards: Shards) -> None:
+        self._opt, self._source, self._content = opt, Source(saved), saved.content
+        self.differences: list[str] = []
+        self.conversions: set[str] = set()
+        self._state, self._leaves = leaves_of(opt, shards)
+        self._slots: dict[str, Slot] = {slot.name: slot for slot in kernels.ALL[opt.rule.kernel].slots}
+        self._signed = signed_slots(opt)
+        head, mine = self._content["optimizer"], {**self._state, "kind": "fastadam"}
+        for key in ("kind", "version", "method"):
+            if head.get(key) != mine[key]:
+                self.differences.append(
+                    f"the checkpoint's {key} is {head.get(key)!r}, this optimizer's is {mine[key]!r}"
+                )
+        self._same_method = not self.differences
+        if self._same_method and not shards and head.get("index_offset") != opt.index_offset:
+            self.differences.append(
+                f"the checkpoint's index_offset is {head.get('index_offset')!r}, this optimizer's is {opt.index_offset}"
+            )
+        self._head = self._match_head(head) if self._same_method else {}
+        paths = [path for leaf in self._leaves for path, *_ in leaf.layout.parts()]
+        known = self._content["leaves"]
+        self.differences += [f"the checkpoint has no {path or 'single array'}, this optimizer has"
+                             for path in paths if path not in known]  # fmt: skip
+        whole = {path for leaf in self._leaves for path in leaf.layout.paths}
+        if not shards:
+            self.differences += [f"the checkpoint has {path or 'a single array'}, this optimizer has not"
+                                 for path in known if path not in whole]  # fmt: skip
+        self._fitting = [leaf for leaf in self._leaves if self._fits(leaf)]
+
+    def _match_head(self, head: dict[str, Any]) -> dict[str, Any]:
+        """The checkpoint's numbers; where this optimizer's lr is a callable, it stays."""
+        if lacking := [key for key in HEAD if key not in head]:
+            raise ValueError(f"the checkpoint has no {lacking[0]!r}")
+        groups, mine = head["groups"], self._state["groups"]
+        if not isinstance(groups, list) or len(groups) != len(mine) or not all(isinstance(g, dict) for g in groups):
+            n = len(groups) if isinstance(groups, list) else 0
+            self.differences.append(f"the checkpoint has {n} param groups, this optimizer has {len(mine)}")
+            return {}
+        merged = []
+        for k, (group, own) in enumerate(zip(groups, mine, strict=True)):
+            lr = None if own["lr"] is None else group.get("lr")
+            if lr is None and own["lr"] is not None:
+                self.differences.append(
+                    f"the checkpoint's groups[{k}].lr is a callable, this optimizer's {own['lr']!r}"
+                )
+                lr = own["lr"]
+            merged.append({**group, "lr": lr})
+        return {**{key: head[key] for key in HEAD}, "groups": merged}
+
+    def _fits(self, leaf: Leaf) -> bool:
+        """Whether all of a leaf is in the checkpoint; says what is not."""
+        before, known = len(self.differences), self._content["leaves"]
+        parts = list(leaf.layout.parts())
+        if any(path not in known for path, *_ in parts):
+            return False
+        for stream, x in self._plain_streams(leaf):
+            if stream != "params" and not self._same_method:
+                continue
+            for path, shape, *_ in parts:
+                name, shape_saved = f"{stream}{path}", self._source.shape(stream, path)
+                if shape_saved is None:
+                    self.differences.append(f"the checkpoint has no {name}, this optimizer has")
+                elif shape_saved != shape:
+                    self.differences.append(
+                        f"the checkpoint's {name} has the shape {shape_saved}, this optimizer's {shape}"
+                    )
+                elif (rests := self._source.dtype(stream, path)) != (wanted := self._rests(leaf, stream, x)):
+                    if stream in self._slots and rests != "float64" != wanted:
+                        self.conversions.add(f"{stream} from {rests} to {wanted}")
+                    else:
+                        self.differences.append(f"the checkpoint's {name} is {rests}, this optimizer's {wanted}")
+        streams = {stream for stream, _ in self._plain_streams(leaf)}
+        if self._same_method:
+            numbers = [known[path] for path, *_ in parts]
+            more = {key: x for key, x in numbers[0].items() if key not in leaf.numbers} if numbers else {}
+            self.differences += [f"the checkpoint's {parts[0][0]} has {key!r}, this optimizer has not" for key in more]
+            for path, *_ in parts[1:]:
+                if known[path] != numbers[0]:
+                    self.differences.append(
+                        f"{parts[0][0]} and {path} have taken other steps, {numbers[0]} and {known[path]}: expected "
+                        "the same of all that become one FlatBuffer"
+                    )
+            self.differences += [f"the checkpoint has {name}, this optimizer has not"
+                                 for path, *_ in parts for name in self._surplus(path, streams)]  # fmt: skip
+        return len(self.differences) == before
+
+    def _surplus(self, path: str, streams: set[str]) -> Iterator[str]:
+        for stream in sorted(self._source.streams - streams):
+            if self._source.shape(stream, path) is not None:
+                yield f"{stream}{path}"
+
+    @staticmethod
+    def _plain_streams(leaf: Leaf) -> list[tuple[str, Array]]:
+        return [(stream, x) for stream, x in leaf.streams.items() if not stream.endswith("_scales")]
+
+    @staticmethod
+    def _rests(leaf: Leaf, stream: str, x: Array) -> str:
+        return "8bit" if f"{stream}_scales" in leaf.streams else x.dtype.name
+
+    def load(self) -> None:
+        """Read what fits, then take it over: nothing changes before everything is read and checked."""
+        values = {leaf.path: self._assemble(leaf, "params") for leaf in self._fitting}
+        state: dict[str, Any] | None = None
+        if self._head:
+            state = self._opt.state_dict(copy=False)
+            state |= self._head
+            for leaf in self._fitting:
+                state["leaves"][f"params{leaf.path}"] = self._state_of(leaf)
+            state["t"] = max([state["t"], *(leaf["count"] for leaf in state["leaves"].values())])
+        for conversion in sorted(self.conversions):
+            log.warning("%s: rounded %s, to nearest, as opt.convert does", self._source.saved.path, conversion)
+        if state is not None:
+            self._opt.load_state_dict(state)
+        for leaf in self._fitting:
+            leaf.home.write(leaf.array, values[leaf.path])
+        self._refresh_copies()
+
+    def _state_of(self, leaf: Leaf) -> dict[str, Any]:
+        parts = list(leaf.layout.parts())
+        own = dict(self._content["leaves"][parts[0][0]]) if parts else dict(leaf.numbers)
+        for stream, x in self._plain_streams(leaf):
+            if stream != "params":
+                if self._rests(leaf, stream, x) == "8bit":
+                    codes, scales, order = self._codes(leaf, stream)
+                    own |= {stream: codes, f"{stream}_scales": scales, "order": order}
+                else:
+                    own[stream] = self._assemble(leaf, stream, self._slots.get(stream))
+        return own
+
+    def _assemble(self, leaf: Leaf, stream: str, slot: Slot | None = None) -> Array:
+        """A leaf's stream in the leaf's shape and dtype."""
+        like = leaf.streams[stream]
+        parts = [self._source.wide(stream, path, first, stop) for path, _, first, stop, _ in leaf.layout.parts()]
+        flat = parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else np.empty(0, like.dtype)
+        with np.errstate(all="ignore"):
+            rested: Array = encoded(flat, np.empty(0, like.dtype), slot)
+        return rested.reshape(leaf.array.shape)
+
+    def _codes(self, leaf: Leaf, stream: str) -> tuple[Array, Array, list[int]]:
+        """The blocks of a slot of 8 bits, and the order of axes that they follow: as saved where they lie alike."""
+        layout, order = leaf.layout, list(memory_order(leaf.array))
+        parts = list(layout.parts())
+        if parts and (at := self._source.coded.get((stream, parts[0][0]))) is not None:
+            coded = self._source.tensors[at[0]]["coded"]
+            alike = (coded["paths"], list(map(tuple, coded["shapes"]))) == (layout.paths, layout.shapes)
+            whole = layout.stop - layout.start == layout.total
+            if alike and (whole or coded["order"] == sorted(coded["order"])):
+                first, last, _ = layout.groups()
+                single = len(layout.paths) == 1 and leaf.array.ndim == len(coded["order"])
+                return *self._source.blocks(at[0], first, last), coded["order"] if single else order
+        values = [self._source.wide(stream, path, first, stop) for path, _, first, stop, _ in parts]
+        straight = np.concatenate([x.astype(np.float32) for x in values]) if values else np.empty(0, np.float32)
+        turned = straight.reshape(leaf.array.shape).transpose(order).reshape(-1)
+        return *codes_and_scales(encode_8bit(turned, self._signed[stream])), order
+
+    def _refresh_copies(self) -> None:
+        """Round the parameters into copy_to, as the constructor does."""
+        if self._opt.copy_to is None:
+            return
+        copies = Structure(self._opt.copy_to).leaves
+        for leaf, copy in zip(self._leaves, copies, strict=True):
+            array = copy.array if hasattr(copy, "views") else copy
+            values = leaf.home.get(leaf.array)
+            with np.errstate(all="ignore"):
+                leaf.home.write(array, values.astype(np.float32).astype(array.dtype))

@@ -1,0 +1,38 @@
+"""The order of a leaf's streams, said once: NumPy's walk, compiled code and CUDA's tables all follow `Columns`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+
+class Columns(NamedTuple):
+    """One thing for each stream of a leaf, such as its array, its address, its name or its place in a row of them.
+
+    p:     what is stepped.
+    g:     its gradient, which is only read, or zeroed.
+    slots: one for each of the kernel's slots.
+    ema:   the average of p.
+    copy:  p in a short format, which is only written.
+    low:   the 16 bits that p, in bfloat16, lacks.
+
+    None stands for an absent stream. The fields are in the order of columns, the slots spread out: see `row`.
+    """
+
+    p: Any
+    g: Any
+    slots: tuple[Any, ...] = ()
+    ema: Any = None
+    copy: Any = None
+    low: Any = None
+
+    @property
+    def row(self) -> tuple[Any, ...]:
+        """All of them, in the order of columns."""
+        return self.p, self.g, *self.slots, self.ema, self.copy, self.low
+
+    @classmethod
+    def of(cls, row: Iterable[Any]) -> Columns:
+        """The inverse of `row`; of range(n), the places of a row's n streams."""
+        p, g, *slots, ema, copy, low = row
+        return cls(p, g, tuple(slots), ema, copy, low)
