@@ -18,7 +18,8 @@ from fastadam.arrays.flat import FlatBuffer
 from fastadam.arrays.host import Array, describe, memory_order
 from fastadam.arrays.tree import Structure
 from fastadam.checkpoint.tensors import Piece
-from fastadam.kernels.formats import GROUP, is_signed
+from fastadam.kernels.codes import GROUP
+from fastadam.kernels.formats import is_signed
 from fastadam.optimizer import Optimizer
 
 HEAD = "version", "method", "t", "seed", "skipped", "groups"  # of Optimizer.state_dict

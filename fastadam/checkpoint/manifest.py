@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 
 from fastadam.checkpoint.checksum import SPAN
 from fastadam.checkpoint.tensors import NAMES, Piece, itemsize
-from fastadam.kernels.formats import GROUP
+from fastadam.kernels.codes import GROUP
 
 NAME = "manifest.json"
 FORMAT, VERSION = "fastadam checkpoint", 1

@@ -12,9 +12,11 @@ from fastadam.arrays.tree import Structure
 from fastadam.checkpoint.contents import HEAD, Leaf, Shards, leaves_of, signed_slots
 from fastadam.checkpoint.disk import log
 from fastadam.checkpoint.reading import Opened
+from fastadam.kernels import codes
 from fastadam.kernels.chores import BLOCK
+from fastadam.kernels.codes import GROUP
 from fastadam.kernels.contract import Slot
-from fastadam.kernels.formats import GROUP, blocks, codes_and_scales, decode_8bit, encode_8bit, encoded
+from fastadam.kernels.formats import CODES, encoded
 from fastadam.optimizer import Optimizer
 
 
@@ -59,7 +61,7 @@ class Source:
 
     def dtype(self, stream: str, path: str) -> str:
         """What a stream rests in: the name of a dtype, or 8bit."""
-        return "8bit" if (stream, path) in self.coded else self.tensors[f"{stream}{path}"]["dtype"]
+        return CODES.name if (stream, path) in self.coded else self.tensors[f"{stream}{path}"]["dtype"]
 
     def wide(self, stream: str, path: str, first: int, stop: int) -> Array:
         """Elements of a leaf's stream in C order, decoded from 8 bits where they rest so."""
@@ -79,19 +81,19 @@ class Source:
 
     def blocks(self, name: str, first: int, last: int) -> tuple[Array, Array]:
         """The codes and the scales of groups first to last, in whole blocks filled up with zeros."""
-        count = blocks((last - first) * GROUP)
-        codes, scales = np.zeros((count, BLOCK), np.uint8), np.zeros((count, BLOCK // GROUP), np.float32)
-        codes.reshape(-1)[: (last - first) * GROUP] = self.saved.elements(name, first * GROUP, last * GROUP)
+        count = -(-(last - first) * GROUP // BLOCK)
+        numbers, scales = np.zeros((count, BLOCK), np.uint8), np.zeros((count, BLOCK // GROUP), np.float32)
+        numbers.reshape(-1)[: (last - first) * GROUP] = self.saved.elements(name, first * GROUP, last * GROUP)
         slot = self.tensors[name]["stream"]
         scales.reshape(-1)[: last - first] = self.saved.elements(f"{slot}_scales{name[len(slot) :]}", first, last)
-        return codes, scales
+        return numbers, scales
 
     def _decoded(self, name: str, first: int, last: int) -> Array:
         both = self.blocks(name, first, last)
-        whole = np.empty(both[0].shape[0] * (BLOCK + BLOCK // GROUP * 4), np.uint8)
-        for place, values in zip(codes_and_scales(whole), both, strict=True):
+        whole = np.empty(len(both[0]) * codes.BYTES, np.uint8)
+        for place, values in zip(codes.codes_and_scales(whole), both, strict=True):
             place[...] = values
-        numbers: Array = decode_8bit(whole, self.tensors[name]["coded"]["signed"], (last - first) * GROUP)
+        numbers: Array = codes.decode(whole, self.tensors[name]["coded"]["signed"], (last - first) * GROUP)
         return numbers
 
 
@@ -198,7 +200,7 @@ class Match:
 
     @staticmethod
     def _rests(leaf: Leaf, stream: str, x: Array) -> str:
-        return "8bit" if f"{stream}_scales" in leaf.streams else x.dtype.name
+        return CODES.name if f"{stream}_scales" in leaf.streams else x.dtype.name
 
     def load(self) -> None:
         """Read what fits, then take it over: nothing changes before everything is read and checked."""
@@ -223,9 +225,9 @@ class Match:
         own = dict(self._content["leaves"][parts[0][0]]) if parts else dict(leaf.numbers)
         for stream, x in self._plain_streams(leaf):
             if stream != "params":
-                if self._rests(leaf, stream, x) == "8bit":
-                    codes, scales, order = self._codes(leaf, stream)
-                    own |= {stream: codes, f"{stream}_scales": scales, "order": order}
+                if self._rests(leaf, stream, x) == CODES.name:
+                    numbers, scales, order = self._codes(leaf, stream)
+                    own |= {stream: numbers, f"{stream}_scales": scales, "order": order}
                 else:
                     own[stream] = self._assemble(leaf, stream, self._slots.get(stream))
         return own
@@ -235,9 +237,10 @@ class Match:
         like = leaf.streams[stream]
         parts = [self._source.wide(stream, path, first, stop) for path, _, first, stop, _ in leaf.layout.parts()]
         flat = parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else np.empty(0, like.dtype)
-        with np.errstate(all="ignore"):
-            rested: Array = encoded(flat, np.empty(0, like.dtype), slot)
-        return rested.reshape(leaf.array.shape)
+        if slot is not None and flat.dtype != like.dtype:
+            with np.errstate(all="ignore"):
+                flat = encoded(flat, np.empty(0, like.dtype), slot)
+        return flat.reshape(leaf.array.shape)
 
     def _codes(self, leaf: Leaf, stream: str) -> tuple[Array, Array, list[int]]:
         """The blocks of a slot of 8 bits, and the order of axes that they follow: as saved where they lie alike."""
@@ -254,7 +257,7 @@ class Match:
         values = [self._source.wide(stream, path, first, stop) for path, _, first, stop, _ in parts]
         straight = np.concatenate([x.astype(np.float32) for x in values]) if values else np.empty(0, np.float32)
         turned = straight.reshape(leaf.array.shape).transpose(order).reshape(-1)
-        return *codes_and_scales(encode_8bit(turned, self._signed[stream])), order
+        return *codes.codes_and_scales(codes.encode(turned, self._signed[stream], None)), order
 
     def _refresh_copies(self) -> None:
         """Round the parameters into copy_to, as the constructor does."""
