@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 
 import fastadam
-from fastadam.benchmarks import files, machine, summary
 from fastadam.tools.console import Live
+
+from . import files, machine, summary, targets
 
 PACKAGE = Path(fastadam.__file__).parent.parent
 
@@ -79,6 +80,8 @@ def collect(task, env, show):
             elif "case" in event:
                 began, case = began if case else time.time(), event["case"]
                 run["cases"][case] = {"samples": {}, "wrong": {}}
+            elif "examples" in event:
+                run["examples"] = event["examples"]
             elif "skipped" in event:
                 run["cases"][case]["skipped"] = event["skipped"]
             elif "ulps" in event:
@@ -115,15 +118,15 @@ def run(args):
     Returns the exit status: 1 where fastadam computed something wrong, or nothing ran; 2 where a peer that was asked
     for is absent; 130 after Ctrl-C, with what was finished printed and written.
     """
-    begin, result = time.time(), head("core", args)
+    begin, result = time.time(), head(args.suite, args.rule, args.format, args.threads)
     result |= {"rounds": args.rounds, "processes": args.processes, "absent": {}, "cases": {}}
     screen, status = Screen(result), 0
     try:
         for seed in range(args.processes):
             task = {
                 "rule": args.rule, "format": args.format, "threads": args.threads, "rounds": args.rounds, "seed": seed,
-                "cases": args.cases, "backends": args.backends, "peers": args.peers, "without": [],
-                "seconds": args.seconds / args.processes,
+                "cases": args.cases, "entrants": args.entrants, "backends": args.backends, "peers": args.peers,
+                "without": [], "seconds": args.seconds / args.processes, "training": args.training * (seed == 0),
             }  # fmt: skip
             with Live() as live:
                 screen.begin(live, last=seed == args.processes - 1)
@@ -144,24 +147,22 @@ def run(args):
     return status or int(bool(failed) or not any(case.get("contestants") for case in result["cases"].values()))
 
 
-def head(bench, args):
+def head(bench, rule, dtype, threads):
     """What stands at the top of every result and of what is printed."""
     of = machine.machine()
-    print(
-        f"{args.rule} {args.format}, {args.threads} threads; {of['cpu']}, {of['cores']} cores, {of['memory_gib']} GiB"
-    )
+    print(f"{rule} {dtype}, {threads} threads; {of['cpu']}, {of['cores']} cores, {of['memory_gib']} GiB")
     if machine.unquiet(of):
         print(machine.unquiet(of))
     return {
         "bench": bench, "date": machine.date(), "commit": machine.commit(), "machine": of,
-        "versions": machine.versions(), "rule": args.rule, "dtype": args.format, "threads": args.threads,
+        "versions": machine.versions(), "rule": rule, "dtype": dtype, "threads": threads,
     }  # fmt: skip
 
 
 def finish(result, args):
     """What stands below the tables, and the files."""
     print()
-    summary.show(result)
+    targets.show(result)
     for name, why in result["absent"].items():
         print(f"absent: {name}: {why['reason']}" + (f"; {why['install']}" if why["install"] else ""))
     if machine.unquiet(result["machine"]):
@@ -170,9 +171,9 @@ def finish(result, args):
     if args.json:
         files.write(args.json, result)
     if args.plot and any(case.get("contestants") for case in result["cases"].values()):
-        from fastadam.benchmarks import plot
+        from .plot import draw  # which needs matplotlib
 
-        plot.draw(result, args.plot)
+        draw(result, args.plot)
         print(f"written: {args.plot}")
 
 
@@ -204,6 +205,8 @@ class Screen:
         if self._case is not None:
             self._finish(run, self._case)
         self._result["absent"] |= run["absent"]
+        if "examples" in run:
+            self._result["examples"] = run["examples"]
 
     def _entry(self, case, runs):
         of = self._result["machine"]

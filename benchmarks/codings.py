@@ -5,8 +5,9 @@ the array's length is a multiple of every group's size. Written for fidelity, no
 papers and manuals; the library has its own.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -171,3 +172,44 @@ class BitsAndBytes:
             code = np.where(wrong, code + np.where(y > 0, 1, -1), code)
         read = np.where(table == 0, table[1] / 2, table) if self.never_zero else table
         return (read[code] * scale).reshape(x.shape)
+
+
+class Format(NamedTuple):
+    """How m and v are stored; library: what the library calls it, if it has it."""
+
+    m: object
+    v: object
+    library: str = ""
+
+    @property
+    def bytes(self):
+        """Of both, per parameter."""
+        return getattr(self.m, "bytes", 4) + getattr(self.v, "bytes", 4)
+
+
+M8, V8 = ShiftedFloat(4, 3, signed=True), ShiftedFloat(5, 3, stochastic=True)
+OURS = "8-bit"
+FORMATS = {
+    "float32": Format(exact, exact, "float32"),
+    "bfloat16 to nearest": Format(BFloat16(), BFloat16()),
+    "bfloat16, v stochastic": Format(BFloat16(), BFloat16(stochastic=True), "bfloat16"),
+    OURS: Format(M8, V8, "8bit"),
+    "FlashOptim": Format(FlashOptim(signed=True), FlashOptim(signed=False)),
+    "bitsandbytes": Format(BitsAndBytes(signed=True), BitsAndBytes(signed=False)),
+}
+# What else 8 bits could be: one thing changed at a time. Quartered, halved: ShiftedFloat's `halvings`.
+VARIANTS = {
+    "groups of 32": Format(replace(M8, group=32), replace(V8, group=32)),
+    "groups of 128": Format(replace(M8, group=128), replace(V8, group=128)),
+    "groups of 256": Format(replace(M8, group=256), replace(V8, group=256)),
+    "m 3 + 4 bits": Format(ShiftedFloat(3, 4, signed=True), V8),
+    "m stochastic": Format(replace(M8, stochastic=True), V8),
+    "v to nearest": Format(M8, replace(V8, stochastic=False)),
+    "v 4 + 4 bits": Format(M8, ShiftedFloat(4, 4, stochastic=True)),
+    "v 4 + 4 bits, to nearest": Format(M8, ShiftedFloat(4, 4)),
+    "v 3 + 5 bits of halved bits": Format(M8, ShiftedFloat(3, 5, stochastic=True, halvings=1)),
+    "v 2 + 6 bits of quartered bits": Format(M8, ShiftedFloat(2, 6, stochastic=True, halvings=2)),
+    "FlashOptim, v never 0": Format(FlashOptim(signed=True), FlashOptim(signed=False, never_zero=True)),
+    "bitsandbytes, v never 0": Format(BitsAndBytes(signed=True), BitsAndBytes(signed=False, never_zero=True)),
+}
+EVERY = FORMATS | VARIANTS

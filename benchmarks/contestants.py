@@ -83,6 +83,10 @@ class Contestant:
         """What it moves per parameter and step."""
         return setting.bytes
 
+    def moved(self, n):
+        """What it moves per parameter and step of n parameters."""
+        return self.bytes(self.setting)
+
     @property
     def paper(self):
         """The setting whose paper its results are held against; None: the limit's arithmetic."""

@@ -6,18 +6,19 @@ of float32's losses over seeds. Above 1 a format would be told from float32's ow
 
 import numpy as np
 
-from fastadam.benchmarks import fidelity
-from fastadam.benchmarks.fidelity import M8, OURS, V8
+from . import codings
+from .codings import M8, OURS, V8
+from .markdown import table
 
-FORMATS = [name for name in fidelity.FORMATS if name != "float32"]
+FORMATS = [name for name in codings.FORMATS if name != "float32"]
 COLOURS = dict(zip(FORMATS, ("#9ecae1", "#1f77b4", "#d62728", "#2ca02c", "#e6a700"), strict=True))
 TITLES = {"mlp": "digits, dense network", "cnn": "digits, convolutions", "text": "characters, transformer"}
 
 
 def differences(entry, name):
     """Of one problem at one β2: of what was learned from and of what was held out; nan where a training diverged."""
-    own, base = np.array(entry[name], float), np.array(entry["float32"], float)
-    return (own - base).mean(axis=0) / base.std(axis=0, ddof=1)
+    losses, base = np.array(entry[name], float), np.array(entry["float32"], float)
+    return (losses - base).mean(axis=0) / base.std(axis=0, ddof=1)
 
 
 def usual(betas2):
@@ -27,8 +28,8 @@ def usual(betas2):
 
 def worst(result, problem, name, betas2):
     """Of `differences` in the loss of what was learned from, the largest: one number, infinite where any diverged."""
-    found = [differences(result["training"][problem][beta2], name)[0] for beta2 in betas2]
-    return max(found, key=abs) if np.isfinite(found).all() else np.inf
+    learned = [differences(result["training"][problem][beta2], name)[0] for beta2 in betas2]
+    return max(learned, key=abs) if np.isfinite(learned).all() else np.inf
 
 
 def farthest(result, name, betas2):
@@ -94,8 +95,6 @@ def _lost(result):
 
 def section(result):
     """README's lines."""
-    from fastadam.benchmarks.report import table  # which imports this
-
     all_run = list(result["training"])
     others = [name for name in result["formats"] if name not in ("float32", *FORMATS)]
     few_run = [problem for problem, of in result["training"].items() if set(others) <= set(of["0.999"])]
@@ -160,10 +159,10 @@ def draw(result, path):
         axis.axhspan(-1, 1, color="0.9", zorder=0)
         axis.set(title=TITLES[problem], yscale="symlog", ylim=(-1000, 1000))
         for k, name in enumerate(FORMATS):
-            found = np.array([differences(result["training"][problem][beta2], name)[0] for beta2 in betas2])
-            lost = ~np.isfinite(found)
+            learned = np.array([differences(result["training"][problem][beta2], name)[0] for beta2 in betas2])
+            lost = ~np.isfinite(learned)
             spot = at + 0.09 * (k - 2)
-            axis.plot(spot, np.where(lost, np.nan, found), "o", color=COLOURS[name])
+            axis.plot(spot, np.where(lost, np.nan, learned), "o", color=COLOURS[name])
             axis.plot(spot[lost], np.full(lost.sum(), 700), "x", color=COLOURS[name])
     axes[0].set_ylabel("final training loss less float32's,\nin its standard deviations over seeds; ×: diverged")
     for name in FORMATS:

@@ -8,8 +8,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from fastadam.benchmarks import bench, files, machine
 from fastadam.tools.console import Table
+
+from . import bench, files, machine
+from .everyone import everyone
 
 # Where each library keeps what it has compiled; all of them inside one folder that is new.
 CACHES = (
@@ -22,7 +24,7 @@ HOW = ("empty", "warm")  # the caches
 
 def run(args):
     """Time everyone. Returns the exit status: 1 where fastadam could not step, 2 and 130 as `bench` does."""
-    result, status = bench.head("first-use", args), 0
+    result, status = bench.head("first-use", args.rule, args.format, args.threads), 0
     result |= {"rounds": args.rounds, "cases": {case: {} for case in args.cases}, "absent": {}}
     try:
         measure(args, result)
@@ -52,8 +54,6 @@ def run(args):
 
 def measure(args, result):
     """Rounds in which everyone comes once, in random order, each in fresh processes: with empty caches, then warm."""
-    from fastadam.benchmarks.everyone import everyone
-
     present, absent = [], result["absent"]
     for one in everyone(args.backends):
         asked = one.name in args.peers
@@ -77,11 +77,11 @@ def measure(args, result):
                     if one.name in args.peers:
                         raise bench.Refused(bench.refusal({"absent": one.name, **absent[one.name]}))
                     continue
-                found = result["cases"][case].setdefault(one.name, {how: [] for how in HOW})
+                times = result["cases"][case].setdefault(one.name, {how: [] for how in HOW})
                 for how, seconds in zip(HOW, (empty, warm), strict=True):
-                    found[how].append(seconds.get("seconds"))
-                times = ", ".join(duration(x.get("seconds")) for x in (empty, warm))
-                print(f"round {k + 1} of {args.rounds}, {case}, {one.name}: {times}", flush=True)
+                    times[how].append(seconds.get("seconds"))
+                shown = ", ".join(duration(times[how][-1]) for how in HOW)
+                print(f"round {k + 1} of {args.rounds}, {case}, {one.name}: {shown}", flush=True)
 
 
 def both(name, case, args):

@@ -78,11 +78,11 @@ class Walk:
     def __init__(self, p, slots, threads, width, ahead):
         import cupy
 
-        self._own, self._threads = (p, *slots), threads
+        self._streams, self._threads = (p, *slots), threads
         self._blocks = -(-p.size // (threads * ahead * width // p.itemsize))
         self._kernel = kernel(p.dtype, 2 + len(slots), width, ahead, cupy.cuda.Device().id)
         self._table = np.zeros((), [("at", np.uint64, (2 + len(slots),)), ("n", np.int64), ("c", np.float64)])
-        self._table["at"][1:], self._table["n"] = [x.data.ptr for x in self._own], p.size
+        self._table["at"][1:], self._table["n"] = [x.data.ptr for x in self._streams], p.size
 
     def __call__(self, g, c):
         self._table["at"][0], self._table["c"] = g.data.ptr, c
@@ -91,12 +91,12 @@ class Walk:
 
 def quickest(p, slots, g):
     """The Walk that was quickest on these arrays, which stay as they are; and what it chose, in words."""
-    found = []
+    tried = []
     for shape in product(THREADS, BYTES, AHEAD):
         walk = Walk(p, slots, *shape)
-        found.append((_seconds(walk, g), shape, walk))
-    _, (threads, width, ahead), walk = min(found, key=lambda one: one[0])
-    return walk, f"{threads} threads a block, {ahead} x {width} bytes a thread: the quickest of {len(found)}"
+        tried.append((_seconds(walk, g), shape, walk))
+    _, (threads, width, ahead), walk = min(tried, key=lambda one: one[0])
+    return walk, f"{threads} threads a block, {ahead} x {width} bytes a thread: the quickest of {len(tried)}"
 
 
 def _seconds(walk, g):

@@ -9,7 +9,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import fastadam
-from fastadam.host.threads import get_num_threads
 
 PACKAGES = (
     "numpy", "numba", "llvmlite", "torch", "deepspeed", "jax", "optax", "thinc", "bitsandbytes", "torchao",
@@ -35,7 +34,7 @@ def machine():
     return {
         "cpu": model[1] if model else platform.processor() or platform.machine(),
         "family, model": list(map(int, ids.groups())) if ids else None,
-        "cores": get_num_threads(),
+        "cores": fastadam.get_num_threads(),
         "caches": caches,
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "system": f"{platform.system()} {platform.release()}",
@@ -69,13 +68,13 @@ def gpu():
 
 
 def versions():
-    found = {"python": platform.python_version(), "fastadam": fastadam.__version__}
+    installed = {"python": platform.python_version(), "fastadam": fastadam.__version__}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
-            found[name] = None
-    return found
+            installed[name] = None
+    return installed
 
 
 def commit():
@@ -114,8 +113,10 @@ def _cgroup():
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
     ):
         root = Path("/sys/fs/cgroup")
-        own = [line.split(":", 2)[2] for line in read("/proc/self/cgroup", "").splitlines() if line.startswith("0:")]
-        for place in (root / (own[0].lstrip("/") if own else ""), root):
+        cgroups = [
+            line.split(":", 2)[2] for line in read("/proc/self/cgroup", "").splitlines() if line.startswith("0:")
+        ]
+        for place in (root / (cgroups[0].lstrip("/") if cgroups else ""), root):
             most, now = read(place / limit), read(place / used)
             if most.isdecimal() and now.isdecimal():
                 return int(most) - int(now)
@@ -124,8 +125,8 @@ def _cgroup():
 
 def available_memory():
     """Bytes that this process may still take: of the machine's, its container's and its own limit's."""
-    found = re.search(r"MemAvailable:\s*(\d+) kB", read("/proc/meminfo"))
-    room = [int(found[1]) * 1024 if found else float("inf"), _cgroup()]
+    free = re.search(r"MemAvailable:\s*(\d+) kB", read("/proc/meminfo"))
+    room = [int(free[1]) * 1024 if free else float("inf"), _cgroup()]
     try:
         import resource
 

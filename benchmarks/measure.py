@@ -1,6 +1,6 @@
-"""Makes README's results and tables anew: `python benchmarks/measure.py`, in some ten minutes on a quiet machine.
+"""Makes the results and tables anew: `python benchmarks/measure.py`, in some ten minutes on a quiet machine.
 
-It runs the commands that README names, for the cases and peers of report.py's targets, each once the machine is
+It runs the commands that benchmarks/README.md names, for the cases and peers of the targets, each once the machine is
 quiet, puts their results into results/ and lets report.py write the tables. With `--dry-run` it only says what it runs.
 """
 
@@ -19,18 +19,21 @@ if not __package__:  # a script of a clone, installed or not
 
 from fastadam.benchmarks import files, machine, report
 from fastadam.benchmarks.cases import MODELS
+from fastadam.benchmarks.suites import OURS, SUITES
+from fastadam.benchmarks.targets import TARGETS
 
 PATIENCE = 600  # seconds to wait for a quiet machine
 
 
 def commands():
-    """{kind of result: what follows `python -m`}."""
-    names = dict.fromkeys(target.case for target in reversed(report.TARGETS))
+    """{suite: what follows `python -m`}."""
+    asked = [target for target in TARGETS if target.suite == "core" and target.contestant == OURS]
+    names = dict.fromkeys(target.case for target in reversed(asked))
     flats, models = [name for name in names if name not in MODELS], [name for name in MODELS if name in names]
-    peers = dict.fromkeys([*(target.other for target in report.TARGETS if target.other != "limit"), "torch foreach"])
-    core = ["fastadam", "bench", "--sizes", ",".join(flats), "--workload", ",".join(models), "--processes", "3"]
-    core += ["--rounds", "25", "--peers", ",".join(peers)]
-    return {"core": core, **{name: [f"fastadam.benchmarks.{name}"] for name in ("chain", "narrow", "pytorch")}}
+    peers = dict.fromkeys([*(target.other for target in asked if target.other != "limit"), "torch foreach"])
+    core = ["--sizes", ",".join(flats), "--workload", ",".join(models), "--processes", "3", "--rounds", "25"]
+    more = {"core": [*core, "--peers", ",".join(peers)]}
+    return {suite: ["fastadam", "bench", "--suite", suite, *more.get(suite, [])] for suite in SUITES}
 
 
 def measure():

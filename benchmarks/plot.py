@@ -5,7 +5,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from fastadam.benchmarks import cases, machine, summary
+from . import cases, machine, summary
 
 COLOURS = {
     "fastadam numba": "#d62728", "fastadam cuda": "#d62728", "fastadam numpy": "#ff9896", "limit": "black",

@@ -2,10 +2,16 @@
 
 import statistics
 
-from fastadam.benchmarks import cases, clock
 from fastadam.tools.console import Table
 
-OURS = ("fastadam cuda", "fastadam numba", "fastadam numpy")  # the first that is there is compared with the others
+from . import cases, clock
+
+OURS = (
+    "fastadam cuda",
+    "fastadam numba",
+    "fastadam.torch",
+    "fastadam numpy",
+)  # the first that is there is compared with the others
 UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 
 
@@ -26,24 +32,15 @@ def case(name, runs, cache, l2=0):
     moved = runs[0].get("bytes", {})
     names = [one for one in moved if all(run.get("samples", {}).get(one) for run in runs)]
     pooled = {one: clock.spread([t for run in runs for t in run["samples"][one]]) for one in names}
-    medians = {one: [statistics.median(run["samples"][one]) for run in runs] for one in names}
     out["in"] = _where(n, moved.get(names[0] if names else "", 28), cache)
-    out["contestants"] = {}
+    contestants = out["contestants"] = {}
     for one in names:
-        seconds, on_gpu = statistics.median(medians[one]), "cuda" in one
+        medians = [statistics.median(run["samples"][one]) for run in runs]
+        seconds, on_gpu = statistics.median(medians), "cuda" in one
         p10, _, p90 = pooled[one]
-        over = {
-            other: middle(
-                [b / a for a, b in zip(medians[one], medians[other], strict=True)],
-                pooled[other][0] / p90,
-                pooled[other][2] / p10,
-            )
-            for other in names
-            if other != one
-        }
-        out["contestants"][one] = {
+        contestants[one] = {
             "seconds": seconds,
-            "medians": medians[one],
+            "medians": medians,
             "best": min(t for run in runs for t in run["samples"][one]),
             "p10": p10,
             "p90": p90,
@@ -53,10 +50,22 @@ def case(name, runs, cache, l2=0):
             "ns_per_param": seconds / n * 1e9,
             "gb_per_s": moved[one] * n / seconds * 1e-9,
             "ulps": max(run["ulps"][one] for run in runs),
-            "of_limit": over.pop(limit_of(one), None),
-            "times_faster_than": over,
         }
-    return out
+    return out | {"contestants": compared(contestants)}
+
+
+def compared(contestants):
+    """Entries of contestants, each with how it compares with the limit and with the others."""
+    for one, entry in contestants.items():
+        ratios = {other: over(entry, contestants[other]) for other in contestants if other != one}
+        entry |= {"of_limit": ratios.pop(limit_of(one), None), "times_faster_than": ratios}
+    return contestants
+
+
+def over(one, other):
+    """How many times as fast one entry is as another: median, least and most over processes."""
+    ratios = [b / a for a, b in zip(one["medians"], other["medians"], strict=True)]
+    return middle(ratios, other["p10"] / one["p90"], other["p90"] / one["p10"])
 
 
 def _where(n, moved, cache):
@@ -106,9 +115,9 @@ def table(name, entry):
     main, place = ours(entry), "hot in the caches" if entry["in"] == "cache" else "in DRAM"
     out = Table(*HEAD, title=f"{what}, {place}")
     for one, of in entry["contestants"].items():
-        over = entry["contestants"][main]["times_faster_than"].get(one) if main else None
+        ratio = entry["contestants"][main]["times_faster_than"].get(one) if main else None
         if main and one == limit_of(main):
-            over = entry["contestants"][main]["of_limit"]
+            ratio = entry["contestants"][main]["of_limit"]
         scale, _ = unit(of["seconds"])
         out.add(
             one,
@@ -118,7 +127,7 @@ def table(name, entry):
             digits(of["gb_per_s"]),
             number(of["of_limit"][0]) if of["of_limit"] else "",
             number(of["ulps"]),
-            number(over[0]) if over else "",
+            number(ratio[0]) if ratio else "",
         )
     for one in entry["wrong"]:
         out.add(one, "wrong", *[""] * (len(HEAD) - 2))
@@ -164,21 +173,9 @@ def show(result):
     out.add("GB/s", *(digits(of["gb_per_s"]) for of in mine))
     out.add("of limit", *(number(of["of_limit"][0]) if of["of_limit"] else "" for of in mine))
     for name in names:
-        over = [of["times_faster_than"].get(name) for of in mine]
-        if any(over):
-            out.add(f"× {name}", *(number(x[0]) if x else "" for x in over))
+        ratios = [of["times_faster_than"].get(name) for of in mine]
+        if any(ratios):
+            out.add(f"× {name}", *(number(x[0]) if x else "" for x in ratios))
     out.show()
-    for line in (*crossover(result), *marks(result)):
+    for line in crossover(result):
         print(line)
-
-
-REPLAY = "2^10", "fastadam cuda, graph", 5e-6  # case, contestant, the most seconds for a replay
-
-
-def marks(result):
-    """What is asked of a GPU alone: lines of text."""
-    case, name, most = REPLAY
-    of = result["cases"].get(case, {}).get("contestants", {}).get(name)
-    if of and result["dtype"] == "float32":
-        verdict = "met" if of["seconds"] <= most else "missed"
-        yield f"a replay of {case}: {duration(of['seconds'])}, asked ≤ {duration(most)}: {verdict}"

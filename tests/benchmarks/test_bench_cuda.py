@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import fastadam
-from fastadam.benchmarks import cases, chain, clock, limit_cuda, truth
+from fastadam.benchmarks import cases, clock, limit_cuda, truth
 from fastadam.benchmarks.contestants import Start
 from fastadam.benchmarks.everyone import everyone
 from fastadam.benchmarks.ours import ours
@@ -114,10 +114,11 @@ def test_replays_go_on_beyond_the_window(device, monkeypatch):
         assert (ours_ == theirs).all()
 
 
-@pytest.mark.parametrize("kind", chain.ONE_PASS)
-def test_the_chain_is_right(kind, device):
-    p, *grads = RNG(1).standard_normal((3, 5_000)).astype(np.float32)
-    assert chain.check(chain.OursCuda(p, grads, kind), p, grads) is None
+@pytest.mark.parametrize("chores", cases.CHORES)
+def test_the_chain_is_right(chores, device):
+    setting, start = cases.setting("Adam", chores=chores), Start([(100, 40), (1_000,)])
+    _, wrong = truth.check([device["fastadam cuda"](start, setting, 1)], start, RNG(1))
+    assert not wrong
 
 
 def test_the_gpu_script_runs_through(cuda_library, tmp_path):
@@ -146,5 +147,6 @@ def test_the_gpu_script_runs_through(cuda_library, tmp_path):
     assert found["chain"]["machine"]["gpu"]["name"] == "stand-in"
     text = (out / "summary.txt").read_text()
     assert "FAILED" not in text
-    assert "a replay of 2^10: " in text
+    assert "2^10: fastadam cuda, graph: " in text
+    assert list(found["chain"]["cases"]) == ["2^10", "2^10 max_norm", "2^10 whole"]
     assert "collected" in (out / "tests.txt").read_text()

@@ -1,10 +1,13 @@
 """The measurement: its cases, oracle, limit and clock, and what samples say. No test asserts a time that was taken."""
 
+import ast
 import copy
 import importlib.util
 import io
 import sys
 from itertools import count
+from pathlib import Path
+from statistics import median
 from types import SimpleNamespace
 
 import numpy as np
@@ -208,6 +211,31 @@ def test_a_sample_holds_the_ends_of_every_leaf():
         mine = [part for at, part in pieces if at == leaf]
         assert (mine[0].start, mine[-1].stop) == (0, n)
     assert sum(part.stop - part.start for _, part in pieces) < 1.1 * truth.MOST
+
+
+def test_no_module_imports_in_a_circle():
+    """Late imports count: what a function imports, its module needs."""
+    folder = Path(cases.__file__).parent
+    modules = {path.stem: ast.parse(path.read_text()) for path in folder.glob("*.py") if path.stem != "__init__"}
+    imports = {name: set() for name in modules}
+    for name, tree in modules.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (
+                node.level or (node.module or "").startswith("fastadam.benchmark")
+            ):
+                last = (node.module or "").rpartition(".")[2]
+                imports[name] |= {last, *(alias.name for alias in node.names)} & modules.keys()
+    assert {"truth", "clock", "machine"} <= imports["worker"]  # the test sees imports
+    while free := [name for name in imports if not imports[name] & imports.keys()]:
+        for name in free:
+            del imports[name]
+    assert not imports
+
+
+def test_modules_are_short():
+    lengths = [len(path.read_text().splitlines()) for path in Path(cases.__file__).parent.glob("*.py")]
+    assert max(lengths) <= 300
+    assert median(lengths) <= 150
 
 
 # The limit.
