@@ -23,7 +23,8 @@ if not __package__:  # a script of a clone, installed or not
 
 import fastadam
 from fastadam.benchmarks import bench, clock, machine, options
-from fastadam.benchmarks.suites import OURS, SUITES, TORCH
+from fastadam.benchmarks.suites import OURS, PLAIN, SUITES, TORCH
+from fastadam.benchmarks.targets import CORE
 
 ALLOWED = 1.02  # times the old time
 CONFIDENCE = 0.95
@@ -39,12 +40,13 @@ class Refused(Exception):
 def rows():
     """{name: what side.py is told of it}: what fastadam steps in the suites, each once."""
     named = {}
-    for suite, (rule, races, *_) in SUITES.items():
-        for case, entrants in races:
-            for name, format in entrants:
-                if name in (OURS, TORCH):
-                    short = f"{suite} {case}" + f" {format}" * (suite == "narrow")
-                    named[short] = {"rule": rule, "case": case, "name": name, "format": format}
+    for suite, usual in SUITES.items():
+        for workload in CORE if suite == "core" else usual.workloads:
+            for case, entrants in usual.races(workload, ["numba"]):
+                for name, format in entrants or [(OURS, PLAIN)]:
+                    if name in (OURS, TORCH):
+                        row = f"{suite} {case}" + f" {format}" * (suite == "narrow")
+                        named[row] = {"rule": usual.rule, "case": case, "name": name, "format": format}
     return named
 
 

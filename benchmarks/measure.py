@@ -19,18 +19,17 @@ if not __package__:  # a script of a clone, installed or not
 
 from fastadam.benchmarks import files, machine, report
 from fastadam.benchmarks.cases import MODELS
-from fastadam.benchmarks.suites import OURS, SUITES
-from fastadam.benchmarks.targets import TARGETS
+from fastadam.benchmarks.suites import SUITES
+from fastadam.benchmarks.targets import CORE, TARGETS
 
 PATIENCE = 600  # seconds to wait for a quiet machine
 
 
 def commands():
     """{suite: what follows `python -m`}."""
-    asked = [target for target in TARGETS if target.suite == "core" and target.contestant == OURS]
-    names = dict.fromkeys(target.case for target in reversed(asked))
-    flats, models = [name for name in names if name not in MODELS], [name for name in MODELS if name in names]
-    peers = dict.fromkeys([*(target.other for target in asked if target.other != "limit"), "torch foreach"])
+    flats, models = [name for name in CORE if name not in MODELS], [name for name in MODELS if name in CORE]
+    others = (target.other for target in TARGETS if target.suite == "core" and target.other not in ("", "limit"))
+    peers = dict.fromkeys([*others, "torch foreach"])
     core = ["--sizes", ",".join(flats), "--workload", ",".join(models), "--processes", "3", "--rounds", "25"]
     more = {"core": [*core, "--peers", ",".join(peers)]}
     return {suite: ["fastadam", "bench", "--suite", suite, *more.get(suite, [])] for suite in SUITES}

@@ -72,7 +72,7 @@ def _run(args):
         before = path.read_text(encoding="utf-8")
         after = filled(before)
         if args.check and after != before:
-            raise files.Unusable(f"{path.relative_to(HERE.parent) if path.is_relative_to(HERE.parent) else path} differs from the results: run python benchmarks/report.py")
+            raise files.Unusable(f"{path} differs from the results: run python benchmarks/report.py")
         if after != before:
             path.write_text(after, encoding="utf-8")
     return 0

@@ -96,6 +96,11 @@ TARGETS = (
 )
 
 
+CORE = list(
+    dict.fromkeys(target.case for target in reversed(TARGETS) if (target.suite, target.contestant) == ("core", OURS))
+)
+
+
 def of(result):
     """The targets that a result of its suite can be held against: those of its kind of processor and of its format."""
     gpu = "gpu" in result["machine"]
