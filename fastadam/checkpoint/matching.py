@@ -16,7 +16,7 @@ from fastadam.kernels import codes
 from fastadam.kernels.chores import BLOCK
 from fastadam.kernels.codes import GROUP
 from fastadam.kernels.contract import Slot
-from fastadam.kernels.formats import CODES, encoded
+from fastadam.kernels.formats import CODES, FLOAT64, encoded, format_of
 from fastadam.optimizer import Optimizer
 
 
@@ -39,7 +39,7 @@ class Source:
 
     @staticmethod
     def _is_scales(tensor: dict[str, Any]) -> bool:
-        return "coded" in tensor and tensor["dtype"] != "uint8"
+        return "coded" in tensor and tensor["dtype"] != CODES.rests
 
     def split(self, name: str) -> tuple[str, str]:
         """The stream and the path of a tensor's name. Raises KeyError that lists the names."""
@@ -170,7 +170,7 @@ class Match:
                         f"the checkpoint's {name} has the shape {shape_saved}, this optimizer's {shape}"
                     )
                 elif (rests := self._source.dtype(stream, path)) != (wanted := self._rests(leaf, stream, x)):
-                    if stream in self._slots and rests != "float64" != wanted:
+                    if stream in self._slots and FLOAT64.rests not in (rests, wanted):
                         self.conversions.add(f"{stream} from {rests} to {wanted}")
                     else:
                         self.differences.append(f"the checkpoint's {name} is {rests}, this optimizer's {wanted}")
@@ -236,6 +236,8 @@ class Match:
         """A leaf's stream in the leaf's shape and dtype."""
         like = leaf.streams[stream]
         parts = [self._source.wide(stream, path, first, stop) for path, _, first, stop, _ in leaf.layout.parts()]
+        if slot is not None:
+            parts = [x if x.dtype == like.dtype else format_of(x.dtype).decode(x, slot, x.size) for x in parts]
         flat = parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else np.empty(0, like.dtype)
         if slot is not None and flat.dtype != like.dtype:
             with np.errstate(all="ignore"):
@@ -254,8 +256,10 @@ class Match:
                 first, last, _ = layout.groups()
                 single = len(layout.paths) == 1 and leaf.array.ndim == len(coded["order"])
                 return *self._source.blocks(at[0], first, last), coded["order"] if single else order
+        slot = self._slots[stream]
         values = [self._source.wide(stream, path, first, stop) for path, _, first, stop, _ in parts]
-        straight = np.concatenate([x.astype(np.float32) for x in values]) if values else np.empty(0, np.float32)
+        numbers_of_parts = [format_of(x.dtype).decode(x, slot, x.size) for x in values]
+        straight = np.concatenate([*numbers_of_parts, np.empty(0, np.float32)])
         turned = straight.reshape(leaf.array.shape).transpose(order).reshape(-1)
         return *codes.codes_and_scales(codes.encode(turned, self._signed[stream], None)), order
 
