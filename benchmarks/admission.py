@@ -1,4 +1,4 @@
-"""Who takes part in a race: who is present at all, for whom memory suffices, and for whom time does."""
+"""Decides who takes part in a race: who is present at all, for whom memory suffices, and for whom time does."""
 
 from . import cases, machine
 from .clock import FEWEST
@@ -12,7 +12,7 @@ SLOWEST = 0.5  # seconds for one step, by what one took in the case before, from
 
 
 def entrants(task, say):
-    """{case: those who are to step it, each a contestant's class with a `setting`}; says who is absent, and why.
+    """Return {case: those who are to step it, each a contestant's class with a `setting`}; say who is absent, and why.
 
     task["entrants"] has the pairs of a name and a format of each case; a case without any is everyone's.
     """
@@ -32,7 +32,7 @@ def entrants(task, say):
 
 
 def _entrant(cls, format, chores, task, listed, say):
-    """A contestant's class for a setting; None if it is not asked for or cannot take part. listed: by the suite."""
+    """Return a contestant's class for a setting; None if it is not asked for or is absent. listed: by the suite."""
     name = label(cls.name, format, task["format"])
     asked = cls.name in task["peers"]
     if (task["peers"] and cls.peer and not asked) or name in task["without"]:
@@ -49,7 +49,7 @@ def _entrant(cls, format, chores, task, listed, say):
 
 
 def admitted(n, present, pace, seconds=float("inf")):
-    """Those for whom memory and so many seconds suffice, in order, and why the others are left out.
+    """Return those for whom memory and so many seconds suffice, in order, and why the others are left out.
 
     pace: seconds per parameter that a contestant of that name took in the case before.
     """

@@ -1,4 +1,4 @@
-"""What moments of few bytes cost in fidelity: `python -m fastadam.benchmarks.fidelity --help`.
+"""Studies what moments of few bytes cost in fidelity: `python -m fastadam.benchmarks.fidelity --help`.
 
 Adam in float32 but for what its moments are stored in, at several β2: on made-up gradients, how far parameters end from
 float32's; in training, the final loss over several seeds. Formats are the models of codings.py, or, with --library,
@@ -31,14 +31,14 @@ WORKER |= dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), st
 
 
 class Modelled:
-    """Adam (Kingma & Ba 2015) in float32; between steps its moments are what their codings make of them."""
+    """Is Adam (Kingma & Ba 2015) in float32; between steps its moments are what their codings make of them."""
 
     def __init__(self, p, shapes, name, beta2, lr, seed):
         self.p, self.format, self.beta2, self.lr, self.t = p, EVERY[name], beta2, lr, 0
         self.m, self.v, self.rng = np.zeros_like(p), np.zeros_like(p), np.random.default_rng([seed, 8])
 
     def step(self, g):
-        """One step; returns what was taken from p."""
+        """Take one step; return what was taken from p."""
         self.t += 1
         m = f32(BETA1) * self.m + f32(1 - BETA1) * g
         v = f32(self.beta2) * self.v + f32(1 - self.beta2) * (g * g)
@@ -50,7 +50,7 @@ class Modelled:
 
 
 class Library:
-    """The same by the library."""
+    """Is the same by the library."""
 
     def __init__(self, p, shapes, name, beta2, lr, seed):
         self.p, self.shapes = p, shapes
@@ -71,12 +71,13 @@ class Library:
 
 
 def optimizer(library, p, shapes, name, beta2, lr, seed):
+    """Return the library's Adam in a format, where it is asked for and has it, or else the model."""
     kind = Library if library and EVERY[name].library else Modelled
     return kind(p, shapes, name, beta2, lr, seed)
 
 
 def fidelity(job):
-    """Every format on the same made-up gradients.
+    """Run every format on the same made-up gradients.
 
     Of each kind: distance, from float32's parameters over how far those came; root, the 1 %, 50 % and 99 % quantiles of
     √(v/float32's v) where that is above eps²; step, the longest of any parameter over lr.
@@ -104,7 +105,7 @@ def fidelity(job):
 
 
 def train(job):
-    """The final losses of one training: of what was learned from and of what was held out; None if not finite."""
+    """Return the final losses of one training, of what was learned from and what was held out; None if not finite."""
     problem, name, beta2, library, seed = job
     task = PROBLEMS[problem](seed)
     opt = optimizer(library, task.p, task.shapes, name, beta2, RATES[problem], seed)
@@ -115,7 +116,7 @@ def train(job):
 
 
 def measure(args):
-    """The whole study: every format on made-up gradients and in training, over processes."""
+    """Run the whole study: every format on made-up gradients and in training, over processes."""
     wanted = [name for name in PROBLEMS if name != "text" or find_spec("torch")]
     absent = {} if "text" in wanted else {"text": "torch is not installed"}
     result = bench.head("fidelity", "Adam", "float32", args.jobs) | {

@@ -1,4 +1,4 @@
-"""`bench --first-use`: from the start of a process to its first finished step, with empty caches and with full ones."""
+"""Times a process from its start to its first finished step, with empty caches and with full ones: `--first-use`."""
 
 import os
 import random
@@ -53,7 +53,7 @@ def run(args):
 
 
 def measure(args, result):
-    """Rounds in which everyone comes once, in random order, each in fresh processes: with empty caches, then warm."""
+    """Run rounds in which everyone comes once, in random order, in fresh processes: with empty caches, then warm."""
     present, absent = [], result["absent"]
     for one in everyone(args.backends):
         asked = one.name in args.peers
@@ -85,7 +85,7 @@ def measure(args, result):
 
 
 def both(name, case, args):
-    """What `once` says with empty caches, then with what that left in them."""
+    """Return what `once` says with empty caches, then with what that left in them."""
     task = {
         "rule": args.rule, "format": args.format, "threads": args.threads, "backends": args.backends, "case": case,
         "first_use": name,
@@ -100,7 +100,7 @@ def both(name, case, args):
 
 
 def once(task, env):
-    """{"seconds"} of one process, or {"absent": why}."""
+    """Return {"seconds"} of one process, or {"absent": why}."""
     begin = time.time()
     absent = ""
     for event in bench.events(task, env):
@@ -123,6 +123,7 @@ def show(result):
 
 
 def spread(times):
+    """Write the median of times and their range."""
     done = [t for t in times if t is not None]
     if len(done) < len(times):
         return "failed"
@@ -131,4 +132,5 @@ def spread(times):
 
 
 def duration(seconds):
+    """Write a time in seconds."""
     return "failed" if seconds is None else f"{seconds:.2f} s"

@@ -1,4 +1,4 @@
-"""What the numbers are taken on: processor, caches, memory, versions, commit. Names no host and no user."""
+"""Says what numbers are taken on: processor, caches, memory, versions, commit. Names no host and no user."""
 
 import os
 import platform
@@ -20,6 +20,7 @@ RESERVE = 0.1  # of the memory that is free, left alone
 
 
 def read(path, default="unknown"):
+    """Return what a file holds, or the default."""
     try:
         return Path(path).read_text().strip()
     except OSError:
@@ -27,6 +28,7 @@ def read(path, default="unknown"):
 
 
 def machine():
+    """Describe the machine: processor, caches, memory, system, and what else ran."""
     cpu = Path("/sys/devices/system/cpu/cpu0/cache")
     caches = {f"L{read(c / 'level')} {read(c / 'type').lower()}": read(c / "size") for c in sorted(cpu.glob("index*"))}
     model = re.search(r"model name\s*: (.*)", read("/proc/cpuinfo"))
@@ -44,7 +46,7 @@ def machine():
 
 
 def unquiet(of):
-    """A sentence for a machine on which something else ran before the measurement; nothing for a quiet one.
+    """Return a sentence for a machine on which something else ran before the measurement; "" for a quiet one.
 
     Parallel steps wait for their slowest thread: beside one other process a step of 33 µs took 8 ms, two ticks of the
     scheduler (2^17, two Zen 4 cores). So what counts is the load, not its share of the cores.
@@ -54,7 +56,7 @@ def unquiet(of):
 
 
 def gpu():
-    """The first GPU: name, memory, cache. Asked in the process that uses it."""
+    """Describe the first GPU: name, memory, cache. Asked in the process that uses it."""
     import cupy
 
     of = cupy.cuda.runtime.getDeviceProperties(0)
@@ -68,6 +70,7 @@ def gpu():
 
 
 def versions():
+    """Return the versions of what may take part; None for what is not installed."""
     installed = {"python": platform.python_version(), "fastadam": fastadam.__version__}
     for name in PACKAGES:
         try:
@@ -78,7 +81,7 @@ def versions():
 
 
 def commit():
-    """The clone's commit, with a + if files differ from it; the version of an installed package."""
+    """Return the clone's commit, with a + if files differ from it; the version of an installed package."""
 
     def git(*words):
         return subprocess.run(["git", "-C", ROOT, *words], capture_output=True, text=True, check=True).stdout.strip()
@@ -92,22 +95,23 @@ def commit():
 
 
 def date():
+    """Return the time in UTC, as 2026-01-31T12:00:00Z."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def in_bytes(text):
-    """32768K -> 33554432."""
+    """Turn 32768K into 33554432."""
     units = {"K": 2**10, "M": 2**20, "G": 2**30}
     return int(text[:-1]) * units[text[-1]] if text[-1:] in units else 0
 
 
 def last_cache(caches):
-    """Bytes of the largest cache; 32 MiB where the system does not say."""
+    """Return the bytes of the largest cache; 32 MiB where the system does not say."""
     return max(map(in_bytes, caches.values()), default=0) or 2**25
 
 
 def _cgroup():
-    """Bytes that the innermost cgroup still allows; infinity without a limit."""
+    """Return the bytes that the innermost cgroup still allows; infinity without a limit."""
     for limit, used in (
         ("memory.max", "memory.current"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
@@ -124,7 +128,7 @@ def _cgroup():
 
 
 def available_memory():
-    """Bytes that this process may still take: of the machine's, its container's and its own limit's."""
+    """Return the bytes that this process may still take of the machine's, its container's and its own limit."""
     free = re.search(r"MemAvailable:\s*(\d+) kB", read("/proc/meminfo"))
     room = [int(free[1]) * 1024 if free else float("inf"), _cgroup()]
     try:
@@ -139,6 +143,7 @@ def available_memory():
 
 
 def available_gpu_memory():
+    """Return the bytes of the GPU that are free, but for a reserve."""
     import cupy
 
     cupy.get_default_memory_pool().free_all_blocks()

@@ -1,12 +1,12 @@
-"""Results as Markdown: tables of times, what was asked, what they were taken on."""
+"""Writes results as Markdown: tables of times, what was asked, what they were taken on."""
 
 from . import machine, targets
-from .cases import Format
+from .cases import Precision
 from .summary import duration, number, ours
 
 
 def table(head, rows):
-    """Lines of a table: the first column to the left, numbers to the right."""
+    """Yield the lines of a table: the first column to the left, numbers to the right."""
     yield "| " + " | ".join(head) + " |"
     yield "|" + "|".join(["---"] + ["---:"] * (len(head) - 1)) + "|"
     for row in rows:
@@ -14,7 +14,7 @@ def table(head, rows):
 
 
 def cell(result, case, name):
-    """One contestant's time of one case, with ns per parameter where that says more than the call."""
+    """Return one contestant's time of one case, with ns per parameter where that says more than the call."""
     entry = result["cases"][case]
     if name in result["absent"]:
         return "absent"
@@ -29,7 +29,7 @@ def cell(result, case, name):
 
 
 def times(result):
-    """A row for each case, a column for each contestant; the share of the limit where that was timed."""
+    """Yield a row for each case, a column for each contestant; the share of the limit where that was timed."""
     names = [name for case in result["cases"].values() for name in case.get("contestants", {})]
     names = list(dict.fromkeys([*names, *result["absent"]]))
     shares = {case: share_of_limit(entry) for case, entry in result["cases"].items()}
@@ -41,13 +41,13 @@ def times(result):
 
 
 def share_of_limit(entry):
-    """How near fastadam's quickest comes to the limit."""
+    """Return how near fastadam's quickest comes to the limit."""
     of = entry.get("contestants", {}).get(ours(entry), {}).get("of_limit")
     return number(of[0]) if of else ""
 
 
 def by_format(result):
-    """A row for each case and format, a column for each contestant: ns per parameter, and the bytes that ours moves."""
+    """Yield a row for each case and format, a column for each contestant: ns per parameter; and the bytes of ours."""
     parts = {label: split(label, result["dtype"]) for case in result["cases"].values() for label in case["contestants"]}
     names = list(dict.fromkeys(name for name, _ in parts.values()))
     rows = []
@@ -64,15 +64,15 @@ def by_format(result):
 
 
 def split(label, usual):
-    """(name, format) of a contestant's label."""
+    """Split a contestant's label into (name, format)."""
     name, _, format = label.rpartition(" ")
     is_format = name and format.partition(":")[0] in ("float64", "float32", "bfloat16", "float16")
     return (name, format) if is_format else (label, usual)
 
 
 def words(name):
-    """A format in words: p, g, m, v bfloat16."""
-    format = Format(name)
+    """Say a format in words: p, g, m, v bfloat16."""
+    format = Precision(name)
     dtype, master = name.partition(":")[0], format.options.get("master")
     moments = format.options.get("moments", "").replace("8bit", "8-bit")
     if dtype == "float32":
@@ -82,13 +82,13 @@ def words(name):
 
 
 def nanoseconds(of, n):
-    """ns per parameter: median (p10–p90)."""
+    """Return ns per parameter: median (p10–p90)."""
     low, middle, high = (number(of[key] / n * 1e9) for key in ("p10", "seconds", "p90"))
     return f"{middle} ({low}–{high})"
 
 
 def verdicts(result):
-    """A row for each target: what is asked, what was measured, whether it is met."""
+    """Yield a row for each target: what is asked, what was measured, whether it is met."""
     rows = []
     for target in targets.of(result):
         measured = target.measured(result)
@@ -102,7 +102,7 @@ def verdicts(result):
 
 
 def taken_on(result, *packages):
-    """The machine, what was measured with, and whether the machine was quiet."""
+    """Say which machine it was, what was measured with, and whether the machine was quiet."""
     of, versions = result["machine"], result["versions"]
     caches = ", ".join(f"{name} {size}" for name, size in of["caches"].items() if "instruction" not in name)
     used = ", ".join(f"{name} {versions[name]}" for name in ("numpy", "numba", *packages) if versions.get(name))
@@ -118,6 +118,6 @@ def taken_on(result, *packages):
 
 
 def absent(result):
-    """Who was not there, a line each."""
+    """Yield who was not there, a line each."""
     for name, why in result["absent"].items():
         yield f"Absent: {name} ({why['reason']})" + (f": `{why['install']}`." if why["install"] else ".")

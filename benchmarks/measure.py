@@ -26,7 +26,7 @@ PATIENCE = 600  # seconds to wait for a quiet machine
 
 
 def commands():
-    """{suite: what follows `python -m`}."""
+    """Return {suite: what follows `python -m`}."""
     flats, models = [name for name in CORE if name not in MODELS], [name for name in MODELS if name in CORE]
     others = (target.other for target in TARGETS if target.suite == "core" and target.other not in ("", "limit"))
     peers = dict.fromkeys([*others, "torch foreach"])
@@ -36,7 +36,7 @@ def commands():
 
 
 def measure():
-    """All results, into results/ once all are there. Raises files.Unusable if a command fails."""
+    """Put all results into results/ once all are there. Raises files.Unusable if a command fails."""
     slug = re.sub(r"[^a-z0-9]+", "-", f"{machine.machine()['cpu']} {machine.machine()['cores']}".lower())
     slug = f"{slug}-{machine.commit().replace(' ', '-')}"
     paths = [str(report.HERE.parent), os.environ.get("PYTHONPATH")]
@@ -55,7 +55,7 @@ def measure():
 
 
 def wait(quiet=machine.QUIET, patience=PATIENCE):
-    """Until the load average is that of a quiet machine, which takes it minutes to say; at most so many seconds."""
+    """Wait for the load average of a quiet machine, which takes it minutes to say; at most so many seconds."""
     end = time.monotonic() + patience
     while (load := os.getloadavg()[0]) > quiet and time.monotonic() < end:
         print(f"waiting for a quiet machine: load average {load:.2f}", flush=True)

@@ -1,4 +1,4 @@
-"""The options of `bench`: parsed here, cheaply, so that no other command pays for them."""
+"""Parses the options of `bench`, cheaply, so that no other command pays for them."""
 
 import argparse
 from pathlib import Path
@@ -91,7 +91,7 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
 
 
 def suited(parser, args):
-    """The suite asked for, once what it decides by itself is known not to be asked otherwise, and decided."""
+    """Return the suite asked for; refuse options that it decides by itself, and fill in what it decides."""
     suite, decided = SUITES[args.suite], ("rule", "format", "first_use")
     for name in decided if args.suite != "core" else ("training",):
         if getattr(args, name):
@@ -105,14 +105,15 @@ def suited(parser, args):
 SECONDS, ROUNDS, ENDLESS, TRAINING = 60, 11, 10**9, 300
 
 
-def one_of(parser, option, asked, known):
-    """Refuse what is not known, with all that is."""
+def one_of(parser, option, asked, possible):
+    """Refuse names that are not possible, and say which are."""
     for name in asked:
-        if name not in known:
-            parser.error(f"argument {option}: {name!r}, expected one of {', '.join(known)}")
+        if name not in possible:
+            parser.error(f"argument {option}: {name!r}, expected one of {', '.join(possible)}")
 
 
 def words(text):
+    """Turn names with commas between into a list, each once."""
     names = [word.strip() for word in text.split(",")]
     if not all(names):
         raise argparse.ArgumentTypeError(f"expected names with commas between, got {text!r}")
@@ -120,12 +121,12 @@ def words(text):
 
 
 def sizes(text):
-    """2^10,2^16,100000 -> their names, in this order."""
+    """Turn 2^10,2^16,100000 into names of cases, in this order."""
     return list(dict.fromkeys(cases.flat(size(word)) for word in words(text)))
 
 
 def size(text):
-    """2^20 or 100000 -> the number."""
+    """Turn 2^20 or 100000 into the number."""
     base, power, exponent = text.partition("^")
     digits = base.isdecimal() and (exponent.isdecimal() or not power)
     n = int(base) ** int(exponent or 1) if digits and len(base) <= 12 and len(exponent) <= 2 else 0
@@ -145,17 +146,19 @@ def need(parser, case, needs):
 
 
 def count(text):
+    """Turn a text into an integer of at least 1."""
     if not text.isdecimal() or not 1 <= int(text) <= 10**9:
         raise argparse.ArgumentTypeError(f"expected an integer of at least 1, got {text!r}")
     return int(text)
 
 
 def whole(text):
+    """Turn a text into an integer of at least 0."""
     return 0 if text == "0" else count(text)
 
 
 def target(text):
-    """A file that can be written, found out by trying: after the measurement would be late."""
+    """Return the path of a file that can be written, tried out now: after the measurement would be late."""
     path = Path(text)
     if not path.parent.is_dir() or path.is_dir():
         raise argparse.ArgumentTypeError(f"expected a file in a folder that is there, got {text!r}")
@@ -172,6 +175,7 @@ def target(text):
 
 
 def picture(text):
+    """Return the path of a picture that can be written."""
     path = target(text)
     if path.suffix not in PICTURES:
         raise argparse.ArgumentTypeError(f"expected a name that ends in {', '.join(PICTURES)}, got {text!r}")

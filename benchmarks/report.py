@@ -23,14 +23,14 @@ SHOW = dict.fromkeys(SUITES, targets.show) | {"first-use": first_use.show}
 
 
 def newest(bench):
-    """The last finished result of this kind that a CPU gave; None if there is none. Raises files.Unusable."""
+    """Return the last finished result of this kind that a CPU gave; None if there is none. Raises files.Unusable."""
     results = [files.read(path, bench) for path in RESULTS.glob(f"{bench}-*.json")]
     results = [result for result in results if "partial" not in result and "gpu" not in result["machine"]]
     return max(results, key=lambda result: result["date"], default=None)
 
 
 def filled(text):
-    """A text with every table that has its markers in it and a result."""
+    """Return a text with every table in it that has its markers and a result."""
     for bench, section in SECTIONS.items():
         pattern = re.compile(f"(<!-- {bench} -->).*?(<!-- /{bench} -->)", re.DOTALL)
         if pattern.search(text) and (result := newest(bench)):

@@ -1,4 +1,4 @@
-"""What each table of benchmarks/README.md holds: Markdown, from the newest result of its suite."""
+"""Writes what each table of benchmarks/README.md holds: Markdown, from the newest result of its suite."""
 
 from . import fidelity_report
 from .markdown import absent, by_format, table, taken_on, times, verdicts
@@ -7,7 +7,7 @@ PEERS = "torch", "deepspeed", "bitsandbytes", "torchao"
 
 
 def section(result, about, times=times):
-    """What was timed, its times, what was asked, what it was taken on, who was absent."""
+    """Yield what was timed, its times, what was asked, what it was taken on, who was absent."""
     yield about
     yield ""
     yield from times(result)
@@ -19,7 +19,7 @@ def section(result, about, times=times):
 
 
 def core(result):
-    """A step beside all peers."""
+    """Yield the lines of a step beside all peers."""
     yield from section(
         result,
         "Float32 Adam, one step: the whole call, in brackets ns per parameter where the arrays exceed the caches.\n"
@@ -28,7 +28,7 @@ def core(result):
 
 
 def chain(result):
-    """A whole training step in one pass, or a pass for each chore."""
+    """Yield the lines of a whole training step in one pass, or a pass for each chore."""
     yield from section(
         result,
         "Float32 Adam alone, with clipping by the global norm, and the whole step: unscale, clip, Adam, averages, a\n"
@@ -38,7 +38,7 @@ def chain(result):
 
 
 def narrow(result):
-    """Steps in fewer bytes."""
+    """Yield the lines of steps in fewer bytes."""
     yield from section(
         result,
         "Adam: bytes that a step of fastadam's moves and ns, per parameter; median (p10–p90).",
@@ -47,7 +47,7 @@ def narrow(result):
 
 
 def pytorch(result):
-    """Whole steps under PyTorch, and the share of a training step that they take."""
+    """Yield the lines of steps under PyTorch, and of the share of a training step that they take."""
     yield from section(
         result,
         "AdamW, one whole `opt.step()` against torch's fused; with max_norm, against clip_grad_norm_ and that.",

@@ -1,4 +1,4 @@
-"""What is measured: suites, which are lists of races, and who takes part in each.
+"""Says what is measured: suites, which are lists of races, and who takes part in each.
 
 core: a step of every backend beside all peers. chain: a whole training step in one pass against PyTorch's passes.
 narrow: steps in fewer bytes, once more on fewer parameters beside peers whose 8-bit moments are slow on a CPU.
@@ -27,14 +27,14 @@ SLOW_SIZE = 2**20  # parameters
 
 
 class Race(NamedTuple):
-    """One case and who steps it in turns: pairs of a contestant's name and a format's; None: everyone who can."""
+    """Names a case and who steps it in turns: pairs of a contestant's name and a format's; None: everyone who can."""
 
     case: str
     entrants: tuple[tuple[str, str], ...] | None
 
 
 class Suite(NamedTuple):
-    """What a suite does unless it is told otherwise; races: those of one workload, for these backends."""
+    """Says what a suite does unless it is told otherwise; races: those of one workload, for these backends."""
 
     races: Callable[[str, list[str]], list[Race]]
     workloads: tuple[str, ...]
@@ -44,25 +44,25 @@ class Suite(NamedTuple):
 
 
 def core(workload, backends):
-    """One race of everyone."""
+    """Return one race of everyone."""
     return [Race(workload, None)]
 
 
 def chain(workload, backends):
-    """A race for each kind of chores, on each processor."""
+    """Return a race for each kind of chores, on each processor."""
     cpu, cuda = ((OURS, PLAIN), (FUSED, PLAIN)), ((CUDA, PLAIN), (f"{FUSED} cuda", PLAIN))
     entrants = cpu * ("numba" in backends) + cuda * ("cuda" in backends)
     return [Race(f"{workload} {name}".strip(), entrants) for name in cases.CHORES]
 
 
 def narrow(workload, backends):
-    """A race of all formats, and one of the slow."""
+    """Return a race of all formats, and one of the slow."""
     slow = cases.flat(min(cases.size(cases.shapes(workload)), SLOW_SIZE))
     return [Race(workload, NARROW), Race(slow, SLOW)] if slow != workload else [Race(workload, NARROW + SLOW[1:])]
 
 
 def pytorch(workload, backends):
-    """A race of two optimizers under PyTorch."""
+    """Return a race of two optimizers under PyTorch."""
     return [Race(workload, ((TORCH, PLAIN), (FUSED, PLAIN)))]
 
 
@@ -75,5 +75,5 @@ SUITES = {
 
 
 def label(name, format, usual):
-    """What a contestant in a format is called where most are in the usual one."""
+    """Name a contestant in a format where most are in the usual one."""
     return name if format == usual else f"{name} {format}"

@@ -1,4 +1,4 @@
-"""What samples say: one entry per case and contestant, the same in JSON, tables and plots."""
+"""Sums samples up: one entry per case and contestant, the same in JSON, tables and plots."""
 
 import statistics
 
@@ -16,12 +16,12 @@ UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 
 
 def middle(values, low=None, high=None):
-    """[median, smallest, largest] over processes; of one process, what its spread allows."""
+    """Return [median, smallest, largest] over processes; of one process, what its spread allows."""
     return [statistics.median(values), *((min(values), max(values)) if len(values) > 1 else (low, high))]
 
 
 def case(name, runs, cache, l2=0):
-    """One case's events in all processes -> its entry. cache, l2: bytes of the last cache, of the GPU's."""
+    """Return the entry of one case from its events in all processes. cache, l2: bytes of the last caches."""
     n, tensors = cases.size(cases.shapes(name)), len(cases.shapes(name))
     out = {"n": n, "tensors": tensors}
     if skipped := [run["skipped"] for run in runs if "skipped" in run]:
@@ -55,7 +55,7 @@ def case(name, runs, cache, l2=0):
 
 
 def compared(contestants):
-    """Entries of contestants, each with how it compares with the limit and with the others."""
+    """Add to entries of contestants how each compares with the limit and with the others."""
     for one, entry in contestants.items():
         ratios = {other: over(entry, contestants[other]) for other in contestants if other != one}
         entry |= {"of_limit": ratios.pop(limit_of(one), None), "times_faster_than": ratios}
@@ -63,44 +63,44 @@ def compared(contestants):
 
 
 def over(one, other):
-    """How many times as fast one entry is as another: median, least and most over processes."""
+    """Return how many times as fast one entry is as another: median, least and most over processes."""
     ratios = [b / a for a, b in zip(one["medians"], other["medians"], strict=True)]
     return middle(ratios, other["p10"] / one["p90"], other["p90"] / one["p10"])
 
 
 def _where(n, moved, cache):
-    """Whether p, slots and both sets of gradients stay in the last cache from one call to the next."""
+    """Say whether p, slots and both sets of gradients stay in the last cache from one call to the next."""
     return "cache" if n * (moved + 12) / 2 <= cache else "memory"
 
 
 def ours(entry):
-    """The contestant of fastadam's that the others are compared with."""
+    """Name the contestant of fastadam's that the others are compared with."""
     return next((name for name in OURS if name in entry.get("contestants", {})), None)
 
 
 def limit_of(name):
-    """The limit of a contestant's processor."""
+    """Name the limit of a contestant's processor."""
     return "limit cuda" if "cuda" in name else "limit"
 
 
 def unit(seconds):
-    """(its size, its name)."""
+    """Return (size in seconds, name) of the unit that suits a time."""
     return next((pair for pair in UNITS if seconds >= pair[0]), UNITS[-1])
 
 
 def duration(seconds):
-    """Three digits and a unit."""
+    """Write a time in three digits and a unit."""
     scale, name = unit(seconds)
     return f"{digits(seconds / scale)} {name}"
 
 
 def digits(x):
-    """Three digits, or all before the point."""
+    """Write three digits of a number, or all before the point."""
     return f"{x:.{max(0, 3 - len(str(int(x))))}f}"
 
 
 def number(x):
-    """A ratio."""
+    """Write a ratio."""
     return digits(x) if x >= 100 else f"{x:.2f}" if x < 10 else f"{x:.1f}"
 
 
@@ -108,7 +108,7 @@ HEAD = ("", "time", "p10–p90", "ns/param", "GB/s", "of limit", "ulp", "× ours
 
 
 def table(name, entry):
-    """One case as a table, or as a line where it was skipped."""
+    """Return one case as a table, or as a line where it was skipped."""
     what = f"{name}: {entry['n']:,} parameters in {entry['tensors']} array{'s' * (entry['tensors'] > 1)}"
     if "skipped" in entry:
         return f"{what}: skipped: {entry['skipped']}"
@@ -135,7 +135,7 @@ def table(name, entry):
 
 
 def notes(entry):
-    """Why somebody is not in a case's table: a line each."""
+    """Yield why somebody is not in a case's table: a line each."""
     for name, why in entry.get("wrong", {}).items():
         yield f"  {name} is wrong, so not timed: {why}"
     for name, why in entry.get("left_out", {}).items():
@@ -145,7 +145,7 @@ def notes(entry):
 
 
 def crossover(result):
-    """From which size on the GPU is faster than the CPU, without and with moving the data: lines of text."""
+    """Yield from which size on the GPU is faster than the CPU, without and with moving the data."""
     flats = sorted((c for k, c in result["cases"].items() if k not in cases.MODELS), key=lambda c: c["n"])
     for name, what in (("fastadam cuda", "data on the GPU"), ("fastadam cuda, moved", "gradients in, parameters out")):
         pairs = [
@@ -168,12 +168,12 @@ def show(result):
     names = dict.fromkeys(name for _, c in columns for name in c["contestants"])
     title = f"{result['rule']} {result['dtype']}: speed, and how many times as fast as each other (×)"
     out = Table(ours(columns[0][1]), *(k for k, _ in columns), title=title)
-    mine = [c["contestants"][ours(c)] for _, c in columns]
-    out.add("ns/param", *(digits(of["ns_per_param"]) for of in mine))
-    out.add("GB/s", *(digits(of["gb_per_s"]) for of in mine))
-    out.add("of limit", *(number(of["of_limit"][0]) if of["of_limit"] else "" for of in mine))
+    entries = [c["contestants"][ours(c)] for _, c in columns]
+    out.add("ns/param", *(digits(of["ns_per_param"]) for of in entries))
+    out.add("GB/s", *(digits(of["gb_per_s"]) for of in entries))
+    out.add("of limit", *(number(of["of_limit"][0]) if of["of_limit"] else "" for of in entries))
     for name in names:
-        ratios = [of["times_faster_than"].get(name) for of in mine]
+        ratios = [of["times_faster_than"].get(name) for of in entries]
         if any(ratios):
             out.add(f"× {name}", *(number(x[0]) if x else "" for x in ratios))
     out.show()

@@ -1,4 +1,4 @@
-"""What is asked of fastadam, in one table: how many times as fast as another it shall be, or in what share of its time.
+"""Says in one table what is asked of fastadam: how many times as fast as another it shall be, or its share of time.
 
 The figures are for two cores (Zen 4), those of a GPU for an H100.
 """
@@ -11,7 +11,7 @@ from .summary import duration, number
 
 
 class Target(NamedTuple):
-    """One contestant of a case against another of the same case.
+    """Holds one contestant of a case against another of the same case.
 
     least: times as fast; most: of the other's time; seconds: at most, where there is no other.
     noise: missed only if all processes say so. dtype: the format that the result is of, where that is asked.
@@ -40,26 +40,26 @@ class Target(NamedTuple):
         return f"{self.case}: {self.contestant}" + (f" against {self.other}" if self.other else "")
 
     def measured(self, result):
-        """(the median over processes, the least, the most, whether the target is met); None where it was not timed."""
+        """Return (median over processes, least, most, whether the target is met); None where it was not timed."""
         contestants = result["cases"].get(self.case, {}).get("contestants", {})
-        mine, other = contestants.get(self.contestant), contestants.get(self.other)
-        if not mine or (self.other and not other):
+        entry, other = contestants.get(self.contestant), contestants.get(self.other)
+        if not entry or (self.other and not other):
             return None
         if self.seconds:
-            return mine["seconds"], mine["p10"], mine["p90"], mine["seconds"] <= self.seconds
-        median, low, high = summary.over(mine, other) if self.least else summary.over(other, mine)
+            return entry["seconds"], entry["p10"], entry["p90"], entry["seconds"] <= self.seconds
+        median, low, high = summary.over(entry, other) if self.least else summary.over(other, entry)
         if self.least:
             return median, low, high, (high if self.noise else median) >= self.least
         return median, low, high, median <= self.most
 
 
 def core(case, other, least, noise=False):
-    """Of a plain step on a CPU."""
+    """Return a target of a plain step on a CPU."""
     return Target("core", case, OURS, other, least=least, noise=noise)
 
 
 def narrow(format, other, other_format=PLAIN, case="2^24", **asked):
-    """Of a step in fewer bytes."""
+    """Return a target of a step in fewer bytes."""
     return Target("narrow", case, label(OURS, format, PLAIN), label(other, other_format, PLAIN), **asked)
 
 
@@ -102,14 +102,14 @@ CORE = list(
 
 
 def of(result):
-    """The targets that a result of its suite can be held against: those of its kind of processor and of its format."""
+    """Return the targets that a result can be held against: of its suite, its kind of processor and its format."""
     gpu = "gpu" in result["machine"]
     usual = result["dtype"] == PLAIN and result["rule"] in ("Adam", "AdamW")
     return [one for one in TARGETS if usual and one.suite == result["bench"] and (gpu or CUDA not in one.contestant)]
 
 
 def lines(result):
-    """Every target that was measured, and whether it is met: lines of text."""
+    """Yield every target that was measured, and whether it is met: lines of text."""
     for target in of(result):
         if measured := target.measured(result):
             value = duration(measured[0]) if target.seconds else number(measured[0])

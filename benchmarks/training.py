@@ -1,4 +1,4 @@
-"""A transformer and a CNN, both small, learn handwritten digits by fastadam.torch and by torch.optim.
+"""Trains a transformer and a CNN, both small, on handwritten digits by fastadam.torch and by torch.optim.
 
 Their losses, and what share of a training step is opt.step(). Needs torch and scikit-learn.
 """
@@ -16,7 +16,7 @@ BATCH, RUNS = 64, 3
 
 
 class Transformer(torch.nn.Module):
-    """Two encoder layers over the eight rows of an image."""
+    """Has two encoder layers over the eight rows of an image."""
 
     def __init__(self):
         super().__init__()
@@ -30,7 +30,7 @@ class Transformer(torch.nn.Module):
 
 
 class CNN(torch.nn.Sequential):
-    """Two convolutions and two dense layers."""
+    """Has two convolutions and two dense layers."""
 
     def __init__(self):
         super().__init__(
@@ -44,7 +44,7 @@ MODELS = (Transformer, CNN)
 
 
 def train(model, optimizer, images, digits, steps):
-    """(losses, seconds in opt.step(), seconds in all), over batches of 64, the first tenth not timed."""
+    """Return (losses, seconds in opt.step(), seconds in all), over batches of 64, the first tenth not timed."""
     torch.manual_seed(0)
     net = model()
     opt = optimizer(net.parameters())
@@ -65,7 +65,7 @@ def train(model, optimizer, images, digits, steps):
 
 
 def examples(steps, threads):
-    """{model: its size, what each optimizer's steps took and came to, how far loss curves ever are apart}.
+    """Return {model: its size, what each optimizer's steps took and came to, how far loss curves ever are apart}.
 
     torch's fused is run beside ours, in turns; the median of the shares counts. torchs_apart is how far torch's fused
     and its own for-loop are, as rounding grows with training.
@@ -92,7 +92,7 @@ def examples(steps, threads):
 
 
 def _told(runs, steps):
-    """What is kept of one optimizer's runs."""
+    """Return what is kept of one optimizer's runs."""
     losses = runs[0][0]
     return {
         "losses": losses[:: max(1, steps // 50)],

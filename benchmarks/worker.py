@@ -1,4 +1,4 @@
-"""One process: everyone on every case, or one contestant's first step. `bench` starts it and reads what it says.
+"""Is one process: everyone on every case, or one contestant's first step. `bench` starts it and reads what it says.
 
 The task is JSON on standard input, each event a line of JSON on standard output; what peers print goes to the errors.
 """
@@ -33,7 +33,7 @@ def main():
 
 
 def table(task, say):
-    """Everyone on every case; then the examples of a training, if there are to be any."""
+    """Let everyone race on every case; then the examples of a training, if there are to be any."""
     rng = np.random.default_rng(task["seed"])
     present = admission.entrants(task, say)
     for one in {one.name: one for case in task["cases"] for one in present[case]}.values():
@@ -64,7 +64,7 @@ def table(task, say):
 
 
 def first_step(one, shapes, task):
-    """A contestant after its first step, which may compile."""
+    """Return a contestant after its first step, which may compile."""
     ready = one(Start(shapes, one.setting.dtype, task.get("seed", 0)), one.setting, task["threads"])
     ready.give(0)
     ready.step()
@@ -73,7 +73,7 @@ def first_step(one, shapes, task):
 
 
 def race(shapes, present, task, seconds, pace, rng, say):
-    """Everyone who fits on one case, in about so many seconds."""
+    """Race everyone who fits on one case, in about so many seconds."""
     begin, n = time.time(), cases.size(shapes)
     fitting, why = admission.admitted(n, present, pace, seconds)
     if all(one.peer for one in fitting):
@@ -98,7 +98,7 @@ def race(shapes, present, task, seconds, pace, rng, say):
 
 
 def first_use(task, say):
-    """One contestant's first step; says when it was done."""
+    """Take one contestant's first step; say when it was done."""
     (cls,) = (one for one in everyone(task["backends"]) if one.name == task["first_use"])
     setting = cases.setting(task["rule"], task["format"])
     try:

@@ -45,7 +45,7 @@ def test_the_limit_touches_every_element_once(slots, shape, dtype, device, cupy)
     for n in (1, 7, 33_333, 2**16):
         p, g, *others = before = [RNG(k).standard_normal(n).astype(dtype) for k in range(2 + slots)]
         here = [cupy.asarray(x) for x in before]
-        limit_cuda.Walk(here[0], here[2:], *shape)(here[1], 0.5)
+        limit_cuda.LimitWalk(here[0], here[2:], *shape)(here[1], 0.5)
         assert (here[1].get() == g).all()
         for x, x0 in zip([here[0], *here[2:]], [p, *others], strict=True):
             wanted, eps = x0 + dtype(0.5) * g, np.finfo(dtype).eps
@@ -126,6 +126,7 @@ def test_the_gpu_script_runs_through(cuda_library, tmp_path):
     (tmp_path / "cupy.py").write_text(
         "import ctypes, sys\n"
         f"sys.path.append({str(TESTS)!r})\n"
+        "import cuda_host\n"
         "from cuda_host import fake_cupy\n"
         "from fastadam.benchmarks import limit_cuda\n"
         "limit_cuda.THREADS, limit_cuda.AHEAD = (256,), (2,)\n"  # fewer to compile

@@ -8,7 +8,7 @@ import pytest
 
 import papers
 from fastadam.benchmarks import codings, fidelity, fidelity_report, problems
-from fastadam.benchmarks.codings import BFloat16, BitsAndBytes, FlashOptim, ShiftedFloat, dynamic_map
+from fastadam.benchmarks.codings import BFloat16, DynamicTree, FlashOptim, ShiftedFloat, dynamic_map
 
 f32 = np.float32
 RNG = np.random.default_rng
@@ -103,20 +103,20 @@ def test_bitsandbytes_takes_the_nearest_and_keeps_the_sign():
         y = x if signed else x * x
         scale = np.abs(y).reshape(2, 256).max(axis=1).repeat(256)
         distance = np.abs(y[:, None] / scale[:, None] - dynamic_map(signed)).min(axis=1)
-        read, large = BitsAndBytes(signed)(y, None), np.abs(y) > 1e-6 * scale
+        read, large = DynamicTree(signed)(y, None), np.abs(y) > 1e-6 * scale
         assert (np.abs(read - y) / scale)[large] == pytest.approx(distance[large], abs=1e-7)
     tiny = np.full(256, 1e-9, f32)
     tiny[0], tiny[1] = 1, -1e-9
-    read = BitsAndBytes(True)(tiny, None)
+    read = DynamicTree(True)(tiny, None)
     assert read[1] == pytest.approx(-5.5e-7)
     assert (read[2:] == 0).all()
 
 
 def test_never_zero():
     v = np.array([1, 1e-30] * 128, f32)
-    assert FlashOptim(False)(v, None)[1] == BitsAndBytes(False)(v, None)[1] == 0
+    assert FlashOptim(False)(v, None)[1] == DynamicTree(False)(v, None)[1] == 0
     assert FlashOptim(False, never_zero=True)(v, None)[:2] == pytest.approx([1, (0.5 / 255) ** 2])
-    assert BitsAndBytes(False, never_zero=True)(v, None)[:2] == pytest.approx([1, 1.625e-7])
+    assert DynamicTree(False, never_zero=True)(v, None)[:2] == pytest.approx([1, 1.625e-7])
 
 
 def test_uncoded_it_is_adam():

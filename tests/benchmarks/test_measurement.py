@@ -65,7 +65,7 @@ def test_every_method_is_a_setting_with_its_bytes():
     ],
 )
 def test_what_a_format_moves(name, moved):
-    assert cases.Format(name).bytes(2) == moved
+    assert cases.Precision(name).bytes(2) == moved
 
 
 def test_formats_are_those_that_the_library_steps():
@@ -144,7 +144,7 @@ NARROW = [name for name in cases.formats() if name not in ("float32", "float64")
 @pytest.mark.parametrize("rule", ["Adam", "AdamW-amsgrad", "Lion"])
 @pytest.mark.parametrize("format", NARROW)
 def test_the_oracle_knows_what_a_format_loses(format, rule):
-    setting, start = cases.setting(rule, format), Start([(30, 41), (7,), (9_001,)], cases.Format(format).dtype)
+    setting, start = cases.setting(rule, format), Start([(30, 41), (7,), (9_001,)], cases.Precision(format).dtype)
     _, wrong = truth.check([ours()["numpy"](start, setting, 1)], start, RNG(0))  # whose bits the others have
     assert not wrong
 
@@ -179,7 +179,7 @@ def test_the_oracle_refuses_a_mistake_in_every_format(format, mistake):
             if k == 1:
                 mistake(self.opt)
 
-    setting, start = cases.setting("Adam", format), Start([(300, 40), (7,)], cases.Format(format).dtype)
+    setting, start = cases.setting("Adam", format), Start([(300, 40), (7,)], cases.Precision(format).dtype)
     _, wrong = truth.check([Mistaken(start, setting, 1)], start, RNG(0))
     assert list(wrong) == ["fastadam numpy"]
     assert wrong["fastadam numpy"].startswith("step 2")
@@ -196,7 +196,7 @@ def test_what_a_rounding_loses_is_within_the_bound_and_comes_near_it(name, slot,
     rng, slot = RNG(0), slot and slot("x")
     x = (rng.standard_normal(1 << 16) * 10.0 ** rng.uniform(-4, 2, 1 << 16)).astype(np.float32)
     x = np.abs(x) if isinstance(slot, NonNegative) else x
-    like = np.empty(0, np.uint8 if name == "8bit" else cases.Format(name).dtype)
+    like = np.empty(0, np.uint8 if name == "8bit" else cases.Precision(name).dtype)
     short = encoded(x, like, slot, (12345, 0) if drawn else None)
     back = decoded(short, slot, len(x), np.float32) if slot else short.astype(np.float32)
     groups = truth.groups_of([(0, slice(0, len(x)))])
