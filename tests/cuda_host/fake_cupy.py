@@ -331,7 +331,10 @@ class Function:
                 self.name,
                 grid,
                 block,
-                [(p, x if isinstance(x, np.ndarray) else weakref.proxy(x)) for p, x in zip(passed, arguments, strict=True)],
+                [
+                    (p, x if isinstance(x, np.ndarray) else weakref.proxy(x))
+                    for p, x in zip(passed, arguments, strict=True)
+                ],
                 stream,
                 state.device,
                 stream.is_capturing(),
