@@ -80,21 +80,21 @@ class NumbaPlan(Plan):
     def _prepare(self, workers: int) -> list[tuple[Any, ...]]:
         """The native calls of a step on so many threads, compiled or loaded."""
         if workers not in self._calls:
-            where = self._table, self._row, self._rows, self._counts
-            self._calls[workers] = self._calls_for(workers, self.everything, self._tags, *where)
+            where = self._table, self.table.row, self.table.rows
+            self._calls[workers] = self._calls_for(workers, self.everything, self._tags, *where, True)
         return self._calls[workers]
 
     def _calls_for(
         self, workers: int, work: Sequence[Work], tags: Sequence[Any],
-        table: Array, row: Array, rows: Array, counts: Array,
+        table: Array, row: Array, rows: Array, counted: bool,
     ) -> list[tuple[Any, ...]]:  # fmt: skip
-        """A native call for each signature."""
+        """A native call for each signature; the last advances the counts."""
         walk = self._traversal.walk_for(workers)
         calls: list[tuple[Any, ...]] = []
         for one, tag in zip(work, tags, strict=True):
-            advancing = counts[: len(counts) * (one is work[-1])]  # the last call advances the counts
+            counts = self.table.counts[: None if counted and one is work[-1] else 0]
             spans = _spans(one.chunks, workers)
-            args = (table, tag, one.chunks, spans, row, rows, advancing, self._carried, one.notes)
+            args = (table, tag, one.chunks, spans, row, rows, counts, self.table.carried, one.notes)
             # Only the tag decides the types: a look at all of them takes 100 µs, as long as a step over 10^5 numbers.
             kind = workers > 1, type(tag), *tag
             if kind not in self._natives:
@@ -102,11 +102,14 @@ class NumbaPlan(Plan):
             calls.append((self._natives[kind], *args))
         return calls
 
-    def _run_all(self, work: Sequence[Work], tags: Sequence[Any], after: Sequence[Any], *where: Array) -> None:
+    def _run_all(self, work: Sequence[Work], tags: Sequence[Any], after: Sequence[Any], *where: Any) -> None:
         """A walk with these tags over this work, on as many threads as it is worth, then `after`, in one go."""
 
         def run(workers: int) -> None:
-            calls = [*self._calls_for(workers, work, tags, *where), *((setitem, *one) for one in after)]
+            calls = [
+                *self._calls_for(workers, work, tags, *where),
+                *((setitem, *one) for one in after),
+            ]
             deque(starmap(call, calls), maxlen=0)
 
         self._on_threads(run, _elements(work))
@@ -146,17 +149,17 @@ class NumbaPlan(Plan):
             deque(chain(starmap(call, calls), starmap(setitem, after)), maxlen=0)
 
     def launch_some(
-        self, work: Sequence[Work], row: Array, rows: Array, counts: Array, after: Sequence[tuple[Any, Any, Any]]
+        self, work: Sequence[Work], row: Array, rows: Array, after: Sequence[tuple[Any, Any, Any]], counted: bool = True
     ) -> None:
         tags = [self._tags[one.signature] for one in work]
-        self._run_all(work, tags, after, self._table, row, rows, counts)
+        self._run_all(work, tags, after, self._table, row, rows, counted)
 
     def _measure(self, work: Sequence[Work], row: Array, squares: bool, largest: bool) -> None:
         there = THERE if squares else None, THERE if largest else None
 
         def make(workers: int) -> list[tuple[Any, ...]]:
             tags = [self._elements.Measure(*self._tags[one.signature][:2], *there) for one in work]
-            return self._calls_for(workers, work, tags, self._table, row, self._rows, self._counts[:0])
+            return self._calls_for(workers, work, tags, self._table, row, self.table.rows, False)
 
         def run(workers: int) -> None:
             key = "measure", squares, largest, workers
@@ -166,7 +169,7 @@ class NumbaPlan(Plan):
 
     def _once(self, key: Any, work: Sequence[Work], row: Array, make: Callable[[], Any]) -> Any:
         """make(), or what it made before for the whole of the parameters: typing its arguments takes 100 µs."""
-        if row is not self._row or work[0].chunks is not self.everything[0].chunks:
+        if row is not self.table.row or work[0].chunks is not self.everything[0].chunks:
             return make()
         if key not in self._calls:
             self._calls[key] = make()
@@ -181,7 +184,7 @@ class NumbaPlan(Plan):
             self._elements.Accumulate(format_of(x.dtype), tag.g, clear)
             for x, tag in zip(first, self._tags, strict=True)
         ]
-        self._run_all(work, tags, [*self.unread, *after], table, row, self._rows, self._counts[:0])
+        self._run_all(work, tags, [*self.unread, *after], table, row, self.table.rows, False)
 
     def sums(self, work: Sequence[Work], row: Array) -> Array:
         def make() -> list[tuple[Any, ...]]:
