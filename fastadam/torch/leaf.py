@@ -277,12 +277,12 @@ class Leaf:
                     state[key] = self.encoded(key, self.decoded(key, x, state[ORDER]))
                 continue
             # As torch's own optimizer keeps it, or one of ours with other moments.
-            theirs, wide = FORMATS.get(x.dtype), set() if format is REMAINDER else {self.state_dtype}
-            other = wide and x.is_floating_point() and (self.short or theirs is BFLOAT16)
+            came_in, wide = FORMATS.get(x.dtype), set() if format is REMAINDER else {self.state_dtype}
+            other = wide and x.is_floating_point() and (self.short or came_in is BFLOAT16)
             fits = other or x.dtype in (wide if format.block > 1 else {kind, *wide})
             if not fits or x.shape != self.shape or x.device != here.device:
                 hint = ": moments of 8 bits need moments='8bit', or to_torch_state" * (
-                    kind is not x.dtype and theirs is CODES
+                    kind is not x.dtype and came_in is CODES
                 )
                 raise ValueError(
                     f"state[{key!r}] of {self.name} is {describe(x)}, {self.name} is {describe(here)}{hint}"
