@@ -1,4 +1,4 @@
-"""Says whether anything got slower since a commit: `python benchmarks/compare.py --against COMMIT`.
+"""Whether anything got slower since a commit: `python benchmarks/compare.py --against COMMIT`.
 
 That commit is checked out beside this clone, and a process of each steps the same rows in turns, old new new old, so
 that a machine that drifts slows both. Every such four give a ratio, new time over old; a pair of processes gives their
@@ -23,8 +23,7 @@ if not __package__:  # a script of a clone, installed or not
 
 import fastadam
 from fastadam.benchmarks import bench, clock, machine, options
-from fastadam.benchmarks.suites import OURS, PLAIN, SUITES, TORCH
-from fastadam.benchmarks.targets import CORE
+from fastadam.benchmarks.suites import OURS, SUITES, TORCH
 
 ALLOWED = 1.02  # times the old time
 CONFIDENCE = 0.95
@@ -34,24 +33,23 @@ QUICK = ("core 2^10", "core mlp", "pytorch mlp")
 
 
 class Refused(Exception):
-    """Raised when nothing can be compared; its text says why."""
+    """Nothing can be compared, and why."""
 
 
 def rows():
-    """Return {name: what side.py is told of it} of everything that fastadam steps in the suites."""
+    """{name: what side.py is told of it}: what fastadam steps in the suites, each once."""
     named = {}
-    for suite, usual in SUITES.items():
-        for workload in CORE if suite == "core" else usual.workloads:
-            for case, entrants in usual.races(workload, ["numba"]):
-                for name, format in entrants or [(OURS, PLAIN)]:
-                    if name in (OURS, TORCH):
-                        row = f"{suite} {case}" + f" {format}" * (suite == "narrow")
-                        named[row] = {"rule": usual.rule, "case": case, "name": name, "format": format}
+    for suite, (rule, races, *_) in SUITES.items():
+        for case, entrants in races:
+            for name, format in entrants:
+                if name in (OURS, TORCH):
+                    short = f"{suite} {case}" + f" {format}" * (suite == "narrow")
+                    named[short] = {"rule": rule, "case": case, "name": name, "format": format}
     return named
 
 
 class Side:
-    """Drives a process that steps one commit's fastadam."""
+    """A process that steps one commit's fastadam."""
 
     def __init__(self, root, links, errors):
         env = bench.environment(fastadam.get_num_threads())
@@ -63,7 +61,7 @@ class Side:
         )  # fmt: skip
 
     def ask(self, **order):
-        """Return what the process answers to an order."""
+        """What the process answers to an order."""
         try:
             self._process.stdin.write(json.dumps(order) + "\n")
             self._process.stdin.flush()
@@ -74,11 +72,11 @@ class Side:
             raise Refused(f"a process ended: {words[-1] if words else 'it said nothing'}") from None
 
     def prepare(self, row):
-        """Make a row's contestant; return how many calls a turn should have, and a checksum of its results."""
+        """Make a row's contestant: how many calls a turn should have, and a checksum of its results."""
         return self.ask(row=row)
 
     def turn(self, calls):
-        """Return seconds per call of a turn."""
+        """Seconds per call."""
         return self.ask(calls=calls)["seconds"]
 
     def close(self):
@@ -91,7 +89,7 @@ class Side:
 
 @contextmanager
 def checkout(commit):
-    """Check a commit out into a folder while it is needed. Raises Refused if there is no such commit."""
+    """A folder with that commit's files, while it is needed. Raises Refused if there is no such commit."""
 
     def git(*words):
         done = subprocess.run(["git", "-C", str(machine.ROOT), *words], capture_output=True, text=True)
@@ -111,7 +109,7 @@ def checkout(commit):
 
 @contextmanager
 def opened(old, new):
-    """Start a pair of processes over these two folders, which both measure with this clone's code."""
+    """A pair of processes over these two folders, which both measure with this clone's code."""
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         Path(folder, "measured").symlink_to(Path(__file__).resolve().parent, target_is_directory=True)
         pair = []
@@ -122,7 +120,7 @@ def opened(old, new):
 
 
 def ratios(old, new, calls, seconds):
-    """Return ratios of new time over old, of four turns each, for about so many seconds.
+    """New time over old, of four turns each, for about so many seconds.
 
     Of a side's two turns the quicker counts: what interrupts one only adds to it. Which side is in the middle changes.
     """
@@ -137,7 +135,7 @@ def ratios(old, new, calls, seconds):
 
 
 def measure(chosen, pair, pairs, seconds):
-    """Return ({row: median ratio of each pair of processes}, the rows whose results differ).
+    """({row: median ratio of each pair of processes}, the rows whose results differ).
 
     pair(): a context of two sides, old and new, as processes anew.
     """
@@ -155,7 +153,7 @@ def measure(chosen, pair, pairs, seconds):
 
 
 def interval(values):
-    """Return (low, median, high, how often such an interval holds the median that endless pairs would have).
+    """(low, median, high, how often such an interval holds the median that endless pairs would have).
 
     Of n values the k-th from either end miss it with the chance that fewer than k of n fair coins fall that way.
     """
@@ -169,7 +167,7 @@ def interval(values):
 
 
 def verdict(low, median):
-    """Say what a row's interval means: "slower" beyond doubt, "slower?" by its median, or nothing."""
+    """What a row's interval says: "slower" beyond doubt, "slower?" by its median, or nothing."""
     return "slower" if low > ALLOWED else "slower?" if median > ALLOWED else ""
 
 

@@ -1,4 +1,4 @@
-"""Tells pytest how benchmarks are run."""
+"""What benchmarks tell pytest."""
 
 import warnings
 

@@ -1,4 +1,4 @@
-"""Reads and writes results: one JSON for each measurement, with machine, versions, commit and date in it."""
+"""Result files: one JSON for each measurement, with machine, versions, commit and date in it."""
 
 import json
 from pathlib import Path
@@ -7,17 +7,17 @@ ALL = ("bench", "date", "commit", "machine", "versions", "threads")  # what ever
 
 
 class Unusable(ValueError):
-    """Raised for a file that is not a result; its text is the line to print."""
+    """A file that is not a result; its text is the line to print."""
 
 
 def write(path, result):
-    """Write a result and say so."""
+    """Write one and say so."""
     path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"written: {path}")
 
 
 def read(path, *kinds):
-    """Return one file's result, of one of these kinds: a suite's, first-use, fidelity. Raises Unusable."""
+    """One file's result, of one of these kinds: core, first-use, chain. Raises Unusable."""
     try:
         result = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -25,9 +25,9 @@ def read(path, *kinds):
     except ValueError as error:
         raise Unusable(f"{path}: no JSON: {error}") from None
     if not isinstance(result, dict) or not set(ALL) <= result.keys():
-        raise Unusable(f"{path}: expected a file written by bench --json")
+        raise Unusable(f"{path}: expected a file written by bench --json or chain --json")
     if result["bench"] not in kinds:
         raise Unusable(f"{path}: a result of {result['bench']}, expected one of {' or '.join(kinds)}")
-    if result["bench"] != "fidelity" and not isinstance(result.get("cases"), dict):
-        raise Unusable(f"{path}: a result of {result['bench']} without cases")
+    if result["bench"] == "core" and not isinstance(result.get("cases"), dict):
+        raise Unusable(f"{path}: a result of core without cases")
     return result

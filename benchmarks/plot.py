@@ -1,11 +1,11 @@
-"""Draws a result: GB/s over size below the limit's line, and how many times as fast fastadam is."""
+"""A result as a picture: GB/s over size below the limit's line, and how many times as fast fastadam is."""
 
 import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from . import cases, machine, summary
+from fastadam.benchmarks import cases, machine, summary
 
 COLOURS = {
     "fastadam numba": "#d62728", "fastadam cuda": "#d62728", "fastadam numpy": "#ff9896", "limit": "black",
@@ -17,7 +17,6 @@ MARKS = "osv^D<>Pp*hX"
 
 
 def colour(name):
-    """Return the colour of a contestant, the same on either processor."""
     return COLOURS.get(name) or COLOURS.get(name.removesuffix(" cuda"), "#17becf")
 
 
@@ -46,7 +45,7 @@ def draw(result, path):
 
 
 def _roofline(axis, flats, result):
-    """Draw GB/s over the number of parameters, the limit as a line, the caches' sizes marked."""
+    """GB/s over the number of parameters, the limit as a line, the caches' sizes marked."""
     names = dict.fromkeys(name for case in flats.values() for name in case["contestants"])
     for k, name in enumerate(names):
         rows = [(case["n"], case["contestants"][name]) for case in flats.values() if name in case["contestants"]]
@@ -72,7 +71,7 @@ def _roofline(axis, flats, result):
 
 
 def _caches(result):
-    """Yield (label, bytes) of each data cache of the machine, and of the GPU's."""
+    """(label, bytes) of each data cache of the machine, and of the GPU's."""
     of = result["machine"]
     for name, text in of["caches"].items():
         if "instruction" not in name and machine.in_bytes(text):
@@ -86,7 +85,7 @@ def _short(size):
 
 
 def _ratios(axis, bars, result):
-    """Draw how many times as fast fastadam is as each other, a group of bars for each workload."""
+    """How many times as fast fastadam is as each other, a group of bars for each workload."""
     at, ticks, labels = 0, [], []
     for name, case in bars.items():
         main = summary.ours(case)
