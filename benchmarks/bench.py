@@ -1,4 +1,4 @@
-"""`python -m fastadam bench`: processes that measure, a table that grows, a file and a picture."""
+"""`python -m fastadam bench` runs processes that measure, shows a table that grows, writes a file and a picture."""
 
 import json
 import os
@@ -10,14 +10,15 @@ import time
 from pathlib import Path
 
 import fastadam
-from fastadam.benchmarks import files, machine, summary
 from fastadam.tools.console import Live
+
+from . import files, machine, summary, targets
 
 PACKAGE = Path(fastadam.__file__).parent.parent
 
 
 def environment(threads):
-    """Thread counts set before anything is imported, and this fastadam."""
+    """Return the environment of a process that measures: counts of threads for every library, and this fastadam."""
     n = str(threads)
     env = os.environ | {"OMP_NUM_THREADS": n, "MKL_NUM_THREADS": n, "OPENBLAS_NUM_THREADS": n, "NUMBA_NUM_THREADS": n}
     env.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch's tensors on huge pages too, as NumPy's arrays are
@@ -28,7 +29,7 @@ def environment(threads):
 
 
 def events(task, env=None):
-    """What one process says; last, how it ended: {"ended": its exit status, "words": its last line of errors}."""
+    """Yield what one process says; last, how it ended: {"ended": exit status, "words": its last line of errors}."""
     command = [sys.executable, "-m", "fastadam.benchmarks.worker"]
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
@@ -50,21 +51,21 @@ def events(task, env=None):
 
 
 class Failed(RuntimeError):
-    """The process that measures does not get as far as the first case."""
+    """Raised when the process that measures does not get as far as the first case."""
 
 
 class Refused(Exception):
-    """Somebody who was asked for by name cannot take part: nothing is measured."""
+    """Raised when somebody who was asked for by name cannot take part: nothing is measured."""
 
 
 def refusal(event):
-    """What is said then."""
+    """Say who was asked for and cannot take part, and how to mend that."""
     mend = f"; {event['install']}" if event["install"] else ""
     return f"python -m fastadam bench: argument --peers: {event['absent']}: {event['reason']}{mend}"
 
 
 def collect(task, env, show):
-    """One whole run: a process, and another for the rest of the cases when one dies, without who killed it."""
+    """Run all cases once: in a process, and when one dies in another for the rest, without who killed it."""
     run, died = {"absent": {}, "cases": {}}, {}
     while True:
         run["absent"], case, trying, began = dict(died), None, None, time.time()
@@ -79,6 +80,8 @@ def collect(task, env, show):
             elif "case" in event:
                 began, case = began if case else time.time(), event["case"]
                 run["cases"][case] = {"samples": {}, "wrong": {}}
+            elif "examples" in event:
+                run["examples"] = event["examples"]
             elif "skipped" in event:
                 run["cases"][case]["skipped"] = event["skipped"]
             elif "ulps" in event:
@@ -106,6 +109,7 @@ def collect(task, env, show):
 
 
 def ending(status):
+    """Say how a process ended: the signal or the exit status."""
     return signal.Signals(-status).name if status < 0 else f"exit status {status}"
 
 
@@ -115,15 +119,15 @@ def run(args):
     Returns the exit status: 1 where fastadam computed something wrong, or nothing ran; 2 where a peer that was asked
     for is absent; 130 after Ctrl-C, with what was finished printed and written.
     """
-    begin, result = time.time(), head("core", args)
+    begin, result = time.time(), head(args.suite, args.rule, args.format, args.threads)
     result |= {"rounds": args.rounds, "processes": args.processes, "absent": {}, "cases": {}}
     screen, status = Screen(result), 0
     try:
         for seed in range(args.processes):
             task = {
                 "rule": args.rule, "format": args.format, "threads": args.threads, "rounds": args.rounds, "seed": seed,
-                "cases": args.cases, "backends": args.backends, "peers": args.peers, "without": [],
-                "seconds": args.seconds / args.processes,
+                "cases": args.cases, "entrants": args.entrants, "backends": args.backends, "peers": args.peers,
+                "without": [], "seconds": args.seconds / args.processes, "training": args.training * (seed == 0),
             }  # fmt: skip
             with Live() as live:
                 screen.begin(live, last=seed == args.processes - 1)
@@ -144,24 +148,22 @@ def run(args):
     return status or int(bool(failed) or not any(case.get("contestants") for case in result["cases"].values()))
 
 
-def head(bench, args):
-    """What stands at the top of every result and of what is printed."""
+def head(bench, rule, dtype, threads):
+    """Print and return what stands at the top of every result."""
     of = machine.machine()
-    print(
-        f"{args.rule} {args.format}, {args.threads} threads; {of['cpu']}, {of['cores']} cores, {of['memory_gib']} GiB"
-    )
+    print(f"{rule} {dtype}, {threads} threads; {of['cpu']}, {of['cores']} cores, {of['memory_gib']} GiB")
     if machine.unquiet(of):
         print(machine.unquiet(of))
     return {
         "bench": bench, "date": machine.date(), "commit": machine.commit(), "machine": of,
-        "versions": machine.versions(), "rule": args.rule, "dtype": args.format, "threads": args.threads,
+        "versions": machine.versions(), "rule": rule, "dtype": dtype, "threads": threads,
     }  # fmt: skip
 
 
 def finish(result, args):
-    """What stands below the tables, and the files."""
+    """Print what stands below the tables, and write the files."""
     print()
-    summary.show(result)
+    targets.show(result)
     for name, why in result["absent"].items():
         print(f"absent: {name}: {why['reason']}" + (f"; {why['install']}" if why["install"] else ""))
     if machine.unquiet(result["machine"]):
@@ -170,23 +172,24 @@ def finish(result, args):
     if args.json:
         files.write(args.json, result)
     if args.plot and any(case.get("contestants") for case in result["cases"].values()):
-        from fastadam.benchmarks import plot
+        from .plot import draw  # which needs matplotlib
 
-        plot.draw(result, args.plot)
+        draw(result, args.plot)
         print(f"written: {args.plot}")
 
 
 class Screen:
-    """The case under way, redrawn while somebody watches; and each finished case: printed once, kept at once."""
+    """Draws the case under way again and again while somebody watches, and prints and keeps each finished case."""
 
     def __init__(self, result):
         self._result, self._finished = result, {}
 
     def begin(self, live, last):
-        """A process begins."""
+        """Begin with the cases of a process."""
         self._live, self._last, self._case = live, last, None
 
     def show(self, case, trying, run):
+        """Show how far a process is: who is tried, or the times of the case under way."""
         if case != self._case and self._case is not None:
             self._finish(run, self._case)
         self._case = case
@@ -200,10 +203,12 @@ class Screen:
             self._live.show(summary.table(case, self._entry(case, [run["cases"][case]])))
 
     def done(self, run):
-        """A process is done."""
+        """End with the cases of a process."""
         if self._case is not None:
             self._finish(run, self._case)
         self._result["absent"] |= run["absent"]
+        if "examples" in run:
+            self._result["examples"] = run["examples"]
 
     def _entry(self, case, runs):
         of = self._result["machine"]

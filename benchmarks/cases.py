@@ -1,4 +1,4 @@
-"""What is stepped: cases, which are lists of shapes and the chores of a step, and settings of a method.
+"""Says what is stepped: cases, which are lists of shapes and the chores of a step, and settings of a method.
 
 A case's name is a workload's, with the chores after it: 2^20, resnet50, "2^24 max_norm", "2^24 whole".
 """
@@ -11,12 +11,12 @@ import numpy as np
 
 
 def mlp():
-    """Three dense layers, the last a classifier of ten."""
+    """Return the shapes of three dense layers, the last a classifier of ten."""
     return [(64, 64), (64,), (64, 64), (64,), (10, 64), (10,)]
 
 
 def resnet50():
-    """torchvision's list: a stem, four stages of bottlenecks (1x1, 3x3, 1x1), a classifier."""
+    """Return torchvision's shapes: a stem, four stages of bottlenecks (1x1, 3x3, 1x1), a classifier."""
 
     def conv(out, into, k):
         return [(out, into, k, k), (out,), (out,)]  # no bias; then the norm's scale and shift
@@ -32,29 +32,29 @@ def resnet50():
 
 
 def block(h):
-    """A transformer's block: attention in and out, the MLP up and down, two norms."""
+    """Return the shapes of a transformer's block: attention in and out, the MLP up and down, two norms."""
     return [(3 * h, h), (3 * h,), (h, h), (h,), (4 * h, h), (4 * h,), (h, 4 * h), (h,), (h,), (h,), (h,), (h,)]
 
 
 def vit_b():
-    """The 12 blocks of ViT-B."""
+    """Return the shapes of the 12 blocks of ViT-B."""
     return 12 * block(768)
 
 
 def gpt2(h, layers):
-    """Tokens, positions, blocks, the last norm; the head is the tokens' matrix."""
+    """Return the shapes of tokens, positions, blocks, the last norm; the head is the tokens' matrix."""
     return [(50257, h), (1024, h), *(layers * block(h)), (h,), (h,)]
 
 
 def bert_large():
-    """Embeddings with their norm, 24 layers with query, key and value apart, the pooler."""
+    """Return the shapes of embeddings with their norm, 24 layers with query, key and value apart, the pooler."""
     h = 1024
     layer = 4 * [(h, h), (h,)] + [(h,), (h,), (4 * h, h), (4 * h,), (h, 4 * h), (h,), (h,), (h,)]
     return [(30522, h), (512, h), (2, h), (h,), (h,), *(24 * layer), (h, h), (h,)]
 
 
 def llama2_7b():
-    """Embedding, 32 layers without biases, the last norm, the head."""
+    """Return the shapes of an embedding, 32 layers without biases, the last norm, the head."""
     h, wide = 4096, 11008
     layer = 4 * [(h, h)] + [(wide, h), (wide, h), (h, wide), (h,), (h,)]
     return [(32000, h), *(32 * layer), (h,), (32000, h)]
@@ -73,17 +73,17 @@ SIZES = (2**10, 2**14, 2**17, 2**20, 2**24, 2**26)  # from a call's own cost to 
 
 
 def size(shapes):
-    """How many parameters."""
+    """Count the parameters."""
     return sum(map(prod, shapes))
 
 
 def flat(n):
-    """The name of one array of n elements: 2^20, or the number."""
+    """Name the case of one array of n elements: 2^20, or the number."""
     return f"2^{n.bit_length() - 1}" if n & (n - 1) == 0 else str(n)
 
 
 def shapes(case):
-    """The shapes of a case's workload, a model's or a flat size's."""
+    """Return the shapes of a case's workload, a model's or a flat size's."""
     workload = case.partition(" ")[0]
     if workload in MODELS:
         return MODELS[workload]
@@ -98,13 +98,13 @@ SCALE, MAX_NORM, EMA_DECAY = 1 / 1024, 1.0, 0.999
 
 
 def chores(case):
-    """The name of a case's chores."""
+    """Return the name of a case's chores."""
     return case.partition(" ")[2]
 
 
 @dataclass(frozen=True)
-class Format:
-    """How values rest in memory, by its name: the dtype of p and g, then what else the method is told.
+class Precision:
+    """Says what a step's numbers rest in, by its name: the dtype of p and g, then what else the method is told.
 
     float32; float32:moments=8bit; bfloat16:moments=bfloat16:master=remainder.
     """
@@ -124,16 +124,20 @@ class Format:
 
     @property
     def moments(self):
-        """What the slots rest in."""
-        return self.options.get("moments", "float64" if self.dtype == np.float64 else "float32")
+        """The name of what the slots rest in."""
+        from fastadam.kernels.formats import compute
+
+        return self.options.get("moments", compute(self.dtype).name)
 
     def bytes(self, slots):
-        """Per parameter and step: p, its master and the slots read and written, g read."""
-        itemsize = self.dtype.itemsize
-        return 3 * itemsize + 2 * (slots * MOMENTS[self.moments] + MASTERS.get(self.options.get("master"), 0))
+        """Count the bytes per parameter and step: p, its master and the slots read and written, g read."""
+        from fastadam.kernels.formats import FORMATS
+
+        moments, master = FORMATS[self.moments], MASTERS.get(self.options.get("master"), 0)
+        width = moments.bytes if moments.block == 1 else moments.bytes / moments.block
+        return 3 * self.dtype.itemsize + 2 * (slots * width + master)
 
 
-MOMENTS = {"float64": 8, "float32": 4, "bfloat16": 2, "8bit": 1 + 4 / 64}  # with a float32 scale for each 64
 MASTERS = {"float32": 4, "remainder": 2}  # beside p
 NARROW = (
     "bfloat16", "float16", "bfloat16:master=remainder",
@@ -144,12 +148,12 @@ NARROW = (
 
 @cache
 def formats():
-    """{name: Format} of those that this version of the library steps, found out by trying: the dtypes first."""
+    """Return {name: Precision} of those that this version of the library steps, tried out one by one; dtypes first."""
     import fastadam
     from fastadam.kernels.formats import DTYPES
 
-    by_name = {dtype.name: Format(dtype.name) for dtype in DTYPES}
-    for one in map(Format, NARROW):
+    by_name = {dtype.name: Precision(dtype.name) for dtype in DTYPES}
+    for one in map(Precision, NARROW):
         try:
             fastadam.Adam(np.zeros(64, one.dtype), backend="numpy", **one.options)
         except (TypeError, ValueError, ImportError):  # no such dtype, no such argument, no such value, no ml_dtypes
@@ -160,12 +164,12 @@ def formats():
 
 @dataclass(frozen=True)
 class Setting:
-    """A method with its options and otherwise its defaults, which are torch's."""
+    """Describes a method with its options, and otherwise its defaults, which are torch's."""
 
     name: str  # Adam, AdamW-amsgrad, SGD-momentum, ...
     method: type
     options: dict
-    format: Format = Format("float32")
+    format: Precision = Precision("float32")
     chores: str = ""  # one of CHORES
 
     @property
@@ -178,7 +182,7 @@ class Setting:
 
     @property
     def hyperparameters(self):
-        """All of them by name."""
+        """All hyperparameters by name."""
         return {each.name: getattr(self.rule, each.name) for each in fields(self.rule) if each.init}
 
     @property
@@ -196,13 +200,13 @@ class Setting:
 
 
 def setting(rule, format="float32", chores=""):
-    """The setting of that name in the format of that name, with the chores of that name."""
+    """Return the setting of that name in the format of that name, with the chores of that name."""
     return replace(settings()[rule], format=formats()[format], chores=chores)
 
 
 @cache
 def settings():
-    """Every method with every choice of its options, by name."""
+    """Return every method with every choice of its options, by name."""
     from fastadam.tools.cover import label, variants
 
     by_name = {}

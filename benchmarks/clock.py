@@ -1,4 +1,4 @@
-"""One clock for all: warm up, then interleaved rounds in random order.
+"""Times everyone by one clock: a warm-up, then interleaved rounds in random order.
 
 A turn of one contestant is a rest, calls that are not counted, and calls that are: one sample, their time per call.
 The rest is for libgomp, whose idle threads spin for 4 ms (measured) and would take a core from the next contestant.
@@ -22,7 +22,7 @@ now = time.perf_counter  # seconds; tests put another clock here
 
 
 def turn(one, calls, steps):
-    """Seconds per call, over some calls with fresh gradients."""
+    """Return seconds per call, over some calls with fresh gradients."""
     if one.device == "cuda":
         return _turn_on_gpu(one, calls, steps)
     spent = 0.0
@@ -35,7 +35,7 @@ def turn(one, calls, steps):
 
 
 def _turn_on_gpu(one, calls, steps):
-    """Between events; by the wall where a library has streams of its own, and then with everything finished."""
+    """Time calls between events; by the wall, with everything finished, where a library has streams of its own."""
     import cupy
 
     spent = 0.0
@@ -62,13 +62,13 @@ def _turn_on_gpu(one, calls, steps):
 
 
 def calibrated(one, steps):
-    """(seconds of a quick call, calls that a turn counts) of a contestant."""
+    """Return (seconds of a quick call, calls that a turn counts) of a contestant."""
     quick = min(turn(one, 1, steps) for _ in range(2))
     return quick, max(1, round(FLOOR / max(quick, 1e-9)))
 
 
 def rested_turn(one, calls, quick, steps):
-    """A rest, calls that warm up, then seconds per call over so many; quick: seconds of a quick call."""
+    """Return seconds per call after a rest and calls that warm up; quick: seconds of a quick call."""
     time.sleep(REST)
     if quick < SETTLED:
         turn(one, max(4, calls // 2), steps)  # both sets of gradients, twice
@@ -76,7 +76,7 @@ def rested_turn(one, calls, quick, steps):
 
 
 def race(contestants, rounds, rng, report=lambda name, seconds: None, seconds=float("inf")):
-    """{name: one time per call, in seconds, for each of its turns}. report(name, seconds) follows each turn.
+    """Return {name: seconds per call of each of its turns}. report(name, seconds) follows each turn.
 
     seconds: for everyone together, shared out evenly; nobody gets fewer than FEWEST turns for that, nor `rounds`.
     """
@@ -106,7 +106,7 @@ def race(contestants, rounds, rng, report=lambda name, seconds: None, seconds=fl
 
 
 def spread(samples):
-    """(p10, median, p90); of few samples, the extremes."""
+    """Return (p10, median, p90); of few samples, the extremes."""
     ordered = sorted(samples)
     tenth = len(ordered) // 10
     return ordered[tenth], statistics.median(ordered), ordered[-1 - tenth]

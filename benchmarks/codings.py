@@ -1,12 +1,13 @@
-"""Ways for a moment to rest in few bytes, as models in NumPy: what benchmarks/fidelity.py compares.
+"""Models in NumPy of how a moment may rest in few bytes, which benchmarks/fidelity.py compares.
 
 A coding maps a flat float32 array to what is read back after it was stored. Groups of equal size share one scale;
 the array's length is a multiple of every group's size. Written for fidelity, not for speed, the rivals' from their
 papers and manuals; the library has its own.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,18 +16,18 @@ ONE = u32(0x3F800000)  # the bits of 1.0
 
 
 def exact(x, rng):
-    """float32 itself."""
+    """Return float32 itself."""
     return x
 
 
 def _draws(rng, size, bits):
-    """Uniform integers below 2^bits."""
+    """Draw uniform integers below 2^bits."""
     return rng.integers(0, 1 << 32, size, dtype=u32) >> u32(32 - bits)
 
 
 @dataclass(frozen=True)
 class BFloat16:
-    """The upper half of a float32, to nearest even or stochastically."""
+    """Keeps the upper half of a float32, rounded to nearest even or stochastically."""
 
     stochastic: bool = False
     bytes = 2
@@ -39,7 +40,7 @@ class BFloat16:
 
 @dataclass(frozen=True)
 class ShiftedFloat:
-    """The upper bits of the float w + 1, less those of 1: a small float with gradual underflow, by shifts only.
+    """Keeps the upper bits of the float w + 1, less those of 1: a small float with gradual underflow, by shifts only.
 
     w = root(|x|/scale). Codes are E, M and stand for w = 2^E·(1 + M/2^mantissa) - 1; the scale puts the group's largest
     on the last code. halvings: 0, 1, 2 for w the value itself, nearly its square root, nearly its fourth root: a
@@ -72,16 +73,16 @@ class ShiftedFloat:
         return ((z.view(u32) >> u32(self.halvings)) + self.middle).view(f32)
 
     def power(self, w):
-        """The inverse of root, but for the bits that root drops; 0 of 0."""
+        """Invert root, but for the bits that root drops; 0 of 0."""
         return np.where(w == 0, u32(0), (w.view(u32) - self.middle) << u32(self.halvings)).view(f32)
 
     def values(self, codes):
-        """What codes (without the sign) stand for, in units of the scale."""
+        """Return what codes (without the sign) stand for, in units of the scale."""
         w = ((codes.astype(u32) << u32(23 - self.mantissa)) + ONE).view(f32) - f32(1)
         return self.power(w if self.signed else np.where(codes == 0, f32(2.0 ** -(self.mantissa + 1)), w))
 
     def encode(self, x, rng):
-        """Codes without the sign, in rows of a group each, and the groups' scales."""
+        """Return codes without the sign, in rows of a group each, and the groups' scales."""
         shift = 23 - self.mantissa
         magnitudes = np.abs(x).reshape(-1, self.group)
         scale = magnitudes.max(axis=1, keepdims=True) / self.values(np.array([self.last]))
@@ -103,7 +104,7 @@ def _table(coding):
 
 @dataclass(frozen=True)
 class FlashOptim:
-    """Companding, then 8 bits to nearest, with a float16 scale per 32.
+    """Compands, then keeps 8 bits to nearest, with a float16 scale per 32.
 
     Ortiz et al. 2026 (arXiv 2602.23349), Algorithms 2 and 3. signed: 2z/(1 + |z|) of z = x/scale in 127 steps to either
     side; otherwise √x/scale in 255 steps. Codes are of the float32 scale, which is at least 1e-12.
@@ -129,7 +130,7 @@ class FlashOptim:
 
 @cache
 def dynamic_map(signed):
-    """The 256 values of dynamic tree quantization, ascending (Dettmers 2016, section 2; Dettmers et al. 2022).
+    """Return the 256 values of dynamic tree quantization, ascending (Dettmers 2016, 2; Dettmers et al. 2022).
 
     Seven decades below 1; the k-th from below, k = 0 to 6, holds the centres of 2^k (unsigned: 2^(k+1)) equal parts of
     0.1 to 1; zero and 1 beside them. Negative values mirror the centres, not the 1.
@@ -144,8 +145,8 @@ def dynamic_map(signed):
 
 
 @dataclass(frozen=True)
-class BitsAndBytes:
-    """The nearest of dynamic_map's values, times a float32 scale per 256: the largest magnitude of the group.
+class DynamicTree:
+    """Keeps the nearest of dynamic_map's values, as bitsandbytes, and a scale per 256: the group's largest magnitude.
 
     As on CUDA: m keeps its sign, so where the nearest value has another, zero counting as positive, the next is taken.
     Left out: tensors of fewer than 4,096 elements, which bitsandbytes keeps in float32 unless told otherwise; and that
@@ -171,3 +172,44 @@ class BitsAndBytes:
             code = np.where(wrong, code + np.where(y > 0, 1, -1), code)
         read = np.where(table == 0, table[1] / 2, table) if self.never_zero else table
         return (read[code] * scale).reshape(x.shape)
+
+
+class Pair(NamedTuple):
+    """Says how m and v are stored; library: what the library calls it, if it has it."""
+
+    m: object
+    v: object
+    library: str = ""
+
+    @property
+    def bytes(self):
+        """The bytes of both, per parameter."""
+        return getattr(self.m, "bytes", 4) + getattr(self.v, "bytes", 4)
+
+
+M8, V8 = ShiftedFloat(4, 3, signed=True), ShiftedFloat(5, 3, stochastic=True)
+OURS = "8-bit"
+FORMATS = {
+    "float32": Pair(exact, exact, "float32"),
+    "bfloat16 to nearest": Pair(BFloat16(), BFloat16()),
+    "bfloat16, v stochastic": Pair(BFloat16(), BFloat16(stochastic=True), "bfloat16"),
+    OURS: Pair(M8, V8, "8bit"),
+    "FlashOptim": Pair(FlashOptim(signed=True), FlashOptim(signed=False)),
+    "bitsandbytes": Pair(DynamicTree(signed=True), DynamicTree(signed=False)),
+}
+# What else 8 bits could be: one thing changed at a time. Quartered, halved: ShiftedFloat's `halvings`.
+VARIANTS = {
+    "groups of 32": Pair(replace(M8, group=32), replace(V8, group=32)),
+    "groups of 128": Pair(replace(M8, group=128), replace(V8, group=128)),
+    "groups of 256": Pair(replace(M8, group=256), replace(V8, group=256)),
+    "m 3 + 4 bits": Pair(ShiftedFloat(3, 4, signed=True), V8),
+    "m stochastic": Pair(replace(M8, stochastic=True), V8),
+    "v to nearest": Pair(M8, replace(V8, stochastic=False)),
+    "v 4 + 4 bits": Pair(M8, ShiftedFloat(4, 4, stochastic=True)),
+    "v 4 + 4 bits, to nearest": Pair(M8, ShiftedFloat(4, 4)),
+    "v 3 + 5 bits of halved bits": Pair(M8, ShiftedFloat(3, 5, stochastic=True, halvings=1)),
+    "v 2 + 6 bits of quartered bits": Pair(M8, ShiftedFloat(2, 6, stochastic=True, halvings=2)),
+    "FlashOptim, v never 0": Pair(FlashOptim(signed=True), FlashOptim(signed=False, never_zero=True)),
+    "bitsandbytes, v never 0": Pair(DynamicTree(signed=True), DynamicTree(signed=False, never_zero=True)),
+}
+EVERY = FORMATS | VARIANTS

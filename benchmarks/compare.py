@@ -1,4 +1,4 @@
-"""Whether anything got slower since a commit: `python benchmarks/compare.py --against COMMIT`.
+"""Says whether anything got slower since a commit: `python benchmarks/compare.py --against COMMIT`.
 
 That commit is checked out beside this clone, and a process of each steps the same rows in turns, old new new old, so
 that a machine that drifts slows both. Every such four give a ratio, new time over old; a pair of processes gives their
@@ -23,7 +23,8 @@ if not __package__:  # a script of a clone, installed or not
 
 import fastadam
 from fastadam.benchmarks import bench, clock, machine, options
-from fastadam.benchmarks.suites import OURS, SUITES, TORCH
+from fastadam.benchmarks.suites import OURS, PLAIN, SUITES, TORCH
+from fastadam.benchmarks.targets import CORE
 
 ALLOWED = 1.02  # times the old time
 CONFIDENCE = 0.95
@@ -33,23 +34,24 @@ QUICK = ("core 2^10", "core mlp", "pytorch mlp")
 
 
 class Refused(Exception):
-    """Nothing can be compared, and why."""
+    """Raised when nothing can be compared; its text says why."""
 
 
 def rows():
-    """{name: what side.py is told of it}: what fastadam steps in the suites, each once."""
+    """Return {name: what side.py is told of it} of everything that fastadam steps in the suites."""
     named = {}
-    for suite, (rule, races, *_) in SUITES.items():
-        for case, entrants in races:
-            for name, format in entrants:
-                if name in (OURS, TORCH):
-                    short = f"{suite} {case}" + f" {format}" * (suite == "narrow")
-                    named[short] = {"rule": rule, "case": case, "name": name, "format": format}
+    for suite, usual in SUITES.items():
+        for workload in CORE if suite == "core" else usual.workloads:
+            for case, entrants in usual.races(workload, ["numba"]):
+                for name, format in entrants or [(OURS, PLAIN)]:
+                    if name in (OURS, TORCH):
+                        row = f"{suite} {case}" + f" {format}" * (suite == "narrow")
+                        named[row] = {"rule": usual.rule, "case": case, "name": name, "format": format}
     return named
 
 
 class Side:
-    """A process that steps one commit's fastadam."""
+    """Drives a process that steps one commit's fastadam."""
 
     def __init__(self, root, links, errors):
         env = bench.environment(fastadam.get_num_threads())
@@ -61,7 +63,7 @@ class Side:
         )  # fmt: skip
 
     def ask(self, **order):
-        """What the process answers to an order."""
+        """Return what the process answers to an order."""
         try:
             self._process.stdin.write(json.dumps(order) + "\n")
             self._process.stdin.flush()
@@ -72,11 +74,11 @@ class Side:
             raise Refused(f"a process ended: {words[-1] if words else 'it said nothing'}") from None
 
     def prepare(self, row):
-        """Make a row's contestant: how many calls a turn should have, and a checksum of its results."""
+        """Make a row's contestant; return how many calls a turn should have, and a checksum of its results."""
         return self.ask(row=row)
 
     def turn(self, calls):
-        """Seconds per call."""
+        """Return seconds per call of a turn."""
         return self.ask(calls=calls)["seconds"]
 
     def close(self):
@@ -89,7 +91,7 @@ class Side:
 
 @contextmanager
 def checkout(commit):
-    """A folder with that commit's files, while it is needed. Raises Refused if there is no such commit."""
+    """Check a commit out into a folder while it is needed. Raises Refused if there is no such commit."""
 
     def git(*words):
         done = subprocess.run(["git", "-C", str(machine.ROOT), *words], capture_output=True, text=True)
@@ -109,7 +111,7 @@ def checkout(commit):
 
 @contextmanager
 def opened(old, new):
-    """A pair of processes over these two folders, which both measure with this clone's code."""
+    """Start a pair of processes over these two folders, which both measure with this clone's code."""
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         Path(folder, "measured").symlink_to(Path(__file__).resolve().parent, target_is_directory=True)
         pair = []
@@ -120,7 +122,7 @@ def opened(old, new):
 
 
 def ratios(old, new, calls, seconds):
-    """New time over old, of four turns each, for about so many seconds.
+    """Return ratios of new time over old, of four turns each, for about so many seconds.
 
     Of a side's two turns the quicker counts: what interrupts one only adds to it. Which side is in the middle changes.
     """
@@ -135,7 +137,7 @@ def ratios(old, new, calls, seconds):
 
 
 def measure(chosen, pair, pairs, seconds):
-    """({row: median ratio of each pair of processes}, the rows whose results differ).
+    """Return ({row: median ratio of each pair of processes}, the rows whose results differ).
 
     pair(): a context of two sides, old and new, as processes anew.
     """
@@ -153,7 +155,7 @@ def measure(chosen, pair, pairs, seconds):
 
 
 def interval(values):
-    """(low, median, high, how often such an interval holds the median that endless pairs would have).
+    """Return (low, median, high, how often such an interval holds the median that endless pairs would have).
 
     Of n values the k-th from either end miss it with the chance that fewer than k of n fair coins fall that way.
     """
@@ -167,7 +169,7 @@ def interval(values):
 
 
 def verdict(low, median):
-    """What a row's interval says: "slower" beyond doubt, "slower?" by its median, or nothing."""
+    """Say what a row's interval means: "slower" beyond doubt, "slower?" by its median, or nothing."""
     return "slower" if low > ALLOWED else "slower?" if median > ALLOWED else ""
 
 

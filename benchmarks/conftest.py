@@ -1,4 +1,4 @@
-"""What benchmarks tell pytest."""
+"""Tells pytest how benchmarks are run."""
 
 import warnings
 

@@ -1,4 +1,4 @@
-"""What every contestant is: fastadam (ours.py, ours_cuda.py), the limit (limits.py), the peers (peers.py).
+"""Says what every contestant is: fastadam (ours.py, ours_cuda.py), the limit (limits.py), the peers (peers.py).
 
 Each steps the arrays that its users have: NumPy's for fastadam and the limit, torch's own tensors for torch, and so on.
 `give(k)` hands over gradient set k % 2, so that each step meets gradients it did not just read: `.grad` is assigned for
@@ -16,7 +16,7 @@ ONE_SET = 1 << 28  # parameters from which one set of gradients is given again a
 
 
 class Start:
-    """Where everyone begins: parameters, which each copies, and two sets of gradients, which nobody writes."""
+    """Holds where everyone begins: parameters, which each copies, and two sets of gradients, which nobody writes."""
 
     def __init__(self, shapes, dtype=np.float32, seed=0):
         self.shapes, self.dtype = shapes, np.dtype(dtype)
@@ -28,18 +28,18 @@ class Start:
 
     @staticmethod
     def sets(n):
-        """How many sets of gradients there are for n parameters."""
+        """Return how many sets of gradients there are for n parameters."""
         return 1 if n >= ONE_SET else 2
 
     def grads_as(self, convert):
-        """The gradients as another library's arrays, made once for all contestants of that library."""
+        """Return the gradients as another library's arrays, made once for all contestants of that library."""
         if convert not in self._copies:
             self._copies[convert] = [[convert(g) for g in grads] for grads in self.grads]
         return self._copies[convert]
 
 
 class Contestant:
-    """One way to do the work. A subclass sets `setting`, `p` and `sets` in __init__(start, setting, threads)."""
+    """Does the work in one way. A subclass sets `setting`, `p` and `sets` in __init__(start, setting, threads)."""
 
     name: str
     install: str  # the command that brings it here
@@ -55,12 +55,12 @@ class Contestant:
 
     @classmethod
     def holds(cls, format):
-        """Whether its p, g and state rest in that cases.Format."""
+        """Say whether its p, g and state rest in that cases.Precision."""
         return format.name in ("float32", "float64")
 
     @classmethod
     def missing(cls, setting):
-        """Why it cannot do this, or None: found out by trying."""
+        """Say why it cannot do this, or None, by trying."""
         if not cls.holds(setting.format):
             return f"has no {setting.format.name}"
         if setting.chores not in cls.chores:
@@ -80,8 +80,12 @@ class Contestant:
 
     @classmethod
     def bytes(cls, setting):
-        """What it moves per parameter and step."""
+        """Return the bytes that it moves per parameter and step."""
         return setting.bytes
+
+    def moved(self, n):
+        """Return the bytes that it moves per parameter and step of n parameters."""
+        return self.bytes(self.setting)
 
     @property
     def paper(self):
@@ -96,15 +100,15 @@ class Contestant:
         """Wait for what was started, where a library runs ahead and no event can tell."""
 
     def params(self):
-        """The parameters as NumPy arrays."""
+        """Return the parameters as NumPy arrays."""
         return self.p
 
     def averages(self):
-        """The averaged parameters as NumPy arrays, where the setting's chores keep them."""
+        """Return the averaged parameters as NumPy arrays, where the setting's chores keep them."""
         return None
 
     def copies(self):
-        """The bfloat16 copies of the parameters as float32 NumPy arrays, where the setting's chores write them."""
+        """Return the bfloat16 copies as float32 NumPy arrays, where the setting's chores write them."""
         return None
 
 
@@ -115,5 +119,5 @@ def only(setting, methods, options=()):
 
 
 def named(cls, name, **more):
-    """A contestant like this one, under another name."""
+    """Return a contestant like this one, under another name."""
     return type(cls.__name__, (cls,), {"name": name, "__doc__": cls.__doc__, **more})

@@ -1,4 +1,4 @@
-"""Who can take part: fastadam, the limits and the peers, in the order in which memory is given to them."""
+"""Lists who can take part: fastadam, the limits, the peers, in the order in which memory is given to them."""
 
 from . import ours_cuda, peers
 from .limits import Limit, LimitCuda
@@ -6,7 +6,7 @@ from .ours import ours
 
 
 def everyone(backends):
-    """All contestants for these backends; fastadam and the limits first, variants of fastadam last."""
+    """Return all contestants for these backends; fastadam and the limits first, variants of fastadam last."""
     cpu = [ours()[backend] for backend in backends if backend != "cuda"]
     cuda = "cuda" in backends
     main = [ours_cuda.MAIN] * cuda + sorted(cpu, key=lambda one: one.backend == "numpy")

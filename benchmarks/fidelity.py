@@ -1,4 +1,4 @@
-"""What moments of few bytes cost in fidelity: `python -m fastadam.benchmarks.fidelity --help`.
+"""Studies what moments of few bytes cost in fidelity: `python -m fastadam.benchmarks.fidelity --help`.
 
 Adam in float32 but for what its moments are stored in, at several β2: on made-up gradients, how far parameters end from
 float32's; in training, the final loss over several seeds. Formats are the models of codings.py, or, with --library,
@@ -9,18 +9,17 @@ import argparse
 import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 import fastadam as fa
-from fastadam.benchmarks import files, machine, options, problems
-from fastadam.benchmarks.codings import BFloat16, BitsAndBytes, FlashOptim, ShiftedFloat, exact
-from fastadam.benchmarks.problems import KINDS, PROBLEMS, RATES
+
+from . import bench, fidelity_report, files, options, problems
+from .codings import EVERY, FORMATS
+from .problems import KINDS, PROBLEMS, RATES
 
 f32 = np.float32
 BETAS2 = (0.95, 0.99, 0.999, 0.9999)
@@ -31,56 +30,15 @@ WORKER = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THRE
 WORKER |= dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), str(2**30))
 
 
-class Format(NamedTuple):
-    """How m and v are stored; library: what the library calls it, if it has it."""
-
-    m: object
-    v: object
-    library: str = ""
-
-    @property
-    def bytes(self):
-        """Of both, per parameter."""
-        return getattr(self.m, "bytes", 4) + getattr(self.v, "bytes", 4)
-
-
-M8, V8 = ShiftedFloat(4, 3, signed=True), ShiftedFloat(5, 3, stochastic=True)
-OURS = "8-bit"
-FORMATS = {
-    "float32": Format(exact, exact, "float32"),
-    "bfloat16 to nearest": Format(BFloat16(), BFloat16()),
-    "bfloat16, v stochastic": Format(BFloat16(), BFloat16(stochastic=True), "bfloat16"),
-    OURS: Format(M8, V8, "8bit"),
-    "FlashOptim": Format(FlashOptim(signed=True), FlashOptim(signed=False)),
-    "bitsandbytes": Format(BitsAndBytes(signed=True), BitsAndBytes(signed=False)),
-}
-# What else 8 bits could be: one thing changed at a time. Quartered, halved: ShiftedFloat's `halvings`.
-VARIANTS = {
-    "groups of 32": Format(replace(M8, group=32), replace(V8, group=32)),
-    "groups of 128": Format(replace(M8, group=128), replace(V8, group=128)),
-    "groups of 256": Format(replace(M8, group=256), replace(V8, group=256)),
-    "m 3 + 4 bits": Format(ShiftedFloat(3, 4, signed=True), V8),
-    "m stochastic": Format(replace(M8, stochastic=True), V8),
-    "v to nearest": Format(M8, replace(V8, stochastic=False)),
-    "v 4 + 4 bits": Format(M8, ShiftedFloat(4, 4, stochastic=True)),
-    "v 4 + 4 bits, to nearest": Format(M8, ShiftedFloat(4, 4)),
-    "v 3 + 5 bits of halved bits": Format(M8, ShiftedFloat(3, 5, stochastic=True, halvings=1)),
-    "v 2 + 6 bits of quartered bits": Format(M8, ShiftedFloat(2, 6, stochastic=True, halvings=2)),
-    "FlashOptim, v never 0": Format(FlashOptim(signed=True), FlashOptim(signed=False, never_zero=True)),
-    "bitsandbytes, v never 0": Format(BitsAndBytes(signed=True), BitsAndBytes(signed=False, never_zero=True)),
-}
-EVERY = FORMATS | VARIANTS
-
-
 class Modelled:
-    """Adam (Kingma & Ba 2015) in float32; between steps its moments are what their codings make of them."""
+    """Is Adam (Kingma & Ba 2015) in float32; between steps its moments are what their codings make of them."""
 
     def __init__(self, p, shapes, name, beta2, lr, seed):
         self.p, self.format, self.beta2, self.lr, self.t = p, EVERY[name], beta2, lr, 0
         self.m, self.v, self.rng = np.zeros_like(p), np.zeros_like(p), np.random.default_rng([seed, 8])
 
     def step(self, g):
-        """One step; returns what was taken from p."""
+        """Take one step; return what was taken from p."""
         self.t += 1
         m = f32(BETA1) * self.m + f32(1 - BETA1) * g
         v = f32(self.beta2) * self.v + f32(1 - self.beta2) * (g * g)
@@ -92,7 +50,7 @@ class Modelled:
 
 
 class Library:
-    """The same by the library."""
+    """Is the same by the library."""
 
     def __init__(self, p, shapes, name, beta2, lr, seed):
         self.p, self.shapes = p, shapes
@@ -107,18 +65,19 @@ class Library:
     @property
     def v(self):
         flat = problems.room(self.shapes)
-        for view, own in zip(problems.views(flat, self.shapes), self.opt.moments().values(), strict=True):
-            view[:] = own["v"]
+        for view, moments in zip(problems.views(flat, self.shapes), self.opt.moments().values(), strict=True):
+            view[:] = moments["v"]
         return flat
 
 
 def optimizer(library, p, shapes, name, beta2, lr, seed):
+    """Return the library's Adam in a format, where it is asked for and has it, or else the model."""
     kind = Library if library and EVERY[name].library else Modelled
     return kind(p, shapes, name, beta2, lr, seed)
 
 
 def fidelity(job):
-    """Every format on the same made-up gradients.
+    """Run every format on the same made-up gradients.
 
     Of each kind: distance, from float32's parameters over how far those came; root, the 1 %, 50 % and 99 % quantiles of
     √(v/float32's v) where that is above eps²; step, the longest of any parameter over lr.
@@ -132,21 +91,21 @@ def fidelity(job):
             for name, opt in everyone.items():
                 longest[name] = np.maximum(longest[name], np.abs(opt.step(g)).reshape(len(KINDS), -1).max(axis=1) / LR)
     p, v = (a.reshape(len(KINDS), -1).astype(np.float64) for a in (everyone["float32"].p, everyone["float32"].v))
-    found = {}
+    by_kind = {}
     for name, opt in everyone.items():
-        own_p, own_v = (a.reshape(len(KINDS), -1) for a in (opt.p, opt.v))
+        their_p, their_v = (a.reshape(len(KINDS), -1) for a in (opt.p, opt.v))
         for k, kind in enumerate(KINDS):
             live = v[k] > EPS**2
-            found.setdefault(kind, {})[name] = {
-                "distance": float(np.linalg.norm(own_p[k] - p[k]) / np.linalg.norm(p[k])),
-                "root": np.quantile(np.sqrt(own_v[k][live] / v[k][live]), [0.01, 0.5, 0.99]).tolist(),
+            by_kind.setdefault(kind, {})[name] = {
+                "distance": float(np.linalg.norm(their_p[k] - p[k]) / np.linalg.norm(p[k])),
+                "root": np.quantile(np.sqrt(their_v[k][live] / v[k][live]), [0.01, 0.5, 0.99]).tolist(),
                 "step": float(longest[name][k]),
             }
-    return found
+    return by_kind
 
 
 def train(job):
-    """The final losses of one training: of what was learned from and of what was held out; None if not finite."""
+    """Return the final losses of one training, of what was learned from and what was held out; None if not finite."""
     problem, name, beta2, library, seed = job
     task = PROBLEMS[problem](seed)
     opt = optimizer(library, task.p, task.shapes, name, beta2, RATES[problem], seed)
@@ -157,13 +116,12 @@ def train(job):
 
 
 def measure(args):
+    """Run the whole study: every format on made-up gradients and in training, over processes."""
     wanted = [name for name in PROBLEMS if name != "text" or find_spec("torch")]
     absent = {} if "text" in wanted else {"text": "torch is not installed"}
-    result = {
-        "bench": "fidelity", "date": machine.date(), "commit": machine.commit(), "machine": machine.machine(),
-        "versions": machine.versions(), "threads": args.jobs, "library": args.library, "seeds": args.seeds,
-        "steps": args.steps, "formats": {name: EVERY[name].bytes for name in EVERY}, "absent": absent,
-        "synthetic": {}, "training": {},
+    result = bench.head("fidelity", "Adam", "float32", args.jobs) | {
+        "library": args.library, "seeds": args.seeds, "steps": args.steps, "absent": absent,
+        "formats": {name: EVERY[name].bytes for name in EVERY}, "synthetic": {}, "training": {},
     }  # fmt: skip
     jobs = [
         (problem, name, beta2, args.library, seed)
@@ -198,8 +156,6 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.seeds < 2:
         parser.error("argument --seeds: 1, expected at least 2: one has no spread")
-    from fastadam.benchmarks import fidelity_report  # which imports this
-
     try:
         result = files.read(args.read, "fidelity") if args.read else measure(args)
     except files.Unusable as unusable:

@@ -1,4 +1,4 @@
-"""benchmarks/fidelity.py's result in words and as a picture; report.py puts the words into README.
+"""Tells benchmarks/fidelity.py's result in words and as a picture; report.py puts the words into README.md.
 
 A difference is the mean over seeds of a final loss less that of float32 on the same seed, over the standard deviation
 of float32's losses over seeds. Above 1 a format would be told from float32's own luck.
@@ -6,32 +6,34 @@ of float32's losses over seeds. Above 1 a format would be told from float32's ow
 
 import numpy as np
 
-from fastadam.benchmarks import fidelity
-from fastadam.benchmarks.fidelity import M8, OURS, V8
+from . import codings
+from .codings import M8, OURS, V8
+from .markdown import table
 
-FORMATS = [name for name in fidelity.FORMATS if name != "float32"]
+FORMATS = [name for name in codings.FORMATS if name != "float32"]
 COLOURS = dict(zip(FORMATS, ("#9ecae1", "#1f77b4", "#d62728", "#2ca02c", "#e6a700"), strict=True))
 TITLES = {"mlp": "digits, dense network", "cnn": "digits, convolutions", "text": "characters, transformer"}
 
 
 def differences(entry, name):
-    """Of one problem at one β2: of what was learned from and of what was held out; nan where a training diverged."""
-    own, base = np.array(entry[name], float), np.array(entry["float32"], float)
-    return (own - base).mean(axis=0) / base.std(axis=0, ddof=1)
+    """Return the differences of one problem at one β2, learned and held out; nan where a training diverged."""
+    losses, base = np.array(entry[name], float), np.array(entry["float32"], float)
+    return (losses - base).mean(axis=0) / base.std(axis=0, ddof=1)
 
 
 def usual(betas2):
-    """What is asked of: β2 up to 0.999."""
+    """Return those that something is asked of: β2 up to 0.999."""
     return [beta2 for beta2 in betas2 if float(beta2) <= 0.999]
 
 
 def worst(result, problem, name, betas2):
-    """Of `differences` in the loss of what was learned from, the largest: one number, infinite where any diverged."""
-    found = [differences(result["training"][problem][beta2], name)[0] for beta2 in betas2]
-    return max(found, key=abs) if np.isfinite(found).all() else np.inf
+    """Return the largest of `differences` in the loss of what was learned from; infinite where any diverged."""
+    learned = [differences(result["training"][problem][beta2], name)[0] for beta2 in betas2]
+    return max(learned, key=abs) if np.isfinite(learned).all() else np.inf
 
 
 def farthest(result, name, betas2):
+    """Return the largest distance on any kind of made-up gradients, for any of these β2."""
     return max(kinds[name]["distance"] for beta2 in betas2 for kinds in result["synthetic"][beta2].values())
 
 
@@ -40,7 +42,7 @@ def _cell(usually, beyond, form):
 
 
 def rows(result, names, problems):
-    """Of each format its bytes, `worst` of these problems and `farthest`: for β2 up to 0.999 / beyond."""
+    """Yield of each format its bytes, `worst` of these problems and `farthest`: for β2 up to 0.999 / beyond."""
     betas2 = list(result["synthetic"])
     both = usual(betas2), [beta2 for beta2 in betas2 if beta2 not in usual(betas2)]
     for name in names:
@@ -50,7 +52,7 @@ def rows(result, names, problems):
 
 
 def kept(result):
-    """Whether 8 bits end within the spread of float32's seeds, learned and held out, for every β2 up to 0.999."""
+    """Say whether 8 bits end within the spread of float32's seeds, learned and held out, for β2 up to 0.999."""
     return all(
         (np.abs(differences(entry[beta2], OURS)) <= 1).all()
         for entry in result["training"].values()
@@ -59,14 +61,14 @@ def kept(result):
 
 
 def _losses(result):
-    """float32's own at β2 = 0.999."""
+    """Yield float32's own losses at β2 = 0.999."""
     for problem, entry in result["training"].items():
         base = np.array(entry["0.999"]["float32"], float)[:, 0]
         yield f"{TITLES[problem]} {base.mean():.3f} ± {base.std(ddof=1):.3f}"
 
 
 def _lost(result):
-    """What did worse, and by how much; all at β2 = 0.999."""
+    """Yield what did worse, and by how much; all at β2 = 0.999."""
     of = result["synthetic"]["0.999"]
 
     def apart(name, kind):
@@ -93,9 +95,7 @@ def _lost(result):
 
 
 def section(result):
-    """README's lines."""
-    from fastadam.benchmarks.report import table  # which imports this
-
+    """Yield the lines of benchmarks/README.md."""
     all_run = list(result["training"])
     others = [name for name in result["formats"] if name not in ("float32", *FORMATS)]
     few_run = [problem for problem, of in result["training"].items() if set(others) <= set(of["0.999"])]
@@ -160,10 +160,10 @@ def draw(result, path):
         axis.axhspan(-1, 1, color="0.9", zorder=0)
         axis.set(title=TITLES[problem], yscale="symlog", ylim=(-1000, 1000))
         for k, name in enumerate(FORMATS):
-            found = np.array([differences(result["training"][problem][beta2], name)[0] for beta2 in betas2])
-            lost = ~np.isfinite(found)
+            learned = np.array([differences(result["training"][problem][beta2], name)[0] for beta2 in betas2])
+            lost = ~np.isfinite(learned)
             spot = at + 0.09 * (k - 2)
-            axis.plot(spot, np.where(lost, np.nan, found), "o", color=COLOURS[name])
+            axis.plot(spot, np.where(lost, np.nan, learned), "o", color=COLOURS[name])
             axis.plot(spot[lost], np.full(lost.sum(), 700), "x", color=COLOURS[name])
     axes[0].set_ylabel("final training loss less float32's,\nin its standard deviations over seeds; ×: diverged")
     for name in FORMATS:

@@ -1,4 +1,4 @@
-"""Result files: one JSON for each measurement, with machine, versions, commit and date in it."""
+"""Reads and writes results: one JSON for each measurement, with machine, versions, commit and date in it."""
 
 import json
 from pathlib import Path
@@ -7,17 +7,17 @@ ALL = ("bench", "date", "commit", "machine", "versions", "threads")  # what ever
 
 
 class Unusable(ValueError):
-    """A file that is not a result; its text is the line to print."""
+    """Raised for a file that is not a result; its text is the line to print."""
 
 
 def write(path, result):
-    """Write one and say so."""
+    """Write a result and say so."""
     path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"written: {path}")
 
 
 def read(path, *kinds):
-    """One file's result, of one of these kinds: core, first-use, chain. Raises Unusable."""
+    """Return one file's result, of one of these kinds: a suite's, first-use, fidelity. Raises Unusable."""
     try:
         result = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -25,9 +25,9 @@ def read(path, *kinds):
     except ValueError as error:
         raise Unusable(f"{path}: no JSON: {error}") from None
     if not isinstance(result, dict) or not set(ALL) <= result.keys():
-        raise Unusable(f"{path}: expected a file written by bench --json or chain --json")
+        raise Unusable(f"{path}: expected a file written by bench --json")
     if result["bench"] not in kinds:
         raise Unusable(f"{path}: a result of {result['bench']}, expected one of {' or '.join(kinds)}")
-    if result["bench"] == "core" and not isinstance(result.get("cases"), dict):
-        raise Unusable(f"{path}: a result of core without cases")
+    if result["bench"] != "fidelity" and not isinstance(result.get("cases"), dict):
+        raise Unusable(f"{path}: a result of {result['bench']} without cases")
     return result

@@ -1,4 +1,4 @@
-"""`bench --first-use`: from the start of a process to its first finished step, with empty caches and with full ones."""
+"""Times a process from its start to its first finished step, with empty caches and with full ones: `--first-use`."""
 
 import os
 import random
@@ -8,8 +8,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from fastadam.benchmarks import bench, files, machine
 from fastadam.tools.console import Table
+
+from . import bench, files, machine
+from .everyone import everyone
 
 # Where each library keeps what it has compiled; all of them inside one folder that is new.
 CACHES = (
@@ -22,7 +24,7 @@ HOW = ("empty", "warm")  # the caches
 
 def run(args):
     """Time everyone. Returns the exit status: 1 where fastadam could not step, 2 and 130 as `bench` does."""
-    result, status = bench.head("first-use", args), 0
+    result, status = bench.head("first-use", args.rule, args.format, args.threads), 0
     result |= {"rounds": args.rounds, "cases": {case: {} for case in args.cases}, "absent": {}}
     try:
         measure(args, result)
@@ -51,9 +53,7 @@ def run(args):
 
 
 def measure(args, result):
-    """Rounds in which everyone comes once, in random order, each in fresh processes: with empty caches, then warm."""
-    from fastadam.benchmarks.everyone import everyone
-
+    """Run rounds in which everyone comes once, in random order, in fresh processes: with empty caches, then warm."""
     present, absent = [], result["absent"]
     for one in everyone(args.backends):
         asked = one.name in args.peers
@@ -77,15 +77,15 @@ def measure(args, result):
                     if one.name in args.peers:
                         raise bench.Refused(bench.refusal({"absent": one.name, **absent[one.name]}))
                     continue
-                found = result["cases"][case].setdefault(one.name, {how: [] for how in HOW})
+                times = result["cases"][case].setdefault(one.name, {how: [] for how in HOW})
                 for how, seconds in zip(HOW, (empty, warm), strict=True):
-                    found[how].append(seconds.get("seconds"))
-                times = ", ".join(duration(x.get("seconds")) for x in (empty, warm))
-                print(f"round {k + 1} of {args.rounds}, {case}, {one.name}: {times}", flush=True)
+                    times[how].append(seconds.get("seconds"))
+                shown = ", ".join(duration(times[how][-1]) for how in HOW)
+                print(f"round {k + 1} of {args.rounds}, {case}, {one.name}: {shown}", flush=True)
 
 
 def both(name, case, args):
-    """What `once` says with empty caches, then with what that left in them."""
+    """Return what `once` says with empty caches, then with what that left in them."""
     task = {
         "rule": args.rule, "format": args.format, "threads": args.threads, "backends": args.backends, "case": case,
         "first_use": name,
@@ -100,7 +100,7 @@ def both(name, case, args):
 
 
 def once(task, env):
-    """{"seconds"} of one process, or {"absent": why}."""
+    """Return {"seconds"} of one process, or {"absent": why}."""
     begin = time.time()
     absent = ""
     for event in bench.events(task, env):
@@ -123,6 +123,7 @@ def show(result):
 
 
 def spread(times):
+    """Write the median of times and their range."""
     done = [t for t in times if t is not None]
     if len(done) < len(times):
         return "failed"
@@ -131,4 +132,5 @@ def spread(times):
 
 
 def duration(seconds):
+    """Write a time in seconds."""
     return "failed" if seconds is None else f"{seconds:.2f} s"

@@ -59,7 +59,7 @@ step=2^26 narrow=2^14,2^20,2^24,2^28
 [ -z "${QUICK:-}" ] || { sizes=2^10,2^14 large=2^11 workloads=mlp step=2^10 narrow=2^10; }
 run tests 130 "$python" -m pytest -o addopts="--import-mode=importlib -ra --strict-markers" -m gpu -q ${QUICK:+--collect-only} "${files[@]}"
 bench float32-sizes 110 --backend cuda,numba --sizes "$sizes"
-run chain 40 "$python" -m fastadam.benchmarks.chain --device cuda --size "$step" --json "$out/chain.json"
+bench chain 40 --suite chain --backend cuda --sizes "$step"
 bench float32-workloads 80 --backend cuda --workload "$workloads"
 bench float32-large 50 --backend cuda --sizes "$large"
 mapfile -t formats < <("$python" -c "from fastadam.benchmarks import cases; print(*cases.formats(), sep='\n')")

@@ -1,4 +1,4 @@
-"""The limit: a rule's streams under trivial arithmetic, on the same kind of buffers.
+"""Walks a rule's streams under trivial arithmetic, on the same kind of buffers: the limit.
 
     p <- p + c·g,   and the same for every slot: m <- m + c·g,   v <- v + c·g
 
@@ -19,14 +19,14 @@ SERIAL = 1 << 15  # parameters up to which waking a second thread costs more tha
 
 @intrinsic
 def pointer(context, address, like):
-    """A uint64 as a pointer to numbers of an array's type."""
+    """Take a uint64 as a pointer to numbers of an array's type."""
     kind = types.CPointer(like.dtype)
     return kind(types.uint64, like), lambda cx, builder, sig, args: builder.inttoptr(args[0], cx.get_value_type(kind))
 
 
 @intrinsic
 def take(context, ahead, worker):
-    """ahead[worker, 0], before adding 1 to it, atomically."""
+    """Return ahead[worker, 0] and add 1 to it, atomically."""
 
     def generate(cx, builder, sig, args):
         array = cx.make_array(sig.args[0])(cx, builder, args[0])
@@ -38,7 +38,7 @@ def take(context, ahead, worker):
 
 @njit(error_model="numpy", nogil=True, cache=True)
 def add(table, like, leaf, first, n, c):
-    """One chunk: n elements of one leaf from `first` on. Columns of the table: g, p, slots."""
+    """Walk one chunk: n elements of one leaf from `first` on. Columns of the table: g, p, slots."""
     at, width = np.uint64(like.itemsize * first), table.shape[1]
     g = carray(pointer(table[leaf, 0] + at, like), (n,))
     k = 1
@@ -67,7 +67,7 @@ def add(table, like, leaf, first, n, c):
 
 @njit(error_model="numpy", nogil=True, cache=True, parallel=True)
 def parallel(table, like, chunks, ahead, c):
-    """Every worker does its own share, always the same, then what others have left of theirs."""
+    """Let every worker do its own share, always the same, then what others have left of theirs."""
     workers = ahead.shape[0]
     for w in range(workers):
         ahead[w, 0] = w * chunks.shape[0] // workers
@@ -82,17 +82,22 @@ def parallel(table, like, chunks, ahead, c):
 
 @njit(error_model="numpy", nogil=True, cache=True)
 def serial(table, like, chunks, ahead, c):
+    """Do all chunks, one after the other."""
     for k in range(chunks.shape[0]):
         add(table, like, chunks[k, 0], chunks[k, 1], chunks[k, 2], c)
 
 
 def walk_for(n, threads):
+    """Return the walk for so many parameters and threads."""
     return serial if n <= SERIAL or threads == 1 else parallel
 
 
 def plan(leaves, workers):
-    """leaves: per leaf its p, g and slots. Returns the table of addresses (leaves, streams), an empty array of their
-    dtype, the chunks (leaf, first, n), and a line of cache for each worker's progress."""
+    """Lay out a walk over leaves, each its p, g and slots.
+
+    Returns the table of addresses (leaves, streams), an empty array of their dtype, the chunks (leaf, first, n), and a
+    line of cache for each worker's progress.
+    """
     table = np.array([[x.ctypes.data for x in (g, p, *slots)] for p, g, *slots in leaves], np.uint64)
     sizes = [arrays[0].size for arrays in leaves]
     chunks = [(leaf, a, min(CHUNK, n - a)) for leaf, n in enumerate(sizes) for a in range(0, n, CHUNK)]
@@ -101,7 +106,7 @@ def plan(leaves, workers):
 
 
 def beside(params, shift):
-    """Zeros like params in one buffer, `shift` bytes behind p in a page; NumPy puts large buffers on huge pages.
+    """Return zeros like params in one buffer, `shift` bytes behind p in a page; large ones are on huge pages.
 
     A load that meets an older store at the same place of another page waits for it (4K aliasing): with m and v 48 bytes
     behind p, the limit took 1.9 times as long at 2^17 (2 Zen 4 cores).

@@ -1,4 +1,4 @@
-"""The limit on a GPU: the streams of limit.py on one flat array, all loads of a thread before its arithmetic.
+"""Walks the streams of limit.py on a GPU, in flat arrays, all loads of a thread before its arithmetic.
 
 How many threads a block has, how wide an access is and how many of each stream a thread has under way is tried out on
 the arrays in question, and the quickest is the limit: an optimizer that merely chose better would be above it else.
@@ -59,7 +59,7 @@ WALK
 
 
 def source(dtype, streams, width, ahead):
-    """The text for so many streams of that dtype, g among them, and accesses of so many bytes, so many under way."""
+    """Return the text for so many streams of that dtype, g among them, and accesses of so many bytes."""
     real = {"float32": "float", "float64": "double"}[dtype.name]
     values = {"STREAMS": streams, "BYTES": width, "AHEAD": ahead, "REAL": real}
     return "".join(f"#define {name} {value}\n" for name, value in values.items()) + CODE
@@ -67,22 +67,23 @@ def source(dtype, streams, width, ahead):
 
 @cache
 def kernel(dtype, streams, width, ahead, device):
+    """Return the compiled walk for a device."""
     import cupy
 
     return cupy.RawModule(code=source(dtype, streams, width, ahead), options=("-std=c++17",)).get_function("walk")
 
 
-class Walk:
-    """walk(g, c): p += c·g, and the same for every slot, for flat arrays of one dtype that CuPy has allocated."""
+class LimitWalk:
+    """Adds c·g to p, and the same to every slot, in flat arrays of one dtype that CuPy has allocated."""
 
     def __init__(self, p, slots, threads, width, ahead):
         import cupy
 
-        self._own, self._threads = (p, *slots), threads
+        self._streams, self._threads = (p, *slots), threads
         self._blocks = -(-p.size // (threads * ahead * width // p.itemsize))
         self._kernel = kernel(p.dtype, 2 + len(slots), width, ahead, cupy.cuda.Device().id)
         self._table = np.zeros((), [("at", np.uint64, (2 + len(slots),)), ("n", np.int64), ("c", np.float64)])
-        self._table["at"][1:], self._table["n"] = [x.data.ptr for x in self._own], p.size
+        self._table["at"][1:], self._table["n"] = [x.data.ptr for x in self._streams], p.size
 
     def __call__(self, g, c):
         self._table["at"][0], self._table["c"] = g.data.ptr, c
@@ -90,13 +91,13 @@ class Walk:
 
 
 def quickest(p, slots, g):
-    """The Walk that was quickest on these arrays, which stay as they are; and what it chose, in words."""
-    found = []
+    """Return the LimitWalk that was quickest on these arrays, which stay as they are; and what it chose, in words."""
+    tried = []
     for shape in product(THREADS, BYTES, AHEAD):
-        walk = Walk(p, slots, *shape)
-        found.append((_seconds(walk, g), shape, walk))
-    _, (threads, width, ahead), walk = min(found, key=lambda one: one[0])
-    return walk, f"{threads} threads a block, {ahead} x {width} bytes a thread: the quickest of {len(found)}"
+        walk = LimitWalk(p, slots, *shape)
+        tried.append((_seconds(walk, g), shape, walk))
+    _, (threads, width, ahead), walk = min(tried, key=lambda one: one[0])
+    return walk, f"{threads} threads a block, {ahead} x {width} bytes a thread: the quickest of {len(tried)}"
 
 
 def _seconds(walk, g):

@@ -1,4 +1,4 @@
-"""The limit as a contestant, no optimizer: the time that moving the same bytes takes (limit.py, limit_cuda.py)."""
+"""Makes contestants of the limit, the time that moving the same bytes takes (limit.py, limit_cuda.py)."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from .ours_cuda import on_gpu
 
 
 class Limit(Contestant):
-    """The limit of a CPU."""
+    """Is the limit of a CPU."""
 
     name, install, needs, peer, paper = "limit", "pip install numba", ("numba",), False, None
 
@@ -25,7 +25,7 @@ class Limit(Contestant):
 
 
 class LimitCuda(Limit):
-    """The same on the GPU, on one flat array however the parameters are split: one launch."""
+    """Is the same on the GPU, on one flat array however the parameters are split: one launch."""
 
     name, device, needs, install = "limit cuda", "cuda", ("cupy",), "pip install cupy-cuda13x"
 

@@ -1,4 +1,4 @@
-"""What the numbers are taken on: processor, caches, memory, versions, commit. Names no host and no user."""
+"""Says what numbers are taken on: processor, caches, memory, versions, commit. Names no host and no user."""
 
 import os
 import platform
@@ -9,7 +9,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import fastadam
-from fastadam.host.threads import get_num_threads
 
 PACKAGES = (
     "numpy", "numba", "llvmlite", "torch", "deepspeed", "jax", "optax", "thinc", "bitsandbytes", "torchao",
@@ -21,6 +20,7 @@ RESERVE = 0.1  # of the memory that is free, left alone
 
 
 def read(path, default="unknown"):
+    """Return what a file holds, or the default."""
     try:
         return Path(path).read_text().strip()
     except OSError:
@@ -28,6 +28,7 @@ def read(path, default="unknown"):
 
 
 def machine():
+    """Describe the machine: processor, caches, memory, system, and what else ran."""
     cpu = Path("/sys/devices/system/cpu/cpu0/cache")
     caches = {f"L{read(c / 'level')} {read(c / 'type').lower()}": read(c / "size") for c in sorted(cpu.glob("index*"))}
     model = re.search(r"model name\s*: (.*)", read("/proc/cpuinfo"))
@@ -35,7 +36,7 @@ def machine():
     return {
         "cpu": model[1] if model else platform.processor() or platform.machine(),
         "family, model": list(map(int, ids.groups())) if ids else None,
-        "cores": get_num_threads(),
+        "cores": fastadam.get_num_threads(),
         "caches": caches,
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "system": f"{platform.system()} {platform.release()}",
@@ -45,7 +46,7 @@ def machine():
 
 
 def unquiet(of):
-    """A sentence for a machine on which something else ran before the measurement; nothing for a quiet one.
+    """Return a sentence for a machine on which something else ran before the measurement; "" for a quiet one.
 
     Parallel steps wait for their slowest thread: beside one other process a step of 33 µs took 8 ms, two ticks of the
     scheduler (2^17, two Zen 4 cores). So what counts is the load, not its share of the cores.
@@ -55,7 +56,7 @@ def unquiet(of):
 
 
 def gpu():
-    """The first GPU: name, memory, cache. Asked in the process that uses it."""
+    """Describe the first GPU: name, memory, cache. Asked in the process that uses it."""
     import cupy
 
     of = cupy.cuda.runtime.getDeviceProperties(0)
@@ -69,17 +70,18 @@ def gpu():
 
 
 def versions():
-    found = {"python": platform.python_version(), "fastadam": fastadam.__version__}
+    """Return the versions of what may take part; None for what is not installed."""
+    installed = {"python": platform.python_version(), "fastadam": fastadam.__version__}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
-            found[name] = None
-    return found
+            installed[name] = None
+    return installed
 
 
 def commit():
-    """The clone's commit, with a + if files differ from it; the version of an installed package."""
+    """Return the clone's commit, with a + if files differ from it; the version of an installed package."""
 
     def git(*words):
         return subprocess.run(["git", "-C", ROOT, *words], capture_output=True, text=True, check=True).stdout.strip()
@@ -93,29 +95,32 @@ def commit():
 
 
 def date():
+    """Return the time in UTC, as 2026-01-31T12:00:00Z."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def in_bytes(text):
-    """32768K -> 33554432."""
+    """Turn 32768K into 33554432."""
     units = {"K": 2**10, "M": 2**20, "G": 2**30}
     return int(text[:-1]) * units[text[-1]] if text[-1:] in units else 0
 
 
 def last_cache(caches):
-    """Bytes of the largest cache; 32 MiB where the system does not say."""
+    """Return the bytes of the largest cache; 32 MiB where the system does not say."""
     return max(map(in_bytes, caches.values()), default=0) or 2**25
 
 
 def _cgroup():
-    """Bytes that the innermost cgroup still allows; infinity without a limit."""
+    """Return the bytes that the innermost cgroup still allows; infinity without a limit."""
     for limit, used in (
         ("memory.max", "memory.current"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
     ):
         root = Path("/sys/fs/cgroup")
-        own = [line.split(":", 2)[2] for line in read("/proc/self/cgroup", "").splitlines() if line.startswith("0:")]
-        for place in (root / (own[0].lstrip("/") if own else ""), root):
+        cgroups = [
+            line.split(":", 2)[2] for line in read("/proc/self/cgroup", "").splitlines() if line.startswith("0:")
+        ]
+        for place in (root / (cgroups[0].lstrip("/") if cgroups else ""), root):
             most, now = read(place / limit), read(place / used)
             if most.isdecimal() and now.isdecimal():
                 return int(most) - int(now)
@@ -123,9 +128,9 @@ def _cgroup():
 
 
 def available_memory():
-    """Bytes that this process may still take: of the machine's, its container's and its own limit's."""
-    found = re.search(r"MemAvailable:\s*(\d+) kB", read("/proc/meminfo"))
-    room = [int(found[1]) * 1024 if found else float("inf"), _cgroup()]
+    """Return the bytes that this process may still take of the machine's, its container's and its own limit."""
+    free = re.search(r"MemAvailable:\s*(\d+) kB", read("/proc/meminfo"))
+    room = [int(free[1]) * 1024 if free else float("inf"), _cgroup()]
     try:
         import resource
 
@@ -138,6 +143,7 @@ def available_memory():
 
 
 def available_gpu_memory():
+    """Return the bytes of the GPU that are free, but for a reserve."""
     import cupy
 
     cupy.get_default_memory_pool().free_all_blocks()

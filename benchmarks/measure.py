@@ -1,6 +1,6 @@
-"""Makes README's results and tables anew: `python benchmarks/measure.py`, in some ten minutes on a quiet machine.
+"""Makes the results and tables anew: `python benchmarks/measure.py`, in some ten minutes on a quiet machine.
 
-It runs the commands that README names, for the cases and peers of report.py's targets, each once the machine is
+It runs the commands that benchmarks/README.md names, for the cases and peers of the targets, each once the machine is
 quiet, puts their results into results/ and lets report.py write the tables. With `--dry-run` it only says what it runs.
 """
 
@@ -19,22 +19,24 @@ if not __package__:  # a script of a clone, installed or not
 
 from fastadam.benchmarks import files, machine, report
 from fastadam.benchmarks.cases import MODELS
+from fastadam.benchmarks.suites import SUITES
+from fastadam.benchmarks.targets import CORE, TARGETS
 
 PATIENCE = 600  # seconds to wait for a quiet machine
 
 
 def commands():
-    """{kind of result: what follows `python -m`}."""
-    names = dict.fromkeys(target.case for target in reversed(report.TARGETS))
-    flats, models = [name for name in names if name not in MODELS], [name for name in MODELS if name in names]
-    peers = dict.fromkeys([*(target.other for target in report.TARGETS if target.other != "limit"), "torch foreach"])
-    core = ["fastadam", "bench", "--sizes", ",".join(flats), "--workload", ",".join(models), "--processes", "3"]
-    core += ["--rounds", "25", "--peers", ",".join(peers)]
-    return {"core": core, **{name: [f"fastadam.benchmarks.{name}"] for name in ("chain", "narrow", "pytorch")}}
+    """Return {suite: what follows `python -m`}."""
+    flats, models = [name for name in CORE if name not in MODELS], [name for name in MODELS if name in CORE]
+    others = (target.other for target in TARGETS if target.suite == "core" and target.other not in ("", "limit"))
+    peers = dict.fromkeys([*others, "torch foreach"])
+    core = ["--sizes", ",".join(flats), "--workload", ",".join(models), "--processes", "3", "--rounds", "25"]
+    more = {"core": [*core, "--peers", ",".join(peers)]}
+    return {suite: ["fastadam", "bench", "--suite", suite, *more.get(suite, [])] for suite in SUITES}
 
 
 def measure():
-    """All results, into results/ once all are there. Raises files.Unusable if a command fails."""
+    """Put all results into results/ once all are there. Raises files.Unusable if a command fails."""
     slug = re.sub(r"[^a-z0-9]+", "-", f"{machine.machine()['cpu']} {machine.machine()['cores']}".lower())
     slug = f"{slug}-{machine.commit().replace(' ', '-')}"
     paths = [str(report.HERE.parent), os.environ.get("PYTHONPATH")]
@@ -53,7 +55,7 @@ def measure():
 
 
 def wait(quiet=machine.QUIET, patience=PATIENCE):
-    """Until the load average is that of a quiet machine, which takes it minutes to say; at most so many seconds."""
+    """Wait for the load average of a quiet machine, which takes it minutes to say; at most so many seconds."""
     end = time.monotonic() + patience
     while (load := os.getloadavg()[0]) > quiet and time.monotonic() < end:
         print(f"waiting for a quiet machine: load average {load:.2f}", flush=True)

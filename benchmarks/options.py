@@ -1,9 +1,10 @@
-"""The options of `bench`: parsed here, cheaply, so that no other command pays for them."""
+"""Parses the options of `bench`, cheaply, so that no other command pays for them."""
 
 import argparse
 from pathlib import Path
 
-from fastadam.benchmarks import cases
+from . import cases
+from .suites import SUITES
 
 MOST = 2**34  # elements: 64 GiB in float32
 
@@ -12,8 +13,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     """Give `bench` its options."""
     models = ", ".join(cases.MODELS)
     say = parser.add_argument
-    say("--rule", default="Adam", metavar="NAME", help="a method, or one with options such as Adam-amsgrad (Adam)")
-    say("--format", "--dtype", default="float32", metavar="NAME", help="the dtype, and how the state rests (float32)")
+    say("--suite", choices=SUITES, default="core", help="chain: a whole training step; narrow: fewer bytes; pytorch")
+    say("--rule", metavar="NAME", help="a method, or one with options such as Adam-amsgrad (Adam)")
+    say("--format", "--dtype", metavar="NAME", help="the dtype, and how the state rests (float32)")
     say("--sizes", type=sizes, metavar="N,N", help="flat arrays: 2^10,2^16,100000 (2^10 to 2^26)")
     say("--workload", type=words, default=[], metavar="NAME,NAME", help=f"{models} (none)")
     say("--backend", type=words, metavar="NAME,NAME", help="(every one that is ready)")
@@ -24,6 +26,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     say("--seconds", type=count, metavar="N", help="about so long in all (60; with --rounds as long as it takes)")
     say("--json", type=target, metavar="FILE", help="write the result")
     say("--plot", type=picture, metavar="FILE.png", help="draw it (needs matplotlib)")
+    say("--training", type=whole, metavar="N", help="steps of the examples of --suite pytorch, 0 for none (300)")
     say("--first-use", action="store_true", help="time the first step instead, with empty and with warm caches")
 
 
@@ -37,13 +40,13 @@ def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
 
 
 def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
-    from fastadam.backend import backends
-    from fastadam.host.threads import get_num_threads
+    import fastadam
 
-    most, status = get_num_threads(), backends()
+    most, status = fastadam.get_num_threads(), fastadam.backends()
     args.threads = args.threads or most
     if args.threads > most:
         parser.error(f"argument --threads: {args.threads}, but this process may use {most}")
+    suite = suited(parser, args)
     one_of(parser, "--rule", [args.rule], cases.settings())
     one_of(parser, "--format", [args.format], cases.formats())
     one_of(parser, "--workload", args.workload, cases.MODELS)
@@ -54,60 +57,76 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         if name not in ready:
             parser.error(f"argument --backend: {name}: {status[name]}")
     if args.peers:
-        from fastadam.benchmarks.everyone import everyone
+        from .everyone import everyone
 
         one_of(parser, "--peers", args.peers, [one.name for one in everyone(args.backends) if one.peer])
     if args.plot:
         try:
-            import fastadam.benchmarks.plot  # noqa: F401
+            from .plot import draw  # noqa: F401
         except ImportError as error:
             parser.error(f"argument --plot: {error}, expected matplotlib; pip install matplotlib")
     if args.first_use:
-        from fastadam.benchmarks import first_use
+        from . import first_use
 
         for name in ("plot", "processes", "seconds"):
             if getattr(args, name) is not None:
                 parser.error(f"argument --{name}: not with --first-use, whose every time is from a process of its own")
         args.rounds = args.rounds or first_use.ROUNDS
-        args.cases = chosen(args, [first_use.CASE])
+        args.cases = [*(args.sizes or []), *args.workload] or [first_use.CASE]
         return int(first_use.run(args))
-    from fastadam.benchmarks import bench
+    from . import bench
 
-    args.cases = chosen(args, [cases.flat(n) for n in cases.SIZES])
+    asked = [*(args.sizes or []), *args.workload]
+    races = [race for workload in asked or suite.workloads for race in suite.races(workload, args.backends)]
+    args.cases = list(dict.fromkeys(race.case for race in races))
+    args.entrants = {race.case: race.entrants for race in races if race.entrants}
+    for case in args.cases if suite.needs else ():
+        need(parser, case, suite.needs)
+    if args.training is None:
+        args.training = TRAINING if args.suite == "pytorch" and not asked else 0
+    args.rounds = args.rounds or suite.rounds
     args.seconds = args.seconds or (ENDLESS if args.rounds else SECONDS)
     args.rounds, args.processes = args.rounds or ROUNDS, args.processes or 1
     return int(bench.run(args))
 
 
-SECONDS, ROUNDS, ENDLESS = 60, 11, 10**9
+def suited(parser, args):
+    """Return the suite asked for; refuse options that it decides by itself, and fill in what it decides."""
+    suite, decided = SUITES[args.suite], ("rule", "format", "first_use")
+    for name in decided if args.suite != "core" else ("training",):
+        if getattr(args, name):
+            parser.error(f"argument --{name.replace('_', '-')}: not with --suite {args.suite}")
+    args.rule, args.format = args.rule or suite.rule, args.format or "float32"
+    if args.suite != "core" and args.backend is None:
+        args.backend = ["numba"]
+    return suite
 
 
-def chosen(args, usual):
-    """The cases asked for, or the usual ones."""
-    return [*(args.sizes or []), *args.workload] or usual
+SECONDS, ROUNDS, ENDLESS, TRAINING = 60, 11, 10**9, 300
 
 
-def one_of(parser, option, asked, known):
-    """Refuse what is not known, with all that is."""
+def one_of(parser, option, asked, possible):
+    """Refuse names that are not possible, and say which are."""
     for name in asked:
-        if name not in known:
-            parser.error(f"argument {option}: {name!r}, expected one of {', '.join(known)}")
+        if name not in possible:
+            parser.error(f"argument {option}: {name!r}, expected one of {', '.join(possible)}")
 
 
 def words(text):
-    found = [word.strip() for word in text.split(",")]
-    if not all(found):
+    """Turn names with commas between into a list, each once."""
+    names = [word.strip() for word in text.split(",")]
+    if not all(names):
         raise argparse.ArgumentTypeError(f"expected names with commas between, got {text!r}")
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(names))
 
 
 def sizes(text):
-    """2^10,2^16,100000 -> their names, in this order."""
+    """Turn 2^10,2^16,100000 into names of cases, in this order."""
     return list(dict.fromkeys(cases.flat(size(word)) for word in words(text)))
 
 
 def size(text):
-    """2^20 or 100000 -> the number."""
+    """Turn 2^20 or 100000 into the number."""
     base, power, exponent = text.partition("^")
     digits = base.isdecimal() and (exponent.isdecimal() or not power)
     n = int(base) ** int(exponent or 1) if digits and len(base) <= 12 and len(exponent) <= 2 else 0
@@ -116,40 +135,47 @@ def size(text):
     return n
 
 
-def need(parser, size, needs):
-    """Refuse more parameters than there is memory for, at so many bytes each."""
-    from fastadam.benchmarks.machine import available_memory
+def need(parser, case, needs):
+    """Refuse a case of more parameters than there is memory for, at so many bytes each."""
+    from .machine import available_memory
 
-    free = available_memory()
+    size, free = cases.size(cases.shapes(case)), available_memory()
     if needs * size > free:
         room = f"{needs * size / 2**30:.1f} GiB of memory, {max(0, free) / 2**30:.1f} GiB are left"
-        parser.error(f"argument --size: {cases.flat(size)} needs about {room}")
+        parser.error(f"argument --sizes: {case} needs about {room}")
 
 
 def count(text):
+    """Turn a text into an integer of at least 1."""
     if not text.isdecimal() or not 1 <= int(text) <= 10**9:
         raise argparse.ArgumentTypeError(f"expected an integer of at least 1, got {text!r}")
     return int(text)
 
 
+def whole(text):
+    """Turn a text into an integer of at least 0."""
+    return 0 if text == "0" else count(text)
+
+
 def target(text):
-    """A file that can be written, found out by trying: after the measurement would be late."""
+    """Return the path of a file that can be written, tried out now: after the measurement would be late."""
     path = Path(text)
     if not path.parent.is_dir() or path.is_dir():
         raise argparse.ArgumentTypeError(f"expected a file in a folder that is there, got {text!r}")
-    there = path.exists()
+    existed = path.exists()
     try:
         path.open("ab").close()
     except OSError as error:
         raise argparse.ArgumentTypeError(
             f"expected a file that can be written, got {text!r}: {error.strerror}"
         ) from None
-    if not there:
+    if not existed:
         path.unlink()
     return path
 
 
 def picture(text):
+    """Return the path of a picture that can be written."""
     path = target(text)
     if path.suffix not in PICTURES:
         raise argparse.ArgumentTypeError(f"expected a name that ends in {', '.join(PICTURES)}, got {text!r}")

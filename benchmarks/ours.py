@@ -1,4 +1,4 @@
-"""fastadam on a CPU: on NumPy's arrays, and under PyTorch; ours_cuda.py has it on a GPU.
+"""Makes contestants of fastadam on a CPU: on NumPy's arrays, and under PyTorch; ours_cuda.py does on a GPU.
 
 Only public names of fastadam are used, so that compare.py can step any commit's.
 """
@@ -16,7 +16,7 @@ from .peers_torch import Torch
 
 
 class Fastadam(Contestant):
-    """fastadam on the user's arrays."""
+    """Is fastadam on the user's arrays."""
 
     install, peer, backend = "pip install fastadam", False, ""
     spare = 4
@@ -46,8 +46,12 @@ class Fastadam(Contestant):
         options = setting.options | setting.format.options | more
         self.opt = setting.method(self.p, backend=self.backend, **options)
 
+    def moved(self, n):
+        """Return the bytes that the optimizer counts, blocks of 8-bit moments included; without chores."""
+        return super().moved(n) if self.setting.chores else self.opt.bytes_per_step / n
+
     def arrays(self, start):
-        """The parameters and the sets of gradients, as arrays of the backend's."""
+        """Return the parameters and the sets of gradients, as arrays of the backend's."""
         return [p.copy() for p in start.params], start.grads
 
     @staticmethod
@@ -73,7 +77,7 @@ class Fastadam(Contestant):
 
 
 class FastadamTorch(Torch):
-    """fastadam.torch on torch's tensors."""
+    """Is fastadam.torch on torch's tensors."""
 
     name, install, peer = "fastadam.torch", "pip install 'fastadam[torch]'", False
     chores = ("", "max_norm")
@@ -102,7 +106,7 @@ class FastadamTorch(Torch):
 
 @cache
 def ours():
-    """fastadam on every backend of the CPU that this version knows, by the name of the backend."""
+    """Return fastadam on every backend of the CPU that this version has, by the name of the backend."""
     return {
         backend: named(Fastadam, f"fastadam {backend}", backend=backend)
         for backend in fastadam.backends()

@@ -1,4 +1,4 @@
-"""fastadam on an NVIDIA GPU: on CuPy's arrays, as replays of a CUDA graph, and with the data in the host's memory."""
+"""Makes contestants of fastadam on a GPU: CuPy's arrays, replays of a CUDA graph, data in the host's memory."""
 
 from typing import ClassVar
 
@@ -11,14 +11,14 @@ from .ours import Fastadam
 
 
 def on_gpu(array):
-    """A copy in CuPy's memory."""
+    """Copy an array into CuPy's memory."""
     import cupy
 
     return cupy.asarray(array)
 
 
 class FastadamCuda(Fastadam):
-    """fastadam on CuPy's arrays."""
+    """Is fastadam on CuPy's arrays."""
 
     device, install, backend = "cuda", "pip install cupy-cuda13x", "cuda"
 
@@ -40,7 +40,7 @@ class FastadamCuda(Fastadam):
 
 
 class FastadamGraph(FastadamCuda):
-    """The same as a CUDA graph of one step, replayed; one for each set of gradients."""
+    """Replays a CUDA graph of one step; there is one for each set of gradients."""
 
     more: ClassVar[dict] = {"capturable": True}
     needs_wall = True  # replays back to back: an event on either side would cost as much as one
@@ -83,7 +83,7 @@ class FastadamGraph(FastadamCuda):
 
 
 class FastadamMoved(FastadamCuda):
-    """The same for gradients and parameters that live in the host's memory: both travel at each step."""
+    """Steps gradients and parameters that live in the host's memory: both travel at each step."""
 
     chores = ("",)
 

@@ -1,4 +1,4 @@
-"""The peers: one short adapter each, for the methods that a peer has. What is wrong is found by truth.py.
+"""Adapts the peers, shortly, for the methods that a peer has. What is wrong is found by truth.py.
 
 Those that step torch's tensors are in peers_torch.py.
 """
@@ -14,7 +14,7 @@ from .peers_torch import TORCH, BitsAndBytes, BitsAndBytes8, DeepSpeed, TorchAO,
 
 
 class PlainNumpy(Contestant):
-    """What one writes by hand: in place, whole arrays, no library."""
+    """Is what one writes by hand: in place, whole arrays, no library."""
 
     name, install = "plain NumPy", ""
 
@@ -40,14 +40,14 @@ class PlainNumpy(Contestant):
 
 @cache  # so that Start keeps one copy for each platform
 def jax_array(platform):
-    """A copier to JAX's arrays on that platform."""
+    """Return a copier to JAX's arrays on that platform."""
     import jax
 
     return partial(jax.device_put, device=jax.devices(platform)[0])
 
 
 class Optax(Contestant):
-    """optax under jit, parameters and state donated."""
+    """Is optax under jit, parameters and state donated."""
 
     name, install, needs, needs_wall = "optax", "pip install optax jax", ("optax", "jax"), True
 
@@ -71,14 +71,15 @@ class Optax(Contestant):
         self.update = jax.jit(update, donate_argnums=(0, 1))
 
     @staticmethod
-    def transform(method, known):
+    def transform(method, values):
+        """Return optax's transformation for a method with these hyperparameters."""
         import optax
 
         if method == "SGD":
-            return optax.sgd(known["lr"], momentum=known["momentum"] or None, nesterov=known["nesterov"])
+            return optax.sgd(values["lr"], momentum=values["momentum"] or None, nesterov=values["nesterov"])
         theirs = getattr(optax, method.lower())
-        told = {key: known[key] for key in ("eps", "weight_decay") if key in inspect.signature(theirs).parameters}
-        return theirs(known["lr"], *known["betas"], **told)
+        told = {key: values[key] for key in ("eps", "weight_decay") if key in inspect.signature(theirs).parameters}
+        return theirs(values["lr"], *values["betas"], **told)
 
     def step(self):
         self.p, self.state = self.update(self.p, self.state, self.grads)
@@ -95,7 +96,7 @@ class Optax(Contestant):
 
 
 class Thinc(Contestant):
-    """Thinc's Adam, whose eps joins √v before the bias correction, and which zeroes the gradients it was given."""
+    """Is Thinc's Adam, whose eps joins √v before the bias correction, and which zeroes the gradients it was given."""
 
     name, install, needs = "Thinc", "pip install thinc", ("thinc",)
 

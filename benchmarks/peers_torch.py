@@ -1,4 +1,4 @@
-"""The peers that step torch's tensors: torch.optim itself, and who has its interface."""
+"""Adapts the peers that step torch's tensors: torch.optim itself, and who has its interface."""
 
 import inspect
 import shutil
@@ -17,7 +17,7 @@ PASSES = {"": 0, "max_norm": 4 + 8, "whole": 8 + 4 + 8 + 12 + 6 + 4}
 
 
 def tensor(array, device="cpu"):
-    """A copy in memory from torch's allocator. NumPy's bfloat16 is no dtype that torch knows: by its bits."""
+    """Copy an array into memory from torch's allocator; NumPy's bfloat16, which torch does not know, by its bits."""
     import torch
 
     short = array.dtype.name == "bfloat16"
@@ -29,7 +29,7 @@ cuda_tensor = partial(tensor, device="cuda")
 
 
 class Torch(Contestant):
-    """An optimizer of torch's kind on torch's own tensors: torch.optim's, or what a subclass names.
+    """Is an optimizer of torch's kind on torch's own tensors: torch.optim's, or what a subclass names.
 
     Chores are passes of their own: mul_, clip_grad_norm_, the step, lerp_, copy_ and zero_.
     """
@@ -58,7 +58,7 @@ class Torch(Contestant):
         return setting.bytes - CHORES[setting.chores] + PASSES[setting.chores]
 
     def optimizer(self, method):
-        """The optimizer of self.p for the method of that name. Raises NotImplementedError if there is none."""
+        """Return the optimizer of self.p for the method of that name. Raises NotImplementedError if there is none."""
         import torch
 
         cls = getattr(torch.optim, method, None)
@@ -68,7 +68,7 @@ class Torch(Contestant):
         return self.constructed(cls, parameters)
 
     def constructed(self, cls, parameters=USUAL):
-        """One of that class, told those of the method's hyperparameters that it knows."""
+        """Construct one of that class, told those of the method's hyperparameters that it has parameters for."""
         told = {k: v for k, v in self.setting.hyperparameters.items() if k in parameters}
         return cls(self.p, **told, **self.more)
 
@@ -79,7 +79,7 @@ class Torch(Contestant):
         self.hand_over(grads)
 
     def hand_over(self, grads):
-        """New tensor objects at every step, as backward makes them."""
+        """Hand over new tensor objects at every step, as backward makes them."""
         for p, g in zip(self.p, grads, strict=True):
             p.grad = g.detach()
 
@@ -90,7 +90,7 @@ class Torch(Contestant):
             self.opt.step()
 
     def step_with_chores(self):
-        """Each chore as a pass, in the order of a training loop."""
+        """Do each chore as a pass, in the order of a training loop."""
         import torch
 
         whole = self.setting.chores == "whole"
@@ -117,13 +117,13 @@ class Torch(Contestant):
 
 
 def to_numpy(tensor):
-    """A NumPy array of a tensor's values, float32 where it is narrower."""
+    """Return a NumPy array of a tensor's values, float32 where it is narrower."""
     tensor = tensor.detach()
     return (tensor if tensor.element_size() >= 4 else tensor.float()).cpu().numpy()
 
 
 class TorchGraph(Torch):
-    """Replays of a CUDA graph of one step, one for each set of gradients."""
+    """Replays a CUDA graph of one step; there is one for each set of gradients."""
 
     more: ClassVar[dict] = {"fused": True, "capturable": True}
     needs_wall = True
@@ -161,7 +161,7 @@ class TorchGraph(Torch):
 
 
 class TorchFused(Torch):
-    """The fused kernels: arithmetic in float32, the state in p's dtype. The loops round every operation to that."""
+    """Is torch's fused kernels: arithmetic in float32, the state in p's dtype; loops round every operation to it."""
 
     more: ClassVar[dict] = {"fused": True}
     chores = ("", "max_norm", "whole")
@@ -172,7 +172,7 @@ class TorchFused(Torch):
 
 
 class DeepSpeed(Torch):
-    """DeepSpeed's CPU optimizers, which compile C++ at first use, for a minute."""
+    """Is DeepSpeed's CPU optimizers, which compile C++ at first use, for a minute."""
 
     name, install, needs = "DeepSpeedCPUAdam", "pip install deepspeed ninja", ("torch", "deepspeed")
 
@@ -197,7 +197,7 @@ class DeepSpeed(Torch):
 
 
 class BitsAndBytes(Torch):
-    """bitsandbytes with 32-bit moments."""
+    """Is bitsandbytes with 32-bit moments."""
 
     name, install, needs = "bitsandbytes", "pip install bitsandbytes", ("torch", "bitsandbytes")
     more: ClassVar[dict] = {"optim_bits": 32}
@@ -210,7 +210,7 @@ class BitsAndBytes(Torch):
 
 
 class EightBit:
-    """Moments of 8 bits where a tensor has 4096 elements or more: fewer bytes, other results."""
+    """Keeps moments of 8 bits where a tensor has 4096 elements or more: fewer bytes, other results."""
 
     judged = 1  # from zero state the first step has nothing to forget; then v may be 0, and p anywhere
 

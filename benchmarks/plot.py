@@ -1,11 +1,11 @@
-"""A result as a picture: GB/s over size below the limit's line, and how many times as fast fastadam is."""
+"""Draws a result: GB/s over size below the limit's line, and how many times as fast fastadam is."""
 
 import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from fastadam.benchmarks import cases, machine, summary
+from . import cases, machine, summary
 
 COLOURS = {
     "fastadam numba": "#d62728", "fastadam cuda": "#d62728", "fastadam numpy": "#ff9896", "limit": "black",
@@ -17,6 +17,7 @@ MARKS = "osv^D<>Pp*hX"
 
 
 def colour(name):
+    """Return the colour of a contestant, the same on either processor."""
     return COLOURS.get(name) or COLOURS.get(name.removesuffix(" cuda"), "#17becf")
 
 
@@ -45,7 +46,7 @@ def draw(result, path):
 
 
 def _roofline(axis, flats, result):
-    """GB/s over the number of parameters, the limit as a line, the caches' sizes marked."""
+    """Draw GB/s over the number of parameters, the limit as a line, the caches' sizes marked."""
     names = dict.fromkeys(name for case in flats.values() for name in case["contestants"])
     for k, name in enumerate(names):
         rows = [(case["n"], case["contestants"][name]) for case in flats.values() if name in case["contestants"]]
@@ -71,7 +72,7 @@ def _roofline(axis, flats, result):
 
 
 def _caches(result):
-    """(label, bytes) of each data cache of the machine, and of the GPU's."""
+    """Yield (label, bytes) of each data cache of the machine, and of the GPU's."""
     of = result["machine"]
     for name, text in of["caches"].items():
         if "instruction" not in name and machine.in_bytes(text):
@@ -85,7 +86,7 @@ def _short(size):
 
 
 def _ratios(axis, bars, result):
-    """How many times as fast fastadam is as each other, a group of bars for each workload."""
+    """Draw how many times as fast fastadam is as each other, a group of bars for each workload."""
     at, ticks, labels = 0, [], []
     for name, case in bars.items():
         main = summary.ours(case)

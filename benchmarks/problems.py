@@ -1,4 +1,4 @@
-"""What Adam is run on in benchmarks/fidelity.py: made-up gradients, digits, text.
+"""Makes what Adam is run on in benchmarks/fidelity.py: made-up gradients, digits, text.
 
 A problem has flat float32 arrays p and g. gradients() yields after each gradient that it put into g; whoever listens
 then updates p. losses() gives what is learned from and what was held out.
@@ -19,13 +19,13 @@ ALIGN = 256  # every leaf begins a group, of whatever size up to this
 
 
 def views(flat, shapes):
-    """Arrays of these shapes, one after the other in a flat array, each from a multiple of ALIGN on."""
+    """View arrays of these shapes, one after the other in a flat array, each from a multiple of ALIGN on."""
     starts = np.cumsum([0] + [-(-math.prod(shape) // ALIGN) * ALIGN for shape in shapes])
     return [flat[a : a + math.prod(shape)].reshape(shape) for a, shape in zip(starts, shapes, strict=False)]
 
 
 def room(shapes):
-    """A flat array of zeros that holds them."""
+    """Return a flat array of zeros that holds these shapes."""
     return np.zeros(sum(-(-math.prod(shape) // ALIGN) * ALIGN for shape in shapes), f32)
 
 
@@ -35,7 +35,7 @@ ROW = 48  # no divisor of a group
 
 
 def synthetic(steps, seed):
-    """Gradients of all kinds, one after the other: 0.1 ± 1 standard deviation, of scales that differ as exp(normal).
+    """Yield gradients of all kinds, one after the other: 0.1 ± 1 standard deviation, of scales as exp(normal).
 
     drift: shrinks 3-fold after a third of the steps and 10-fold after two. tails: Student's t of 2.5 degrees of
     freedom. sparse: rows of 48, present at every step to one in 300. dead: scales as exp(2·normal); a quarter never has
@@ -59,7 +59,7 @@ def synthetic(steps, seed):
 
 
 class Digits:
-    """The demo's networks on handwritten digits."""
+    """Trains the demo's networks on handwritten digits."""
 
     def __init__(self, model, epochs, seed):
         self.rng, self.epochs = np.random.default_rng(seed), epochs
@@ -92,7 +92,7 @@ class Digits:
 
 @cache
 def characters():
-    """The modules of Python's standard library, one after the other; what is not ASCII is a question mark."""
+    """Read the modules of Python's library, one after the other; what is not ASCII is a question mark."""
     texts = []
     for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
         with tokenize.open(path) as opened:
@@ -100,8 +100,8 @@ def characters():
     return np.frombuffer("".join(texts).encode("ascii", "replace"), np.uint8).astype(np.int64)
 
 
-class Text:
-    """A transformer of two layers (pre-norm, 4 heads of 12) that foretells the next character; needs torch.
+class Characters:
+    """Trains a transformer of two layers (pre-norm, 4 heads of 12) to foretell the next character; needs torch.
 
     The last tenth of the modules, by name, is held out. Its losses are means over the same windows for every seed.
     """
@@ -158,6 +158,6 @@ class Text:
 PROBLEMS = {
     "mlp": lambda seed: Digits(models.MLP, 8, seed),
     "cnn": lambda seed: Digits(models.CNN, 4, seed),
-    "text": lambda seed: Text(300, seed),
+    "text": lambda seed: Characters(300, seed),
 }
 RATES = {"mlp": 1e-3, "cnn": 3e-3, "text": 3e-3}

@@ -1,4 +1,4 @@
-"""One side of compare.py: steps the contestants of one commit when it is told to, by the clock of this one.
+"""Steps the contestants of one commit when compare.py tells it to, by the clock of this one.
 
 Orders are lines of JSON on standard input, answers on standard output. {"row": ...} makes a contestant and takes its
 first steps, so that everything is compiled; {"calls": n} is a turn of so many steps. Nothing but fastadam's public
@@ -36,8 +36,8 @@ def main():
 
 
 def prepared(rule, case, name, format):
-    """({"calls": how many a turn should have, "bits": a checksum of p after two steps}, a turn of so many calls)."""
-    kind = cases.Format(format)
+    """Return {"calls": of a turn, "bits": a checksum of p after two steps}, and a function that takes a turn."""
+    kind = cases.Precision(format)
     setting = cases.Setting(rule, getattr(fastadam, rule), {}, kind, cases.chores(case))
     cls = FastadamTorch if name == TORCH else ours()[name.rpartition(" ")[2]]
     one = cls(Start(cases.shapes(case), kind.dtype), setting, fastadam.get_num_threads())

@@ -1,58 +1,79 @@
-"""What is measured: suites, which are lists of races, and who takes part in each.
+"""Says what is measured: suites, which are lists of races, and who takes part in each.
 
 core: a step of every backend beside all peers. chain: a whole training step in one pass against PyTorch's passes.
-narrow: steps in fewer bytes. pytorch: fastadam.torch against torch.optim.
+narrow: steps in fewer bytes, once more on fewer parameters beside peers whose 8-bit moments are slow on a CPU.
+pytorch: fastadam.torch against torch.optim.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from . import cases
 
-OURS, TORCH, FUSED, DEEPSPEED = "fastadam numba", "fastadam.torch", "torch fused", "DeepSpeedCPUAdam"
+OURS, CUDA, TORCH, FUSED, DEEPSPEED = (
+    "fastadam numba", "fastadam cuda", "fastadam.torch", "torch fused", "DeepSpeedCPUAdam",
+)  # fmt: skip
 PLAIN, MOMENTS, ALL, REMAINDER, CODED, SHORT_CODED, WIDE_STATE = (
     "float32", "float32:moments=bfloat16", "bfloat16:moments=bfloat16", "bfloat16:moments=bfloat16:master=remainder",
     "float32:moments=8bit", "bfloat16:moments=8bit", "bfloat16",
 )  # fmt: skip
+NARROW = (
+    *((OURS, format) for format in (PLAIN, MOMENTS, ALL, REMAINDER, CODED, SHORT_CODED)),
+    *((FUSED, format) for format in (PLAIN, ALL)),
+    *((DEEPSPEED, format) for format in (PLAIN, WIDE_STATE, ALL)),
+)
+SLOW = ((OURS, CODED), ("bitsandbytes 8-bit", CODED), ("torchao 8-bit", CODED))
+SLOW_SIZE = 2**20  # parameters
 
 
 class Race(NamedTuple):
-    """One case and who steps it in turns: pairs of a contestant's name and a format's."""
+    """Names a case and who steps it in turns: pairs of a contestant's name and a format's; None: everyone who can."""
 
     case: str
-    entrants: tuple[tuple[str, str], ...]
+    entrants: tuple[tuple[str, str], ...] | None
 
 
 class Suite(NamedTuple):
-    """Races of one rule. About so many bytes of memory per parameter are needed by everyone together."""
+    """Says what a suite does unless it is told otherwise; races: those of one workload, for these backends."""
 
-    rule: str
-    races: tuple[Race, ...]
-    rounds: int = 11
-    needs: int = 140
+    races: Callable[[str, list[str]], list[Race]]
+    workloads: tuple[str, ...]
+    rule: str = "Adam"
+    rounds: int | None = None  # turns of each contestant; None: what time allows
+    needs: int = 0  # bytes of memory per parameter that everyone takes together; 0: who has no room stays out
 
 
-CORE = ("2^10", "2^17", "2^20", "2^26", "mlp", "resnet50")
-PYTORCH = ("mlp", "2^20", "resnet50", "2^24 max_norm", "2^26")
+def core(workload, backends):
+    """Return one race of everyone."""
+    return [Race(workload, None)]
+
+
+def chain(workload, backends):
+    """Return a race for each kind of chores, on each processor."""
+    cpu, cuda = ((OURS, PLAIN), (FUSED, PLAIN)), ((CUDA, PLAIN), (f"{FUSED} cuda", PLAIN))
+    entrants = cpu * ("numba" in backends) + cuda * ("cuda" in backends)
+    return [Race(f"{workload} {name}".strip(), entrants) for name in cases.CHORES]
+
+
+def narrow(workload, backends):
+    """Return a race of all formats, and one of the slow."""
+    slow = cases.flat(min(cases.size(cases.shapes(workload)), SLOW_SIZE))
+    return [Race(workload, NARROW), Race(slow, SLOW)] if slow != workload else [Race(workload, NARROW + SLOW[1:])]
+
+
+def pytorch(workload, backends):
+    """Return a race of two optimizers under PyTorch."""
+    return [Race(workload, ((TORCH, PLAIN), (FUSED, PLAIN)))]
+
+
 SUITES = {
-    "core": Suite("Adam", tuple(Race(case, ((OURS, PLAIN),)) for case in CORE)),
-    "chain": Suite(
-        "Adam", tuple(Race(f"2^24 {name}".strip(), ((OURS, PLAIN), (FUSED, PLAIN))) for name in cases.CHORES), rounds=15
-    ),
-    "narrow": Suite(
-        "Adam",
-        (
-            Race(
-                "2^24",
-                (
-                    *((OURS, format) for format in (PLAIN, MOMENTS, ALL, REMAINDER, CODED, SHORT_CODED)),
-                    *((FUSED, format) for format in (PLAIN, ALL)),
-                    *((DEEPSPEED, format) for format in (PLAIN, WIDE_STATE, ALL)),
-                ),
-            ),
-            # Peers whose 8-bit moments are slow on a CPU, on fewer parameters, beside ours once more.
-            Race("2^20", ((OURS, CODED), ("bitsandbytes 8-bit", CODED), ("torchao 8-bit", CODED))),
-        ),
-        rounds=41,
-    ),
-    "pytorch": Suite("AdamW", tuple(Race(case, ((TORCH, PLAIN), (FUSED, PLAIN))) for case in PYTORCH), rounds=25),
+    "core": Suite(core, tuple(cases.flat(n) for n in cases.SIZES)),
+    "chain": Suite(chain, ("2^24",), rounds=15, needs=140),
+    "narrow": Suite(narrow, ("2^24",), rounds=41, needs=140),
+    "pytorch": Suite(pytorch, ("mlp", "2^20", "resnet50", "2^24 max_norm", "2^26"), "AdamW", rounds=25),
 }
+
+
+def label(name, format, usual):
+    """Name a contestant in a format where most are in the usual one."""
+    return name if format == usual else f"{name} {format}"

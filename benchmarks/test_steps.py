@@ -1,4 +1,4 @@
-"""Every method, format and ready backend under pytest-benchmark: `pytest benchmarks/ --benchmark-json FILE`.
+"""Times every method, format and ready backend by pytest-benchmark: `pytest benchmarks/ --benchmark-json FILE`.
 
 From the same tables, contestants, oracle and limit as `bench`; extra_info holds bytes, GB/s and the share of the limit.
 """
@@ -23,7 +23,7 @@ THREADS = fastadam.get_num_threads()
 
 @cache
 def limit(cls, rule, format, case):
-    """Seconds for the same streams, or None where nothing measures them."""
+    """Return seconds for the same streams, or None where nothing measures them."""
     setting = cases.setting(rule, format)
     if cls.missing(setting):
         return None
@@ -33,7 +33,7 @@ def limit(cls, rule, format, case):
 
 
 def waited(one):
-    """A step that has ended when it returns."""
+    """Return a step that has ended when it returns."""
     if one.device == "cpu":
         return one.step
     import cupy

@@ -1,4 +1,4 @@
-"""The float64 oracle that every contestant is held against before it is timed.
+"""Holds every contestant against a float64 oracle before it is timed.
 
 Two steps from shared values: the paper's in wider arithmetic (tests/papers.py), and how far roundings may move them
 (fastadam/tools/bounds.py), carried from the first step to the second. Ours may round as the kernel does. A peer may
@@ -24,7 +24,7 @@ PIECE = 4096
 
 
 def sample(shapes, rng):
-    """Which elements: (leaf, slice) pieces of whole groups. The first and the last of every leaf are among them."""
+    """Choose elements: (leaf, slice) pieces of whole groups. The first and the last of every leaf are among them."""
     sizes = [int(np.prod(shape)) for shape in shapes]
     share = MOST / max(sum(sizes), 1)
     pieces = []
@@ -39,7 +39,7 @@ def sample(shapes, rng):
 
 
 def groups_of(pieces):
-    """Where among the elements of the pieces the groups of 8-bit formats begin."""
+    """Return where among the elements of the pieces the groups of 8-bit formats begin."""
     firsts, at = [], 0
     for _, part in pieces:
         n = part.stop - part.start
@@ -49,12 +49,12 @@ def groups_of(pieces):
 
 
 def pick(arrays, pieces):
-    """Those elements, one after the other."""
+    """Return the elements of the pieces, one after the other."""
     return np.concatenate([arrays[leaf].reshape(-1)[part] for leaf, part in pieces])
 
 
 def lost(size, name, slot, drawn, groups):
-    """How far numbers of at most this size are moved by a rounding to the format of that name.
+    """Return how far numbers of at most this size are moved by a rounding to the format of that name.
 
     drawn: stochastically, so up to a whole step. groups: where each begins (8-bit). slot: None for p.
     """
@@ -71,13 +71,13 @@ def lost(size, name, slot, drawn, groups):
 
 
 class Trivial:
-    """What the limit computes: p + lr·(g1 + g2)."""
+    """Is what the limit computes: p + lr·(g1 + g2)."""
 
     def __init__(self, lr):
         self._lr = lr
 
     def steps(self, p, grads, groups, factors):
-        """Yields (p, bound) after each step."""
+        """Yield (p, bound) after each step."""
         unit = bounds.Running.arithmetic(p.dtype)
         wide = np.longdouble if p.dtype == np.float64 else np.float64
         c = bounds.Running(wide(self._lr), self._lr * unit[0], unit)
@@ -88,7 +88,7 @@ class Trivial:
 
 
 class Method:
-    """What a setting's paper computes.
+    """Is what a setting's paper computes.
 
     peer: whether numbers that 1 - β enters may be off as float32 has them, and operations in another order.
     """
@@ -102,7 +102,7 @@ class Method:
         return rule.coefficients(t, rule.lr, *carried)[: len(self._kernel.Coefficients._fields)]
 
     def _host(self, t, dtype, carried):
-        """How far each coefficient can be off before it is rounded."""
+        """Return how far each coefficient can be off before it is rounded."""
         rule = self._setting.rule
         if not self._peer:
             return host_error(rule, t)
@@ -112,7 +112,7 @@ class Method:
         return [off if name.startswith("one_minus") or a != b else 0.0 for name, a, b in rows]
 
     def _factor_error(self, u):
-        """How far the factor of the chores, and its product with g, can be off, relatively.
+        """Return how far the factor of the chores, and its product with g, can be off, relatively.
 
         Ours is of a norm in float64 and rounded once, as is the product. A peer sums n squares in float32, of which a
         lane adds up n/8 or so one after the other: its random roundings come to less than 2e-4 of the norm at n = 2^26.
@@ -121,7 +121,7 @@ class Method:
 
     @np.errstate(all="ignore")
     def steps(self, p, grads, groups, factors):
-        """Yields (p, bound) after each step.
+        """Yield (p, bound) after each step.
 
         groups: where those of 8-bit formats begin. factors: what chores multiply the gradients of each step by.
         """
@@ -151,7 +151,7 @@ class Method:
             yield exact, shown
 
     def _rested(self, value, error, name, slot, groups):
-        """A stream's error (None: absent) once it rests in the format of that name. slot: None for p."""
+        """Return a stream's error (None: absent) once it rests in the format of that name. slot: None for p."""
         if error is None or name in ("float32", "float64"):
             return error
         short = slot is None and name == "bfloat16" and "master" not in self._setting.format.options
@@ -160,7 +160,7 @@ class Method:
 
 
 def factor(setting, grads):
-    """What a setting's chores multiply these gradients by, all leaves of one set: unscaled, then clipped."""
+    """Return what a setting's chores multiply these gradients by, all leaves of one set: unscaled, then clipped."""
     if not setting.chores:
         return 1.0
     scale = SCALE if setting.chores == "whole" else 1.0
@@ -169,12 +169,12 @@ def factor(setting, grads):
 
 
 def oracle(one):
-    """What a contestant's results are held against."""
+    """Return what a contestant's results are held against."""
     return Trivial(one.setting.rule.lr) if one.paper is None else Method(one.paper, one.peer)
 
 
 def check(contestants, start, rng, report=lambda name: None):
-    """Two steps of everyone, held against the oracle after each; averages and copies after the last.
+    """Let everyone take two steps, held against the oracle after each; averages and copies after the last.
 
     Returns {name: error in ulp of the larger of old and new p} and {name: what is wrong}. report(name) comes first.
     """
@@ -206,7 +206,7 @@ def check(contestants, start, rng, report=lambda name: None):
 
 
 def difference(got, exact, allowed):
-    """Where a result is farthest beyond what is allowed, in words."""
+    """Say where a result is farthest beyond what is allowed."""
     worst = int(np.argmax(np.nan_to_num(np.abs(got - exact) - allowed, nan=np.inf)))
     return (
         f"{got[worst]:.9g} where the oracle has {float(exact[worst]):.9g}, "
@@ -215,7 +215,7 @@ def difference(got, exact, allowed):
 
 
 def chores_missed(one, first, steps, pieces):
-    """What is wrong with a contestant's averages or bfloat16 copies after these steps of p and its bound, or None."""
+    """Say what is wrong with a contestant's averages or copies after these steps of p and its bound, or None."""
     unit = bounds.Running.arithmetic(first.dtype)
     ema, share = bounds.Running(first.astype(np.float64), 0.0, unit), 1 - EMA_DECAY
     for exact, allowed in steps:

@@ -194,3 +194,4 @@ def cupy(launcher, monkeypatch):
     nvrtc.function.cache_clear()
     yield module
     nvrtc.function.cache_clear()
+    fake_cupy.finish()

@@ -18,7 +18,8 @@ from fastadam.arrays.flat import FlatBuffer
 from fastadam.arrays.host import Array, describe, memory_order
 from fastadam.arrays.tree import Structure
 from fastadam.checkpoint.tensors import Piece
-from fastadam.kernels.formats import GROUP, is_signed
+from fastadam.kernels.codes import GROUP
+from fastadam.kernels.formats import CODES, format_of, is_signed
 from fastadam.optimizer import Optimizer
 
 HEAD = "version", "method", "t", "seed", "skipped", "groups"  # of Optimizer.state_dict
@@ -152,7 +153,7 @@ def signed_slots(opt: Optimizer) -> dict[str, bool]:
 
 def _coded(layout: Layout, stream: str, x: Array, signed: bool) -> Piece:
     first, last, total = layout.groups()
-    width = 1 if x.dtype.name == "float32" else GROUP
+    width = GROUP if format_of(x.dtype) is CODES else 1
     shape = (total, GROUP) if width == GROUP else (total,)
     return Piece(
         stream, layout.path, x.dtype.name, shape, first * width, (last - first) * width, x, layout.coded(signed)

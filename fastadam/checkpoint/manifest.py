@@ -13,6 +13,7 @@ One object of JSON with these keys, in this order:
 """
 
 import json
+import math
 import re
 import sys
 import time
@@ -23,7 +24,8 @@ from typing import Any, NoReturn
 
 from fastadam.checkpoint.checksum import SPAN
 from fastadam.checkpoint.tensors import NAMES, Piece, itemsize
-from fastadam.kernels.formats import GROUP
+from fastadam.kernels.codes import GROUP
+from fastadam.kernels.formats import CODES, FLOAT32
 
 NAME = "manifest.json"
 FORMAT, VERSION = "fastadam checkpoint", 1
@@ -49,6 +51,8 @@ def check_json(where: str, x: Any) -> None:
             check_json(f"{where}[{k}]", value)
     elif x is not None and type(x) not in (str, int, float, bool):
         raise TypeError(f"{where} is {type(x).__name__}, expected JSON: dict, list, str, int, float, bool or None")
+    elif isinstance(x, float) and not math.isfinite(x):
+        raise ValueError(f"{where} is {x}, expected a finite number: JSON has no others")
 
 
 def encode(
@@ -183,7 +187,7 @@ def _check_tensor(name: str, tensor: dict[str, Any], files: list[dict[str, Any]]
 def _check_coded(name: str, coded: dict[str, Any], room: int, dtype: str) -> None:
     sizes = [[_integer(size, MOST) for size in shape] for shape in coded["shapes"]]
     total = sum(map(prod, sizes))
-    if not 0 <= room - total < GROUP or dtype not in ("uint8", "float32") or type(coded["signed"]) is not bool:
+    if not 0 <= room - total < GROUP or dtype not in (CODES.rests, FLOAT32.rests) or type(coded["signed"]) is not bool:
         raise ValueError(f"{name[:80]} has {dtype} codes of {room} elements for {total}")
     if len(coded["paths"]) != len(sizes) or not all(isinstance(path, str) for path in coded["paths"]):
         raise ValueError(f"{name[:80]} has codes of {len(coded['paths'])} paths with {len(sizes)} shapes")

@@ -12,9 +12,11 @@ from fastadam.arrays.tree import Structure
 from fastadam.checkpoint.contents import HEAD, Leaf, Shards, leaves_of, signed_slots
 from fastadam.checkpoint.disk import log
 from fastadam.checkpoint.reading import Opened
+from fastadam.kernels import codes
 from fastadam.kernels.chores import BLOCK
+from fastadam.kernels.codes import GROUP
 from fastadam.kernels.contract import Slot
-from fastadam.kernels.formats import GROUP, blocks, codes_and_scales, decode_8bit, encode_8bit, encoded
+from fastadam.kernels.formats import CODES, FLOAT64, encoded, format_of
 from fastadam.optimizer import Optimizer
 
 
@@ -37,7 +39,7 @@ class Source:
 
     @staticmethod
     def _is_scales(tensor: dict[str, Any]) -> bool:
-        return "coded" in tensor and tensor["dtype"] != "uint8"
+        return "coded" in tensor and tensor["dtype"] != CODES.rests
 
     def split(self, name: str) -> tuple[str, str]:
         """The stream and the path of a tensor's name. Raises KeyError that lists the names."""
@@ -59,7 +61,7 @@ class Source:
 
     def dtype(self, stream: str, path: str) -> str:
         """What a stream rests in: the name of a dtype, or 8bit."""
-        return "8bit" if (stream, path) in self.coded else self.tensors[f"{stream}{path}"]["dtype"]
+        return CODES.name if (stream, path) in self.coded else self.tensors[f"{stream}{path}"]["dtype"]
 
     def wide(self, stream: str, path: str, first: int, stop: int) -> Array:
         """Elements of a leaf's stream in C order, decoded from 8 bits where they rest so."""
@@ -79,19 +81,19 @@ class Source:
 
     def blocks(self, name: str, first: int, last: int) -> tuple[Array, Array]:
         """The codes and the scales of groups first to last, in whole blocks filled up with zeros."""
-        count = blocks((last - first) * GROUP)
-        codes, scales = np.zeros((count, BLOCK), np.uint8), np.zeros((count, BLOCK // GROUP), np.float32)
-        codes.reshape(-1)[: (last - first) * GROUP] = self.saved.elements(name, first * GROUP, last * GROUP)
+        count = -(-(last - first) * GROUP // BLOCK)
+        numbers, scales = np.zeros((count, BLOCK), np.uint8), np.zeros((count, BLOCK // GROUP), np.float32)
+        numbers.reshape(-1)[: (last - first) * GROUP] = self.saved.elements(name, first * GROUP, last * GROUP)
         slot = self.tensors[name]["stream"]
         scales.reshape(-1)[: last - first] = self.saved.elements(f"{slot}_scales{name[len(slot) :]}", first, last)
-        return codes, scales
+        return numbers, scales
 
     def _decoded(self, name: str, first: int, last: int) -> Array:
         both = self.blocks(name, first, last)
-        whole = np.empty(both[0].shape[0] * (BLOCK + BLOCK // GROUP * 4), np.uint8)
-        for place, values in zip(codes_and_scales(whole), both, strict=True):
+        whole = np.empty(len(both[0]) * codes.BYTES, np.uint8)
+        for place, values in zip(codes.codes_and_scales(whole), both, strict=True):
             place[...] = values
-        numbers: Array = decode_8bit(whole, self.tensors[name]["coded"]["signed"], (last - first) * GROUP)
+        numbers: Array = codes.decode(whole, self.tensors[name]["coded"]["signed"], (last - first) * GROUP)
         return numbers
 
 
@@ -168,15 +170,21 @@ class Match:
                         f"the checkpoint's {name} has the shape {shape_saved}, this optimizer's {shape}"
                     )
                 elif (rests := self._source.dtype(stream, path)) != (wanted := self._rests(leaf, stream, x)):
-                    if stream in self._slots and rests != "float64" != wanted:
+                    if stream in self._slots and FLOAT64.rests not in (rests, wanted):
                         self.conversions.add(f"{stream} from {rests} to {wanted}")
                     else:
                         self.differences.append(f"the checkpoint's {name} is {rests}, this optimizer's {wanted}")
+            if self._rests(leaf, stream, x) == CODES.name and self._blocks_alike(leaf, stream) is None:
+                self.conversions.add(f"{stream} to blocks of 8 bits that begin elsewhere")
         streams = {stream for stream, _ in self._plain_streams(leaf)}
         if self._same_method:
             numbers = [known[path] for path, *_ in parts]
-            more = {key: x for key, x in numbers[0].items() if key not in leaf.numbers} if numbers else {}
-            self.differences += [f"the checkpoint's {parts[0][0]} has {key!r}, this optimizer has not" for key in more]
+            differing = sorted(set(leaf.numbers) ^ set(numbers[0])) if numbers else []
+            self.differences += [
+                f"the checkpoint's {parts[0][0]} has {'' if key in numbers[0] else 'no '}{key!r}, this optimizer has"
+                f"{' not' if key in numbers[0] else ''}"
+                for key in differing
+            ]
             for path, *_ in parts[1:]:
                 if known[path] != numbers[0]:
                     self.differences.append(
@@ -186,6 +194,16 @@ class Match:
             self.differences += [f"the checkpoint has {name}, this optimizer has not"
                                  for path, *_ in parts for name in self._surplus(path, streams)]  # fmt: skip
         return len(self.differences) == before
+
+    def _blocks_alike(self, leaf: Leaf, stream: str) -> str | None:
+        """The name of the codes that can be taken as they are: they begin with the same leaf."""
+        layout = leaf.layout
+        if not layout.paths or (at := self._source.coded.get((stream, layout.paths[0]))) is None:
+            return None
+        coded = self._source.tensors[at[0]]["coded"]
+        alike = (coded["paths"], list(map(tuple, coded["shapes"]))) == (layout.paths, layout.shapes)
+        whole = layout.stop - layout.start == layout.total
+        return at[0] if alike and (whole or coded["order"] == sorted(coded["order"])) else None
 
     def _surplus(self, path: str, streams: set[str]) -> Iterator[str]:
         for stream in sorted(self._source.streams - streams):
@@ -198,7 +216,7 @@ class Match:
 
     @staticmethod
     def _rests(leaf: Leaf, stream: str, x: Array) -> str:
-        return "8bit" if f"{stream}_scales" in leaf.streams else x.dtype.name
+        return CODES.name if f"{stream}_scales" in leaf.streams else x.dtype.name
 
     def load(self) -> None:
         """Read what fits, then take it over: nothing changes before everything is read and checked."""
@@ -223,9 +241,9 @@ class Match:
         own = dict(self._content["leaves"][parts[0][0]]) if parts else dict(leaf.numbers)
         for stream, x in self._plain_streams(leaf):
             if stream != "params":
-                if self._rests(leaf, stream, x) == "8bit":
-                    codes, scales, order = self._codes(leaf, stream)
-                    own |= {stream: codes, f"{stream}_scales": scales, "order": order}
+                if self._rests(leaf, stream, x) == CODES.name:
+                    numbers, scales, order = self._codes(leaf, stream)
+                    own |= {stream: numbers, f"{stream}_scales": scales, "order": order}
                 else:
                     own[stream] = self._assemble(leaf, stream, self._slots.get(stream))
         return own
@@ -234,27 +252,29 @@ class Match:
         """A leaf's stream in the leaf's shape and dtype."""
         like = leaf.streams[stream]
         parts = [self._source.wide(stream, path, first, stop) for path, _, first, stop, _ in leaf.layout.parts()]
+        if slot is not None:
+            parts = [x if x.dtype == like.dtype else format_of(x.dtype).decode(x, slot, x.size) for x in parts]
         flat = parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else np.empty(0, like.dtype)
-        with np.errstate(all="ignore"):
-            rested: Array = encoded(flat, np.empty(0, like.dtype), slot)
-        return rested.reshape(leaf.array.shape)
+        if slot is not None and flat.dtype != like.dtype:
+            with np.errstate(all="ignore"):
+                flat = encoded(flat, np.empty(0, like.dtype), slot)
+        return flat.reshape(leaf.array.shape)
 
     def _codes(self, leaf: Leaf, stream: str) -> tuple[Array, Array, list[int]]:
         """The blocks of a slot of 8 bits, and the order of axes that they follow: as saved where they lie alike."""
-        layout, order = leaf.layout, list(memory_order(leaf.array))
-        parts = list(layout.parts())
-        if parts and (at := self._source.coded.get((stream, parts[0][0]))) is not None:
-            coded = self._source.tensors[at[0]]["coded"]
-            alike = (coded["paths"], list(map(tuple, coded["shapes"]))) == (layout.paths, layout.shapes)
-            whole = layout.stop - layout.start == layout.total
-            if alike and (whole or coded["order"] == sorted(coded["order"])):
-                first, last, _ = layout.groups()
-                single = len(layout.paths) == 1 and leaf.array.ndim == len(coded["order"])
-                return *self._source.blocks(at[0], first, last), coded["order"] if single else order
+        order = list(memory_order(leaf.array))
+        parts = list(leaf.layout.parts())
+        if (name := self._blocks_alike(leaf, stream)) is not None:
+            first, last, _ = leaf.layout.groups()
+            saved_order = self._source.tensors[name]["coded"]["order"]
+            single = len(leaf.layout.paths) == 1 and leaf.array.ndim == len(saved_order)
+            return *self._source.blocks(name, first, last), saved_order if single else order
+        slot = self._slots[stream]
         values = [self._source.wide(stream, path, first, stop) for path, _, first, stop, _ in parts]
-        straight = np.concatenate([x.astype(np.float32) for x in values]) if values else np.empty(0, np.float32)
+        numbers_of_parts = [format_of(x.dtype).decode(x, slot, x.size) for x in values]
+        straight = np.concatenate([*numbers_of_parts, np.empty(0, np.float32)])
         turned = straight.reshape(leaf.array.shape).transpose(order).reshape(-1)
-        return *codes_and_scales(encode_8bit(turned, self._signed[stream])), order
+        return *codes.codes_and_scales(codes.encode(turned, self._signed[stream], None)), order
 
     def _refresh_copies(self) -> None:
         """Round the parameters into copy_to, as the constructor does."""

@@ -21,6 +21,7 @@ from fastadam.checkpoint.disk import log
 
 DONE = re.compile(r"(\d{8,20})-step-\d+")
 GENERATION = re.compile(r"(\d{8,20})-[0-9a-f]{16}")
+NO_LOCKS = errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.EINVAL  # of file systems without
 SAVING, REMOVED = ".saving-", ".removed-"
 
 
@@ -51,7 +52,10 @@ class Place:
                 lock = disk.lock(self.folder)
             except FileNotFoundError:
                 continue
-            except OSError as error:  # no locks on this file system: nor will others remove what they cannot lock
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    raise
+                # Nor will others remove what they cannot lock.
                 log.debug("%s cannot be locked: %s", self.folder, error)
                 return self.folder
             if lock is not None and disk.is_still(self.folder, lock):

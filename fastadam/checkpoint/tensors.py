@@ -16,28 +16,24 @@ from typing import Any
 import numpy as np
 
 from fastadam.arrays.host import PAGE, Array
+from fastadam.kernels.formats import FLOATS
 
 NAMES = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16",
-    "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL",
+    "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8", "uint8": "U8", "uint16": "U16",
+    "uint32": "U32", "uint64": "U64", "bool": "BOOL",
 }  # fmt: skip
 
 
 @cache
 def numpy_dtype(name: str) -> Any:
-    """The NumPy dtype of a name; bfloat16's comes from ml_dtypes."""
-    if name != "bfloat16":
-        return np.dtype(name)
-    try:
-        from ml_dtypes import bfloat16
-    except ImportError as error:
-        raise ImportError(f"bfloat16 needs ml_dtypes ({error}): pip install ml_dtypes") from None
-    return np.dtype(bfloat16)
+    """The NumPy dtype of a name; ml_dtypes has some."""
+    return FLOATS[name].dtype if name in FLOATS else np.dtype(name)
 
 
 def itemsize(name: str) -> int:
     """The bytes of one element."""
-    return 2 if name == "bfloat16" else np.dtype(name).itemsize
+    return FLOATS[name].bytes if name in FLOATS else np.dtype(name).itemsize
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,8 @@ import numpy as np
 from fastadam.arrays.host import Array, target
 from fastadam.kernels.chores import NOTES
 from fastadam.kernels.formats import format_of
-from fastadam.kernels.streams import Columns
 from fastadam.plans.plan import Plan, Work
-from fastadam.plans.streams import Streams, labels
 
-G = Columns._fields.index("g")  # its place in a row of addresses
 THERE = np.uint8(1)  # what a tag holds for a flag that is set
 
 
@@ -30,12 +27,17 @@ class NumbaPlan(Plan):
         self._elements, self._norm, self._threads, self._traversal = elements, norm, threads, traversal
         self._natives: dict[Any, Any] = {}  # compiled code by what it was compiled for
         super().__init__(*args)
-        zeros = Streams(None, self._zeros, [None] * len(self._kernel.slots))
-        streams, names = [*self._streams, zeros], [*self._names, labels(self._kernel, " of nothing")]
-        written = [x.map(lambda x, name: target(name, x), of_leaf) for x, of_leaf in zip(streams, names, strict=True)]
-        firsts = [*self._firsts, 0]
+        nothing = [None] * (len(self._kernel.slots) + 3)
         self._table = np.array(
-            [[*(address or 0 for address in x.columns.row), first] for x, first in zip(written, firsts, strict=True)],
+            [
+                [*(0 if x is None else target(label, x) for label, x in zip(labels, streams, strict=False)), first]
+                for labels, streams, first in zip(
+                    [*self._names, ["zeros"] * (len(nothing) + 2)],
+                    [*self._streams, [None, self._zeros, *nothing]],
+                    [*self._firsts, 0],
+                    strict=True,
+                )
+            ],
             np.uint64,
         )
         self._size = sum(self._sizes())
@@ -70,7 +72,7 @@ class NumbaPlan(Plan):
         flags = [THERE if flag else None for flag in self._flags]
         self._tags = []
         for formats in self._formats:
-            self._tags.append(self._elements.TAGS[self._kernel.name](*formats.row, *flags))
+            self._tags.append(self._elements.TAGS[self._kernel.name](*formats, *flags))
         self._calls: dict[Any, list[tuple[Any, ...]]] = {}  # of whole steps, made once
         if hasattr(self, "_table"):
             self._look_at_grads()
@@ -78,21 +80,21 @@ class NumbaPlan(Plan):
     def _prepare(self, workers: int) -> list[tuple[Any, ...]]:
         """The native calls of a step on so many threads, compiled or loaded."""
         if workers not in self._calls:
-            where = self._table, self._row, self._rows, self._counts
-            self._calls[workers] = self._calls_for(workers, self.everything, self._tags, *where)
+            where = self._table, self.table.row, self.table.rows
+            self._calls[workers] = self._calls_for(workers, self.everything, self._tags, *where, True)
         return self._calls[workers]
 
     def _calls_for(
         self, workers: int, work: Sequence[Work], tags: Sequence[Any],
-        table: Array, row: Array, rows: Array, counts: Array,
+        table: Array, row: Array, rows: Array, counted: bool,
     ) -> list[tuple[Any, ...]]:  # fmt: skip
-        """A native call for each signature."""
+        """A native call for each signature; the last advances the counts."""
         walk = self._traversal.walk_for(workers)
         calls: list[tuple[Any, ...]] = []
         for one, tag in zip(work, tags, strict=True):
-            advancing = counts[: len(counts) * (one is work[-1])]  # the last call advances the counts
+            counts = self.table.counts[: None if counted and one is work[-1] else 0]
             spans = _spans(one.chunks, workers)
-            args = (table, tag, one.chunks, spans, row, rows, advancing, self._carried, one.notes)
+            args = (table, tag, one.chunks, spans, row, rows, counts, self.table.carried, one.notes)
             # Only the tag decides the types: a look at all of them takes 100 µs, as long as a step over 10^5 numbers.
             kind = workers > 1, type(tag), *tag
             if kind not in self._natives:
@@ -100,11 +102,14 @@ class NumbaPlan(Plan):
             calls.append((self._natives[kind], *args))
         return calls
 
-    def _run_all(self, work: Sequence[Work], tags: Sequence[Any], after: Sequence[Any], *where: Array) -> None:
+    def _run_all(self, work: Sequence[Work], tags: Sequence[Any], after: Sequence[Any], *where: Any) -> None:
         """A walk with these tags over this work, on as many threads as it is worth, then `after`, in one go."""
 
         def run(workers: int) -> None:
-            calls = [*self._calls_for(workers, work, tags, *where), *((setitem, *one) for one in after)]
+            calls = [
+                *self._calls_for(workers, work, tags, *where),
+                *((setitem, *one) for one in after),
+            ]
             deque(starmap(call, calls), maxlen=0)
 
         self._on_threads(run, _elements(work))
@@ -125,7 +130,7 @@ class NumbaPlan(Plan):
         return super().accept(grads)
 
     def _place(self, leaf: int, g: Array) -> None:
-        self._table[leaf, G] = g.ctypes.data
+        self._table[leaf, 1] = g.ctypes.data
 
     def launch(self, after: Sequence[tuple[Any, Any, Any]] = ()) -> None:
         if self.unread:
@@ -144,17 +149,17 @@ class NumbaPlan(Plan):
             deque(chain(starmap(call, calls), starmap(setitem, after)), maxlen=0)
 
     def launch_some(
-        self, work: Sequence[Work], row: Array, rows: Array, counts: Array, after: Sequence[tuple[Any, Any, Any]]
+        self, work: Sequence[Work], row: Array, rows: Array, after: Sequence[tuple[Any, Any, Any]], counted: bool = True
     ) -> None:
         tags = [self._tags[one.signature] for one in work]
-        self._run_all(work, tags, after, self._table, row, rows, counts)
+        self._run_all(work, tags, after, self._table, row, rows, counted)
 
     def _measure(self, work: Sequence[Work], row: Array, squares: bool, largest: bool) -> None:
         there = THERE if squares else None, THERE if largest else None
 
         def make(workers: int) -> list[tuple[Any, ...]]:
-            tags = [self._elements.Measure(tag.p, tag.g, *there) for tag in (self._tags[one.signature] for one in work)]
-            return self._calls_for(workers, work, tags, self._table, row, self._rows, self._counts[:0])
+            tags = [self._elements.Measure(*self._tags[one.signature][:2], *there) for one in work]
+            return self._calls_for(workers, work, tags, self._table, row, self.table.rows, False)
 
         def run(workers: int) -> None:
             key = "measure", squares, largest, workers
@@ -164,15 +169,14 @@ class NumbaPlan(Plan):
 
     def _once(self, key: Any, work: Sequence[Work], row: Array, make: Callable[[], Any]) -> Any:
         """make(), or what it made before for the whole of the parameters: typing its arguments takes 100 µs."""
-        if row is not self._row or work[0].chunks is not self.everything[0].chunks:
+        if row is not self.table.row or work[0].chunks is not self.everything[0].chunks:
             return make()
         if key not in self._calls:
             self._calls[key] = make()
         return self._calls[key]
 
     def accumulate(self, totals: Sequence[Array], row: Array, after: Sequence[tuple[Any, Any, Any]]) -> None:
-        sums = [target("what was accumulated", x) for x in totals]
-        table = np.array([sums, self._table[: len(totals), G]], np.uint64).T.copy()
+        table = np.array([[target("what was accumulated", x) for x in totals], self._table[:-1, 1]], np.uint64).T.copy()
         work = [one._replace(notes=one.notes[:0]) for one in self.everything]
         clear = THERE if self._flags.clear else None
         first = [totals[leaf] for leaf in self._first_leaves]
@@ -180,7 +184,7 @@ class NumbaPlan(Plan):
             self._elements.Accumulate(format_of(x.dtype), tag.g, clear)
             for x, tag in zip(first, self._tags, strict=True)
         ]
-        self._run_all(work, tags, [*self.unread, *after], table, row, self._rows, self._counts[:0])
+        self._run_all(work, tags, [*self.unread, *after], table, row, self.table.rows, False)
 
     def sums(self, work: Sequence[Work], row: Array) -> Array:
         def make() -> list[tuple[Any, ...]]:

@@ -8,19 +8,21 @@ gradient is zeroed. The norm, and the test for non-finite values, take one read 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from fastadam.arrays.flat import FlatBuffer
-from fastadam.arrays.host import Array, Host, describe, flat_like
+from fastadam.arrays.host import Array, Host, describe, flat, flat_like, shaped_like
 from fastadam.checks import at_count, number, positive
 from fastadam.kernels.chores import NOTES, Flags, Numbers, in_pairs
-from fastadam.kernels.formats import SHORT
+from fastadam.kernels.formats import SHORT, compute
 
 if TYPE_CHECKING:
+    from fastadam.arrays.tree import Tree
     from fastadam.optimizer import Optimizer
     from fastadam.plans.plan import Work
 
@@ -81,6 +83,9 @@ class Chores:
         return Numbers(self.max_value or 0.0, 0.0 if decay is None else 1 - decay)
 
 
+PLAIN = Chores()  # no chore at all
+
+
 def check_copies(
     home: Host, names: Sequence[str], leaves: Sequence[Any], arrays: Sequence[Array], copies: Sequence[Any]
 ) -> list[Array]:
@@ -124,12 +129,12 @@ def launch(
                 for r in set(row[group._leaves.start : group._leaves.stop].tolist()) - {-1}:
                     rows[r, 0] *= factor
     if nothing is not None:
-        for x, where, values in [(opt._counts, -1, opt._counts[-1] + 1), *after]:
+        for x, where, values in [(opt._table.counts, -1, opt._table.counts[-1] + 1), *after]:
             x[where] = values
-    elif row is opt._row:
+    elif row is opt._table.row:
         plan.launch(after)
     else:
-        plan.launch_some(work, row, rows, opt._counts, [*plan.unread, *after])
+        plan.launch_some(work, row, rows, [*plan.unread, *after])
     stats = None
     if chores.stats is not None:
         sums = plan.sums(work, row) if nothing is None else nothing
@@ -146,7 +151,7 @@ def _skip(opt: Optimizer, leaves: Sequence[Any], bad: int, after: Sequence[Any])
     for g in leaves if opt._chores.zero_grads else ():
         if g is not None:
             (g[1] if isinstance(g, tuple) else g.array if isinstance(g, FlatBuffer) else g)[...] = 0
-    opt._skipped += 1
+    opt._table.skipped += 1
     return StepInfo(skipped=True)
 
 
@@ -178,3 +183,56 @@ def statistics(opt: Optimizer, sums: Array, scale: float) -> dict[str, dict[str,
             "grad_norm": abs(scale) * g, "update_norm": u, "param_norm": p, "largest_update": largest
         }  # fmt: skip
     return found
+
+
+def accumulate(opt: Optimizer, grads: Tree) -> None:
+    """See Optimizer.accumulate."""
+    opt._check_idle("gradients inside averaged() are those of the averages")
+    leaves = opt._structure.flatten(grads, "grads")
+    opt._plan.accept(leaves)
+    if not opt._totals:
+        with opt._plan.on_stream():
+            opt._totals = [opt._backend.home.allocate(p.size, compute(p.dtype)) for p in opt._arrays]
+    row, then = opt._totalled.copy(), opt._totalled.copy()
+    for leaf, g in enumerate(leaves):
+        row[leaf], then[leaf] = (-1, row[leaf]) if g is None else (row[leaf], 1)
+    then[-1] += 1
+    opt._plan.accumulate(opt._totals, row, [(opt._totalled, ..., then)])
+
+
+def accumulated(opt: Optimizer, reduction: str) -> tuple[list[Array | None], float]:
+    """The accumulated gradients, None where there was none, and what the step must multiply them by."""
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"reduction is {reduction!r}, expected 'mean' or 'sum'")
+    count = opt._totalled.item(-1)
+    if count == 0:
+        raise ValueError("step() got no grads and nothing has been accumulated: expected one of them")
+    found = [
+        shaped_like(x, p) if there else None
+        for x, p, there in zip(opt._totals, opt._arrays, opt._totalled.tolist(), strict=False)
+    ]
+    return found, 1 / count if reduction == "mean" else 1.0
+
+
+@contextmanager
+def averaged(opt: Optimizer) -> Iterator[None]:
+    """See Optimizer.averaged."""
+    if opt._chores.ema_decay is None:
+        raise ValueError("averaged() needs averages: expected an optimizer made with ema_decay")
+    if opt._averaging:
+        raise RuntimeError("averaged() is in use already: params hold the averaged weights")
+    opt.catch_up()
+    params: list[Any] = [flat(p) for p in opt._arrays]
+    with opt._plan.on_stream():
+        kept = [p.copy() for p in params]
+    try:
+        opt._averaging = True
+        with opt._plan.on_stream():
+            for p, own in zip(params, opt._slots, strict=True):
+                p[:] = own[-3]
+        yield
+    finally:
+        with opt._plan.on_stream():
+            for p, values in zip(params, kept, strict=True):
+                p[:] = values
+        opt._averaging = False

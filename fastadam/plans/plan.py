@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastadam.arrays.flat import FlatBuffer
-from fastadam.arrays.host import Array, Memory, plain
-from fastadam.kernels.chores import BLOCK, NOTES, Flags
+from fastadam.arrays.host import Array, Memory, flat, plain
+from fastadam.kernels.chores import BLOCK, NOTES
 from fastadam.kernels.contract import Kernel
-from fastadam.kernels.formats import format_of
-from fastadam.kernels.streams import Columns
+from fastadam.kernels.formats import Format, format_of
+from fastadam.plans.chores import PLAIN, Chores
 from fastadam.plans.gradients import Gradients
 from fastadam.plans.rows import row_chunks
-from fastadam.plans.streams import Streams
+from fastadam.plans.table import Table
 
 CHUNK = 8_192  # elements: four float32 streams of 32 KiB stay in L2; 4,096 and 16,384 measured the same (2 Zen 4 cores)
 
@@ -35,14 +35,13 @@ class Plan(Gradients):
 
     kernel:  the element function.
     names:   per leaf, what errors call its streams: params['w'], grads['w'], m['w'], ...
-    owners:  per leaf, the user's array (checked before), or the FlatBuffer that holds it.
-    streams: per leaf, its memory by name, flat arrays in p's memory order.
-    row:     (leaves + 1,) int64: which row of `rows` each leaf takes this step, -1 to leave it alone.
-    rows:    (rows, coefficients + carried + chores' numbers) float64.
-    counts:  (leaves + 1,) int64: the steps that each leaf has taken; the last is the optimizer's own count.
-    carried: (leaves + 1, carried) float64: what the rule accumulates for each leaf, copied from its row by each step.
-    flags:   the chores that are not streams.
+    params:  per leaf, the user's array (checked before), or the FlatBuffer that holds it.
+    slots:   per leaf, a flat array in p's memory order for each slot, the average, the copy and the remainder; None for
+             an absent one.
+    table:   the coefficients of each step, which it takes as they lie there; it advances the counts.
+    chores:  what a step does beside the method's arithmetic.
     firsts:  per leaf, the index of its first element among all, which random bits depend on.
+    masters: per leaf, the flat float32 array to step in p's place, which is then its copy; or None.
 
     A chunk is (leaf, first, n, g_leaf, g_first, missed): n elements of a leaf from `first` on, their gradient from
     g_first on of leaf g_leaf's, where the leaf after the last has zeros; and how many steps with zeros as the gradient
@@ -54,23 +53,29 @@ class Plan(Gradients):
     def __init__(
         self,
         kernel: Kernel,
-        names: Sequence[Streams],
-        owners: Sequence[Any],
-        streams: Sequence[Streams],
-        row: Array,
-        rows: Array,
-        counts: Array,
-        carried: Array,
-        flags: Flags = Flags(),  # noqa: B008  a tuple
+        names: Sequence[Sequence[str]],
+        params: Sequence[Any],
+        slots: Sequence[Sequence[Array | None]],
+        table: Table,
+        chores: Chores = PLAIN,
         firsts: Sequence[int] = (0,),
+        masters: Sequence[Array | None] = (None,),
     ) -> None:
-        self._flags, self._firsts = flags, firsts
+        self._flags, self._firsts = chores.flags, firsts
         self.unread = []
-        self._kernel, self._names, self._owners, self._streams = kernel, names, owners, streams
-        self._row, self._rows, self._counts, self._carried = row, rows, counts, carried
-        self._params: list[Array] = [p.array if isinstance(p, FlatBuffer) else p for p in owners]
-        named = (pair for of_leaf in zip(names, streams, strict=True) for pair in zip(*of_leaf, strict=True))
-        self._memory = Memory((name, x) for name, x in named if x is not None)
+        self._kernel, self._names, self._owners = kernel, names, params
+        self.table = table
+        self._params: list[Array] = [p.array if isinstance(p, FlatBuffer) else p for p in params]
+        self._streams: list[list[Any]] = [
+            [flat(p) if master is None else master, None, *own]
+            for p, own, master in zip(self._params, slots, masters, strict=True)
+        ]
+        owned = []
+        for labels, streams, master in zip(names, self._streams, masters, strict=True):
+            if master is not None:  # params are its copy
+                labels = ["master", *labels[1:-2], labels[0], labels[-1]]
+            owned += [(label, x) for label, x in zip(labels, streams, strict=True) if x is not None]
+        self._memory = Memory(owned)
         self._scratch: dict[int, Array] = {}
         self._anchors = [plain(p)[...] for p in self._params]  # what each was like at construction
         self._zeros = np.zeros(CHUNK)  # the gradient of a missed step: as float64, enough for a chunk of any dtype
@@ -103,9 +108,11 @@ class Plan(Gradients):
         self.everything = [Work(k, some, self._notes(some, self._flags.stats)) for k, some in enumerate(chunks)]
         self._measured: list[Work] = []
 
-    def _formats_of(self, leaf: int, g_dtype: Any) -> Columns:
-        """What a leaf's columns rest in where its gradient is of this dtype."""
-        return self._streams[leaf].map(lambda x: format_of(x.dtype)).columns._replace(g=format_of(g_dtype))
+    def _formats_of(self, leaf: int, g_dtype: Any) -> tuple[Format | None, ...]:
+        """What a leaf's streams rest in where its gradient is of this dtype; None for an absent one."""
+        p, _, *others = self._streams[leaf]
+        present = (None if x is None else format_of(x.dtype) for x in others)
+        return format_of(p.dtype), format_of(g_dtype), *present
 
     def _sizes(self) -> Sequence[int]:
         """How many elements each leaf has."""
@@ -141,13 +148,13 @@ class Plan(Gradients):
 
     def launch(self, after: Sequence[tuple[Any, Any, Any]] = ()) -> None:
         """Step every leaf whose row is not -1 and advance the counts; then `after` as in launch_some."""
-        self.launch_some(self.everything, self._row, self._rows, self._counts, [*self.unread, *after])
+        self.launch_some(self.everything, self.table.row, self.table.rows, [*self.unread, *after])
 
     def launch_some(
-        self, work: Sequence[Work], row: Array, rows: Array, counts: Array, after: Sequence[tuple[Any, Any, Any]]
+        self, work: Sequence[Work], row: Array, rows: Array, after: Sequence[tuple[Any, Any, Any]], counted: bool = True
     ) -> None:
-        """Step the leaves whose row is not -1, advance `counts` (may be empty), then x[where] = values for each
-        (x, where, values) of `after`; all of it or, if a signal comes before, nothing."""
+        """Step the leaves whose row is not -1, and advance their counts if the step is counted; then x[where] = values
+        for each (x, where, values) of `after`; all of it or, if a signal comes before, nothing."""
         raise NotImplementedError
 
     def measure(self, work: Sequence[Work], row: Array, squares: bool, largest: bool) -> Array:

@@ -90,11 +90,12 @@ def info(parser: argparse.ArgumentParser) -> Run:
 def verify(parser: argparse.ArgumentParser) -> Run:
     """hold every kernel, rule, dtype and backend against the papers and against NumPy's bits"""
     parser.add_argument("--all", action="store_true", help="the full product, not only all pairs")
+    parser.add_argument("--only", default="", metavar="TEXT", help="cases whose line has this text, such as a method")
 
     def run(args: argparse.Namespace) -> int:
         from fastadam.tools.verify import run
 
-        return run(args.all)
+        return run(args.all, args.only)
 
     return run
 

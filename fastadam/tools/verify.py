@@ -170,9 +170,9 @@ def _why_not_parallel() -> str:
     return "other threads of Python run beside the workqueue layer" if threads.crowded() else ""
 
 
-def compile_backwards(everything: bool) -> None:
+def compile_backwards(everything: bool, only: str) -> None:
     """Compile what cases need into the cache, from the last to the first."""
-    for case in reversed(cases(everything, ["numba"])):
+    for case in reversed(_matching(cases(everything, ["numba"]), only)):
         (method, chosen), p = case.variant, [np.zeros(N, case.dtype)]
         g_dtype = case.stored.dtypes()[1] if case.stored else case.dtype
         formats = case.stored.chosen() if case.stored else {}
@@ -182,14 +182,14 @@ def compile_backwards(everything: bool) -> None:
 
 
 @contextmanager
-def _compiling_ahead(todo: list[Case], everything: bool) -> Iterator[None]:
+def _compiling_ahead(todo: list[Case], everything: bool, only: str) -> Iterator[None]:
     """Meanwhile let another process compile from the other end: from an empty cache, compiling is most of the work."""
     from fastadam.kernels.cpu import cache
 
     if len(todo) < 20 or threads.get_num_threads() < 2 or cache.directory() is None:
         yield
         return
-    program = f"from fastadam.tools.verify import compile_backwards; compile_backwards({everything})"
+    program = f"from fastadam.tools.verify import compile_backwards; compile_backwards({everything}, {only!r})"
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with subprocess.Popen([sys.executable, "-c", program], **quiet) as process:  # type: ignore[call-overload]
         try:
@@ -202,19 +202,27 @@ def _number(x: float, form: str) -> str:
     return "-" if np.isnan(x) else format(x, form)
 
 
-def run(everything: bool = False) -> int:
-    """Check all cases, print a table, and return the exit status: 1 if anything failed."""
+def _matching(todo: list[Case], only: str) -> list[Case]:
+    """The cases in whose line of the table a text occurs."""
+    return [case for case in todo if only in str(case)]
+
+
+def run(everything: bool = False, only: str = "") -> int:
+    """Check all cases, or those whose line has a text, print a table, and return the exit status: 1 if any failed."""
     from fastadam.tools.console import Table, track
 
     _start_two_threads()
     found = fa.backends()
-    todo = cases(everything, [name for name, status in found.items() if status == "ready"])
+    todo = _matching(cases(everything, [name for name, status in found.items() if status == "ready"]), only)
+    if only and not todo:
+        print(f"no case has {only!r} in its line, such as: {cases()[0]}")
+        return 1
     serial = _why_not_parallel() if found["numba"] == "ready" else ""
     if serial:  # their rules and chores are verified all the same
         todo = [replace(case, threads=1) for case in todo]
     table = Table("method", "dtype", "backend", "error / bound", "error in ulp", "NumPy's bits", "")
     failed, most = 0, 0.0
-    with _compiling_ahead(todo, everything) if found["numba"] == "ready" else nullcontext():
+    with _compiling_ahead(todo, everything, only) if found["numba"] == "ready" else nullcontext():
         for case in track(todo, "verifying"):
             note = ""
             try:

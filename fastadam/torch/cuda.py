@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from itertools import accumulate
 from typing import Any
 
@@ -12,8 +13,8 @@ from fastadam.arrays.device import DEVICE
 from fastadam.backend import BACKENDS
 from fastadam.cuda.gradients import only_on_host
 from fastadam.cuda.signature import Touched
+from fastadam.kernels.formats import Format
 from fastadam.plans.chores import StepInfo
-from fastadam.plans.streams import Streams
 from fastadam.torch.leaf import FORMATS
 from fastadam.torch.walk import Walk
 
@@ -50,7 +51,7 @@ class CudaWalk(Walk):
 
     backend = "cuda"
 
-    def _make_plan(self, formats: list[Streams]) -> Any:
+    def _make_plan(self, formats: list[list[Format | None]]) -> Any:
         self._placed: dict[int, list[int]] = {}  # per leaf with a state, where the plan knows its tensors
         for format in {format for of_leaf in formats for format in of_leaf if format is not None}:
             _ = format.dtype  # while nothing has changed: raises where there is no such dtype
@@ -70,21 +71,20 @@ class CudaWalk(Walk):
             return
         import cupy
 
-        owners: list[Any] = []
-        streams = []
+        params: list[Any] = []
+        masters, slots = [], []
         with cupy.cuda.Device(self.leaves[0].found[0].device.index):
-            for leaf in self.leaves:
-                if leaf.addresses:
-                    views = (DEVICE.to_write(leaf.name, Exposed(x)) for x in leaf.found)
-                    streams.append(leaf.streams(self._kernel, views))
-                    owners.append(Exposed(leaf.found[0]))
-                else:  # without a state
-                    owners.append(cupy.empty(0, leaf.wide))
-                    streams.append(Streams(owners[-1], slots=[None] * len(self._kernel.slots)))
+            for leaf, columns in zip(self.leaves, self._columns, strict=True):
+                own: list[Any] = [None] * (len(self._kernel.slots) + 5)  # p, g, slots, average, copy, remainder
+                if leaf.addresses:  # has a state
+                    for column, x in zip(columns, leaf.found, strict=False):
+                        own[column] = DEVICE.to_write(leaf.name, Exposed(x))
+                params.append(Exposed(leaf.found[0]) if leaf.addresses else cupy.empty(0, leaf.wide))
+                masters.append(own[0] if leaf.mastered else None)
+                slots.append(own[2:])
             firsts = list(accumulate([leaf.size for leaf in self.leaves], initial=self._opt._storage.index_offset))
-            self._plan = BACKENDS["cuda"].plan_for(
-                self, self._kernel, self._labels(), owners, streams, self._row, self._rows, self._counts,
-                np.zeros((1, len(self._opt.rule.carried))), self._chores.flags, firsts[:-1],
+            self._plan = BACKENDS["cuda"].plan(
+                self._kernel, self._labels(), params, slots, self._table, self._chores, firsts[:-1], masters,
             )  # fmt: skip
 
     def _sparse(self, grads: list[Any]) -> dict[int, tuple[Any, int, Any]]:
@@ -105,9 +105,12 @@ class CudaWalk(Walk):
         ]  # fmt: skip
 
     def _launch(self, sparse: dict[int, Any], after: list[Any]) -> StepInfo:
-        before = [(array, at, array[at]) for array, at, _ in after] if self._chores.skip_nonfinite is True else []
+        changed = [(array, at) for array, at, _ in after]
+        changed += [(self._table.counts, ...), (self._table.carried, ...)]
+        waiting = self._chores.skip_nonfinite is True  # for the device, which alone knows
+        before = [(array, at, copy(array[at])) for array, at in changed] if waiting else []
         info: Any = super()._launch(sparse, after)
-        if before and info.skipped:  # waits for the device, which alone knows
+        if waiting and info.skipped:
             for array, at, value in before:
                 array[at] = value
             self.forget()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from math import prod
 from operator import is_
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastadam.arrays.host import PAGE, allocate_beside
-from fastadam.kernels.contract import Kernel, Slot
+from fastadam.kernels.contract import Slot
 from fastadam.kernels.formats import (
     BFLOAT16,
     CODES,
@@ -24,7 +24,6 @@ from fastadam.kernels.formats import (
     format_of,
 )
 from fastadam.plans.storage import Storage
-from fastadam.plans.streams import Streams
 
 DTYPES = {  # of the tensors that rest in a format
     FLOAT64: torch.float64, FLOAT32: torch.float32, BFLOAT16: torch.bfloat16, FLOAT16: torch.float16,
@@ -38,18 +37,6 @@ ORDER = "strides"  # the key in the state of the strides in whose order blocks o
 
 class Moved(Exception):
     """A parameter has become another in dtype, shape or strides: the walk must be laid out anew."""
-
-
-class Cohort:
-    """Leaves of one group that have taken the same steps, and take the next one together.
-
-    count, carried: the steps, and what the rule has accumulated in them.
-    places: per number of the state, where each leaf keeps it: (array or dict, index).
-    """
-
-    def __init__(self, group: int, count: int, carried: Sequence[float]) -> None:
-        self.group, self.count, self.carried = group, count, tuple(carried)
-        self.places: list[list[tuple[Any, Any]]] = []
 
 
 def local(x: Any) -> Any:
@@ -151,30 +138,16 @@ class Leaf:
         self.forms: list[Any] = []
         self.places: list[tuple[Any, Any]] = []  # of the numbers
         self.values: list[float] = []
-        self.cohort = Cohort(group, 0, ())
+        self.history: tuple[int, list[float]] = (0, [])  # the steps taken, and what the rule has accumulated in them
 
     def dense(self, dtype: Any = None) -> Any:
         """A new tensor that lies as a walk wants it, of p's dtype unless told otherwise."""
         return torch.empty_strided(self.shape, self.strides, dtype=dtype or self.dtype, device=local(self.p).device)
 
-    def streams(self, kernel: Kernel, values: Iterable[Any]) -> Streams:
-        """Things for each of `found`, in that order, by name."""
-        named = dict(zip(("p", *["copy"] * len(self.copied), *self.slots), values, strict=False))
-        slots = {slot.name: named[key] for key, slot in self._slots.items()}
-        return Streams(
-            named["p"], None, [slots.get(slot.name) for slot in kernel.slots], named.get("ema"), named.get("copy"),
-            named.get("remainder"), named.get("master"),
-        )  # fmt: skip
-
-    @property
-    def resting(self) -> list[Format]:
-        """The formats of p, of its copy and of what its state holds, in the order of `found`."""
-        return [self.format, *(FORMATS[x.dtype] for x in self.copied), *self.formats.values()]
-
-    def copy_into(self, copy: Any) -> None:
-        """Let each step round p into this tensor, from now on. None: nothing."""
+    def copies(self, copy: Any) -> Format | None:
+        """Let each step round p into this tensor, from now on; returns its format. None: nothing."""
         if copy is None:
-            return
+            return self.format if self.mastered else None  # p itself is the copy of its master
         both = f"copy_to has {describe(copy)} for {self.name}, which is {describe(self.p)}"
         if self.mastered:
             raise ValueError(f"{both}: expected None with master='float32', where that is the copy")
@@ -185,6 +158,7 @@ class Leaf:
             raise ValueError(f"{both}: expected its shape, and dense memory in the same order of axes")
         copy.detach().copy_(here.float())  # as the walk does: float64 goes through float32
         self.copied = [copy]
+        return FORMATS[copy.dtype]
 
     def zeros(self, key: str) -> Any:
         """A new tensor of zeros for a slot, in memory of its own, where a walk does not wait for it."""
@@ -272,13 +246,13 @@ class Leaf:
             or [array[at] for array, at in self.places] != self.values
         )
 
-    def taken(self, state: dict[str, Any], carried: dict[str, float]) -> Cohort:
-        """How far a state has come that lacks something, of a checkpoint that was not ours; carried: see Rule."""
+    def taken(self, state: dict[str, Any], carried: dict[str, float]) -> tuple[int, list[float]]:
+        """The history of a state that lacks something, of a checkpoint that was not ours; carried: see Rule."""
         numbers = self.keys[len(self.slots) :]
         if self.uncounted and "step" not in state:  # a slot shows that steps were taken
-            return Cohort(self.group, int(any(state.get(key) is not None for key in self._slots)), ())
-        known = [float(state.get(key, x)) for key, x in zip(numbers, (0.0, *carried.values()), strict=True)]
-        return Cohort(self.group, int(known[0]), known[1:])
+            return int(any(state.get(key) is not None for key in self._slots)), []
+        count, *rest = [float(state.get(key, x)) for key, x in zip(numbers, (0.0, *carried.values()), strict=True)]
+        return int(count), rest
 
     def complete(self, state: dict[str, Any]) -> bool:
         """Whether the state holds all that a step needs."""
@@ -303,12 +277,12 @@ class Leaf:
                     state[key] = self.encoded(key, self.decoded(key, x, state[ORDER]))
                 continue
             # As torch's own optimizer keeps it, or one of ours with other moments.
-            theirs, wide = FORMATS.get(x.dtype), set() if format is REMAINDER else {self.state_dtype}
-            other = wide and x.is_floating_point() and (self.short or theirs is BFLOAT16)
+            came_in, wide = FORMATS.get(x.dtype), set() if format is REMAINDER else {self.state_dtype}
+            other = wide and x.is_floating_point() and (self.short or came_in is BFLOAT16)
             fits = other or x.dtype in (wide if format.block > 1 else {kind, *wide})
             if not fits or x.shape != self.shape or x.device != here.device:
                 hint = ": moments of 8 bits need moments='8bit', or to_torch_state" * (
-                    kind is not x.dtype and theirs is CODES
+                    kind is not x.dtype and came_in is CODES
                 )
                 raise ValueError(
                     f"state[{key!r}] of {self.name} is {describe(x)}, {self.name} is {describe(here)}{hint}"
@@ -335,7 +309,7 @@ class Leaf:
         self.places = [_place(x) if isinstance(x, Tensor) else (state, key) for key, x in numbers]
         if (values := [array[at] for array, at in self.places]) != self.values or not values:
             self.values = values
-            self.cohort = Cohort(self.group, int(values[0]) if values else 1, [float(x) for x in values[1:]])
+            self.history = int(values[0]) if values else 1, [float(x) for x in values[1:]]
 
     def gather(self) -> None:
         """Fill the copy that stands in for p."""

@@ -15,8 +15,22 @@ import pytest
 from cases import made_up
 
 import fastadam
-from fastadam.benchmarks import bench, cases, first_use, machine, measure, options, report, summary, worker
+from fastadam.benchmarks import (
+    admission,
+    bench,
+    cases,
+    first_use,
+    machine,
+    markdown,
+    measure,
+    options,
+    report,
+    summary,
+    targets,
+)
+from fastadam.benchmarks.contestants import named
 from fastadam.benchmarks.everyone import everyone
+from fastadam.benchmarks.suites import SUITES
 from fastadam.tools.cli import main
 
 ROOT = Path(__file__).parents[2]
@@ -99,21 +113,22 @@ def test_a_process_that_cannot_start_is_an_error(monkeypatch):
 
 def test_memory_and_time_decide_who_is_admitted(monkeypatch):
     n, setting = 2**20, cases.setting("Adam")
-    present = [one for one in everyone(["numba", "numpy"]) if one.name in ("fastadam numba", "limit", "plain NumPy")]
+    names = "fastadam numba", "limit", "plain NumPy"
+    present = [named(one, one.name, setting=setting) for one in everyone(["numba", "numpy"]) if one.name in names]
     room = 4 * n * (3 + 7 + 3)  # the start, one contestant with its temporaries, another without
     monkeypatch.setattr(machine, "available_memory", lambda: room)
-    there, why = worker.admitted(n, present, setting, {})
+    there, why = admission.admitted(n, present, {})
     assert [one.name for one in there] == ["fastadam numba", "limit"]
     assert "GiB of memory" in why["plain NumPy"]
     monkeypatch.setattr(machine, "available_memory", lambda: 1e12)
-    there, why = worker.admitted(n, present, setting, {"plain NumPy": 1e-5})
+    there, why = admission.admitted(n, present, {"plain NumPy": 1e-5})
     assert [one.name for one in there] == ["fastadam numba", "limit"]
     assert "10.5 s" in why["plain NumPy"]
     pace = {"fastadam numba": 1e-6, "limit": 1e-6, "plain NumPy": 1e-7}  # the slowest first, but never these two
-    there, why = worker.admitted(2**18, present, setting, pace, seconds=0.1)
+    there, why = admission.admitted(2**18, present, pace, seconds=0.1)
     assert [one.name for one in there] == ["fastadam numba", "limit"]
     assert why == {"plain NumPy": "would take about 0 of the 0 s for this case"}
-    assert len(worker.admitted(2**18, present, setting, pace, seconds=10.0)[0]) == 3
+    assert len(admission.admitted(2**18, present, pace, seconds=10.0)[0]) == 3
 
 
 def test_available_memory_heeds_this_process_limit(fresh):
@@ -322,7 +337,7 @@ def test_a_load_is_said_and_kept(monkeypatch, capsys, tmp_path):
         result = json.loads((tmp_path / "x.json").read_text())
         assert result["machine"]["load_before"] == load
         result |= {"rule": "Adam", "rounds": 1}
-        assert ("not a quiet machine" in report.taken_on(result)) == bool(times)
+        assert ("not a quiet machine" in markdown.taken_on(result)) == bool(times)
 
 
 @pytest.mark.parametrize(
@@ -338,6 +353,12 @@ def test_a_load_is_said_and_kept(monkeypatch, capsys, tmp_path):
         (["--format", "float32:moments=2bit"], "'float32:moments=2bit', expected one of float32"),
         (["--json", "/proc/x.json"], "expected a file that can be written, got '/proc/x.json'"),
         (["--plot", "x.xyz"], "expected a name that ends in .png, .svg, .pdf, got 'x.xyz'"),
+        (["--suite", "chain", "--rule", "Adam"], "argument --rule: not with --suite chain"),
+        (["--suite", "narrow", "--first-use"], "argument --first-use: not with --suite narrow"),
+        (["--training", "3"], "argument --training: not with --suite core"),
+        (["--suite", "chain", "--sizes", "2^34"], "argument --sizes: 2^34 needs about 2240.0 GiB of memory"),
+        (["--suite", "narrow", "--sizes", "2^34"], "argument --sizes: 2^34 needs about 2240.0 GiB of memory"),
+        (["--suite", "narrow", "--rounds", "0"], "argument --rounds: expected an integer of at least 1, got '0'"),
         (["--first-use", "--plot", "x.png"], "--plot: not with --first-use"),
         (["--first-use", "--processes", "2"], "--processes: not with --first-use"),
         (["--first-use", "--seconds", "2"], "--seconds: not with --first-use"),
@@ -375,17 +396,26 @@ def test_sizes_and_their_names():
 # The files.
 
 
-@pytest.mark.parametrize("row", ["| mlp:", "| the whole step |"])
-def test_readme_is_what_report_writes(row, monkeypatch, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("file", "row"),
+    [("README.md", "| mlp:"), ("benchmarks/README.md", "| 2^24 whole:"), ("benchmarks/README.md", "| groups of 32 |")],
+)
+def test_readme_is_what_report_writes(file, row, monkeypatch, tmp_path, capsys):
     assert report.main(["--check"]) == 0
-    edited = tmp_path / "README.md"
-    assert row in (ROOT / "README.md").read_text()
-    edited.write_text((ROOT / "README.md").read_text().replace(row, row + " "))
-    monkeypatch.setattr(report, "README", edited)
+    edited, text = tmp_path / "README.md", (ROOT / file).read_text()
+    assert row in text
+    edited.write_text(text.replace(row, row + " "))
+    monkeypatch.setattr(report, "FILES", [edited])
     assert report.main(["--check"]) == 2
     assert "run python benchmarks/report.py" in capsys.readouterr().err
     assert report.main([]) == 0
-    assert edited.read_text() == (ROOT / "README.md").read_text()
+    assert edited.read_text() == text
+
+
+def test_every_table_stands_in_the_benchmarks_readme():
+    text = (ROOT / "benchmarks/README.md").read_text()
+    assert {mark for mark in report.SECTIONS if f"<!-- {mark} -->" in text} == set(report.SECTIONS)
+    assert len(text.splitlines()) < 200
 
 
 @pytest.fixture
@@ -410,10 +440,16 @@ def test_measure_runs_the_commands_that_readme_names(measured):
     kinds = sorted(path.name.split("-")[0] for path in measured.results.iterdir())
     assert kinds == ["chain", "core", "narrow", "pytorch"]
     assert all(path.name.endswith("-abc.json") for path in measured.results.iterdir())
-    lines = (ROOT / "README.md").read_text().replace("\\\n", " ").splitlines()
+    lines = (ROOT / "benchmarks/README.md").read_text().replace("\\\n", " ").splitlines()
     named = [shlex.split(line)[2:-2] for line in lines if line.startswith("python -m fastadam") and "NAME.json" in line]
     assert measured.ran == named
-    assert {target.case for target in report.TARGETS} == {*named[0][3].split(","), *named[0][5].split(",")}
+    asked = {target.case for target in targets.TARGETS if target.suite == "core"}
+    assert asked == {*named[0][5].split(","), *named[0][7].split(",")}
+    for suite, usual in SUITES.items():
+        if suite != "core":
+            races = [race.case for name in usual.workloads for race in usual.races(name, ["numba", "cuda"])]
+            on_gpu = {"2^26 whole"}
+            assert {target.case for target in targets.TARGETS if target.suite == suite} <= {*races, *on_gpu}
 
 
 def test_measure_leaves_the_results_if_a_command_fails(measured, capsys):

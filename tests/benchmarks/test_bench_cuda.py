@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import fastadam
-from fastadam.benchmarks import cases, chain, clock, limit_cuda, truth
+from fastadam.benchmarks import cases, clock, limit_cuda, truth
 from fastadam.benchmarks.contestants import Start
 from fastadam.benchmarks.everyone import everyone
 from fastadam.benchmarks.ours import ours
@@ -45,7 +45,7 @@ def test_the_limit_touches_every_element_once(slots, shape, dtype, device, cupy)
     for n in (1, 7, 33_333, 2**16):
         p, g, *others = before = [RNG(k).standard_normal(n).astype(dtype) for k in range(2 + slots)]
         here = [cupy.asarray(x) for x in before]
-        limit_cuda.Walk(here[0], here[2:], *shape)(here[1], 0.5)
+        limit_cuda.LimitWalk(here[0], here[2:], *shape)(here[1], 0.5)
         assert (here[1].get() == g).all()
         for x, x0 in zip([here[0], *here[2:]], [p, *others], strict=True):
             wanted, eps = x0 + dtype(0.5) * g, np.finfo(dtype).eps
@@ -114,10 +114,11 @@ def test_replays_go_on_beyond_the_window(device, monkeypatch):
         assert (ours_ == theirs).all()
 
 
-@pytest.mark.parametrize("kind", chain.ONE_PASS)
-def test_the_chain_is_right(kind, device):
-    p, *grads = RNG(1).standard_normal((3, 5_000)).astype(np.float32)
-    assert chain.check(chain.OursCuda(p, grads, kind), p, grads) is None
+@pytest.mark.parametrize("chores", cases.CHORES)
+def test_the_chain_is_right(chores, device):
+    setting, start = cases.setting("Adam", chores=chores), Start([(100, 40), (1_000,)])
+    _, wrong = truth.check([device["fastadam cuda"](start, setting, 1)], start, RNG(1))
+    assert not wrong
 
 
 def test_the_gpu_script_runs_through(cuda_library, tmp_path):
@@ -125,6 +126,7 @@ def test_the_gpu_script_runs_through(cuda_library, tmp_path):
     (tmp_path / "cupy.py").write_text(
         "import ctypes, sys\n"
         f"sys.path.append({str(TESTS)!r})\n"
+        "import cuda_host\n"
         "from cuda_host import fake_cupy\n"
         "from fastadam.benchmarks import limit_cuda\n"
         "limit_cuda.THREADS, limit_cuda.AHEAD = (256,), (2,)\n"  # fewer to compile
@@ -146,5 +148,6 @@ def test_the_gpu_script_runs_through(cuda_library, tmp_path):
     assert found["chain"]["machine"]["gpu"]["name"] == "stand-in"
     text = (out / "summary.txt").read_text()
     assert "FAILED" not in text
-    assert "a replay of 2^10: " in text
+    assert "2^10: fastadam cuda, graph: " in text
+    assert list(found["chain"]["cases"]) == ["2^10", "2^10 max_norm", "2^10 whole"]
     assert "collected" in (out / "tests.txt").read_text()

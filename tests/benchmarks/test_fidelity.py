@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 import papers
-from fastadam.benchmarks import fidelity, fidelity_report, problems
-from fastadam.benchmarks.codings import BFloat16, BitsAndBytes, FlashOptim, ShiftedFloat, dynamic_map
+from fastadam.benchmarks import codings, fidelity, fidelity_report, problems
+from fastadam.benchmarks.codings import BFloat16, DynamicTree, FlashOptim, ShiftedFloat, dynamic_map
 
 f32 = np.float32
 RNG = np.random.default_rng
-SHIFTED = sorted({c for of in fidelity.EVERY.values() for c in (of.m, of.v) if isinstance(c, ShiftedFloat)}, key=repr)
+SHIFTED = sorted({c for of in codings.EVERY.values() for c in (of.m, of.v) if isinstance(c, ShiftedFloat)}, key=repr)
 
 
 def test_shifted_floats_by_hand():
@@ -43,7 +43,7 @@ def test_every_code_is_read_back_in_order(coding):
 
 
 def test_the_largest_and_the_smallest():
-    for coding in (fidelity.M8, fidelity.V8):
+    for coding in (codings.M8, codings.V8):
         x = np.zeros(2 * coding.group, f32)
         x[3], x[5] = 0.37, 1e-30
         for _ in range(20):
@@ -51,7 +51,7 @@ def test_the_largest_and_the_smallest():
         assert x[3] == pytest.approx(0.37, rel=1e-6)  # 20 roundings of the scale, none of the code
         assert (x[coding.group :] == 0).all()
         assert x[5] == 0 if coding.signed else (x[: coding.group] > 0).all()
-    assert np.signbit(fidelity.M8(np.full(64, -1e-3, f32), RNG(0))).all()
+    assert np.signbit(codings.M8(np.full(64, -1e-3, f32), RNG(0))).all()
 
 
 @pytest.mark.parametrize("coding", [BFloat16(True), *(c for c in SHIFTED if c.stochastic and not c.signed)], ids=str)
@@ -103,20 +103,20 @@ def test_bitsandbytes_takes_the_nearest_and_keeps_the_sign():
         y = x if signed else x * x
         scale = np.abs(y).reshape(2, 256).max(axis=1).repeat(256)
         distance = np.abs(y[:, None] / scale[:, None] - dynamic_map(signed)).min(axis=1)
-        read, large = BitsAndBytes(signed)(y, None), np.abs(y) > 1e-6 * scale
+        read, large = DynamicTree(signed)(y, None), np.abs(y) > 1e-6 * scale
         assert (np.abs(read - y) / scale)[large] == pytest.approx(distance[large], abs=1e-7)
     tiny = np.full(256, 1e-9, f32)
     tiny[0], tiny[1] = 1, -1e-9
-    read = BitsAndBytes(True)(tiny, None)
+    read = DynamicTree(True)(tiny, None)
     assert read[1] == pytest.approx(-5.5e-7)
     assert (read[2:] == 0).all()
 
 
 def test_never_zero():
     v = np.array([1, 1e-30] * 128, f32)
-    assert FlashOptim(False)(v, None)[1] == BitsAndBytes(False)(v, None)[1] == 0
+    assert FlashOptim(False)(v, None)[1] == DynamicTree(False)(v, None)[1] == 0
     assert FlashOptim(False, never_zero=True)(v, None)[:2] == pytest.approx([1, (0.5 / 255) ** 2])
-    assert BitsAndBytes(False, never_zero=True)(v, None)[:2] == pytest.approx([1, 1.625e-7])
+    assert DynamicTree(False, never_zero=True)(v, None)[:2] == pytest.approx([1, 1.625e-7])
 
 
 def test_uncoded_it_is_adam():
@@ -155,14 +155,14 @@ def test_made_up_gradients_are_of_their_kinds():
 
 def test_a_run_in_small(monkeypatch):
     """Two formats, one β2, a few steps: the result has every number, and float32 is no distance from itself."""
-    found = fidelity.fidelity((0.99, ["float32", fidelity.OURS, "FlashOptim"], False, 30))
+    found = fidelity.fidelity((0.99, ["float32", codings.OURS, "FlashOptim"], False, 30))
     assert set(found) == set(problems.KINDS)
     for kind in found.values():
         assert kind["float32"] == {"distance": 0, "root": [1, 1, 1], "step": kind["float32"]["step"]}
-        assert 0 < kind[fidelity.OURS]["distance"] < 0.3
+        assert 0 < kind[codings.OURS]["distance"] < 0.3
     monkeypatch.setitem(problems.PROBLEMS, "mlp", lambda seed: problems.Digits([*problems.models.LOGISTIC], 2, seed))
     base = fidelity.train(("mlp", "float32", 0.999, False, 1))
-    ours = fidelity.train(("mlp", fidelity.OURS, 0.999, False, 1))
+    ours = fidelity.train(("mlp", codings.OURS, 0.999, False, 1))
     assert ours == pytest.approx(base, rel=0.02)
     assert ours != base
     json.dumps(found)
@@ -170,13 +170,13 @@ def test_a_run_in_small(monkeypatch):
 
 def invented(ours, rival):
     """A result of one problem: float32's losses 1, 2, 3, so a standard deviation of 1; the others' as given."""
-    entry = {name: [[1.0, 4.0], [2.0, 5.0], [3.0, 6.0]] for name in fidelity.EVERY}
-    entry |= {fidelity.OURS: ours, "FlashOptim": rival}
-    kind = {name: {"distance": 0.25, "root": [0.5, 1.0, 2.0], "step": 1.0} for name in fidelity.EVERY}
+    entry = {name: [[1.0, 4.0], [2.0, 5.0], [3.0, 6.0]] for name in codings.EVERY}
+    entry |= {codings.OURS: ours, "FlashOptim": rival}
+    kind = {name: {"distance": 0.25, "root": [0.5, 1.0, 2.0], "step": 1.0} for name in codings.EVERY}
     return {
         "training": {"mlp": {beta2: entry for beta2 in ("0.95", "0.999", "0.9999")}},
         "synthetic": {beta2: {k: kind for k in problems.KINDS} for beta2 in ("0.95", "0.999", "0.9999")},
-        "formats": {name: of.bytes for name, of in fidelity.EVERY.items()}, "seeds": 3, "steps": 10, "library": False,
+        "formats": {name: of.bytes for name, of in codings.EVERY.items()}, "seeds": 3, "steps": 10, "library": False,
         "bench": "fidelity", "machine": {"cpu": "none"}, "versions": {}, "threads": 2, "commit": "abc",
         "date": "2026-01-01", "absent": {"text": "torch is not installed"},
     }  # fmt: skip

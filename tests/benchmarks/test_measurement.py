@@ -1,10 +1,13 @@
 """The measurement: its cases, oracle, limit and clock, and what samples say. No test asserts a time that was taken."""
 
+import ast
 import copy
 import importlib.util
 import io
 import sys
 from itertools import count
+from pathlib import Path
+from statistics import median
 from types import SimpleNamespace
 
 import numpy as np
@@ -62,7 +65,7 @@ def test_every_method_is_a_setting_with_its_bytes():
     ],
 )
 def test_what_a_format_moves(name, moved):
-    assert cases.Format(name).bytes(2) == moved
+    assert cases.Precision(name).bytes(2) == moved
 
 
 def test_formats_are_those_that_the_library_steps():
@@ -141,7 +144,7 @@ NARROW = [name for name in cases.formats() if name not in ("float32", "float64")
 @pytest.mark.parametrize("rule", ["Adam", "AdamW-amsgrad", "Lion"])
 @pytest.mark.parametrize("format", NARROW)
 def test_the_oracle_knows_what_a_format_loses(format, rule):
-    setting, start = cases.setting(rule, format), Start([(30, 41), (7,), (9_001,)], cases.Format(format).dtype)
+    setting, start = cases.setting(rule, format), Start([(30, 41), (7,), (9_001,)], cases.Precision(format).dtype)
     _, wrong = truth.check([ours()["numpy"](start, setting, 1)], start, RNG(0))  # whose bits the others have
     assert not wrong
 
@@ -155,7 +158,7 @@ def m_forgotten(opt):
 
 
 def p_stepped_back(opt):
-    opt._state.params[0][0] *= 1.02
+    opt._arrays[0][0] *= 1.02
 
 
 def edited(state, slot, change):
@@ -176,7 +179,7 @@ def test_the_oracle_refuses_a_mistake_in_every_format(format, mistake):
             if k == 1:
                 mistake(self.opt)
 
-    setting, start = cases.setting("Adam", format), Start([(300, 40), (7,)], cases.Format(format).dtype)
+    setting, start = cases.setting("Adam", format), Start([(300, 40), (7,)], cases.Precision(format).dtype)
     _, wrong = truth.check([Mistaken(start, setting, 1)], start, RNG(0))
     assert list(wrong) == ["fastadam numpy"]
     assert wrong["fastadam numpy"].startswith("step 2")
@@ -193,7 +196,7 @@ def test_what_a_rounding_loses_is_within_the_bound_and_comes_near_it(name, slot,
     rng, slot = RNG(0), slot and slot("x")
     x = (rng.standard_normal(1 << 16) * 10.0 ** rng.uniform(-4, 2, 1 << 16)).astype(np.float32)
     x = np.abs(x) if isinstance(slot, NonNegative) else x
-    like = np.empty(0, np.uint8 if name == "8bit" else cases.Format(name).dtype)
+    like = np.empty(0, np.uint8 if name == "8bit" else cases.Precision(name).dtype)
     short = encoded(x, like, slot, (12345, 0) if drawn else None)
     back = decoded(short, slot, len(x), np.float32) if slot else short.astype(np.float32)
     groups = truth.groups_of([(0, slice(0, len(x)))])
@@ -208,6 +211,31 @@ def test_a_sample_holds_the_ends_of_every_leaf():
         mine = [part for at, part in pieces if at == leaf]
         assert (mine[0].start, mine[-1].stop) == (0, n)
     assert sum(part.stop - part.start for _, part in pieces) < 1.1 * truth.MOST
+
+
+def test_no_module_imports_in_a_circle():
+    """Late imports count: what a function imports, its module needs."""
+    folder = Path(cases.__file__).parent
+    modules = {path.stem: ast.parse(path.read_text()) for path in folder.glob("*.py") if path.stem != "__init__"}
+    imports = {name: set() for name in modules}
+    for name, tree in modules.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (
+                node.level or (node.module or "").startswith("fastadam.benchmark")
+            ):
+                last = (node.module or "").rpartition(".")[2]
+                imports[name] |= {last, *(alias.name for alias in node.names)} & modules.keys()
+    assert {"truth", "clock", "machine"} <= imports["worker"]  # the test sees imports
+    while free := [name for name in imports if not imports[name] & imports.keys()]:
+        for name in free:
+            del imports[name]
+    assert not imports
+
+
+def test_modules_are_short():
+    lengths = [len(path.read_text().splitlines()) for path in Path(cases.__file__).parent.glob("*.py")]
+    assert max(lengths) <= 300
+    assert median(lengths) <= 150
 
 
 # The limit.

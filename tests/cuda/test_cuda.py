@@ -933,7 +933,10 @@ def test_rows_have_numpys_bits(chored, case, dtype, semantics, cupy):
         if t == 14:  # a dense step between
             pair.step([hostile(np.random.default_rng(t), p.size, dtype).reshape(p.shape) for p in tree])
     assert bool(pair.opt._behind.at) == (semantics == "exact")
-    assert any((at < pair.opt._counts[leaf]).any() for leaf, at in pair.opt._behind.at.items()) or semantics == "lazy"
+    assert (
+        any((at < pair.opt._table.counts[leaf]).any() for leaf, at in pair.opt._behind.at.items())
+        or semantics == "lazy"
+    )
     for opt in (pair.reference, pair.opt):
         opt.catch_up()
     assert pair.differing() == []
@@ -951,10 +954,7 @@ def test_values_of_one_row_are_added_in_the_order_given(cupy):
     p = cupy.asarray(np.full(2, 5, np.float32))  # what is stored first keeps the sign of its zero
     opt = fa.SGD(p, lr=1.0, momentum=0.9)
     opt.step_rows((np.array([1]), cupy.asarray(np.array([-0.0], np.float32))))
-    assert np.signbit(opt._state.streams[0].slots[0].get()).tolist() == [
-        False,
-        False,
-    ]  # 0.9·0 + -0 is 0, as in test_bits
+    assert np.signbit(opt._slots[0][0].get()).tolist() == [False, False]  # 0.9·0 + -0 is 0, as in test_bits
 
 
 def test_only_the_rows_are_launched_and_numpy_indices_wait_for_nothing(cupy):
@@ -1060,7 +1060,7 @@ def test_bad_rows_change_nothing(cupy):
             opt.step_rows(rows, semantics="exact")
     assert len(cupy.state.launches) == launches
     assert same_bits(before, ones.get())
-    assert (opt.t, opt._counts.tolist(), opt._behind.at[0].tolist()) == (1, [1, 0, 1], [0, 1, 0, 0])
+    assert (opt.t, opt._table.counts.tolist(), opt._behind.at[0].tolist()) == (1, [1, 0, 1], [0, 1, 0, 0])
 
 
 def test_rows_that_are_behind_move_and_are_copied(cupy):

@@ -7,6 +7,7 @@ as the host's compilation of the same text, which tells nothing of what it touch
 
 import ctypes
 import time
+import weakref
 from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ class Launch(NamedTuple):
     name: str
     grid: tuple
     block: tuple
-    arguments: list  # bytes of those by value, arrays
+    arguments: list  # bytes of those by value, arrays: which a launch keeps no more than CuPy does
     stream: Any
     device: int
     captured: bool
@@ -330,7 +331,10 @@ class Function:
                 self.name,
                 grid,
                 block,
-                list(zip(passed, arguments, strict=True)),
+                [
+                    (p, x if isinstance(x, np.ndarray) else weakref.proxy(x))
+                    for p, x in zip(passed, arguments, strict=True)
+                ],
                 stream,
                 state.device,
                 stream.is_capturing(),
@@ -338,6 +342,13 @@ class Function:
         )
         # CuPy's cuda/function.pyx makes one block of none.
         stream.do(lambda: self.native(max(1, grid[0]), block[0], passed, state.memory))
+
+
+def finish():
+    """Do all that has been put off, so that whatever is wrong with it shows; not over memory of other libraries."""
+    if all(extent.stream for extent in state.memory.extents):
+        for stream in streams:
+            stream.synchronize()
 
 
 streams: list = []

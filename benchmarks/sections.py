@@ -1,0 +1,69 @@
+"""Writes what each table of benchmarks/README.md holds: Markdown, from the newest result of its suite."""
+
+from . import fidelity_report
+from .markdown import absent, by_format, table, taken_on, times, verdicts
+
+PEERS = "torch", "deepspeed", "bitsandbytes", "torchao"
+
+
+def section(result, about, times=times):
+    """Yield what was timed, its times, what was asked, what it was taken on, who was absent."""
+    yield about
+    yield ""
+    yield from times(result)
+    yield ""
+    yield from verdicts(result)
+    yield ""
+    yield taken_on(result, *PEERS)
+    yield from absent(result)
+
+
+def core(result):
+    """Yield the lines of a step beside all peers."""
+    yield from section(
+        result,
+        "Float32 Adam, one step: the whole call, in brackets ns per parameter where the arrays exceed the caches.\n"
+        "*limit* moves the same bytes with trivial arithmetic on the same kind of arrays.",
+    )
+
+
+def chain(result):
+    """Yield the lines of a whole training step in one pass, or a pass for each chore."""
+    yield from section(
+        result,
+        "Float32 Adam alone, with clipping by the global norm, and the whole step: unscale, clip, Adam, averages, a\n"
+        "bfloat16 copy, zeroed gradients. fastadam does it in one pass, PyTorch in one for each: `mul_`,\n"
+        "`clip_grad_norm_`, `Adam(fused=True)`, `lerp_`, `copy_` and `zero_`.",
+    )
+
+
+def narrow(result):
+    """Yield the lines of steps in fewer bytes."""
+    yield from section(
+        result,
+        "Adam: bytes that a step of fastadam's moves and ns, per parameter; median (p10–p90).",
+        by_format,
+    )
+
+
+def pytorch(result):
+    """Yield the lines of steps under PyTorch, and of the share of a training step that they take."""
+    yield from section(
+        result,
+        "AdamW, one whole `opt.step()` against torch's fused; with max_norm, against clip_grad_norm_ and that.",
+    )
+    if "examples" not in result:
+        return
+    yield ""
+    yield "Learning digits: `opt.step()`, its share of a training step, and how far apart the two loss curves ever are,"
+    yield "as rounding grows with training; beside that, how far those of torch's fused and its own for-loop are."
+    yield ""
+    rows = []
+    for name, entry in result["examples"].items():
+        shares = [f"{entry[side]['us_per_step']:.0f} µs, {entry[side]['share']:.1%}" for side in ("fastadam", "torch")]
+        apart = (f"{entry[key]:.1g}" for key in ("curves_apart", "torchs_apart"))
+        rows.append([f"{name}, {entry['parameters']:,} parameters", *shares, *apart])
+    yield from table(["", "fastadam.torch", "torch", "apart", "torch's two"], rows)
+
+
+SECTIONS = {"core": core, "chain": chain, "narrow": narrow, "pytorch": pytorch, "fidelity": fidelity_report.section}

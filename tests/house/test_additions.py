@@ -1,0 +1,82 @@
+"""CONTRIBUTING.md is true: its steps add a thing of each kind to a copy of the tree, no other file touched."""
+
+import filecmp
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from house.additions import ADDITIONS, OPEN
+
+ROOT = Path(__file__).parents[2]
+# Of a clone: what is built or kept in it beside is not copied.
+PARTS = "fastadam", "kernels", "benchmarks", "tests", "pyproject.toml"
+ADDED = list(ADDITIONS.values())
+
+
+def files_of_rows():
+    """The files in each row of CONTRIBUTING's table, by what is to be added."""
+    rows = re.findall(r"^\| (an? [^|]*?) \| ([^|]*) \|", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    return {thing: set(re.findall(r"`([\w/.<>]+)`", files)) for thing, files in rows}
+
+
+def files_under(root):
+    """Every file's path below `root`, links to folders not followed."""
+    walked = [(Path(folder), files) for folder, _, files in os.walk(root) if "__pycache__" not in folder]
+    return {str((folder / file).relative_to(root)) for folder, files in walked for file in files}
+
+
+@pytest.fixture
+def copied(tmp_path):
+    """A copy of the tree, links as links."""
+    root = tmp_path / "tree"
+    root.mkdir()
+    for part in PARTS:
+        if (ROOT / part).is_dir():
+            shutil.copytree(ROOT / part, root / part, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / part, root / part)
+    return root
+
+
+def run(root, *arguments, timeout=600):
+    """What a command of Python prints in a copy of the tree, whose library it loads; it must end well."""
+    other = "PYTHON", "NUMBA_", "FASTADAM_", "PYTEST_"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(other)}
+    environment |= {"PYTHONPATH": str(root), "FASTADAM_CACHE_DIR": str(root.parent / "cache")}
+    command = [sys.executable, "-P", *arguments]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=timeout)
+    assert done.returncode == 0, f"{arguments}: exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def test_every_row_of_the_table_has_an_addition():
+    assert files_of_rows().keys() == ADDITIONS.keys() | OPEN
+    assert not ADDITIONS.keys() & OPEN
+
+
+@pytest.mark.parametrize("addition", ADDED, ids=lambda addition: addition.name)
+def test_an_addition_touches_the_files_of_its_row_and_verify_finds_it(addition, copied):
+    before = files_under(copied)
+    addition.apply(copied)
+    after = files_under(copied)
+    touched = {
+        file for file in after if file not in before or not filecmp.cmp(copied / file, ROOT / file, shallow=False)
+    }
+    assert before <= after
+    assert touched == {file.replace("<name>", addition.name) for file in files_of_rows()[addition.thing]}
+
+    assert run(copied, "-c", "import fastadam; print(fastadam.__file__)").strip() == str(
+        copied / "fastadam/__init__.py"
+    )
+    verified = run(copied, "-m", "fastadam", "verify", "--only", addition.name)
+    cases, failed = re.search(r"^(\d+) cases, (\d+) failed$", verified, re.MULTILINE).groups()
+    assert int(cases) > 0, verified
+    assert int(failed) == 0, verified
+    run(copied, "-c", addition.proof)
+    if addition.tests:
+        found = run(copied, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *addition.tests)
+        assert re.search(r"\d+ passed", found), found

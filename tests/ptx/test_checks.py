@@ -1,0 +1,359 @@
+"""Each check of the interpreter: a kernel or an order of work that it must find, and its neighbour that is right."""
+
+import sys
+
+import numpy as np
+import pytest
+from cuda_host import fake_cupy
+
+from ptx.blocks import Fault
+from ptx.launch import Program
+
+
+@pytest.fixture
+def device(ptx, monkeypatch):
+    """The stand-in for CuPy, whose kernels are PTX."""
+    module = fake_cupy.module(ptx)
+    monkeypatch.setitem(sys.modules, "cupy", module)
+    return module
+
+
+def function(device, body, parameters="float* x, const float* y, long long n", before=""):
+    text = f'{before}\nextern "C" __global__ void f({parameters}) {{ {body} }}\n'
+    return device.RawModule(text).get_function("f")
+
+
+def launch(device, body, x, y=None, n=0, grid=1, threads=64, **text):
+    """Run a kernel over x, y and n, and wait for it."""
+    function(device, body, **text)((grid,), (threads,), (x, x if y is None else y, np.array(n, np.int64)))
+    device.state.stream.synchronize()
+
+
+I = "const int i = blockIdx.x * blockDim.x + threadIdx.x;"  # noqa: E741
+EXCHANGE = "__shared__ float s[64]; s[threadIdx.x] = y[threadIdx.x]; {} x[threadIdx.x] = s[63 - threadIdx.x];"
+SUMS = "if (threadIdx.x == 0) x[0] = y[0]; {} if (threadIdx.x == 1) x[1] = x[0];"
+
+# (what is found, a body in which it is, one in which it is not, the arguments of `launch`)
+BODIES = {
+    "outside all arrays": (I + "x[i] = y[i];", I + "if (i < n) x[i] = y[i];", {"n": 60, "size": 60}),
+    "outside all arrays, before": (I + "x[i] = y[i - 1];", I + "x[i] = y[i > 0 ? i - 1 : 0];", {}),
+    "misaligned": (
+        "*(float2*)(x + 1) = *(const float2*)y;",
+        "*(float2*)(x + 2) = *(const float2*)y;",
+        {"threads": 1},
+    ),
+    "shared memory that nobody has written": (
+        "__shared__ float s[64]; if (threadIdx.x > 0) s[threadIdx.x] = y[0]; __syncthreads();"
+        "x[threadIdx.x] = s[threadIdx.x];",
+        "__shared__ float s[64]; s[threadIdx.x] = y[0]; __syncthreads(); x[threadIdx.x] = s[threadIdx.x];",
+        {},
+    ),
+    "outside shared memory": (
+        "__shared__ float s[64]; s[threadIdx.x + n] = y[0]; __syncthreads(); x[threadIdx.x] = s[threadIdx.x];",
+        "__shared__ float s[64]; s[threadIdx.x + n - 1] = y[0]; __syncthreads(); x[threadIdx.x] = s[threadIdx.x];",
+        {"n": 1},
+    ),
+    "a race in shared memory": (EXCHANGE.format("n += 1;"), EXCHANGE.format("__syncthreads();"), {}),
+    "a race": (SUMS.format(""), "if (threadIdx.x == 0) { x[0] = y[0]; x[1] = x[0]; }", {"apart": True}),
+    "a race between barriers": (
+        SUMS.format("") + "__syncthreads(); x[2 + threadIdx.x] = 0;",
+        SUMS.format("__syncthreads();") + "x[2 + threadIdx.x] = 0;",
+        {"apart": True, "size": 80},
+    ),
+    "a race, of stores": (
+        "x[threadIdx.x / 2] = y[0];",
+        "if (threadIdx.x % 2 == 0) x[threadIdx.x / 2] = y[0];",
+        {"apart": True},
+    ),
+    "a race, between blocks": (
+        "if (threadIdx.x == 0) x[0] = y[0];",
+        "if (threadIdx.x == 0) x[blockIdx.x] = y[0];",
+        {"grid": 2, "apart": True},
+    ),
+    "a race, between blocks with barriers": (
+        "__syncthreads(); if (threadIdx.x == 0) x[0] = y[0];",
+        "__syncthreads(); if (threadIdx.x == 0) x[blockIdx.x] = y[0];",
+        {"grid": 2, "apart": True},
+    ),
+    "wait at different barriers": (
+        "__shared__ float s[64]; s[threadIdx.x] = y[0]; if (threadIdx.x < 32) __syncthreads();"
+        "x[threadIdx.x] = s[threadIdx.x];",
+        "__shared__ float s[64]; s[threadIdx.x] = y[0]; if (n < 32) __syncthreads();x[threadIdx.x] = s[threadIdx.x];",
+        {},
+    ),
+    "wait at different barriers, or have returned before one": (
+        "if (threadIdx.x == 3) return; x[threadIdx.x] = y[0]; __syncthreads(); x[threadIdx.x] = 1;",
+        "if (n == 3) return; x[threadIdx.x] = y[0]; __syncthreads(); x[threadIdx.x] = 1;",
+        {},
+    ),
+    "a division by zero": ("x[n / threadIdx.x] = y[0];", "x[n / (threadIdx.x + 1)] = y[0];", {"threads": 1}),
+    "a division by zero, of what it leaves": (
+        "x[n % threadIdx.x] = 0;",
+        "x[n % (threadIdx.x + 1)] = 0;",
+        {"threads": 1},
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BODIES)
+def test_a_fault_is_found_and_its_neighbour_is_none(what, device):
+    wrong, right, chosen = BODIES[what]
+    chosen = dict(chosen)
+    x, apart = device.zeros(chosen.pop("size", 64), np.float32), chosen.pop("apart", False)
+    y = device.zeros(64, np.float32) if apart or "x[i]" not in wrong else device.zeros(x.size, np.float32)
+    launch(device, right, x, y, **chosen)
+    with pytest.raises(Fault, match=what.split(",")[0] if "or have" not in what else what):
+        launch(device, wrong, x, y, **chosen)
+
+
+def test_memory_that_nobody_has_written(device):
+    x, y = device.zeros(64, np.float32), device.empty(64, np.float32)
+    y[:63] = 1.0
+    body = I + "if (i < n) x[i] = y[i];"
+    launch(device, body, x, y, n=63)
+    with pytest.raises(Fault, match="memory that nobody has written"):
+        launch(device, body, x, y, n=64)
+    with pytest.raises(Fault, match="memory that nobody has written"):  # a copy of it is no better
+        launch(device, body, x, y.copy(), n=64)
+
+
+def test_parameters(device):
+    table = "struct Table { int n; int words[3]; };"
+    told = np.zeros((), [("n", "i4"), ("words", "i4", 3)])
+    get = function(device, "x[0] = table.words[table.n];", "int* x, const __grid_constant__ Table table", table)
+    x = device.zeros(4, np.int32)
+    for told["n"] in (2, 3):
+        get((1,), (1,), (x, told.copy()))
+    with pytest.raises(Fault, match="outside the parameters"):
+        device.state.stream.synchronize()
+    get((1,), (1,), (x,))
+    with pytest.raises(Fault, match=r"parameters of \[8\] bytes, expected \[8, 16\]"):
+        device.state.stream.synchronize()
+
+
+def test_blocks_of_no_threads_and_grids_of_no_blocks(device):
+    x = device.zeros(4, np.int32)
+    one = function(device, "x[blockIdx.x] += 1;", "int* x")
+    one((0,), (1,), (x,))
+    assert x.get().tolist() == [1, 0, 0, 0]  # CuPy makes one block of none
+    one((1,), (0,), (x,))
+    with pytest.raises(Fault, match="1 blocks of 0 threads"):
+        device.state.stream.synchronize()
+
+
+ADD = (I + "x[i] = y[i] + 1;", "int* x, const int* y")  # plain arithmetic of floats is flushed
+
+
+def two(device):
+    return device.zeros(64, np.int32), device.zeros(64, np.int32), function(device, *ADD)
+
+
+def test_memory_that_was_freed(device):
+    x, y, add = two(device)
+    address = np.array(y.data.ptr, np.uint64)
+    add((1,), (64,), (x, address))
+    del y  # the pool gives it to what comes later on this stream: what was given before is right
+    device.state.stream.synchronize()
+    add((1,), (64,), (x, address))
+    with pytest.raises(Fault, match="was freed before"):
+        device.state.stream.synchronize()
+
+
+def test_memory_that_was_freed_while_another_stream_works_on_it(device):
+    for waits in (True, False):
+        x, y, add = two(device)
+        device.state.stream.synchronize()
+        other = device.Stream(non_blocking=True)
+        with other:
+            add((1,), (64,), (x, y))
+        if waits:
+            device.state.stream.wait_event(other.record())
+        del y
+        if waits:
+            other.synchronize()
+        else:
+            with pytest.raises(Fault, match="was freed before"):
+                other.synchronize()
+
+
+@pytest.mark.parametrize("order", ["none", "event", "event of before", "default", "host"])
+def test_work_on_two_streams_is_in_order(order, device):
+    x, y, add = two(device)
+    first = device.Stream(non_blocking=True)
+    second = device.Stream.null if order == "default" else device.Stream(non_blocking=True)
+    first = device.Stream() if order == "default" else first
+    device.state.stream.synchronize()
+    early = first.record()
+    with first:
+        add((1,), (64,), (y, x))
+    if order.startswith("event"):
+        second.wait_event(early if "before" in order else first.record())
+    if order == "host":
+        first.synchronize()
+    with second:
+        add((1,), (64,), (x, y))
+        if order in ("none", "event of before"):
+            with pytest.raises(Fault, match="nothing orders the two"):
+                x.get(), first.synchronize()
+        else:
+            assert (x.get() == 2).all()
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_the_host_reads_what_it_has_waited_for(device, waits):
+    x, y, add = two(device)
+    device.state.stream.synchronize()
+    other = device.Stream(non_blocking=True)
+    with other:
+        add((1,), (64,), (x, y))
+        done = device.cuda.Event()
+        done.record()
+    if waits:
+        done.synchronize()
+    else:
+        other.drain(10**9)  # the device may well have come so far, which the host does not know
+        with pytest.raises(Fault, match=r"reads what task \d+ on stream \d+ wrote, and nothing orders"):
+            x.get(stream=device.Stream(non_blocking=True))
+        return
+    assert (x.get(stream=device.Stream(non_blocking=True)) == 1).all()
+
+
+def test_pinned_memory_is_used_again_once_the_device_has_copied_it(device):
+    x, pinned = device.zeros(4, np.float32), np.frombuffer(device.cuda.alloc_pinned_memory(16), np.float32)
+    event = device.cuda.Event()
+    for waits in (True, False):
+        pinned[:] = 3
+        x.set(pinned)
+        event.record()
+        if waits:
+            event.synchronize()
+        else:
+            assert not event.done
+        pinned[:] = 4
+        if waits:
+            assert (x.get() == 3).all()
+        else:
+            with pytest.raises(Fault, match="pinned memory was written over"):
+                x.get()
+
+
+def test_a_graph_is_replayed_in_order_and_keeps_its_arguments(device):
+    x = device.zeros(64, np.int32)
+    stream, n = device.Stream(), np.array(3, np.int32)
+    more = function(device, I + "x[i] += n;", "int* x, int n")
+    with stream:
+        stream.begin_capture()
+        more((1,), (64,), (x, n))
+        graph = stream.end_capture()
+        n[...] = 100
+        graph.launch(stream)
+        graph.launch(stream)
+    assert (x.get() == 6).all()
+    other = device.Stream(non_blocking=True)
+    graph.launch(other)
+    graph.launch(device.Stream(non_blocking=True))
+    with pytest.raises(Fault, match="nothing orders the two"):
+        for one in fake_cupy.streams:
+            one.synchronize()
+
+
+# What is no error when it is read.
+
+HEAD = ".version 9.0\n.target sm_90\n.visible .entry f(\n.param .u64 f_param_0\n)\n{\n"
+REGISTERS = "".join(
+    f".reg .{kind} {name}<9>;\n"
+    for kind, name in [("pred", "%p"), ("b16", "%rs"), ("b32", "%r"), ("f32", "%f"), ("b64", "%rd"), ("f64", "%fd")]
+)
+
+
+def program(body):
+    return Program(f"{HEAD}{REGISTERS}{body}\nret;\n}}\n", "f")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "fma.rn.f32 %f1, %f2, %f3, %f4;",
+        "mad.rn.f32 %f1, %f2, %f3, %f4;",
+        "add.ftz.f32 %f1, %f2, %f3;",
+        "add.f32 %f1, %f2, %f3;",
+        "div.approx.f32 %f1, %f2, %f3;",
+        "div.full.f32 %f1, %f2, %f3;",
+        "sqrt.approx.ftz.f32 %f1, %f2;",
+        "rcp.rn.f32 %f1, %f2;",
+        "add.rz.f32 %f1, %f2, %f3;",
+        "add.sat.s32 %r1, %r2, %r3;",
+        "min.f32 %f1, %f2, %f3;",
+        "setp.lt.f32 %p1, %f1, %f2;",
+        "setp.gt.ftz.f32 %p1, %f1, %f2;",
+        "cvt.f16.f32 %rs1, %f1;",
+        "cvt.rz.f16.f32 %rs1, %f1;",
+        "cvt.rn.f32.s32 %f1, %r1;",
+        "ld.volatile.global.u32 %r1, [%rd1];",
+        "ld.local.u32 %r1, [%rd1];",
+        "ld.u32 %r1, [%rd1];",
+        "atom.global.add.u32 %r1, [%rd1], %r2;",
+        "bar.sync 1;",
+        "@%p1 add.rn.f32 %f1, %f2, %f3;",
+        "add.cc.u32 %r1, %r2, %r3;",
+        "mul.hi.u64 %rd1, %rd2, %rd3;",
+        "vote.sync.any.pred %p1, %p2, 1;",
+        "ld.global.v2.f32 %f1, [%rd1];",
+        "mov.u32 %r1, %clock;",
+        "bra nowhere;",
+        "cvt.u32.u16 %rs1, %rs2;",
+    ],
+)
+def test_what_is_fused_flushed_approximate_or_unknown_is_refused_when_it_is_read(text):
+    program("add.rn.f32 %f1, %f2, %f3;")
+    with pytest.raises(NotImplementedError):
+        program(text)
+    with pytest.raises(KeyError, match="no kernel g"):
+        Program(HEAD + "ret;\n}\n", "g")
+
+
+# What instructions mean, on values that others would get wrong.
+
+MEANINGS = {
+    "prmt.b32 {0}, 0x33221100, 0x77665544, 0x7531;": 0x77553311,
+    "prmt.b32 {0}, 0x80, 0, 0x0008;": 0x808080FF,
+    "shf.l.wrap.b32 {0}, 0x80000001, 0x7, 4;": 0x78,
+    "shf.r.wrap.b32 {0}, 0x80000001, 0x7, 4;": 0x78000000,
+    "bfi.b32 {0}, 0xff, 0x10000001, 8, 4;": 0x10000F01,
+    "bfe.u32 {0}, 0x12345678, 8, 8;": 0x56,
+    "shl.b32 {0}, 1, 32;": 0,
+    "shr.u32 {0}, 0x80000000, 40;": 0,
+    "shr.s32 {0}, 0x80000000, 40;": 0xFFFFFFFF,
+    "mul.hi.u32 {0}, 0x80000000, 6;": 3,
+    "mul.lo.u32 {0}, 0x80000000, 6;": 0,
+    "mad.lo.s32 {0}, 7, -3, 1;": -20 % 2**32,
+    "div.s32 {0}, -7, 2;": -3 % 2**32,
+    "rem.s32 {0}, -7, 2;": -1 % 2**32,
+    "div.u32 {0}, 0xfffffff9, 2;": 0x7FFFFFFC,
+    "min.s32 {0}, -1, 1;": 0xFFFFFFFF,
+    "min.u32 {0}, -1, 1;": 1,
+    "add.rn.f32 {0}, 0f7F800000, 0fFF800000;": 0x7FFFFFFF,  # the device's NaN
+    "add.rn.f32 {0}, 0f00000001, 0f00000001;": 2,  # subnormal
+    "neg.f32 {0}, 0f7FC00001;": 0xFFC00001,
+    "abs.f32 {0}, 0fFFC00001;": 0x7FC00001,
+    "div.rn.f32 {0}, 0f3F800000, 0f40400000;": 0x3EAAAAAB,
+    "sqrt.rn.f32 {0}, 0f40000000;": 0x3FB504F3,
+    "{{ .reg .pred q; setp.gt.f32 q, 0f7FC00000, 0f00000000; selp.s32 {0}, 1, 0, q; }}": 0,
+    "{{ .reg .pred q; setp.neu.f32 q, 0f7FC00000, 0f7FC00000; selp.s32 {0}, 1, 0, q; }}": 1,
+    "cvt.rn.f16.f32 %rs1, 0f477FF000; cvt.u32.u16 {0}, %rs1;": 0x7C00,  # half way beyond the largest
+    "cvt.rn.f16.f32 %rs1, 0f33000001; cvt.u32.u16 {0}, %rs1;": 1,
+    "cvt.s32.s16 {0}, -2;": 0xFFFFFFFE,
+    "mov.b64 %rd1, {{1, 2}}; cvt.u32.u64 {0}, %rd1;": 1,
+    "mov.b64 {{%r2, {0}}}, 0x200000001;": 2,
+}
+
+
+@pytest.mark.parametrize("text", MEANINGS)
+def test_instructions_mean_what_they_do_on_the_device(text, device):
+    out = "%f5" if "{0}, 0f" in text and ".f32 {0}" in text else "%r5"
+    lines = text.format(out).replace("; ", ";\n\t").replace("{ ", "{\n") + "\n"
+    body = f"ld.param.u64 %rd8, [f_param_0];\n{lines}st.global.{'f' if out[1] == 'f' else 'u'}32 [%rd8], {out};"
+    x, one = device.zeros(1, np.uint32), program(body)
+    place = [np.array(x.data.ptr, np.uint64)]
+    device.state.stream.do(lambda: one(1, 1, place, device.state.memory))
+    assert hex(x.get()[0]) == hex(MEANINGS[text])

@@ -1,0 +1,298 @@
+"""What proves the interpreter: texts of the kernels and ways of launching them that are wrong, each of which it finds.
+
+A mutant is found where a Fault is raised, where its text is refused, or where its bits are not NumPy's.
+"""
+
+import sys
+from types import SimpleNamespace
+
+import cuda_host
+import ml_dtypes
+import numpy as np
+import pytest
+from cuda_host import fake_cupy
+from test_cuda import Pair, some
+
+import fastadam as fa
+from fastadam.arrays import device as arrays
+from fastadam.cuda import nvrtc, signature
+from ptx.blocks import Fault
+
+BF16 = np.dtype(ml_dtypes.bfloat16)
+
+
+class Altered:
+    """What runs kernels for the stand-in, of another text than the one that it is given. used: whether any differed."""
+
+    def __init__(self, launcher, old, new):
+        self._launcher, self._change, self.used = launcher, (old, new), False
+
+    def __call__(self, text, options, name):
+        altered = text.replace(*self._change)
+        self.used |= altered != text
+        return self._launcher(altered, options, name)
+
+
+def gradients(rng, pair):
+    return [rng.standard_normal(p.shape).astype(p.dtype) for p in pair.here]
+
+
+def steps(cupy, sizes=(5, 1030, 130), dtype=np.float32, missing=(), lead=0, **chosen):
+    """Two steps of AdamW over leaves of which none ends where an access of 16 bytes does; what differs from NumPy."""
+    rng = np.random.default_rng(3)
+    wide = some(rng, [n + lead for n in sizes], np.float32)
+    pair = Pair(cupy, fa.AdamW, [x[lead:].astype(dtype) if lead == 0 else x[lead:] for x in wide], lr=0.1, **chosen)
+    for t in range(2):
+        grads = gradients(rng, pair)
+        pair.step([None if k in missing and t else g for k, g in enumerate(grads)])
+    return pair.differing()
+
+
+def clipped(cupy, **chosen):
+    return steps(cupy, asked=dict(NOTHING, max_norm=0.5, **chosen))
+
+
+def coded(cupy):
+    return steps(cupy, sizes=(1030, 2048), missing=(1,), moments="8bit")
+
+
+def rows(cupy):
+    """Some rows of one leaf, twice."""
+    rng = np.random.default_rng(4)
+    here = rng.standard_normal((9, 7)).astype(np.float32)
+    there = cupy.asarray(here)
+    a, b = fa.AdamW(here, backend="numpy"), fa.AdamW(there)
+    for at in ([1, 4, 8], [4, 4, 0]):
+        values = rng.standard_normal((3, 7)).astype(np.float32)
+        a.step_rows((np.array(at), values))
+        b.step_rows((np.array(at), cupy.asarray(values)))
+    return [] if (there.get() == here).all() else ["rows"]
+
+
+def replayed(cupy, change=lambda opt: None, sizes=(5, 700)):
+    """Steps that a graph replays."""
+    rng = np.random.default_rng(5)
+    pair = Pair(cupy, fa.AdamW, some(rng, sizes), lr=lambda t: 0.1 / t, capturable=True)
+    grads = [cupy.asarray(np.zeros_like(p)) for p in pair.here]
+    pair.opt.prepare(4)
+    change(pair.opt)
+    stream = cupy.Stream()
+    with stream:
+        stream.begin_capture()
+        pair.opt.step(grads)
+        graph = stream.end_capture()
+        for _ in range(4):
+            values = gradients(rng, pair)
+            pair.reference.step(values)
+            for g, x in zip(grads, values, strict=True):
+                g.set(x)
+            graph.launch(stream)
+        there = [p.get() for p in pair.there]
+    return [k for k, (p, q) in enumerate(zip(pair.here, there, strict=True)) if not (p == q).all()]
+
+
+def carried(cupy):
+    """Such steps of more leaves than travel by value, whose table is carried into the graph."""
+    return replayed(cupy, sizes=[3] * 401)
+
+
+def foreign(cupy):
+    """Gradients that another library works on in a stream of its own."""
+    other, p = cupy.Stream(non_blocking=True), cupy.asarray(np.zeros(64, np.float32))
+    opt = fa.SGD(p, lr=1.0)
+    g = cupy.asarray(np.ones(64, np.float32))
+    cupy.state.stream.synchronize()
+    theirs = SimpleNamespace(__cuda_array_interface__={**g.__cuda_array_interface__, "stream": other.ptr})
+    other.do(lambda: g.host.fill(2), writes=[g.host])
+    opt.step(theirs)
+    for stream in fake_cupy.streams:
+        stream.synchronize()
+    return [] if (p.get() == -2).all() else ["p"]
+
+
+def uploaded(cupy):
+    """More leaves than travel by value, several steps ahead of the device."""
+    rng = np.random.default_rng(6)
+    pair = Pair(cupy, fa.SGD, some(rng, [3] * 400), lr=0.1)
+    for _ in range(3):
+        pair.step(gradients(rng, pair))
+    return pair.differing()
+
+
+def hostile(cupy):
+    """A NaN whose bits carry into infinity, beside numbers, in 16 bits."""
+    here = np.array([1, 2, 3], np.float32).astype(BF16)
+    g = np.array([0x7FFFFFFF, 0x3F800000, 0x3F800000], np.uint32).view(np.float32)
+    there = cupy.asarray(here)
+    a, b = fa.SGD(here, backend="numpy"), fa.SGD(there)
+    a.step(g)
+    b.step(cupy.asarray(g))
+    return [] if (np.isnan(there.get().astype(np.float32)) == np.isnan(here.astype(np.float32))).all() else ["NaN"]
+
+
+def clipped_large(cupy):
+    """Enough blocks that their sums are added up in several pairs at once."""
+    return steps(cupy, sizes=(70_000,), asked=dict(NOTHING, max_norm=0.5))
+
+
+NOTHING = dict.fromkeys(["max_norm", "max_value", "ema_decay", "copy_to", "zero_grads", "skip_nonfinite", "stats"])
+
+TEXTS = {
+    "halves of a double swapped": (
+        clipped,
+        ': "=d"(y.x) : "r"(low), "r"(high));',
+        ': "=d"(y.x) : "r"(high), "r"(low));',
+    ),
+    "sub for add": (steps, 'operator+, "add.rn."', 'operator+, "sub.rn."'),
+    "product and sum fused": (
+        steps,
+        'BINARY(real, r, operator*, "mul.rn." type)',
+        "DEVICE real operator*(real a, real b) { return a.x * b.x; }",
+    ),
+    "a barrier left out": (clipped, "__syncthreads();", ""),
+    "a barrier for some": (clipped, "__syncthreads();", "if (threadIdx.x < 32) __syncthreads();"),
+    "alignment of one element enough": (
+        lambda cupy: steps(cupy, lead=1),
+        "reinterpret_cast<u64>(at) % bytes == 0",
+        "reinterpret_cast<u64>(at) % sizeof(S) == 0",
+    ),
+    "<= for < in a load": (
+        lambda cupy: steps(cupy, sizes=(5,)),
+        "low <= k && k < high ? at[k]",
+        "low <= k && k <= high ? at[k]",
+    ),
+    "<= for < in a store": (
+        lambda cupy: steps(cupy, sizes=(5,)),
+        "if (low <= k && k < high) at[k]",
+        "if (low <= k && k <= high) at[k]",
+    ),
+    "<= for < where gradients are measured": (clipped, "thread + k * LANES < own.n ?", "thread + k * LANES <= own.n ?"),
+    "the first element left out": (steps, "low(i < 0 ? int(-i) : 0)", "low(i < 0 ? int(-i) : i == 0)"),
+    "a carry without its guard": (carried, "if (thread < piece.leaves) to[thread]", "to[thread]"),
+    "NaN rounded like a number": (hostile, "value != value ? bits | 0x400000 : bits + added", "bits + added"),
+    "numbers of groups that were not stepped": (
+        coded,
+        "begun.stepped && word < BLOCK / 4; word += threads) (Packing<S>::look",
+        "word < BLOCK / 4; word += threads) (Packing<S>::look",
+    ),
+    "the rest of a block not filled": (
+        coded,
+        "if (chunk.n < BLOCK) (Packing<S>::fill",
+        "if (chunk.n < 0) (Packing<S>::fill",
+    ),
+    "codes of the wrong group": (coded, "+ i / BLOCK * BYTES", "+ i / BLOCK * (BYTES - 4)"),
+    "pairs added by two threads": (
+        clipped_large,
+        "k + apart < own.count; k += 2 * apart * threads",
+        "k + apart < own.count; k += 2 * apart",
+    ),
+    "a row too many": (rows, "if (row >= rows.count) return;", "if (row > rows.count) return;"),
+    "gradients of the row before": (
+        rows,
+        "next(rows.place + rows.start[row])",
+        "next(rows.place + rows.start[row] - (row == 1))",
+    ),
+    "judged before all is added up": (
+        clipped,
+        "for (i64 apart = 1; apart < count; apart *= 2)",
+        "for (i64 apart = 1; 2 * apart < count; apart *= 2)",
+    ),
+}
+
+
+@pytest.fixture
+def cupy_of(ptx, monkeypatch):
+    """cupy_of(launcher): the stand-in for CuPy over it."""
+
+    def install(launcher=ptx):
+        nvrtc.function.cache_clear()
+        module = fake_cupy.module(launcher)
+        monkeypatch.setitem(sys.modules, "cupy", module)
+        return module
+
+    yield install
+    nvrtc.function.cache_clear()
+
+
+def wrong(scenario, cupy):
+    """Whether anything is: a Fault, a refused text, other bits than NumPy's."""
+    try:
+        differing = scenario(cupy)
+        fake_cupy.finish()
+        return bool(differing)
+    except (Fault, NotImplementedError):
+        return True
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_a_changed_text_is_found(name, cupy_of, ptx):
+    scenario, old, new = TEXTS[name]
+    altered = Altered(ptx, old, new)
+    assert wrong(scenario, cupy_of(altered)), name
+    assert altered.used, f"{old!r} is in no text"
+
+
+def no_wait(monkeypatch):
+    monkeypatch.setattr(arrays, "_wait", lambda first, second: None)
+
+
+def events_are_always_done(monkeypatch):
+    monkeypatch.setattr(fake_cupy.Event, "done", True)
+
+
+def one_block_more(monkeypatch):
+    def launch(signature, *args, whole=signature.Signature.launch):
+        step, (blocks,), *rest = whole(signature, *args)
+        return step, (blocks + 1,), *rest
+
+    monkeypatch.setattr(signature.Signature, "launch", launch)
+
+
+def threads_for_half(monkeypatch):
+    monkeypatch.setattr(cuda_host.Step, "threads", property(lambda step: 64))
+
+
+def chunks_that_overlap(monkeypatch):
+    def overlapping(sizes, heads, most, right=signature.chunk_table):
+        table = right(sizes, heads, most)
+        table["n"][:-1] += 4
+        return table
+
+    monkeypatch.setattr(signature, "chunk_table", overlapping)
+
+
+def window_off(by):
+    """The rows of another step."""
+
+    def change(opt):
+        for real, window in opt._plan.window.of.items():
+            window["rows"] = int(window["rows"]) + by * int(window["width"]) * real.itemsize
+
+    return lambda cupy: replayed(cupy, change)
+
+
+LAUNCHES = {
+    "no event between two streams": (foreign, no_wait),
+    "a pinned buffer used again at once": (uploaded, events_are_always_done),
+    "a block too many": (steps, one_block_more),
+    "a window row too far": (window_off(1), lambda monkeypatch: None),
+    "a window row too early": (window_off(-1), lambda monkeypatch: None),
+    "chunks that overlap": (steps, chunks_that_overlap),
+}
+
+
+@pytest.mark.parametrize("name", LAUNCHES)
+def test_a_changed_launch_is_found(name, cupy_of, monkeypatch):
+    scenario, change = LAUNCHES[name]
+    cupy = cupy_of()
+    change(monkeypatch)
+    assert wrong(scenario, cupy), name
+
+
+RIGHT = [steps, clipped, coded, rows, replayed, carried, foreign, uploaded, hostile, clipped_large]
+
+
+@pytest.mark.parametrize("scenario", RIGHT, ids=lambda x: x.__name__)
+def test_what_is_right_is_left_alone(scenario, cupy_of):
+    assert scenario(cupy_of()) == []
+    fake_cupy.finish()

@@ -1,0 +1,144 @@
+"""What the house promises of the library's own text: read from it, as syntax, not run."""
+
+import ast
+import copy
+import pickle
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from fastadam.kernels.formats import BFLOAT16, CODES, FORMATS, REMAINDER, RESTING, format_of
+
+ROOT = Path(__file__).parents[1]
+LIBRARY = sorted(
+    path
+    for folder in ("fastadam", "kernels")
+    for path in (ROOT / folder).rglob("*.py")
+    if not {"benchmarks", "kernels"} & set(path.relative_to(ROOT / folder).parts[:1])  # links
+)
+
+
+@cache
+def tree(path):
+    return ast.parse(path.read_text())
+
+
+def where(path, node):
+    return f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)}"
+
+
+# ---- formats
+
+NAMES = {*FORMATS, *RESTING, "complex64", "complex128"} - {"remainder"}  # the name of what rests beside p, too
+KIND = re.compile(r"b?float\d+|u?int(8|16)|complex\d+")  # as attributes of np, torch, types
+SIZE = "itemsize", "element_size", "bitwidth"
+
+
+def is_kind(node):
+    """Whether an expression is a dtype or the name of a format: np.uint8, torch.bfloat16, "8bit", np.dtype("f8")."""
+    if isinstance(node, ast.Call) and ast.unparse(node.func) == "np.dtype":
+        return is_kind(node.args[0])
+    if isinstance(node, ast.Tuple | ast.List | ast.Set):
+        return any(map(is_kind, node.elts))
+    if isinstance(node, ast.Attribute):
+        return bool(KIND.fullmatch(node.attr)) and ast.unparse(node.value) in ("np", "numpy", "torch", "types")
+    return isinstance(node, ast.Constant) and node.value in NAMES
+
+
+def is_size(node):
+    """Whether an expression asks how wide a dtype is."""
+    node = node.func if isinstance(node, ast.Call) else node
+    return isinstance(node, ast.Attribute) and node.attr in SIZE
+
+
+def sniffing(text):
+    """Where a text compares dtypes, names of formats or sizes with one it names: to find out a format."""
+    for node in ast.walk(text):
+        if isinstance(node, ast.Compare):
+            sides = [node.left, *node.comparators]
+            option = any(ast.unparse(side).rpartition(".")[2] == "master" for side in sides)  # has values of such names
+            if any(map(is_size, sides)) or (any(map(is_kind, sides)) and not option):
+                yield node
+
+
+ALLOWED = {  # comparisons that ask for something else
+    "torch.get_default_dtype() == torch.float64",  # what torch counts steps in
+    "real.dtype is torch.bfloat16",  # a tensor that has no .numpy()
+}
+
+
+def test_nobody_finds_out_a_format_but_the_registry():
+    """`format is BFLOAT16`, `format.block`, `format.draws` are asked instead."""
+    found = [(path, node) for path in LIBRARY for node in sniffing(tree(path))]
+    assert [where(path, node) for path, node in found if ast.unparse(node) not in ALLOWED] == []
+    assert {ast.unparse(node) for _, node in found} == ALLOWED
+
+
+TABLES = {  # displays of several kinds, each the only one of its processor or for something else
+    "kernels/formats.py": 1,  # the two dtypes of the arithmetic
+    "fastadam/torch/leaf.py": 2,  # torch's dtypes of formats, and of what is two reals
+    "fastadam/checkpoint/tensors.py": 1,  # the names that safetensors gives dtypes
+    "fastadam/tools/cover.py": 2,  # what copies are verified in, and parameters beside new moments
+}
+
+
+def tables(text):
+    """The displays with two or more kinds, but for arguments of calls."""
+    for node in ast.walk(text):
+        if isinstance(node, ast.Dict):
+            items = [*(key for key in node.keys if key is not None), *node.values]
+        elif isinstance(node, ast.Tuple | ast.List | ast.Set):
+            items = node.elts
+        else:
+            continue
+        if len({ast.unparse(item) for item in items if is_kind(item) and not isinstance(item, ast.Tuple)}) > 1:
+            yield node
+
+
+def test_each_processor_has_one_table_of_formats():
+    counts = {str(path.relative_to(ROOT)): [where(path, node) for node in tables(tree(path))] for path in LIBRARY}
+    assert {file: len(found) for file, found in counts.items() if found} == TABLES, list(filter(None, counts.values()))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x.dtype == np.uint8", "dtype.itemsize < 4", "dtype.name == 'bfloat16'", "moments in ('8bit', 'bfloat16')",
+        "kind is torch.uint8", "not x.itemsize == 1", "dtype != types.float32", "name in [np.dtype(np.float16)]",
+        "x.element_size() > 2",
+    ],
+)  # fmt: skip
+def test_the_search_finds(text):
+    assert len(list(sniffing(ast.parse(text)))) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["g.dtype != p.dtype", "format is BFLOAT16", "master == 'float32'", "x.dtype.name not in FLOATS", "2 * x.itemsize"],
+)
+def test_the_search_leaves(text):
+    assert list(sniffing(ast.parse(text))) == []
+
+
+def test_every_processor_has_a_text_of_every_format():
+    from fastadam.kernels import cuda
+    from fastadam.kernels.cpu.formats import TEXTS
+
+    assert set(TEXTS) == set(FORMATS.values())
+    assert set(cuda.FORMATS) == set(FORMATS.values()) - {REMAINDER}  # which CUDA knows together with its p
+
+
+def test_an_arrays_dtype_tells_its_format():
+    assert {name: format_of(format.dtype) for name, format in FORMATS.items()} == FORMATS
+    assert len(RESTING) == len(FORMATS)
+    assert (BFLOAT16.bytes_of(3), BFLOAT16.length(3)) == (6, 3)
+    assert (CODES.bytes_of(1), CODES.bytes_of(1024), CODES.bytes_of(1025)) == (1088, 1088, 2176)  # 64 share a float32
+    assert CODES.length(1025) * CODES.dtype.itemsize == 2176
+
+
+def test_copies_of_a_format_are_itself():
+    for format in FORMATS.values():
+        assert copy.deepcopy(format) is format
+        assert pickle.loads(pickle.dumps(format)) is format
