@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from itertools import chain, starmap
 from operator import call, setitem
 from struct import Struct
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,6 +13,14 @@ from fastadam.arrays.host import Array, target
 from fastadam.kernels.chores import NOTES
 from fastadam.kernels.formats import format_of
 from fastadam.plans.plan import Plan, Work
+
+
+class Calls(NamedTuple):
+    """Native calls, a function and its arguments each, and the arrays whose addresses they hold."""
+
+    calls: list[tuple[Any, ...]]
+    arrays: list[Any]
+
 
 THERE = np.uint8(1)  # what a tag holds for a flag that is set
 
@@ -24,8 +32,9 @@ class NumbaPlan(Plan):
         from fastadam.host import threads
         from fastadam.kernels.cpu import elements, ndarray, norm, traversal
 
-        self._elements, self._norm, self._threads, self._traversal = elements, norm, threads, traversal
-        self._natives: dict[Any, Any] = {}  # compiled code by what it was compiled for
+        self._elements, self._ndarray, self._norm = elements, ndarray, norm
+        self._threads, self._traversal = threads, traversal
+        self._pieces: dict[Any, int] = {}  # addresses of compiled code by what it was compiled for
         super().__init__(*args)
         nothing = [None] * (len(self._kernel.slots) + 3)
         self._table = np.array(
@@ -41,13 +50,10 @@ class NumbaPlan(Plan):
             np.uint64,
         )
         self._size = sum(self._sizes())
-        self._look_at_grads()
         self._objects, self._format = np.zeros(len(self._params), np.int64), Struct(f"{len(self._params)}q")
-        self._natively = (
-            traversal.compiled_for(ndarray.place, (self._objects, *self._glance))
-            if ndarray.readable() and not self._flags.clear  # gradients that will be written need a closer look
-            else None
-        )
+        self._look_at_grads()
+        # Gradients that will be written need a closer look.
+        self._natively = ndarray.place() if ndarray.readable() and not self._flags.clear else None
         threads.refresh()
         self._prepare(1)  # the way out in a forked child, or while another thread walks, must not wait for a compiler
         self._prepare(threads.threads_for(self._size))
@@ -55,17 +61,17 @@ class NumbaPlan(Plan):
     def _look_at_grads(self) -> None:
         """What tells at a glance whether gradients are like those before."""
         self._grads = [_like(p, dtype) for p, dtype in zip(self._params, self._g_dtypes, strict=True)]
-        self._glance = (
-            np.array([id(p) for p in self._params], np.int64),
-            np.array([id(anchor) for anchor in self._anchors], np.int64),
-            np.array([id(g) for g in self._grads], np.int64),
-            np.array([p.size * g.itemsize for p, g in zip(self._params, self._grads, strict=True)], np.int64),
-            id(None),
-            id(np.ndarray),
-            self._memory.starts,
-            self._memory.ends,
-            self._table,
-        )
+        ids = [np.array(list(map(id, each)), np.int64) for each in (self._params, self._anchors, self._grads)]
+        nbytes = np.array([p.size * g.itemsize for p, g in zip(self._params, self._grads, strict=True)], np.int64)
+        starts, ends = (np.ascontiguousarray(x, np.int64) for x in (self._memory.starts, self._memory.ends))
+        seen = self._ndarray.Seen(
+            leaves=len(self._params), objects=_at(self._objects), params=_at(ids[0]), anchors=_at(ids[1]),
+            grads=_at(ids[2]), nbytes=_at(nbytes), none=id(None), ndarray=id(np.ndarray),
+            pieces=len(starts), starts=_at(starts), ends=_at(ends),
+            table=_at(self._table), columns=self._table.shape[1],
+        )  # fmt: skip
+        self._glance = np.array(seen, np.int64)
+        self._glance_at, self._glanced = _at(self._glance), (*ids, nbytes, starts, ends)
 
     def _lay_out(self, g_dtypes: Sequence[Any]) -> None:
         super()._lay_out(g_dtypes)
@@ -73,44 +79,55 @@ class NumbaPlan(Plan):
         self._tags = []
         for formats in self._formats:
             self._tags.append(self._elements.TAGS[self._kernel.name](*formats, *flags))
-        self._calls: dict[Any, list[tuple[Any, ...]]] = {}  # of whole steps, made once
+        self._calls: dict[Any, Calls] = {}  # of whole steps, made once
         if hasattr(self, "_table"):
             self._look_at_grads()
 
-    def _prepare(self, workers: int) -> list[tuple[Any, ...]]:
+    def _prepare(self, workers: int) -> Calls:
         """The native calls of a step on so many threads, compiled or loaded."""
         if workers not in self._calls:
-            where = self._table, self.table.row, self.table.rows
-            self._calls[workers] = self._calls_for(workers, self.everything, self._tags, *where, True)
+            where = self._table, self._row, self._rows, self._counts
+            self._calls[workers] = self._calls_for(workers, self.everything, self._tags, *where)
         return self._calls[workers]
 
     def _calls_for(
         self, workers: int, work: Sequence[Work], tags: Sequence[Any],
-        table: Array, row: Array, rows: Array, counted: bool,
-    ) -> list[tuple[Any, ...]]:  # fmt: skip
-        """A native call for each signature; the last advances the counts."""
-        walk = self._traversal.walk_for(workers)
+        table: Array, row: Array, rows: Array, counts: Array,
+    ) -> Calls:  # fmt: skip
+        """A native call for each signature."""
+        walk = self._traversal.walk()
+        layer = self._traversal.layer() if workers > 1 else None
+        workers = workers if layer else 1
+        arrays: list[Any] = [table, row, rows, counts, self._carried]
+        table_at, row_at, rows_at, counts_at, carried_at = map(_at, arrays)
         calls: list[tuple[Any, ...]] = []
         for one, tag in zip(work, tags, strict=True):
-            counts = self.table.counts[: None if counted and one is work[-1] else 0]
-            spans = _spans(one.chunks, workers)
-            args = (table, tag, one.chunks, spans, row, rows, counts, self.table.carried, one.notes)
-            # Only the tag decides the types: a look at all of them takes 100 µs, as long as a step over 10^5 numbers.
-            kind = workers > 1, type(tag), *tag
-            if kind not in self._natives:
-                self._natives[kind] = self._traversal.compiled_for(walk, args)
-            calls.append((self._natives[kind], *args))
-        return calls
+            chunks, spans = np.ascontiguousarray(one.chunks), _spans(one.chunks, workers)
+            job = self._traversal.Job(
+                self._piece(tag), *(layer or (0, 0, 0, 0)), workers=workers, spans=_at(spans), chunks=_at(chunks),
+                table=table_at, columns=table.shape[1], leaves=len(table) - 1,
+                row=row_at, rows=rows_at, numbers=rows.shape[1],
+                counts=counts_at, counted=len(counts) * (one is work[-1]),  # the last call advances the counts
+                carried=carried_at, carries=self._carried.shape[1], notes=_at(one.notes), blocks=one.notes.shape[1],
+            )  # fmt: skip
+            words = np.array(job, np.int64)
+            arrays += [chunks, spans, one.notes, words]
+            calls.append((walk, _at(words)))
+        return Calls(calls, arrays)
 
-    def _run_all(self, work: Sequence[Work], tags: Sequence[Any], after: Sequence[Any], *where: Any) -> None:
+    def _piece(self, tag: Any) -> int:
+        """The address of the compiled piece for a tag. Only its types decide; a look at them takes 20 µs."""
+        kind = type(tag), *tag
+        if kind not in self._pieces:
+            self._pieces[kind] = self._traversal.piece(tag)
+        return self._pieces[kind]
+
+    def _run_all(self, work: Sequence[Work], tags: Sequence[Any], after: Sequence[Any], *where: Array) -> None:
         """A walk with these tags over this work, on as many threads as it is worth, then `after`, in one go."""
 
         def run(workers: int) -> None:
-            calls = [
-                *self._calls_for(workers, work, tags, *where),
-                *((setitem, *one) for one in after),
-            ]
-            deque(starmap(call, calls), maxlen=0)
+            walks = self._calls_for(workers, work, tags, *where)
+            deque(starmap(call, [*walks.calls, *((setitem, *one) for one in after)]), maxlen=0)
 
         self._on_threads(run, _elements(work))
 
@@ -124,7 +141,7 @@ class NumbaPlan(Plan):
     def accept(self, grads: list[Any]) -> int:
         if self._natively is not None and not (self.copies and any(not x.flags.writeable for x in self.copies)):
             self._format.pack_into(self._objects.data, 0, *map(id, grads))
-            missing: int = self._natively(self._objects, *self._glance)
+            missing: int = self._natively(self._glance_at)
             if missing >= 0:
                 return missing
         return super().accept(grads)
@@ -141,35 +158,35 @@ class NumbaPlan(Plan):
             self._on_threads(lambda workers: self._run(workers, after), self._size)
 
     def _run(self, workers: int, after: Sequence[tuple[Any, Any, Any]]) -> None:
-        calls = self._calls.get(workers) or self._prepare(workers)
+        calls = (self._calls.get(workers) or self._prepare(workers)).calls
         if len(calls) == 1 and not after:
-            walk, *args = calls[0]
-            walk(*args)
+            walk, job = calls[0]
+            walk(job)
         else:  # in C from the first call to the last: no signal handler runs between two signatures of one step
             deque(chain(starmap(call, calls), starmap(setitem, after)), maxlen=0)
 
     def launch_some(
-        self, work: Sequence[Work], row: Array, rows: Array, after: Sequence[tuple[Any, Any, Any]], counted: bool = True
+        self, work: Sequence[Work], row: Array, rows: Array, counts: Array, after: Sequence[tuple[Any, Any, Any]]
     ) -> None:
         tags = [self._tags[one.signature] for one in work]
-        self._run_all(work, tags, after, self._table, row, rows, counted)
+        self._run_all(work, tags, after, self._table, row, rows, counts)
 
     def _measure(self, work: Sequence[Work], row: Array, squares: bool, largest: bool) -> None:
         there = THERE if squares else None, THERE if largest else None
 
-        def make(workers: int) -> list[tuple[Any, ...]]:
+        def make(workers: int) -> Calls:
             tags = [self._elements.Measure(*self._tags[one.signature][:2], *there) for one in work]
-            return self._calls_for(workers, work, tags, self._table, row, self.table.rows, False)
+            return self._calls_for(workers, work, tags, self._table, row, self._rows, self._counts[:0])
 
         def run(workers: int) -> None:
             key = "measure", squares, largest, workers
-            deque(starmap(call, self._once(key, work, row, lambda: make(workers))), maxlen=0)
+            deque(starmap(call, self._once(key, work, row, lambda: make(workers)).calls), maxlen=0)
 
         self._on_threads(run, self._size if work[0].chunks is self.everything[0].chunks else _elements(work))
 
-    def _once(self, key: Any, work: Sequence[Work], row: Array, make: Callable[[], Any]) -> Any:
-        """make(), or what it made before for the whole of the parameters: typing its arguments takes 100 µs."""
-        if row is not self.table.row or work[0].chunks is not self.everything[0].chunks:
+    def _once(self, key: Any, work: Sequence[Work], row: Array, make: Callable[[], Calls]) -> Calls:
+        """make(), or what it made before for the whole of the parameters: gathering its addresses takes 20 µs."""
+        if row is not self._row or work[0].chunks is not self.everything[0].chunks:
             return make()
         if key not in self._calls:
             self._calls[key] = make()
@@ -184,19 +201,31 @@ class NumbaPlan(Plan):
             self._elements.Accumulate(format_of(x.dtype), tag.g, clear)
             for x, tag in zip(first, self._tags, strict=True)
         ]
-        self._run_all(work, tags, [*self.unread, *after], table, row, self.table.rows, False)
+        self._run_all(work, tags, [*self.unread, *after], table, row, self._rows, self._counts[:0])
 
     def sums(self, work: Sequence[Work], row: Array) -> Array:
-        def make() -> list[tuple[Any, ...]]:
-            found = np.zeros((len(self._params), NOTES))
-            args = [(one.chunks, one.notes, row, found) for one in work]
-            return [(self._traversal.compiled_for(self._norm.sums, each), *each) for each in args]
+        def make() -> Calls:
+            sums, native = np.zeros((len(self._params), NOTES)), self._norm.sums()
+            chunks = [np.ascontiguousarray(one.chunks) for one in work]
+            calls = [
+                (native, _at(some), len(some), _at(one.notes), one.notes.shape[1], _at(row), _at(sums))
+                for one, some in zip(work, chunks, strict=True)
+            ]
+            return Calls(calls, [row, *chunks, *(one.notes for one in work), sums])
 
         calls = self._once(("sums", id(work[0].notes)), work, row, make)
-        found: Array = calls[0][-1]
-        found[:] = 0
-        deque(starmap(call, calls), maxlen=0)
-        return found
+        sums: Array = calls.arrays[-1]
+        sums[:] = 0
+        deque(starmap(call, calls.calls), maxlen=0)
+        return sums
+
+
+def _at(x: Array) -> int:
+    """Where an array's memory begins, which native code takes to be without gaps."""
+    assert x.flags.c_contiguous
+    assert x.itemsize == 8
+    address: int = x.ctypes.data
+    return address
 
 
 def _like(p: Array, dtype: Any) -> Array:

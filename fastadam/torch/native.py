@@ -104,9 +104,8 @@ class Forms:
             self.homes.ctypes.data, self.homes.strides[0],
         )  # fmt: skip
         from fastadam.kernels.cpu.tensors import differing  # not before it is needed: it imports Numba
-        from fastadam.kernels.cpu.traversal import compiled_for
 
-        self._call = compiled_for(differing, (*self._args, True))
+        self._call = differing()
 
     def places(self, tensors: Sequence[Any]) -> Any:
         """homes, filled with the addresses of tensors, if they lie so; else None."""

@@ -1,24 +1,42 @@
 """Sums of squares and largest magnitudes of one block, in the order of kernels/chores.py, on whole vectors."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
 from ..chores import BLOCK, LANES
 from .elements import Measure, asked, coded
+from .words import I64, place
 
-_I64 = ir.IntType(64)
+
+@contextmanager
+def each(builder: Any, start: Any, stop: Any, step: int = 1) -> Iterator[Any]:
+    """A loop whose body is what is written meanwhile, for every step-th index from start to before stop, unsigned."""
+    before, (head, body, end) = builder.block, (builder.append_basic_block() for _ in range(3))
+    builder.branch(head)
+    builder.position_at_end(head)
+    i = builder.phi(I64)
+    i.add_incoming(start, before)
+    builder.cbranch(builder.icmp_unsigned("<", i, stop), body, end)
+    builder.position_at_end(body)
+    yield i
+    i.add_incoming(builder.add(i, I64(step)), builder.block)
+    builder.branch(head)
+    builder.position_at_end(end)
 
 
-def _vectors(context, builder, kind, address):
+def _vectors(builder: Any, kind: Any, address: Any) -> Iterator[Any]:
     """The block's elements, LANES at a time."""
-    vector = ir.VectorType(context.get_data_type(kind), LANES)
-    first = builder.inttoptr(address, ir.PointerType(vector))
+    first = place(builder, address, ir.VectorType(kind, LANES))
     for k in range(BLOCK // LANES):
-        yield builder.load(builder.gep(first, [_I64(k)]), align=1)
+        yield builder.load(builder.gep(first, [I64(k)]), align=1)
 
 
-def _in_halves(builder, vector, combine):
+def _in_halves(builder: Any, vector: Any, combine: Any) -> Any:
     """One scalar of a vector: its upper half onto the lower, until one is left."""
     width = vector.type.count
     while width > 1:
@@ -35,68 +53,43 @@ def _in_halves(builder, vector, combine):
     return builder.extract_element(vector, ir.IntType(32)(0))
 
 
-@intrinsic
-def sum_of_squares(typing, kind, address):
-    """The float64 sum of the squares of BLOCK numbers of a dtype."""
-
-    def generate(context, builder, signature, args):
-        total, wide = None, ir.VectorType(ir.DoubleType(), LANES)
-        for x in _vectors(context, builder, kind.dtype, args[1]):
-            x = x if x.type == wide else builder.fpext(x, wide)
-            square = builder.fmul(x, x)
-            total = square if total is None else builder.fadd(total, square)
-        return _in_halves(builder, total, builder.fadd)
-
-    return types.float64(kind, types.uint64), generate
+def sum_of_squares(builder: Any, kind: Any, address: Any) -> Any:
+    """The float64 sum of the squares of BLOCK floats of a kind of LLVM's."""
+    total, wide = None, ir.VectorType(ir.DoubleType(), LANES)
+    for x in _vectors(builder, kind, address):
+        x = x if x.type == wide else builder.fpext(x, wide)
+        square = builder.fmul(x, x)
+        total = square if total is None else builder.fadd(total, square)
+    return _in_halves(builder, total, builder.fadd)
 
 
-@intrinsic
-def largest(typing, kind, address):
-    """The largest magnitude of BLOCK numbers, NaN if there is one: compared as integers, where NaN is above all."""
+def largest(builder: Any, kind: Any, address: Any) -> Any:
+    """The largest magnitude of BLOCK floats, NaN if there is one: compared as integers, where NaN is above all."""
+    bits = 32 if kind == ir.FloatType() else 64
+    integers = ir.VectorType(ir.IntType(bits), LANES)
+    mask = ir.Constant(integers, [2 ** (bits - 1) - 1] * LANES)
 
-    def generate(context, builder, signature, args):
-        bits = kind.dtype.bitwidth
-        integers = ir.VectorType(ir.IntType(bits), LANES)
-        mask = ir.Constant(integers, [2 ** (bits - 1) - 1] * LANES)
+    def larger(a: Any, b: Any) -> Any:
+        return builder.select(builder.icmp_signed(">", a, b), a, b)
 
-        def larger(a, b):
-            return builder.select(builder.icmp_signed(">", a, b), a, b)
-
-        top = None
-        for x in _vectors(context, builder, kind.dtype, args[1]):
-            x = builder.and_(builder.bitcast(x, integers), mask)
-            top = x if top is None else larger(top, x)
-        found = builder.bitcast(_in_halves(builder, top, larger), context.get_data_type(kind.dtype))
-        return builder.fpext(found, ir.DoubleType()) if bits == 32 else found
-
-    return types.float64(kind, types.uint64), generate
+    top = None
+    for x in _vectors(builder, kind, address):
+        x = builder.and_(builder.bitcast(x, integers), mask)
+        top = x if top is None else larger(top, x)
+    scalar = builder.bitcast(_in_halves(builder, top, larger), kind)
+    return builder.fpext(scalar, ir.DoubleType()) if bits == 32 else scalar
 
 
-@intrinsic
-def difference(typing, kind, a, b):
-    """a <- b - a over BLOCK numbers."""
-
-    def generate(context, builder, signature, args):
-        vector = ir.VectorType(context.get_data_type(kind.dtype), LANES)
-        first = builder.inttoptr(args[1], ir.PointerType(vector))
-        pairs = zip(*(_vectors(context, builder, kind.dtype, x) for x in args[1:]), strict=True)
-        for k, (x, y) in enumerate(pairs):
-            builder.store(builder.fsub(y, x), builder.gep(first, [_I64(k)]), align=1)
-        return context.get_dummy_value()
-
-    return types.void(kind, types.uint64, types.uint64), generate
+def difference(builder: Any, kind: Any, a: Any, b: Any) -> None:
+    """a <- b - a over BLOCK floats."""
+    first = place(builder, a, ir.VectorType(kind, LANES))
+    for k, (x, y) in enumerate(zip(*(_vectors(builder, kind, at) for at in (a, b)), strict=True)):
+        builder.store(builder.fsub(y, x), builder.gep(first, [I64(k)]), align=1)
 
 
-@intrinsic
-def put(typing, room, i, x):
+def put(builder: Any, room: Any, i: Any, x: Any) -> None:
     """Number i from an address on <- x."""
-
-    def generate(context, builder, signature, args):
-        start = builder.inttoptr(args[0], ir.PointerType(context.get_data_type(x)))
-        builder.store(args[2], builder.gep(start, [args[1]]), align=1)
-        return context.get_dummy_value()
-
-    return types.void(types.uint64, types.uint64, x), generate
+    builder.store(x, place(builder, room, x.type, i), align=1)
 
 
 @intrinsic
@@ -107,11 +100,11 @@ def scratch(typing, tag):
 
     def generate(context, builder, signature, args):
         if not count:
-            return _I64(0)
+            return I64(0)
         with builder.goto_entry_block():
-            place = builder.alloca(ir.ArrayType(_I64, count * BLOCK))
-            place.align = 64
-        return builder.ptrtoint(place, _I64)
+            room = builder.alloca(ir.ArrayType(I64, count * BLOCK))
+            room.align = 64
+        return builder.ptrtoint(room, I64)
 
     return types.uint64(tag), generate
 
@@ -119,6 +112,6 @@ def scratch(typing, tag):
 def room_of(number: int) -> int:
     """Where in scratch, in bytes, the block of the number-th slot of 8 bits begins: after statistics' two.
 
-    Apart within a page, as slots are: see arrays.allocate_beside.
+    Apart within a page, as slots are: see fastadam's arrays.allocate_beside.
     """
     return 2 * BLOCK * 8 + number * (BLOCK * 4 + 1344)

@@ -1,8 +1,8 @@
-"""Compiled code on disk.
+"""Functions compiled by Numba, and their code on disk.
 
 Numba's own cache watches one source file only, raises on damaged files and unwritable directories, and lets two
-processes that compile at once overwrite each other's entries. Here every entry is a file of its own whose name hashes
-all that decides the code: the sources under kernels/, the versions, the CPU, function and signature.
+processes compile the same at once. Here every entry is a file of its own whose name hashes all that decides the code:
+the sources under kernels/, the versions, the CPU, function and signature; and one process at a time compiles it.
 """
 
 import hashlib
@@ -12,27 +12,39 @@ import pickle
 import stat
 import sys
 import tempfile
-from contextlib import suppress
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import llvmlite
 import numba
 from numba.core import compiler
-from numba.core.caching import _Cache
+from numba.core.compiler_lock import global_compiler_lock
+from numba.core.registry import cpu_target
 from numba.core.runtime.nrt import rtsys
 from numba.core.serialize import dumps
 from numba.misc.appdirs import AppDirs
 
 from .. import LOADED, sources
 
+fcntl: Any
+try:
+    import fcntl
+except ImportError:  # no Unix: two processes may compile the same
+    fcntl = None
+
 PACKAGE = __package__.rpartition(".")[0]  # this copy of kernels/, whatever it is called
 log = logging.getLogger("fastadam")
 
-
-ENTRY = 2**18  # bytes: as large as entries are
+ENTRY = 2**17  # bytes: as large as entries are
+LIMIT = 64 * 2**20  # bytes: as large as all entries of this version may become
+AGE = 30 * 86_400  # seconds: as old as entries of other versions may become since they were last loaded
+PATIENCE = 60.0  # seconds: as long as another process may take to compile one function
+SLOW = 0.5  # seconds of compiling until the log says so
 failures: list[str] = []  # what this process compiled and could not keep, and why
 HARMLESS = ("NUMBA_NUM_THREADS", "NUMBA_THREADING_LAYER", "NUMBA_CACHE_DIR")  # decide nothing about the code
 
@@ -83,10 +95,192 @@ def _private(path: Path) -> bool:
     return info.st_uid in (os.getuid(), 0) and not info.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
-def keep(dispatcher: Any, name: str) -> Any:
-    """A Numba dispatcher whose code is kept on disk. Nothing else may bear this name."""
-    dispatcher._cache = DiskCache(name)
-    return dispatcher
+class Code(NamedTuple):
+    """Compiled code."""
+
+    result: Any  # Numba's, which must live as long as the code is called
+
+    @property
+    def entry_point(self) -> Any:
+        """The function, called from Python with arguments of just the types that it was compiled for.
+
+        Without a dispatcher's look at every argument, a step over 2^10 parameters takes 0.8 µs, not 1.8.
+        """
+        return self.result.entry_point
+
+    @property
+    def address(self) -> int:
+        """Where the C function begins."""
+        address: int = self.result.library.get_pointer_to_function(self.result.fndesc.llvm_cfunc_wrapper_name)
+        return address
+
+    @property
+    def assembly(self) -> str:
+        """What was compiled; code from the disk has no text."""
+        return self.result.library.get_asm_str()  # type: ignore[no-any-return]
+
+
+def native(name: str, function: Any, signature: Any, of: str = "", for_c: bool = False, nogil: bool = True) -> Code:
+    """The compiled code of a function, loaded or compiled now.
+
+    signature: Numba's, of its result and arguments. name and `of` tell it from all others. for_c: callable from C, by
+    address; else from Python, and then `nogil` says whether it lets other threads of Python run.
+    """
+    with global_compiler_lock:
+        path = _path(name, signature, of)
+        result = _load(path, name, of)
+        if result is None:
+            with _claimed(path):
+                result = _load(path, name, of) or _compile(path, name, of, function, signature, for_c, nogil)
+    return Code(result)
+
+
+def _path(name: str, signature: Any, of: str) -> Path | None:
+    root = directory()
+    if root is None:
+        return None
+    key = repr((name, signature, of, cpu_target.target_context.codegen().magic_tuple(), stamp()))
+    return root / f"{name}-{_hash(stamp())[:8]}-{_hash(key)[:32]}.bin"
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _load(path: Path | None, name: str, of: str) -> Any:
+    """The compiled code in a file, or None. No fault of the disk ever reaches the caller."""
+    began = perf_counter()
+    try:
+        if path is None or not path.exists():
+            return None
+        if not (_private(path) and _private(path.parent)):
+            raise PermissionError("others may write there")
+        data = path.read_bytes()
+        if hashlib.sha256(data[32:]).digest() != data[:32]:
+            raise ValueError("the checksum is wrong")
+        # Numba would refresh its context: 0.3 s to import whatever could be compiled, SciPy included. Code that is
+        # compiled already needs Numba's run time only.
+        rtsys.initialize(cpu_target.target_context)
+        result = compiler.CompileResult._rebuild(cpu_target.target_context, *pickle.loads(data[32:]))
+    except Exception as error:  # whatever a damaged file or disk brings: compiling again is always right
+        log.debug("%s: cached code for %s not used: %r", name, of, error)
+        return None
+    with suppress(OSError):
+        if time.time() - path.stat().st_mtime > AGE / 30:
+            os.utime(path)  # what is in use is not old
+    log.debug("%s loaded for %s in %.3f s", name, of or "all", perf_counter() - began)
+    return result
+
+
+_spent = 0.0  # seconds that this process has compiled; infinity once the log has said so
+
+
+def _compile(
+    path: Path | None, name: str, of: str, function: Any, signature: Any, for_c: bool, nogil: bool
+) -> Any:  # fmt: skip
+    """Compile a function and keep its code."""
+    global _spent
+    began = perf_counter()
+    flags: Any = compiler.Flags()
+    # Any other error model tests each division for zero.
+    cpu_target.options.parse_as_flags(flags, {"nopython": True, "error_model": "numpy", "nogil": nogil})
+    flags.no_cpython_wrapper, flags.no_cfunc_wrapper = for_c, not for_c
+    result = compiler.compile_extra(
+        cpu_target.typing_context, cpu_target.target_context, function, signature.args, signature.return_type, flags, {}
+    )
+    took = perf_counter() - began
+    log.debug("%s compiled for %s in %.3f s", name, of or "all", took)
+    _spent += took
+    if SLOW < _spent < float("inf"):
+        log.info(
+            "compiling has taken %.1f s so far, now of %s%s. The code is kept %s. `python -m fastadam warmup` compiles "
+            "ahead; $FASTADAM_CACHE_DIR says where code is kept",
+            _spent, name, of and f" for {of}", f"in {path.parent} for later processes" if path else "nowhere",
+        )  # fmt: skip
+        _spent = float("inf")
+    if path is not None and not result.library.has_dynamic_globals:
+        _keep(path, name, of, result)
+    return result
+
+
+def _keep(path: Path, name: str, of: str, result: Any) -> None:
+    """Write compiled code to a file, which appears whole or not at all."""
+    temporary = None
+    try:
+        if sources() != LOADED or not as_written():
+            raise RuntimeError("a source file has changed since it was imported")
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not _private(path.parent):
+            raise PermissionError("others may write there")
+        payload = dumps(result._replace(type_annotation="")._reduce())  # that would be text, two thirds of an entry
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            temporary = file.name
+            file.write(hashlib.sha256(payload).digest() + payload)
+        os.replace(temporary, path)
+        temporary = None
+        _sweep(path.parent)
+    except Exception as error:
+        log.debug("%s: compiled code for %s not kept: %r", name, of, error)
+        failures.append(f"{name}: {str(error) or repr(error)}")
+    finally:  # Ctrl-C included
+        if temporary is not None:
+            with suppress(OSError):
+                Path(temporary).unlink()
+
+
+@contextmanager
+def _claimed(path: Path | None) -> Iterator[None]:
+    """Let one process at a time compile an entry; the others wait until it is kept.
+
+    The claim is a lock on a file beside the entry, which the system lifts when its process dies. Where there are no
+    locks, or one is held for longer than any compilation takes, everyone compiles.
+    """
+    claim, file = None, -1
+    try:
+        with suppress(OSError):
+            if path is not None and fcntl is not None:
+                path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                claim = path.with_suffix(".claim")
+                file = os.open(claim, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                _lock(file)
+        yield
+    finally:
+        if claim is not None:
+            with suppress(OSError):
+                claim.unlink()  # who still waits for it will find the entry, or no one can keep it
+        if file >= 0:
+            os.close(file)
+
+
+def _lock(file: int) -> None:
+    """Wait for the lock on a file: by asking again and again, so that no stopped process is waited for for ever."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            time.sleep(0.01)
+
+
+@cache
+def _sweep(root: Path) -> None:
+    """Remove, once a process, what no version has loaded for long, and of this version's what is beyond LIMIT."""
+    own, now, entries = f"-{_hash(stamp())[:8]}-", time.time(), []
+    for path in root.iterdir():
+        with suppress(OSError):
+            info = path.stat()
+            if path.suffix == ".bin" and own in path.name:
+                entries.append((info.st_mtime, info.st_size, path))
+            elif stat.S_ISREG(info.st_mode) and now - info.st_mtime > AGE:
+                path.unlink()
+    size = sum(size for _, size, _ in entries)
+    for _, each, path in sorted(entries):
+        if size <= LIMIT:
+            break
+        with suppress(OSError):
+            path.unlink()
+            size -= each
 
 
 def state(root: Path) -> str:
@@ -98,77 +292,3 @@ def state(root: Path) -> str:
         return "writable" if _private(root) else "not used: others may write there"
     except OSError as error:
         return f"not writable ({error.strerror})"
-
-
-class DiskCache(_Cache):
-    """What a Numba dispatcher asks of a cache, for one function. No fault of the disk ever reaches the caller."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._started: dict[Any, float] = {}
-
-    @property
-    def cache_path(self) -> str:
-        return str(directory())
-
-    def _path(self, signature: Any, target: Any) -> Path | None:
-        root = directory()
-        if root is None:
-            return None
-        key = repr((self._name, signature, target.codegen().magic_tuple(), stamp()))
-        return root / f"{self._name}-{hashlib.sha256(key.encode()).hexdigest()[:32]}.bin"
-
-    def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """The compiled code of one signature, or None: then Numba compiles it."""
-        self._started[sig] = perf_counter()
-        try:
-            path = self._path(sig, target_context)
-            if path is None or not path.exists():
-                return None
-            if not (_private(path) and _private(path.parent)):
-                raise PermissionError("others may write there")
-            data = path.read_bytes()
-            if hashlib.sha256(data[32:]).digest() != data[:32]:
-                raise ValueError("the checksum is wrong")
-            # Numba would refresh its context: 0.3 s to import whatever could be compiled, SciPy included. Code that is
-            # compiled already needs Numba's run time only.
-            rtsys.initialize(target_context)
-            code = compiler.CompileResult._rebuild(target_context, *pickle.loads(data[32:]))
-        except Exception as error:  # whatever a damaged file or disk brings: compiling again is always right
-            log.debug("%s: cached code of %s not used: %r", self._name, sig, error)
-            return None
-        log.debug("%s loaded for %s in %.3f s", self._name, sig, perf_counter() - self._started.pop(sig))
-        return code
-
-    def save_overload(self, sig: Any, data: Any) -> None:
-        """Keep what was just compiled; a file appears whole or not at all."""
-        took = perf_counter() - self._started.pop(sig, perf_counter())
-        log.debug("%s compiled for %s in %.3f s", self._name, sig, took)
-        temporary = None
-        try:
-            path = self._path(sig, data.target_context)
-            if path is None or data.library.has_dynamic_globals:
-                return
-            if sources() != LOADED or not as_written():
-                raise RuntimeError("a source file has changed since it was imported")
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            if not _private(path.parent):
-                raise PermissionError("others may write there")
-            payload = dumps(data._reduce())
-            with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-                temporary = file.name
-                file.write(hashlib.sha256(payload).digest() + payload)
-            os.replace(temporary, path)
-            temporary = None
-        except Exception as error:
-            log.debug("%s: compiled code of %s not kept: %r", self._name, sig, error)
-            failures.append(f"{self._name}: {str(error) or repr(error)}")
-        finally:  # Ctrl-C included
-            if temporary is not None:
-                with suppress(OSError):
-                    Path(temporary).unlink()
-
-    def enable(self) -> None:
-        """Always on; $FASTADAM_CACHE=0 turns it off."""
-
-    disable = flush = enable

@@ -1,20 +1,18 @@
-"""The element functions as compiled code: what contract.py's two functions mean there, and which kernel a tag names."""
+"""Which kernel a tag names, what its streams rest in, and one element's step under it, as code."""
 
 from collections import namedtuple
 from typing import Any, NamedTuple
 
-import numpy as np
 from numba import types
-from numba.extending import intrinsic, overload, register_jitable
 
 from .. import ALL
 from ..chores import Flags, average, clip
-from ..contract import Kernel, maximum, sign
+from ..contract import Kernel
 from ..formats import Format, is_drawn
 from ..streams import Columns
-from .formats import draws, draws_from, next_draws, numbers
+from .formats import numbers
+from .tracing import Number
 
-TURN = np.uint64(1 << 32)
 FLAGS = Flags._fields  # there or None
 
 
@@ -25,7 +23,6 @@ def _tag(kernel: Kernel) -> Any:
 
 TAGS = {name: _tag(kernel) for name, kernel in ALL.items()}
 KERNEL_OF = {tag: ALL[name] for name, tag in TAGS.items()}
-globals().update(TAGS)  # the disk cache pickles a tag by module and name
 
 
 class Measure(NamedTuple):
@@ -45,141 +42,25 @@ class Accumulate(NamedTuple):
     clear: Any
 
 
-@intrinsic
-def _as_type_of(typing, like, x):
-    """x, an integer literal or already a float, in the type of `like`: a bare 0 must not widen float32 to float64."""
-    return like(like, x), lambda cx, b, sig, args: cx.cast(b, args[1], sig.args[1], sig.args[0])
-
-
-def closure(function: Any, *values: Any) -> Any:
-    """A closure that compiled code may call, under a name that tells the values in it.
-
-    Numba tells namesakes apart by a count that every process begins anew; of two in code from the disk one wins.
-    """
-    function.__qualname__ += "_".join(map(str, ("", *values)))
-    return register_jitable(function)
-
-
-@overload(maximum)
-def _maximum(a, b):
-    def compiled(a, b):
-        other = _as_type_of(a, b)
-        return a if (a > other) | (a != a) else other
-
-    return compiled
-
-
-@overload(sign)
-def _sign(x):
-    def compiled(x):
-        zero = _as_type_of(x, 0)
-        nearly = _as_type_of(x, 1) if x > zero else (_as_type_of(x, -1) if x < zero else zero)
-        return nearly if x == x else x
-
-    return compiled
-
-
-def random_start(tag, key, first, at):
-    """What `random` needs for element `at`, or None where a tag draws nothing."""
-
-
-@overload(random_start)
-def _random_start(tag, key, first, at):
-    if not stochastic(tag):
-        return lambda tag, key, first, at: None
-    return lambda tag, key, first, at: draws_from(key, first, at)
-
-
-def random_end(tag, first, at, end):
-    """How far what begins at element `at` serves: to the next multiple of 2^32 of the index, if it lies before end."""
-
-
-@overload(random_end)
-def _random_end(tag, first, at, end):
-    if not stochastic(tag):
-        return lambda tag, first, at, end: end
-    return lambda tag, first, at, end: min(end, at + TURN - (first + at) % TURN)
-
-
-def random(tag, bits):
-    """The random bits of an element, or None where its tag needs none."""
-
-
-@overload(random)
-def _random(tag, bits):
-    return (lambda tag, bits: draws(bits)) if stochastic_elements(tag) else lambda tag, bits: None
-
-
-def random_next(tag, bits):
-    """What `random` needs for the next element."""
-
-
-@overload(random_next)
-def _random_next(tag, bits):
-    return (lambda tag, bits: next_draws(bits)) if stochastic_elements(tag) else lambda tag, bits: bits
-
-
-def element(tag, values, c, x):
+def element(tag: Any, values: Any, c: Any, x: Any) -> tuple[Any, ...]:
     """One element's step by the kernel that `tag` names, and its chores: the new values, in the order of streams.
 
     values: in that order, None for an absent stream, for the copy, which is not read, and for `low`, read with p.
-    c, x: the kernel's numbers and the chores'.
+    c, x: the kernel's numbers and the chores'. All of them as tracing.Number.
     """
+    old = Columns.of(values)
+    g = old.g
+    if asked(tag, "limit"):
+        g, c = clip(c.grad_scale * g, x.max_value), c._replace(grad_scale=g.like(1))
+    p, *slots = KERNEL_OF[tag.instance_class].element(old.p, g, *old.slots, c)
+    ema = None if old.ema is None else average(old.ema, p, x)
+    return Columns(p, p.like(0), tuple(slots), ema, copy=p).row
 
 
-@overload(element)
-def _element(tag, values, c, x):
-    function, at = register_jitable(KERNEL_OF[tag.instance_class].element), columns(tag)
-    p_at, g_at, ema_at, first = at.p, at.g, at.ema, at.ema - len(at.slots)
-
-    def compiled(tag, values, c, x):
-        g, c = _gradient(tag, values[g_at], c, x)
-        new = function(values[p_at], g, *values[first:ema_at], c)
-        return (new[0], zero(tag, g), *new[1:], _averaged(values[ema_at], new[0], x), new[0], None)
-
-    return compiled
-
-
-def _gradient(tag, g, c, x):
-    """The gradient that the kernel gets, and its numbers: both as they are, or g scaled and clipped and scale 1."""
-
-
-@overload(_gradient)
-def _gradient_as_asked(tag, g, c, x):
-    if not asked(tag, "limit"):
-        return lambda tag, g, c, x: (g, c)
-    return lambda tag, g, c, x: (_clip(c.grad_scale * g, x.max_value), _unscaled(c))
-
-
-@intrinsic
-def _unscaled(typing, c):
-    """The kernel's numbers with 1 as the gradient's scale, which is the first."""
-
-    def generate(context, builder, signature, args):
-        one = context.get_constant(c.dtype, 1.0)
-        return builder.insert_value(args[0], one, 0)
-
-    return c(c), generate
-
-
-@intrinsic
-def zero(typing, tag, g):
-    """0 in the type of g."""
-    return g(tag, g), lambda cx, b, sig, args: cx.get_constant(sig.return_type, 0.0)
-
-
-def _averaged(ema, p, x):
-    """The average after p, or None."""
-
-
-@overload(_averaged)
-def _averaged_as_asked(ema, p, x):
-    if isinstance(ema, types.NoneType):
-        return lambda ema, p, x: None
-    return lambda ema, p, x: _average(ema, p, x)
-
-
-_average, _clip = register_jitable(average), register_jitable(clip)
+def added(values: Any, fresh: Any) -> tuple[Any, ...]:
+    """What Accumulate makes of a total and a gradient: their sum, or where `fresh` the gradient; and 0."""
+    total, g = values
+    return Number(g.builder, g.builder.select(fresh, g.value, (total + g).value)), g.like(0)
 
 
 def columns(tag: Any) -> Columns:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from llvmlite import ir
 from numba import from_dtype, types
 from numba.core.datamodel.models import OpaqueModel
-from numba.extending import NativeValue, intrinsic, register_model, typeof_impl, unbox
+from numba.extending import register_model, typeof_impl
 
 from ..formats import BFLOAT16, CODES, FLOAT16, FLOAT32, FLOAT64, MIX, REMAINDER, Format
 
@@ -32,11 +32,6 @@ register_model(Resting)(OpaqueModel)
 @typeof_impl.register(Format)
 def _typeof(value, context):
     return Resting(value)
-
-
-@unbox(Resting)
-def _unbox(typ, value, context):
-    return NativeValue(context.context.get_dummy_value())
 
 
 class Text(NamedTuple):
@@ -124,21 +119,16 @@ def split(builder: Any, value: Any) -> tuple[Any, Any]:
     return builder.trunc(builder.lshr(builder.add(bits, _I32(0x8000)), _I32(16)), _I16), builder.trunc(bits, _I16)
 
 
-@intrinsic
-def draws_from(typing, key, first, at):
+def draws_from(builder: Any, key: Any, first: Any, at: Any) -> Any:
     """What is mixed for element first + at. key: see memory.key."""
+    m0, m1 = (_I32(m) for m in MIX[:2])
 
-    def generate(context, builder, signature, args):
-        m0, m1 = (_I32(m) for m in MIX[:2])
+    def halves(x: Any) -> tuple[Any, Any]:
+        return builder.trunc(x, _I32), builder.trunc(builder.lshr(x, _I64(32)), _I32)
 
-        def halves(x):
-            return builder.trunc(x, _I32), builder.trunc(builder.lshr(x, _I64(32)), _I32)
-
-        key = builder.xor(*halves(builder.fptoui(args[0], _I64)))
-        low, high = halves(builder.add(args[1], args[2]))
-        return builder.add(key, builder.add(builder.mul(low, m0), builder.mul(high, m1)))
-
-    return types.uint32(types.float64, types.uint64, types.uint64), generate
+    mixed_key = builder.xor(*halves(builder.fptoui(key, _I64)))
+    low, high = halves(builder.add(first, at))
+    return builder.add(mixed_key, builder.add(builder.mul(low, m0), builder.mul(high, m1)))
 
 
 def of_type(like: Any, number: int) -> Any:
@@ -154,14 +144,7 @@ def mixed(builder: Any, x: Any, last: int = MIX[2]) -> Any:
     return x
 
 
-@intrinsic
-def draws(typing, x):
-    """The random bits."""
-    return types.uint32(types.uint32), lambda cx, builder, sig, args: mixed(builder, args[0])
-
-
-@intrinsic
-def next_draws(typing, x):
+def next_draws(builder: Any, x: Any) -> Any:
     """What is mixed for the next element, of the same multiple of 2^32: an addition, where its index would cost a
     multiplication."""
-    return types.uint32(types.uint32), lambda cx, builder, sig, args: builder.add(args[0], _I32(MIX[0]))
+    return builder.add(x, _I32(MIX[0]))

@@ -7,22 +7,44 @@ ABI; `readable` checks it at first use, and where it differs every gradient take
 
 import ctypes
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic
+from numba import types
 
-from .cache import keep
+from .cache import native
+from .words import put_word, word
 
 _HEAD = object.__basicsize__  # reference count and type
-TYPE, _DATA, _ND, _DIMENSIONS = 8, _HEAD, _HEAD + 8, _HEAD + 16
-_STRIDES, _DESCR, _FLAGS, _WRITEABLE = _HEAD + 24, _HEAD + 40, _HEAD + 48, 0x0400
+TYPE, (_DATA, _ND, _DIMENSIONS, _STRIDES, _, _DESCR, _FLAGS) = 1, range(2, 9)  # in words of 8 bytes
+_WRITEABLE = 0x0400
 
 
-def _read(address: int, kind: Any = ctypes.c_int64) -> int:
-    return int(kind.from_address(address).value)
+class Seen(NamedTuple):
+    """What `place` gets: numbers and addresses, those of arrays of int64."""
+
+    leaves: int  # how many
+    objects: int  # the id() of each gradient,
+    params: int  # of each parameter,
+    anchors: int  # of a view of that parameter made at construction,
+    grads: int  # and of an array like the gradients so far
+    nbytes: int  # of each gradient
+    none: int  # the id() of None
+    ndarray: int  # and of numpy.ndarray
+    pieces: int  # how many pieces of memory gradients must not touch
+    starts: int  # where they begin, ascending
+    ends: int  # and end
+    table: int  # where gradients' addresses go
+    columns: int  # of the table
+
+
+LEAVES, OBJECTS, PARAMS, ANCHORS, GRADS, NBYTES, NONE, NDARRAY, PIECES, STARTS, ENDS, TABLE, COLUMNS = range(
+    len(Seen._fields)
+)
+
+
+def _read(address: int, k: int = 0, kind: Any = ctypes.c_int64) -> int:
+    return int(kind.from_address(address + 8 * k).value)
 
 
 @cache
@@ -33,73 +55,60 @@ def readable() -> bool:
     at = id(probe)
     return (
         _HEAD == 16
-        and _read(at + TYPE) == id(np.ndarray)
-        and _read(at + _DATA) == probe.ctypes.data
-        and _read(at + _ND, ctypes.c_int32) == probe.ndim
-        and tuple(_read(_read(at + _DIMENSIONS) + 8 * k) for k in range(3)) == probe.shape
-        and tuple(_read(_read(at + _STRIDES) + 8 * k) for k in range(3)) == probe.strides
-        and _read(at + _DESCR) == id(probe.dtype)
-        and _read(at + _FLAGS, ctypes.c_int32) & _WRITEABLE == _WRITEABLE
-        and _read(id(frozen) + _FLAGS, ctypes.c_int32) & _WRITEABLE == 0
+        and _read(at, TYPE) == id(np.ndarray)
+        and _read(at, _DATA) == probe.ctypes.data
+        and _read(at, _ND, ctypes.c_int32) == probe.ndim
+        and tuple(_read(_read(at, _DIMENSIONS), k) for k in range(3)) == probe.shape
+        and tuple(_read(_read(at, _STRIDES), k) for k in range(3)) == probe.strides
+        and _read(at, _DESCR) == id(probe.dtype)
+        and _read(at, _FLAGS, ctypes.c_int32) & _WRITEABLE == _WRITEABLE
+        and _read(id(frozen), _FLAGS, ctypes.c_int32) & _WRITEABLE == 0
     )
 
 
-@intrinsic
-def word_at(typing, address):
-    """The 8 bytes at an address."""
+def _place(seen):
+    """Write the address of every gradient into column 1 of a table, or refuse without judging.
 
-    def generate(context, builder, signature, args):
-        return builder.load(builder.inttoptr(args[0], ir.PointerType(ir.IntType(64))))
-
-    return types.int64(types.int64), generate
-
-
-@njit(error_model="numpy", nogil=True)
-def _alike(a, b):
-    """Whether the arrays at two addresses have one dtype object, shape and strides."""
-    nd = word_at(a + _ND) & 0xFFFFFFFF
-    if word_at(a + _DESCR) != word_at(b + _DESCR) or nd != word_at(b + _ND) & 0xFFFFFFFF:
-        return False
-    for j in range(nd):
-        if word_at(word_at(a + _DIMENSIONS) + 8 * j) != word_at(word_at(b + _DIMENSIONS) + 8 * j):
-            return False
-        if word_at(word_at(a + _STRIDES) + 8 * j) != word_at(word_at(b + _STRIDES) + 8 * j):
-            return False
-    return True
-
-
-def _place(objects, params, anchors, grads, nbytes, none, ndarray, starts, ends, table):
-    """Write the address of every gradient into column 1 of `table`, or refuse without judging.
-
-    objects, params, anchors: (leaves,) int64, the id() of each gradient, of each parameter, and of a view of that
-    parameter made at construction. grads: (leaves,) int64, the id() of an array like the gradients so far.
-    nbytes: (leaves,) int64, of a gradient. none, ndarray: the id() of None and of numpy.ndarray.
-    starts, ends: the memory that gradients must not touch, ascending.
-    Returns how many gradients are None; or -1 - k where leaf k needs Python's judgement: not an ndarray of the
-    very dtype, shape and strides as before, or overlapping a parameter; or a parameter that is not as it was.
+    seen: the address of a Seen. Returns how many gradients are None; or -1 - k where leaf k needs Python's judgement:
+    not an ndarray of the very dtype, shape and strides as before, or overlapping a parameter; or a parameter that is
+    not as it was.
     """
     missing = 0
-    for k in range(objects.shape[0]):
-        g, p, anchor, like = objects[k], params[k], anchors[k], grads[k]
-        if g == none:
+    for k in range(word(seen, LEAVES)):
+        g, p = word(word(seen, OBJECTS), k), word(word(seen, PARAMS), k)
+        if g == word(seen, NONE):
             missing += 1
             continue
-        if word_at(g + TYPE) != ndarray or not _alike(g, like) or not _alike(p, anchor):
+        if word(g, TYPE) != word(seen, NDARRAY):
             return -1 - k
-        if word_at(p + _DATA) != np.int64(table[k, 0]) or not word_at(p + _FLAGS) & _WRITEABLE:
+        for a, b in ((g, word(word(seen, GRADS), k)), (p, word(word(seen, ANCHORS), k))):
+            nd = word(a, _ND) & 0xFFFFFFFF
+            if word(a, _DESCR) != word(b, _DESCR) or nd != word(b, _ND) & 0xFFFFFFFF:
+                return -1 - k
+            for j in range(nd):
+                if word(word(a, _DIMENSIONS), j) != word(word(b, _DIMENSIONS), j):
+                    return -1 - k
+                if word(word(a, _STRIDES), j) != word(word(b, _STRIDES), j):
+                    return -1 - k
+        row = word(seen, TABLE) + 8 * word(seen, COLUMNS) * k
+        if word(p, _DATA) != word(row, 0) or not word(p, _FLAGS) & _WRITEABLE:
             return -1 - k
-        first, last = word_at(g + _DATA), word_at(g + _DATA) + nbytes[k]
-        low, high = 0, starts.shape[0] * (first < last)
+        first = word(g, _DATA)
+        last = first + word(word(seen, NBYTES), k)
+        low, high = 0, word(seen, PIECES) * (first < last)
         while low < high:  # bisection; np.searchsorted would import SciPy when loaded from the cache
             middle = (low + high) // 2
-            if starts[middle] < last:
+            if word(word(seen, STARTS), middle) < last:
                 low = middle + 1
             else:
                 high = middle
-        if low > 0 and ends[low - 1] > first:  # the last piece that begins before this gradient ends
+        if low > 0 and word(word(seen, ENDS), low - 1) > first:  # the last piece that begins before this gradient ends
             return -1 - k
-        table[k, 1] = first
+        put_word(row, 1, first)
     return missing
 
 
-place = keep(njit(error_model="numpy", nogil=True)(_place), "place")
+@cache
+def place() -> Any:
+    """_place in native code."""
+    return native("place", _place, types.int64(types.int64)).entry_point

@@ -1,41 +1,71 @@
 """What was noted of every block, added up for each leaf: native, because a model has hundreds of leaves."""
 
-from numba import njit
+from functools import cache
+from typing import Any
 
-from ..chores import BLOCK
-from .cache import keep
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from ..chores import BLOCK, NOTES
+from .cache import native
+from .words import place, word
+
+LAST = NOTES - 1
 
 
-def _sums(chunks, notes, row, found):
-    """found[leaf] <- the notes of its blocks, in pairs of neighbours; see fastadam.kernels.reference.sums.
+@intrinsic
+def _number(typing, address, k):
+    """The k-th float64 from an address on."""
+    at = types.int64
+    return types.float64(at, at), lambda cx, b, sig, args: b.load(place(b, args[0], ir.DoubleType(), args[1]))
 
-    The notes are gathered at the start of `notes`, and lost.
+
+@intrinsic
+def _put(typing, address, k, x):
+    """The k-th float64 from an address on <- x."""
+
+    def generate(context, builder, signature, args):
+        builder.store(args[2], place(builder, args[0], ir.DoubleType(), args[1]))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.float64), generate
+
+
+def _sums(chunks, count, notes, blocks, row, sums):
+    """sums[leaf] <- the notes of its blocks, in pairs of neighbours; see fastadam.kernels.reference.sums.
+
+    Addresses of (count, 6) chunks, of (count, blocks, NOTES) notes, of each leaf's row, of (leaves, NOTES) sums. The
+    notes are gathered at the start of `notes`, and lost.
     """
-    places, width = notes.reshape(-1, notes.shape[2]), notes.shape[1]
     k = 0
-    while k < chunks.shape[0]:
-        leaf, count = chunks[k, 0], 0
-        while k < chunks.shape[0] and chunks[k, 0] == leaf:
-            for b in range((chunks[k, 2] + BLOCK - 1) // BLOCK):
-                for j in range(notes.shape[2]):
-                    places[count, j] = places[k * width + b, j]
-                count += 1
+    while k < count:
+        leaf, many = word(chunks, 6 * k), 0
+        while k < count and word(chunks, 6 * k) == leaf:
+            for b in range((word(chunks, 6 * k + 2) + BLOCK - 1) // BLOCK):
+                for j in range(NOTES):
+                    _put(notes, NOTES * many + j, _number(notes, NOTES * (k * blocks + b) + j))
+                many += 1
             k += 1
-        if row[leaf] < 0:
+        if word(row, leaf) < 0:
             continue
-        while count > 1:
-            half = count // 2
+        while many > 1:
+            half = many // 2
             for i in range(half):
-                for j in range(notes.shape[2] - 1):
-                    places[i, j] = places[2 * i, j] + places[2 * i + 1, j]
-                a, b = places[2 * i, -1], places[2 * i + 1, -1]
-                places[i, -1] = a if (a > b) | (a != a) else b
-            if count % 2:
-                for j in range(notes.shape[2]):
-                    places[half, j] = places[count - 1, j]
-            count = half + count % 2
-        for j in range(notes.shape[2]):
-            found[leaf, j] = places[0, j]
+                to, a, b = NOTES * i, NOTES * 2 * i, NOTES * (2 * i + 1)
+                for j in range(LAST):
+                    _put(notes, to + j, _number(notes, a + j) + _number(notes, b + j))
+                x, y = _number(notes, a + LAST), _number(notes, b + LAST)
+                _put(notes, to + LAST, x if (x > y) | (x != x) else y)
+            if many % 2:
+                for j in range(NOTES):
+                    _put(notes, NOTES * half + j, _number(notes, NOTES * (many - 1) + j))
+            many = half + many % 2
+        for j in range(NOTES):
+            _put(sums, NOTES * leaf + j, _number(notes, j))
 
 
-sums = keep(njit(error_model="numpy", nogil=True)(_sums), "sums")
+@cache
+def sums() -> Any:
+    """_sums in native code."""
+    return native("sums", _sums, types.void(*[types.int64] * 6)).entry_point

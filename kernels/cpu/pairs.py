@@ -11,10 +11,12 @@ from numba import types
 from numba.extending import intrinsic
 
 from ..formats import BFLOAT16
-from .elements import loaded, remainder, storage
-from .memory import pointer, resting_values, scoped, values_of, values_type
+from .elements import element, loaded, remainder, stochastic_elements, storage
+from .formats import next_draws
+from .memory import kinds, pointer, resting_values, scoped, unpacked, values_of
+from .words import I32
 
-_I16, _I32 = ir.IntType(16), ir.IntType(32)
+_I16 = ir.IntType(16)
 
 
 def paired(tag: Any) -> bool:
@@ -22,39 +24,30 @@ def paired(tag: Any) -> bool:
     return all(format is BFLOAT16 or k == remainder(tag) for k, format in storage(tag))
 
 
-def _word(builder: Any, base: Any, k: int, i: Any) -> Any:
-    """Where elements i and i + 1 of stream k lie."""
-    return builder.bitcast(pointer(builder, base, k, i, BFLOAT16), ir.PointerType(_I32))
-
-
 @intrinsic
-def load_two(typing, tag, base, i):
-    """Elements i and i + 1 of every stream, each as `load` gives it."""
-    result = types.UniTuple(values_type(tag), 2)
+def move_two(typing, tag, base, i, c, x, bits):
+    """Step elements i and i + 1, each as `move` does; returns the bits of the element after them."""
     read = [*loaded(tag), *([] if remainder(tag) is None else [remainder(tag)])]
+    drawing = bool(stochastic_elements(tag))
 
     def generate(context, builder, signature, args):
-        _, base, i = args
-        words = {k: scoped(builder, builder.load(_word(builder, base, k, i)), k) for k in read}
+        _, base, i, c, x, bits = args
+        c, x = (unpacked(builder, *both) for both in zip((c, x), kinds(tag), strict=True))
+
+        def home(k):
+            return builder.bitcast(pointer(builder, base, k, i, BFLOAT16), ir.PointerType(I32))
+
+        words = {k: scoped(builder, builder.load(home(k)), k) for k in read}
 
         def half(by):
-            return lambda k, format: builder.trunc(builder.lshr(words[k], _I32(by)), _I16)
+            return lambda k, format: builder.trunc(builder.lshr(words[k], I32(by)), _I16)
 
-        return context.make_tuple(builder, result, [values_of(context, builder, tag, half(by)) for by in (0, 16)])
-
-    return result(tag, base, types.uint64), generate
-
-
-@intrinsic
-def store_two(typing, tag, base, i, first, second, random, other):
-    """Write the new values of elements i and i + 1 back, each as `store` does."""
-
-    def generate(context, builder, signature, args):
-        _, base, i, first, second, random, other = args
-        halves = (resting_values(builder, tag, *new) for new in ((first, random), (second, other)))
+        second = next_draws(builder, bits) if drawing else bits
+        new = [element(tag, values_of(builder, tag, half(by)), c, x) for by in (0, 16)]
+        halves = (resting_values(builder, tag, *each) for each in zip(new, (bits, second), strict=True))
         for (k, _, low), (_, _, high) in zip(*halves, strict=True):
-            word = builder.or_(builder.zext(low, _I32), builder.shl(builder.zext(high, _I32), _I32(16)))
-            scoped(builder, builder.store(word, _word(builder, base, k, i)), k)
-        return context.get_dummy_value()
+            whole = builder.or_(builder.zext(low, I32), builder.shl(builder.zext(high, I32), I32(16)))
+            scoped(builder, builder.store(whole, home(k)), k)
+        return next_draws(builder, second) if drawing else bits
 
-    return types.void(tag, base, types.uint64, first, second, random, other), generate
+    return bits(tag, base, types.uint64, c, x, bits), generate

@@ -1,100 +1,98 @@
 """What a walk notes of each block of a piece, where its tag asks for it; else nothing here leaves code."""
 
-import numpy as np
-from numba.extending import overload
+from typing import Any
 
-from ..chores import BLOCK as BLOCK_ELEMENTS
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from ..chores import BLOCK
 from ..formats import format_of
-from .blocks import difference, largest, put, sum_of_squares
-from .elements import asked, closure, coded, columns, storage
-from .memory import fetch
-
-BLOCK, WHOLE = np.uint64(BLOCK_ELEMENTS), np.uint64(1 << 62)
-
-
-def stride(tag):
-    """How many elements are stepped between two looks: a block, or all."""
+from .blocks import difference, each, largest, put, sum_of_squares
+from .elements import asked, columns, storage
+from .formats import TEXTS
+from .memory import at_rest, value_of
+from .words import I64, place
 
 
-@overload(stride)
-def _stride(tag):
-    return (lambda tag: BLOCK) if asked(tag, "stats") or coded(tag) else (lambda tag: WHOLE)
+def _kind(tag: Any) -> Any:
+    """LLVM's type of the numbers that a tag computes with."""
+    return TEXTS[format_of(storage(tag)[0][1].compute)].bits
 
 
-def _reader(tag, column, in_place=True):
-    """A function that gives the address of a block of a stream in the compute type, filled up with zeros: its own
-    where it can be, else that of `room`, after a copy."""
-    format, wide = dict(storage(tag))[column], storage(tag)[0][1].compute
-    size, zero = np.uint64(format.bytes), wide.type(0)
-    whole = BLOCK if in_place and format is format_of(wide) else WHOLE
-
-    def read(tag, base, start, end, room):
-        n = min(end - start, BLOCK)
-        if n == whole:
-            return base[column] + start * size
-        for i in range(np.uint64(0), n):
-            put(room, i, fetch(tag, column, base, start + i))
-        for i in range(n, BLOCK):
-            put(room, i, zero)
+def _block(
+    builder: Any, tag: Any, column: int, base: Any, start: Any, end: Any, room: Any, in_place: bool = True
+) -> Any:  # fmt: skip
+    """The address of a block of a stream in the compute type, filled up with zeros: its own where it can be, else that
+    of `room`, after a copy."""
+    format = dict(storage(tag))[column]
+    n, every = builder.sub(end, start), I64(BLOCK)
+    n = builder.select(builder.icmp_unsigned("<", n, every), n, every)
+    if not in_place or TEXTS[format].bits != _kind(tag):
+        _copy(builder, tag, column, base, start, n, room)
         return room
+    full = builder.icmp_unsigned("==", n, every)
+    with builder.if_then(builder.not_(full)):
+        _copy(builder, tag, column, base, start, n, room)
+    begin = builder.mul(start, I64(format.bytes))
+    return builder.select(full, builder.add(builder.extract_value(base, column), begin), room)
 
-    return closure(read, column, whole)
+
+def _copy(builder: Any, tag: Any, column: int, base: Any, start: Any, n: Any, room: Any) -> None:
+    """n elements of a stream into `room` in the compute type, and zeros behind them."""
+    with each(builder, I64(0), n) as i:
+        resting = at_rest(builder, base, builder.add(start, i))
+        put(builder, room, i, value_of(builder, tag, column, resting))
+    with each(builder, n, I64(BLOCK)) as i:
+        put(builder, room, i, ir.Constant(_kind(tag), 0.0))
 
 
-def measured(tag, base, start, end, room, note):
+def _note(builder: Any, note: Any, k: int, x: Any) -> None:
+    builder.store(x, place(builder, note, ir.DoubleType(), I64(k)))
+
+
+@intrinsic
+def measured(typing, tag, base, start, end, room, note):
     """note[0], note[3] <- the squares and the largest magnitude of g's block from `start` on, as far as asked for."""
 
+    def generate(context, builder, signature, args):
+        _, base, start, end, room, note = args
+        at = _block(builder, tag, columns(tag).g, base, start, end, room)
+        for flag, k, look in (("squares", 0, sum_of_squares), ("largest", 3, largest)):
+            if asked(tag, flag):
+                _note(builder, note, k, look(builder, _kind(tag), at))
+        return context.get_dummy_value()
 
-@overload(measured)
-def _measured(tag, base, start, end, room, note):
-    kind, read = storage(tag)[0][1].compute, _reader(tag, columns(tag).g)
-    squares, top = asked(tag, "squares"), asked(tag, "largest")
-
-    def compiled(tag, base, start, end, room, note):
-        at = read(tag, base, start, end, room)
-        if squares:
-            note[0] = sum_of_squares(kind, at)
-        if top:
-            note[3] = largest(kind, at)
-
-    return compiled
+    return types.void(tag, base, *[types.uint64] * 4), generate
 
 
-def before(tag, base, start, end, room, notes, k):
+@intrinsic
+def before(typing, tag, base, start, end, room, note):
     """Note g's squares and keep p, where statistics are asked for."""
 
+    def generate(context, builder, signature, args):
+        _, base, start, end, room, note = args
+        g = _block(builder, tag, columns(tag).g, base, start, end, room)
+        _note(builder, note, 0, sum_of_squares(builder, _kind(tag), g))
+        _block(builder, tag, columns(tag).p, base, start, end, room, in_place=False)
+        return context.get_dummy_value()
 
-@overload(before)
-def _before(tag, base, start, end, room, notes, k):
-    if not asked(tag, "stats"):
-        return lambda tag, base, start, end, room, notes, k: None
-    kind, read_g, keep_p = (
-        storage(tag)[0][1].compute,
-        _reader(tag, columns(tag).g),
-        _reader(tag, columns(tag).p, in_place=False),
-    )
-
-    def compiled(tag, base, start, end, room, notes, k):
-        notes[k, start // BLOCK, 0] = sum_of_squares(kind, read_g(tag, base, start, end, room))
-        keep_p(tag, base, start, end, room)
-
-    return compiled
+    return types.void(tag, base, *[types.uint64] * 4), generate
 
 
-def after(tag, base, start, end, room, notes, k):
+@intrinsic
+def after(typing, tag, base, start, end, room, note):
     """Note the squares of p and of its update, and the largest update."""
 
+    def generate(context, builder, signature, args):
+        _, base, start, end, room, note = args
+        kind = _kind(tag)
+        other = builder.add(room, I64(BLOCK * storage(tag)[0][1].compute.itemsize))
+        p = _block(builder, tag, columns(tag).p, base, start, end, other)
+        difference(builder, kind, room, p)
+        _note(builder, note, 1, sum_of_squares(builder, kind, p))
+        _note(builder, note, 2, sum_of_squares(builder, kind, room))
+        _note(builder, note, 3, largest(builder, kind, room))
+        return context.get_dummy_value()
 
-@overload(after)
-def _after(tag, base, start, end, room, notes, k):
-    if not asked(tag, "stats"):
-        return lambda tag, base, start, end, room, notes, k: None
-    kind, read_p = storage(tag)[0][1].compute, _reader(tag, columns(tag).p)
-    size = np.uint64(kind.itemsize)
-
-    def compiled(tag, base, start, end, room, notes, k):
-        note, p = notes[k, start // BLOCK], read_p(tag, base, start, end, room + BLOCK * size)
-        difference(kind, room, p)
-        note[1], note[2], note[3] = sum_of_squares(kind, p), sum_of_squares(kind, room), largest(kind, room)
-
-    return compiled
+    return types.void(tag, base, *[types.uint64] * 4), generate

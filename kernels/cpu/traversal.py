@@ -1,200 +1,234 @@
 """One walk over memory for every kernel, every storage format and every chore.
 
-What a piece of memory gets follows the class of `tag` (elements.py): a kernel's step, a sum for the norm, or an
-addition; formats, absent streams and chores follow its fields. Chunks are shared out in one place, here.
+For each signature one *piece* is compiled, a C function `void piece(job, low, high)` that does the work of chunks low
+to high - 1: a kernel's step, a sum for the norm, or an addition, by the class of its tag; formats, absent streams and
+chores follow the tag's fields (elements.py). One driver serves them all: it shares the chunks out among threads, calls
+the piece by its address, and advances the counts.
 """
 
 import logging
-from types import FunctionType
-from typing import Any
+from functools import cache
+from hashlib import sha256
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
-from numba import njit, prange, types
-from numba.extending import overload, register_jitable
+from llvmlite.binding import address_of_symbol
+from numba import types
 
 from ..chores import BLOCK as BLOCK_ELEMENTS
-from ..chores import Numbers
+from ..chores import NOTES, Numbers
 from .blocks import scratch
-from .cache import keep
+from .cache import Code, native
 from .codes import closed, opened
-from .elements import (
-    Accumulate,
-    Measure,
-    element,
-    random,
-    random_end,
-    random_next,
-    random_start,
-    zero,
-)
-from .memory import bases, coefficients, first_index, key, load, numbers, store, take
-from .pairs import load_two, paired, store_two
-from .statistics import after, before, measured, stride
+from .elements import Accumulate, Measure, asked, coded
+from .memory import add, bases, coefficients, first_index, key, move, numbers, random_end, random_start
+from .pairs import move_two, paired
+from .statistics import after, before, measured
+from .words import call_piece, call_workers, put_word, take, word
 
 log = logging.getLogger("fastadam")
 
+
+class Job(NamedTuple):
+    """What a piece and the driver get: all that one signature's work is, as numbers and addresses of int64 or float64.
+
+    The arrays: see fastadam.plans.plan.Plan; spans: (workers, 8), see fastadam.host.compiled.
+    """
+
+    piece: int  # the function for a range of chunks
+    share: int  # the function for one worker
+    parallel_for: int  # these three: the threading layer's functions; 0 where one thread walks
+    get_threads: int
+    set_threads: int
+    workers: int
+    spans: int
+    chunks: int
+    table: int
+    columns: int  # of the table
+    leaves: int  # rows of the table but its last, which has the zeros
+    row: int
+    rows: int
+    numbers: int  # a row's
+    counts: int
+    counted: int  # how many counts are advanced
+    carried: int
+    carries: int  # numbers a leaf
+    notes: int
+    blocks: int  # a chunk's
+
+
+(
+    PIECE, SHARE, PARALLEL_FOR, GET_THREADS, SET_THREADS, WORKERS, SPANS, CHUNKS, TABLE, COLUMNS, LEAVES, ROW, ROWS,
+    NUMBERS, COUNTS, COUNTED, CARRIED, CARRIES, NOTES_AT, BLOCKS,
+) = range(len(Job._fields))  # fmt: skip
+LEAF, FIRST, COUNT, G_LEAF, G_FIRST, MISSED = range(6)  # of a chunk
+NEXT, BEGIN, END = range(3)  # of a span
+
 u64 = np.uint64
+WORD, CHUNK, SPAN, NOTE = 8, 6 * 8, 8 * 8, NOTES * 8  # bytes
 BLOCK, ONE, TWO, EXTRA_NUMBERS = u64(BLOCK_ELEMENTS), u64(1), u64(2), len(Numbers._fields)
+WHOLE = u64(1 << 62)
 
 
-def _piece(tag, table, chunks, k, row, rows, notes):
-    """What chunk k gets."""
+def _step(tag):
+    """The piece that steps. Compiled for one tag, so what it lacks leaves no code."""
+    stats, in_pairs = asked(tag.type, "stats"), paired(tag.type)
+    stride = BLOCK if stats or coded(tag.type) else WHOLE  # elements between two looks: a block, or all
+    tag = tag.value
+
+    def step(job, low, high):
+        table, columns, zeros = word(job, TABLE), word(job, COLUMNS), word(job, LEAVES)
+        row, rows, width, room = word(job, ROW), word(job, ROWS), WORD * word(job, NUMBERS), scratch(tag)
+        for k in range(low, high):
+            chunk = word(job, CHUNKS) + CHUNK * k
+            leaf, first, n, missed = word(chunk, LEAF), word(chunk, FIRST), u64(word(chunk, COUNT)), word(chunk, MISSED)
+            r, note = word(row, leaf), word(job, NOTES_AT) + NOTE * k * word(job, BLOCKS)
+            if r >= 0:
+                for now in range(r - missed, r + 1):  # the steps it has missed, then this one
+                    at_row, row_end = rows + width * now, rows + width * (now + 1)
+                    c, x, drawn = coefficients(tag, at_row), numbers(tag, row_end), key(tag, row_end)
+                    g_leaf = word(chunk, G_LEAF) if now == r else zeros
+                    g_first = word(chunk, G_FIRST) if now == r else 0
+                    base = bases(tag, table, columns, leaf, first, g_leaf, g_first)
+                    index = first_index(base)
+                    for start in range(u64(0), n, stride):
+                        end = min(n, start + stride)
+                        if stats:
+                            before(tag, base, start, end, room, u64(note) + u64(NOTE) * (start // BLOCK))
+                        streams, at = opened(tag, base, room, start, end), start
+                        while at < end:
+                            bits = random_start(tag, drawn, index, at)
+                            until = random_end(tag, index, at, end)
+                            if in_pairs:
+                                pairs = (until - at) // TWO
+                                for j in range(pairs):
+                                    bits = move_two(tag, streams, at + TWO * j, c, x, bits)
+                                if at + TWO * pairs < until:
+                                    move(tag, streams, until - ONE, c, x, bits)
+                            else:
+                                for i in range(at, until):  # a signed range is not vectorised
+                                    bits = move(tag, streams, i, c, x, bits)
+                            at = until
+                        closed(tag, base, room, start, end, drawn)
+                        if stats:
+                            after(tag, base, start, end, room, u64(note) + u64(NOTE) * (start // BLOCK))
+
+    return step
 
 
-def _step(tag, table, chunks, k, row, rows, notes):
-    leaf, first, n, zeros = u64(chunks[k, 0]), u64(chunks[k, 1]), u64(chunks[k, 2]), u64(table.shape[0] - 1)
-    r, room = row[leaf], scratch(tag)
-    if r >= 0:
-        for now in range(r - chunks[k, 5], r + 1):  # the steps it has missed, then this one
-            c, x, drawn = coefficients(tag, rows, now), numbers(tag, rows, now), key(tag, rows, now)
-            g_leaf = u64(chunks[k, 3]) if now == r else zeros
-            g_first = u64(chunks[k, 4]) if now == r else u64(0)
-            base = bases(table, tag, leaf, first, g_leaf, g_first)
-            index = first_index(base)
-            for start in range(u64(0), n, stride(tag)):
-                end = min(n, start + stride(tag))
-                before(tag, base, start, end, room, notes, k)
-                here, at = opened(tag, base, room, start, end), start
-                while at < end:
-                    bits, until = random_start(tag, drawn, index, at), random_end(tag, index, at, end)
-                    run(tag, here, at, until, c, x, bits)
-                    at = until
-                closed(tag, base, room, start, end, drawn)
-                after(tag, base, start, end, room, notes, k)
+def _measure(tag):
+    """The piece that sums squares of gradients and finds their largest magnitudes."""
+    tag = tag.value
 
-
-def run(tag, base, at, until, c, x, bits):
-    """Step elements at to until - 1. bits: what `random` needs for the first."""
-
-
-# Inlined, or the arguments of each piece would be passed and broadcast anew.
-@overload(run, jit_options={"forceinline": True})
-def _run(tag, base, at, until, c, x, bits):
-    return _two_by_two if paired(tag) else _one_by_one
-
-
-@register_jitable(forceinline=True)
-def _one(tag, base, i, c, x, bits):
-    store(tag, base, i, element(tag, load(tag, base, i), c, x), random(tag, bits))
-
-
-def _one_by_one(tag, base, at, until, c, x, bits):
-    for i in range(at, until):  # a signed range is not vectorised
-        _one(tag, base, i, c, x, bits)
-        bits = random_next(tag, bits)
-
-
-def _two_by_two(tag, base, at, until, c, x, bits):
-    pairs = (until - at) // TWO
-    for k in range(pairs):
-        i, other = at + TWO * k, random_next(tag, bits)
-        first, second = load_two(tag, base, i)
-        new = element(tag, first, c, x), element(tag, second, c, x)
-        store_two(tag, base, i, *new, random(tag, bits), random(tag, other))
-        bits = random_next(tag, other)
-    if at + TWO * pairs < until:
-        _one(tag, base, until - ONE, c, x, bits)
-
-
-def _measure(tag, table, chunks, k, row, rows, notes):
-    leaf, n = u64(chunks[k, 0]), u64(chunks[k, 2])
-    if row[leaf] >= 0:
+    def measure(job, low, high):
         room = scratch(tag)
-        base = bases(table, tag, leaf, u64(0), u64(chunks[k, 3]), u64(chunks[k, 4]))
-        for start in range(u64(0), n, BLOCK):
-            measured(tag, base, start, n, room, notes[k, start // BLOCK])
+        for k in range(low, high):
+            chunk = word(job, CHUNKS) + CHUNK * k
+            leaf, n = word(chunk, LEAF), u64(word(chunk, COUNT))
+            note = u64(word(job, NOTES_AT) + NOTE * k * word(job, BLOCKS))
+            if word(word(job, ROW), leaf) >= 0:
+                g_leaf, g_first = word(chunk, G_LEAF), word(chunk, G_FIRST)
+                base = bases(tag, word(job, TABLE), word(job, COLUMNS), leaf, 0, g_leaf, g_first)
+                for start in range(u64(0), n, BLOCK):
+                    measured(tag, base, start, n, room, note + u64(NOTE) * (start // BLOCK))
+
+    return measure
 
 
-def _accumulate(tag, table, chunks, k, row, rows, notes):
-    leaf, first, n = u64(chunks[k, 0]), u64(chunks[k, 1]), u64(chunks[k, 2])
-    if row[leaf] >= 0:
-        base = bases(table, tag, leaf, first, leaf, first)
-        for i in range(u64(0), n):
-            total, g = load(tag, base, i)
-            store(tag, base, i, (g if row[leaf] == 0 else total + g, zero(tag, g)), None)
+def _accumulate(tag):
+    """The piece that adds gradients up."""
+    tag = tag.value
+
+    def accumulate(job, low, high):
+        for k in range(low, high):
+            chunk = word(job, CHUNKS) + CHUNK * k
+            leaf, first, n = word(chunk, LEAF), word(chunk, FIRST), u64(word(chunk, COUNT))
+            r = word(word(job, ROW), leaf)
+            if r >= 0:
+                base = bases(tag, word(job, TABLE), word(job, COLUMNS), leaf, first, leaf, first)
+                for i in range(u64(0), n):
+                    add(tag, base, i, r == 0)
+
+    return accumulate
 
 
-@overload(_piece)
-def _piece_of(tag, table, chunks, k, row, rows, notes):
-    return {Measure: _measure, Accumulate: _accumulate}.get(tag.instance_class, _step)
-
-
-def _walk(table, tag, chunks, spans, row, rows, counts, carried, notes):
-    """Give every chunk its piece of work once, then advance the counts. The arguments: see Plan."""
-    workers = spans.shape[0]
-    before = _enter(workers)  # noqa: F821  given by _compiled
-    for w in range(workers):
-        spans[w, 0] = spans[w, 1]
-    for w in prange(workers):
-        for turn in range(workers):  # its own span first, which its cache may still hold, then what others have left
-            victim = (w + turn) % workers
-            k = take(spans, victim)
-            while k < spans[victim, 2]:
-                _piece(tag, table, chunks, k, row, rows, notes)
-                k = take(spans, victim)
-    for leaf in range(counts.shape[0]):
-        r = row[leaf]
-        if r >= 0:
-            counts[leaf] += 1
-            for j in range(carried.shape[1]):
-                carried[leaf, j] = rows[r, rows.shape[1] - EXTRA_NUMBERS - carried.shape[1] + j]
-    _leave(before)  # noqa: F821
-
-
-OPTIONS: Any = {"error_model": "numpy", "nogil": True}  # any other error model tests each division for zero
-
-
-# The threading layer's own symbols: numba.set_num_threads holds a pointer of this process, which cannot be cached.
-_get_num_threads = types.ExternalFunction("get_num_threads", types.intc())
-_set_num_threads = types.ExternalFunction("set_num_threads", types.void(types.intc))
-
-
-@njit(**OPTIONS)
-def _limit_threads(n):
-    before = _get_num_threads()
-    _set_num_threads(n)
-    return before
-
-
-@njit(**OPTIONS)
-def _restore_threads(before):
-    _set_num_threads(before)
-
-
-@njit(**OPTIONS)
-def _nothing(n):
-    return n
-
-
-def _compiled(name: str, enter: Any, leave: Any, **options: Any) -> Any:
-    """The walk under a name of its own, with its own way to enter and leave a parallel region."""
-    function = FunctionType(_walk.__code__, {**globals(), "_enter": enter, "_leave": leave}, name)
-    function.__qualname__ = name
-    return keep(njit(**OPTIONS, **options)(function), name)
-
-
-# Serial code never touches a threading layer: it is the way out in a forked child and while another thread walks.
-walk_serial = _compiled("walk_serial", _nothing, _nothing)
-walk_parallel = _compiled("walk_parallel", _limit_threads, _restore_threads, parallel=True)
-
-
-def walk_for(workers: int) -> Any:
-    """The walk on so many threads."""
+def _walk(job):
+    """Give every chunk of a job to its piece once, then advance the counts."""
+    spans, workers = word(job, SPANS), word(job, WORKERS)
     if workers == 1:
-        return walk_serial
-    try:  # loads the threading layer: without its symbols, linking walk_parallel ends the process
+        call_piece(word(job, PIECE), job, word(spans, BEGIN), word(spans, END))
+    else:
+        for w in range(workers):
+            put_word(spans + SPAN * w, NEXT, word(spans + SPAN * w, BEGIN))
+        layer = word(job, PARALLEL_FOR), word(job, GET_THREADS), word(job, SET_THREADS)
+        call_workers(layer[0], layer[1], layer[2], word(job, SHARE), spans, SPAN, workers, job)
+    width, carries, carried = word(job, NUMBERS), word(job, CARRIES), word(job, CARRIED)
+    for leaf in range(word(job, COUNTED)):
+        r = word(word(job, ROW), leaf)
+        if r >= 0:
+            put_word(word(job, COUNTS), leaf, word(word(job, COUNTS), leaf) + 1)
+            numbers_end = word(job, ROWS) + WORD * (width * (r + 1) - EXTRA_NUMBERS - carries)
+            for j in range(carries):
+                put_word(carried, carries * leaf + j, word(numbers_end, j))
+
+
+def _share(spans, shares, strides, job):
+    """What the threading layer calls for some workers, shares[0] of them from the one whose span spans[0] names."""
+    workers, all_spans, piece = word(job, WORKERS), word(job, SPANS), word(job, PIECE)
+    for w in range((word(spans, 0) - all_spans) // SPAN, (word(spans, 0) - all_spans) // SPAN + word(shares, 0)):
+        for turn in range(workers):  # its own span first, which its cache may still hold, then what others have left
+            victim = all_spans + SPAN * ((w + turn) % workers)
+            k = take(victim)
+            while k < word(victim, END):
+                call_piece(piece, job, k, k + 1)
+                k = take(victim)
+
+
+class Tagged(NamedTuple):
+    """A tag, and its type in compiled code."""
+
+    value: Any
+    type: Any
+
+
+pieces: dict[Any, Code] = {}  # by the types of their tags
+
+
+def piece(tag: Any) -> int:
+    """The address of the piece for a tag, compiled or loaded now."""
+    kind = numba.typeof(tag)
+    if kind not in pieces:
+        function = {Measure: _measure, Accumulate: _accumulate}.get(type(tag), _step)(Tagged(tag, kind))
+        # Numba tells namesakes apart by a count that every process begins anew; of two in code from the disk one wins.
+        function.__qualname__ = f"{function.__name__}_{sha256(str(kind).encode()).hexdigest()[:16]}"
+        pieces[kind] = native(function.__name__, function, types.void(*[types.int64] * 3), of=str(kind), for_c=True)
+    return pieces[kind].address
+
+
+@cache
+def walk() -> Any:
+    """The driver, to be called with a job's address: serial and parallel, for it never names a threading layer."""
+    return native("walk", _walk, types.void(types.int64)).entry_point
+
+
+class Layer(NamedTuple):
+    """The addresses of what a parallel walk calls: one worker's share, and the threading layer's functions."""
+
+    share: int
+    parallel_for: int
+    get_threads: int
+    set_threads: int
+
+
+@cache
+def layer() -> Layer | None:
+    """What a job needs for more than one worker; None where Numba has no threading layer."""
+    try:  # loads the threading layer
         numba.get_num_threads()
     except ValueError as error:
         log.warning("no threading layer: %s. Steps run on one thread", error)
-        return walk_serial
-    return walk_parallel
-
-
-def compiled_for(function: Any, args: tuple[Any, ...]) -> Any:
-    """The native function for arguments of these types, compiled or loaded now.
-
-    Called directly, without the dispatcher's look at every argument, a step over 2^10 parameters takes 0.8 µs, not 1.8.
-    Whoever calls it must pass just these types.
-    """
-    return function.compile(tuple(map(numba.typeof, args)))
+        return None
+    share = native("share", _share, types.void(*[types.int64] * 4), for_c=True)
+    symbols = map(address_of_symbol, ("numba_parallel_for", "get_num_threads", "set_num_threads"))
+    return Layer(share.address, *symbols)

@@ -14,7 +14,7 @@ import stat
 from pathlib import Path
 
 import pytest
-from numba import njit
+from numba import types
 
 import fastadam
 from fastadam.kernels.cpu import cache
@@ -31,6 +31,10 @@ def directory(tmp_path, monkeypatch):
     return path
 
 
+def double(name):
+    return cache.native(name, lambda x: x + x, types.int64(types.int64)).entry_point
+
+
 @pytest.fixture
 def call(caplog):
     """call(): keep and call a function as a new process would; whether that took "compiled" or "loaded" code."""
@@ -38,7 +42,7 @@ def call(caplog):
 
     def run(name="double"):
         caplog.clear()
-        assert cache.keep(njit(lambda x: x + x), name)(21) == 42
+        assert double(name)(21) == 42
         ((kept, how),) = USE.findall("\n".join(caplog.messages))
         assert kept == name
         return how
@@ -262,9 +266,9 @@ logging.basicConfig(stream=sys.stdout, format="%(message)s")
 logging.getLogger("fastadam").setLevel("DEBUG")
 """
 CALL = """
-from numba import njit
+from numba import types
 from fastadam.kernels.cpu import cache
-assert cache.keep(njit(lambda x: x + x), "double")(21) == 42
+assert cache.native("double", lambda x: x + x, types.int64(types.int64)).entry_point(21) == 42
 """
 STEP = """
 import numpy as np
@@ -318,7 +322,7 @@ def test_a_second_process_loads_and_a_changed_kernel_is_compiled_anew(directory,
 
     used, result = step()
     names = used["compiled"]
-    assert "walk_serial" in names
+    assert {"walk", "step"} <= names
     assert (used["loaded"], result) == (set(), MOVED)
     assert step() == ({"compiled": set(), "loaded": names}, MOVED)
     change(package, "momentum/__init__.py", "return p, m", "return -p, m")
@@ -362,7 +366,7 @@ def test_a_change_of_any_source_compiles_anew(directory, start, copied):
         "unchanged elsewhere": changed("elsewhere", lambda kernels: None),
         **{file: changed(file.replace("/", " "), append(file)) for file in SOURCES},
         "added": changed("added", lambda kernels: (kernels / "adam" / "more.py").write_text("")),
-        "removed": changed("removed", lambda kernels: (kernels / "reference.py").unlink()),
+        "removed": changed("removed", lambda kernels: (kernels / "cpu" / "norm.py").unlink()),
     }
     found = {name: uses(process.output()) for name, process in processes.items()}
     assert found == {name: LOADED if name == "unchanged elsewhere" else COMPILED for name in processes}
@@ -470,12 +474,12 @@ def test_processes_that_keep_and_load_the_same_at_every_moment(directory, start)
     """Each of four goes through the same functions, in an order of its own, with nothing but the disk between them."""
     text = """
 import random, sys
-from numba import njit
+from numba import types
 from fastadam.kernels.cpu import cache
 names = [f"double{k}" for k in range(12)]
 random.Random(sys.argv[1]).shuffle(names)
 for name in names * 3:
-    assert cache.keep(njit(lambda x: x + x), name)(21) == 42
+    assert cache.native(name, lambda x: x + x, types.int64(types.int64)).entry_point(21) == 42
 """
     for process in [start(text, k) for k in range(4)]:
         process.output()

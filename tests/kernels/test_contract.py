@@ -99,15 +99,39 @@ def test_a_rule_gives_what_its_kernel_takes(dtype):
 ODD = np.array([0.0, -0.0, 1.0, -1.0, 1e-45, -1e-45, np.inf, -np.inf, np.nan, 3e38, -7.5], np.float32)
 
 
+def compiled(function):
+    """A function of two floats as native code, written as elements are."""
+    from numba import njit
+    from numba.extending import intrinsic
+
+    from fastadam.kernels.cpu.tracing import Number
+
+    @intrinsic
+    def written(typing, a, b):
+        return a(a, b), lambda context, builder, signature, args: function(*(Number(builder, x) for x in args)).value
+
+    return njit(error_model="numpy")(lambda a, b: written(a, b))
+
+
+def test_compiled_code_refuses_what_it_cannot_write():
+    with pytest.raises(TypeError, match=r"no numpy\.exp: add it to .*tracing\.WRITTEN"):
+        compiled(lambda a, b: np.exp(a))(1.0, 2.0)
+    with pytest.raises(TypeError, match=r"no numpy\.sum"):
+        compiled(lambda a, b: np.sum(a))(1.0, 2.0)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_maximum_and_sign_mean_one_thing_everywhere(dtype):
-    from numba import njit
+    compiled_maximum = compiled(maximum)
+    compiled_over_zero_of_two = compiled(lambda a, b: maximum(a, 0))
+    compiled_sign_of_two = compiled(lambda a, b: sign(a))
 
-    from fastadam.kernels.cpu import elements  # noqa: F401  registers what the two mean in compiled code
+    def compiled_over_zero(a):
+        return compiled_over_zero_of_two(a, a)
 
-    compiled_maximum = njit(error_model="numpy")(lambda a, b: maximum(a, b))
-    compiled_over_zero = njit(error_model="numpy")(lambda a: maximum(a, 0))
-    compiled_sign = njit(error_model="numpy")(lambda x: sign(x))
+    def compiled_sign(a):
+        return compiled_sign_of_two(a, a)
+
     odd = ODD.astype(dtype)
     for a in odd:
         assert same_bits(np.array([sign(a)]), np.array([compiled_sign(a)], dtype))

@@ -135,13 +135,14 @@ def _starts_wrong(mutant):
 WALKS = [
     ("in range(at, until)", "in range(at, until - until % u64(16))"),  # the tail skipped
     ("in range(at, until)", "in range(at + u64(1), until)"),
-    ("while k < spans[victim, 2]", "while k + 1 < spans[victim, 2]"),  # the last chunk of every share
-    ("if r >= 0:\n        for", "if r != 0:\n        for"),
-    ("range(r - chunks[k, 5], r + 1)", "range(r, r + 1)"),  # missed steps forgotten
-    ("range(r - chunks[k, 5], r + 1)", "range(r - chunks[k, 5], r)"),
+    ("while k < word(victim, END)", "while k + 1 < word(victim, END)"),  # the last chunk of every share
+    ("word(spans, BEGIN), word(spans, END))", "word(spans, BEGIN), word(spans, END) - 1)"),  # of the only one
+    ("if r >= 0:\n                for now", "if r != 0:\n                for now"),
+    ("range(r - missed, r + 1)", "range(r, r + 1)"),  # missed steps forgotten
+    ("range(r - missed, r + 1)", "range(r - missed, r)"),
     ("if now == r else zeros", "if now == r else leaf"),  # missed steps with this step's gradient
-    ("coefficients(tag, rows, now)", "coefficients(tag, rows, r)"),  # and with this step's coefficients
-    ("counts[leaf] += 1", "counts[leaf] += 2"),
+    ("at_row, row_end = rows + width * now,", "at_row, row_end = rows + width * r,"),  # and with its coefficients
+    ("word(word(job, COUNTS), leaf) + 1", "word(word(job, COUNTS), leaf) + 2"),
 ]
 
 
@@ -156,7 +157,7 @@ def test_a_changed_walk_is_caught(old, new, monkeypatch):
         moved = p.copy()
         opt = rules_sgd(moved, backend)
         if backend == "numba":
-            opt._plan._traversal, opt._plan._calls, opt._plan._natives = mutant, {}, {}
+            opt._plan._traversal, opt._plan._calls, opt._plan._pieces = mutant, {}, {}
         opt.step(g)
         for row in (5, 7, 5):
             opt.step_rows((np.array([row]), g[:1]), semantics="exact")

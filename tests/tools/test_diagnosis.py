@@ -317,7 +317,7 @@ def test_warmup_leaves_nothing_to_compile(start, tmp_path):
     for _ in range(2):
         status, output = start(WARMUP, FASTADAM_CACHE_DIR=tmp_path / "cache").result()
         assert status == 0, output
-        assert "2 walks are compiled" in output
+        assert "pieces compiled: 1; " in output
         kept = sorted((tmp_path / "cache").iterdir())
         assert len(kept) >= 2
         for path in kept:
@@ -325,14 +325,14 @@ def test_warmup_leaves_nothing_to_compile(start, tmp_path):
     log = "import logging\nlogging.basicConfig(level='DEBUG')\n"
     output = start(log + WARMUP, FASTADAM_CACHE_DIR=tmp_path / "cache").output()
     assert "compiled for" not in output
-    assert "walk_parallel loaded for" in output
+    assert "share loaded for" in output  # what several threads need
 
 
 def test_warmup_on_a_full_disk_fails(start, tmp_path):
-    status, output = start(LIMIT.format(100_000) + WARMUP, FASTADAM_CACHE_DIR=tmp_path / "cache").result()
+    status, output = start(LIMIT.format(10_000) + WARMUP, FASTADAM_CACHE_DIR=tmp_path / "cache").result()
     assert status == 1, output
-    assert "but 1 were not kept, and a new process compiles them again: walk_parallel: " in output
-    assert list((tmp_path / "cache").glob("walk_serial*.bin"))
+    assert "but 3 were not kept, and a new process compiles them again: step: " in output
+    assert [path.name.partition("-")[0] for path in (tmp_path / "cache").glob("*.bin")] == ["share"]
     (tmp_path / "file").write_text("in the way")
     status, output = start(WARMUP, FASTADAM_CACHE_DIR=tmp_path / "file").result()
     assert status == 1, output
@@ -358,5 +358,5 @@ def test_the_log_names_backend_and_traversal(caplog, monkeypatch):
     code += "fa.Lion(np.ones(3)).step(np.ones(3))"
     text = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr
     assert "DEBUG:fastadam:backend numba chosen: the fastest that is ready" in text
-    for what in ("walk_serial", "place"):
-        assert any(f"{what} {done} for" in text for done in ("loaded", "compiled"))
+    for what in ("walk", "step", "place"):
+        assert any(f":{what} {done} for" in text for done in ("loaded", "compiled"))

@@ -1,0 +1,78 @@
+"""A kernel's element as code: it is run once on numbers that write down what is done to them.
+
+So its equation, clip, average, maximum and sign have one Python text for arrays and for compiled code, and Numba infers
+no types in it: half of what compiling a kernel took.
+"""
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numpy.lib.mixins import NDArrayOperatorsMixin
+
+
+class Number(NDArrayOperatorsMixin):
+    """A number known when the code runs; or, of one bit, a truth. NumPy's functions of it append instructions."""
+
+    def __init__(self, builder: Any, value: Any) -> None:
+        self.builder, self.value = builder, value
+
+    def constant(self, x: Any) -> Any:
+        """The value of x, which may be a literal: in this number's type, a bare 0 must not widen float32 to float64."""
+        return x.value if isinstance(x, Number) else ir.Constant(self.value.type, float(x))
+
+    def like(self, x: Any) -> "Number":
+        return Number(self.builder, self.constant(x))
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any) -> "Number":
+        write = WRITTEN.get(ufunc) if method == "__call__" else None
+        if write is None:
+            raise TypeError(f"compiled code has no numpy.{ufunc.__name__}: add it to {__name__}.WRITTEN")
+        values = [self.constant(x) for x in inputs]
+        return Number(self.builder, write(self.builder, *values))
+
+    def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> "Number":
+        if function is np.where:
+            truth, *both = args
+            like = next(x for x in both if isinstance(x, Number))
+            return Number(self.builder, self.builder.select(truth.value, *map(like.constant, both)))
+        if function is np.zeros_like:
+            return self.like(0)
+        raise TypeError(f"compiled code has no numpy.{function.__name__}")
+
+
+def _one(name: str) -> Any:
+    """An instruction of LLVM's that is written as a call."""
+
+    def write(builder: Any, x: Any) -> Any:
+        return builder.call(builder.module.declare_intrinsic(name, [x.type]), [x])
+
+    return write
+
+
+def _sign(builder: Any, x: Any) -> Any:
+    zero, one, less = (ir.Constant(x.type, float(k)) for k in (0, 1, -1))
+    below = builder.select(builder.fcmp_ordered("<", x, zero), less, zero)
+    signed = builder.select(builder.fcmp_ordered(">", x, zero), one, below)
+    return builder.select(builder.fcmp_ordered("ord", x, x), signed, x)
+
+
+# NumPy's function: what writes it. No flag lets LLVM contract, reorder or flush.
+WRITTEN: dict[Any, Any] = {
+    np.add: lambda b, x, y: b.fadd(x, y),
+    np.subtract: lambda b, x, y: b.fsub(x, y),
+    np.multiply: lambda b, x, y: b.fmul(x, y),
+    np.true_divide: lambda b, x, y: b.fdiv(x, y),
+    np.negative: lambda b, x: b.fneg(x),
+    np.greater: lambda b, x, y: b.fcmp_ordered(">", x, y),
+    np.greater_equal: lambda b, x, y: b.fcmp_ordered(">=", x, y),
+    np.less: lambda b, x, y: b.fcmp_ordered("<", x, y),
+    np.less_equal: lambda b, x, y: b.fcmp_ordered("<=", x, y),
+    np.equal: lambda b, x, y: b.fcmp_ordered("==", x, y),
+    np.not_equal: lambda b, x, y: b.fcmp_unordered("!=", x, y),
+    np.bitwise_or: lambda b, x, y: b.or_(x, y),
+    np.bitwise_and: lambda b, x, y: b.and_(x, y),
+    np.sqrt: _one("llvm.sqrt"),
+    np.absolute: _one("llvm.fabs"),
+    np.sign: _sign,
+}
