@@ -204,7 +204,7 @@ def _number(x: float, form: str) -> str:
 
 def _matching(todo: list[Case], only: str) -> list[Case]:
     """The cases in whose line of the table a text occurs."""
-    return [case for case in todo if only in str(case)]
+    return [case for case in todo if only.lower() in str(case).lower()]
 
 
 def run(everything: bool = False, only: str = "") -> int:
