@@ -111,28 +111,20 @@ class Method:
         rows = zip(self._kernel.Coefficients._fields, self._row(1, carried), self._row(2, carried), strict=True)
         return [off if name.startswith("one_minus") or a != b else 0.0 for name, a, b in rows]
 
-    def _factor_error(self, u):
-        """Return how far the factor of the chores, and its product with g, can be off, relatively.
-
-        Ours is of a norm in float64 and rounded once, as is the product. A peer sums n squares in float32, of which a
-        lane adds up n/8 or so one after the other: its random roundings come to less than 2e-4 of the norm at n = 2^26.
-        """
-        return 2e-4 if self._peer else 4 * u
-
     @np.errstate(all="ignore")
     def steps(self, p, grads, groups, factors):
         """Yield (p, bound) after each step.
 
-        groups: where those of 8-bit formats begin. factors: what chores multiply the gradients of each step by.
+        groups: where those of 8-bit formats begin. factors: `factor` of each step's gradients.
         """
         setting, dtype, slots = self._setting, compute(p.dtype), self._kernel.slots
         wide, unit = (np.longdouble if dtype == np.float64 else np.float64), bounds.Running.arithmetic(dtype)
         paper, taken = oracle_of(setting.method, setting.hyperparameters)
         state = papers.start(paper.__name__, p.astype(wide), **taken)
         exact, errors = p.astype(wide), [0.0] * (1 + len(slots))
-        for t, (g, multiplier) in enumerate(zip(grads, factors, strict=True), start=1):
+        for t, (g, (multiplier, off)) in enumerate(zip(grads, factors, strict=True), start=1):
             g = g.astype(wide) * multiplier
-            g_error = np.abs(g) * (self._factor_error(unit[0]) if self._setting.chores else 0.0)
+            g_error = np.abs(g) * off
             carried = [float(state[key]) for key in setting.rule.carried]
             values = [exact, *(state.get(slot.name) for slot in slots)]
             p_now, *now = (
@@ -159,13 +151,24 @@ class Method:
         return error + lost(np.abs(value) + error, name, slot, drawn, groups)
 
 
-def factor(setting, grads):
-    """Return what a setting's chores multiply these gradients by, all leaves of one set: unscaled, then clipped."""
-    if not setting.chores:
-        return 1.0
-    scale = SCALE if setting.chores == "whole" else 1.0
+LANES = 16  # at least so many sums of squares are added up beside each other
+
+
+def factor(one, grads):
+    """Return what a contestant's chores multiply these gradients by, all leaves of one set, and how far that is off.
+
+    Ours is of a norm in float64, rounded once, as is its product with g. A peer sums n squares in float32: a lane of N
+    like terms is off by at most N·u/2 of its sum, the root by half of that (torch 2.13 at n = 2^26: 5e-3); then it
+    adds 1e-6 to the norm.
+    """
+    if not one.setting.chores:
+        return 1.0, 0.0
+    scale, u = (SCALE if one.setting.chores == "whole" else 1.0), float(np.finfo(compute(grads[0].dtype)).eps) / 2
     norm = scale * sum(float(np.square(g, dtype=np.float64).sum()) for g in grads) ** 0.5
-    return scale * min(1.0, MAX_NORM / norm) if norm else scale
+    if norm == 0:
+        return scale, 4 * u
+    off = 4 * u + one.peer * (sum(g.size for g in grads) / LANES * u / 4 + 1e-6 / norm)
+    return scale * min(1.0, MAX_NORM / norm), off
 
 
 def oracle(one):
@@ -186,7 +189,7 @@ def check(contestants, start, rng, report=lambda name: None):
         report(one.name)
         key = one.paper and (one.paper.name, one.setting.format.name), one.setting.chores, one.peer
         if key not in truths:
-            factors = [factor(one.setting, start.grads[k % len(grads)]) for k in range(STEPS)]
+            factors = [factor(one, start.grads[k % len(grads)]) for k in range(STEPS)]
             given = [grads[k % len(grads)] for k in range(STEPS)]
             truths[key] = list(oracle(one).steps(first, given, groups, factors))
         for k, (exact, allowed) in enumerate(truths[key]):
