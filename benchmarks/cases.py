@@ -125,15 +125,19 @@ class Precision:
     @property
     def moments(self):
         """The name of what the slots rest in."""
-        return self.options.get("moments", "float64" if self.dtype == np.float64 else "float32")
+        from fastadam.kernels.formats import compute
+
+        return self.options.get("moments", compute(self.dtype).name)
 
     def bytes(self, slots):
         """Count the bytes per parameter and step: p, its master and the slots read and written, g read."""
-        itemsize = self.dtype.itemsize
-        return 3 * itemsize + 2 * (slots * MOMENTS[self.moments] + MASTERS.get(self.options.get("master"), 0))
+        from fastadam.kernels.formats import FORMATS
+
+        moments, master = FORMATS[self.moments], MASTERS.get(self.options.get("master"), 0)
+        width = moments.bytes if moments.block == 1 else moments.bytes / moments.block
+        return 3 * self.dtype.itemsize + 2 * (slots * width + master)
 
 
-MOMENTS = {"float64": 8, "float32": 4, "bfloat16": 2, "8bit": 1 + 4 / 64}  # with a float32 scale for each 64
 MASTERS = {"float32": 4, "remainder": 2}  # beside p
 NARROW = (
     "bfloat16", "float16", "bfloat16:master=remainder",

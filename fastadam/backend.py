@@ -24,10 +24,6 @@ class Backend:
     def __init__(self, name: str, plan: type[Plan], needs: str, home: Host = HOST) -> None:
         self.name, self.plan, self._needs, self.home = name, plan, needs, home
 
-    def plan_for(self, opt: Any, *args: Any) -> Plan:
-        """The plan of an optimizer."""
-        return self.plan(*args)
-
     def window(self, opt: Any, plan: Any, capturable: bool) -> Any:
         """The coefficients of steps to come, if the device is to count: raises ValueError where none can."""
         if not capturable:
@@ -51,11 +47,6 @@ class Backend:
 
 class Cuda(Backend):
     """NVIDIA GPUs, through CuPy."""
-
-    def plan_for(self, opt: Any, *args: Any) -> Plan:
-        chores, groups = opt._chores, opt.groups
-        measured = chores.max_norm or chores.skip_nonfinite or chores.stats or any(group.max_norm for group in groups)
-        return CudaPlan(*args, asked=(chores, groups) if measured else None)
 
     def window(self, opt: Any, plan: Any, capturable: bool) -> Any:
         if capturable and opt._chores.skip_nonfinite == "raise":

@@ -11,15 +11,13 @@ import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import numpy as np
-
 from fastadam import kernels, rules
 from fastadam.arrays.host import Array, describe, flat_like
 from fastadam.backend import choose
 from fastadam.checks import integer, number
 from fastadam.group import Group
-from fastadam.kernels.chores import Numbers
-from fastadam.kernels.formats import compute, key
+from fastadam.kernels.formats import compute
+from fastadam.plans.table import Table
 from fastadam.rules import Rule
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -50,14 +48,14 @@ def _step(
                 raise ValueError(f"{both}: expected one shape and order of axes, and either both in float64 or none")
             flats.append(flat_like(x, p))
     group = Group(rule, "", range(1), {compute(p.dtype)})
-    numbers = group.coefficients_at(t, group.lr_at(t), number("grad_scale", grad_scale), *carried)
-    row, counts, state = np.zeros(2, np.int64), np.zeros(2, np.int64), np.array([carried, carried], np.float64)
+    table = Table(type(rule), [group], drawing=True)
+    table.counts[:], table.carried[:] = t - 1, carried
+    table.fill(number("grad_scale", grad_scale))
     names = ["p", "g", *(slot.name for slot in kernel.slots), "ema", "copy_to", "remainder"]
-    rows = np.array([(*numbers, *Numbers(key=float(key(0, t))))])
-    plan = chosen.plan(kernel, [names], [owned], [[*flats, None, None, None]], row, rows, counts, state)
+    plan = chosen.plan(kernel, [names], [owned], [[*flats, None, None, None]], table)
     plan.accept([g])
     plan.launch()
-    return [float(x) for x in state[0]]
+    return table.carried[0].tolist()
 
 
 def _hyperparameters_of(rule: type[Rule], *decided: str) -> Callable[[Function], Function]:

@@ -1,6 +1,5 @@
 """Optimizer: the state, the counts and one step. methods.py names the methods, rules.py holds their arithmetic."""
 
-import struct
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from itertools import accumulate
@@ -16,12 +15,11 @@ from fastadam.backend import choose
 from fastadam.checks import SEEDS, integer, number
 from fastadam.group import hyperparameters as hyperparameter_names
 from fastadam.group import is_grouped, make_groups
-from fastadam.kernels.chores import Numbers
 from fastadam.kernels.formats import format_of
 from fastadam.plans import chores, storage
-from fastadam.plans import table as rows
 from fastadam.plans.chores import NOTHING, Chores, StepInfo, check_copies
 from fastadam.plans.storage import Storage
+from fastadam.plans.table import EVERY, Table
 from fastadam.rules import Rule
 from fastadam.state import saved as state
 from fastadam.state import sparse
@@ -76,17 +74,6 @@ class Optimizer:
 
     rule: ClassVar[type[Rule]]
 
-    # What rows.py makes and keeps.
-    _row: Array
-    _rows: Array
-    _counts: Array
-    _carried: Array
-    _row_of_groups: Array
-    _format: struct.Struct
-    _bytes: memoryview
-    _regular: bool
-    _even: bool
-
     def __init__(
         self, params: Tree, *hyperparameters: Any, backend: str = "auto", moments: str | None = None,
         master: str | None = None, seed: int = 0, index_offset: int = 0,
@@ -128,34 +115,31 @@ class Optimizer:
             array = leaf.array if isinstance(leaf, FlatBuffer) else leaf
             arrays.append(self._backend.home.own(f"params{name}", array))
         self.groups = tuple(make_groups(params, default, arrays))
-        self._seed, self._chores, self._copy_to, self._storage = seed, asked, copy_to, stored
+        self._chores, self._copy_to, self._storage = asked, copy_to, stored
         copies = None
         if copy_to is not None:
             short = self._structure.flatten(copy_to, "copy_to")
             copies = check_copies(self._backend.home, self._structure.names, self._structure.leaves, arrays, short)
-        self._skipped, self._capturable = 0, capturable
+        self._capturable = capturable
         self._plain = asked == Chores() and not any(group.max_norm for group in self.groups)
-        self._extra: tuple[float, ...] = Numbers()
         self._scale, self._averaging = 1.0, False
         self._totals: list[Array] = []  # flat, per leaf: the micro-batches' gradients
         self._kernel = kernels.ALL[self.rule.kernel]
 
         n = len(arrays)
         self._totalled = np.zeros(n + 1, np.int64)  # per leaf, whether `totals` holds anything; then of how many
-        width = len(self._kernel.Coefficients._fields) + len(self.rule.carried) + len(self._extra)  # type: ignore[attr-defined]
-        rows.allocate(self, width)
-        self._behind = sparse.Behind(len(self._rows), width)
         self._arrays = arrays
         with self._backend.home.near(arrays, self._structure.leaves):
             self._slots, self._masters = storage.allocate(self, copies)
         resting = [*arrays, *(x for slots in self._slots for x in slots if x is not None)]
-        self._drawing = any(format_of(x.dtype).draws for x in resting)
+        drawing = any(format_of(x.dtype).draws for x in resting)
+        self._table = Table(self.rule, self.groups, asked, seed, drawing)
+        self._behind = sparse.Behind(*self._table.rows.shape)
         firsts = list(accumulate((p.size for p in arrays), initial=stored.index_offset))[:-1]
         columns = "params", "grads", *storage.columns(self)
-        self._plan = self._backend.plan_for(
-            self, self._kernel, [[column + name for column in columns] for name in self._structure.names],
-            self._structure.leaves, self._slots, self._row, self._rows, self._counts, self._carried, asked.flags,
-            firsts, self._masters,
+        self._plan = self._backend.plan(
+            self._kernel, [[column + name for column in columns] for name in self._structure.names],
+            self._structure.leaves, self._slots, self._table, asked, firsts, self._masters,
         )  # fmt: skip
         if copies is not None:
             self._plan.copies = [copy.array if isinstance(copy, FlatBuffer) else copy for copy in short]
@@ -175,13 +159,13 @@ class Optimizer:
 
         With capturable=True the device counts, and this waits for it.
         """
-        taken: int = self._counts.item(-1)
+        taken: int = self._table.counts.item(-1)
         return taken if self._window is None else taken + self._window.taken()
 
     @property
     def skipped(self) -> int:
         """The steps left out by skip_nonfinite; waits for the device where that counts them."""
-        return self._skipped + (0 if self._window is None else self._window.skipped())
+        return self._table.skipped + (0 if self._window is None else self._window.skipped())
 
     @property
     def backend(self) -> str:
@@ -215,18 +199,14 @@ class Optimizer:
         missing = self._plan.accept(leaves)
         if self._window is not None:
             return self._window.step(leaves, scale, after)  # type: ignore[no-any-return]
-        t = self._counts.item(-1) + 1
-        if missing == 0 and self._even:
-            rows.one_per_group(self, t, scale)
-        else:
-            rows.one_per_count(self, [leaf is not None for leaf in leaves], t, scale)
+        self._table.fill(scale, [leaf is not None for leaf in leaves] if missing else EVERY)
         if self._behind.at:
             self.catch_up()
         if self._plain and not after and leaves:
             self._plan.launch()
             return NOTHING
         self._scale = scale
-        return chores.launch(self, leaves, self._plan.everything, self._row, self._rows, after)
+        return chores.launch(self, leaves, self._plan.everything, self._table.row, self._table.rows, after)
 
     def prepare(self, steps: int | None = None) -> None:
         """Where the device counts, with capturable=True, and with skip_nonfinite=True on a GPU: make the coefficients

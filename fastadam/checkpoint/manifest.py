@@ -13,6 +13,7 @@ One object of JSON with these keys, in this order:
 """
 
 import json
+import math
 import re
 import sys
 import time
@@ -50,6 +51,8 @@ def check_json(where: str, x: Any) -> None:
             check_json(f"{where}[{k}]", value)
     elif x is not None and type(x) not in (str, int, float, bool):
         raise TypeError(f"{where} is {type(x).__name__}, expected JSON: dict, list, str, int, float, bool or None")
+    elif isinstance(x, float) and not math.isfinite(x):
+        raise ValueError(f"{where} is {x}, expected a finite number: JSON has no others")
 
 
 def encode(

@@ -174,11 +174,17 @@ class Match:
                         self.conversions.add(f"{stream} from {rests} to {wanted}")
                     else:
                         self.differences.append(f"the checkpoint's {name} is {rests}, this optimizer's {wanted}")
+            if self._rests(leaf, stream, x) == CODES.name and self._blocks_alike(leaf, stream) is None:
+                self.conversions.add(f"{stream} to blocks of 8 bits that begin elsewhere")
         streams = {stream for stream, _ in self._plain_streams(leaf)}
         if self._same_method:
             numbers = [known[path] for path, *_ in parts]
-            more = {key: x for key, x in numbers[0].items() if key not in leaf.numbers} if numbers else {}
-            self.differences += [f"the checkpoint's {parts[0][0]} has {key!r}, this optimizer has not" for key in more]
+            differing = sorted(set(leaf.numbers) ^ set(numbers[0])) if numbers else []
+            self.differences += [
+                f"the checkpoint's {parts[0][0]} has {'' if key in numbers[0] else 'no '}{key!r}, this optimizer has"
+                f"{' not' if key in numbers[0] else ''}"
+                for key in differing
+            ]
             for path, *_ in parts[1:]:
                 if known[path] != numbers[0]:
                     self.differences.append(
@@ -188,6 +194,16 @@ class Match:
             self.differences += [f"the checkpoint has {name}, this optimizer has not"
                                  for path, *_ in parts for name in self._surplus(path, streams)]  # fmt: skip
         return len(self.differences) == before
+
+    def _blocks_alike(self, leaf: Leaf, stream: str) -> str | None:
+        """The name of the codes that can be taken as they are: they begin with the same leaf."""
+        layout = leaf.layout
+        if not layout.paths or (at := self._source.coded.get((stream, layout.paths[0]))) is None:
+            return None
+        coded = self._source.tensors[at[0]]["coded"]
+        alike = (coded["paths"], list(map(tuple, coded["shapes"]))) == (layout.paths, layout.shapes)
+        whole = layout.stop - layout.start == layout.total
+        return at[0] if alike and (whole or coded["order"] == sorted(coded["order"])) else None
 
     def _surplus(self, path: str, streams: set[str]) -> Iterator[str]:
         for stream in sorted(self._source.streams - streams):
@@ -246,16 +262,13 @@ class Match:
 
     def _codes(self, leaf: Leaf, stream: str) -> tuple[Array, Array, list[int]]:
         """The blocks of a slot of 8 bits, and the order of axes that they follow: as saved where they lie alike."""
-        layout, order = leaf.layout, list(memory_order(leaf.array))
-        parts = list(layout.parts())
-        if parts and (at := self._source.coded.get((stream, parts[0][0]))) is not None:
-            coded = self._source.tensors[at[0]]["coded"]
-            alike = (coded["paths"], list(map(tuple, coded["shapes"]))) == (layout.paths, layout.shapes)
-            whole = layout.stop - layout.start == layout.total
-            if alike and (whole or coded["order"] == sorted(coded["order"])):
-                first, last, _ = layout.groups()
-                single = len(layout.paths) == 1 and leaf.array.ndim == len(coded["order"])
-                return *self._source.blocks(at[0], first, last), coded["order"] if single else order
+        order = list(memory_order(leaf.array))
+        parts = list(leaf.layout.parts())
+        if (name := self._blocks_alike(leaf, stream)) is not None:
+            first, last, _ = leaf.layout.groups()
+            saved_order = self._source.tensors[name]["coded"]["order"]
+            single = len(leaf.layout.paths) == 1 and leaf.array.ndim == len(saved_order)
+            return *self._source.blocks(name, first, last), saved_order if single else order
         slot = self._slots[stream]
         values = [self._source.wide(stream, path, first, stop) for path, _, first, stop, _ in parts]
         numbers_of_parts = [format_of(x.dtype).decode(x, slot, x.size) for x in values]

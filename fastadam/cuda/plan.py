@@ -18,11 +18,14 @@ from fastadam.cuda.signature import NO_WINDOW, Signature, Touched
 from fastadam.cuda.upload import AnySize
 from fastadam.kernels.chores import Numbers
 from fastadam.kernels.contract import Kernel
-from fastadam.kernels.cuda import Chores, Pass
+from fastadam.kernels.cuda import Chores as Riding
+from fastadam.kernels.cuda import Pass
 from fastadam.kernels.formats import format_of, is_drawn
 from fastadam.kernels.streams import Columns
+from fastadam.plans.chores import PLAIN, Chores
 from fastadam.plans.plan import Plan
 from fastadam.plans.rows import ByRow
+from fastadam.plans.table import Table
 
 if TYPE_CHECKING:
     from fastadam.cuda.window import Window
@@ -48,22 +51,23 @@ class CudaPlan(GradientsOnDevice, Plan):
     """Arrays on one device; steps run on the current stream of whoever owns the parameters."""
 
     def __init__(
-        self, kernel: Any, names: Any, params: Sequence[Any], *rest: Any, asked: tuple[Any, Any] | None = None
+        self, kernel: Any, names: Any, params: Any, slots: Any, table: Table, chores: Chores = PLAIN, *rest: Any
     ) -> None:
-        """asked: (chores, groups), where anything is measured."""
-        self._asked = asked
+        limits = [group.max_norm for group in table.groups]
+        measured = chores.max_norm or chores.skip_nonfinite or chores.stats or any(limits)
+        self._asked = (chores, table.groups) if measured else None
         self._laid: dict[Any, Laid] = {}  # by the gradients' dtypes; all are kept, since captured graphs know theirs
         self.window: Window | None = None
-        super().__init__(kernel, names, params, *rest)
+        super().__init__(kernel, names, params, slots, table, chores, *rest)
         self._width = len(kernel.Coefficients._fields)
         # What kernels read of a row: not what the rule carries, and the chores' numbers only where there are any; the
         # key of random bits where any are drawn.
         every = map(Columns.of, self._streams)
         riding = [x is not None for streams in every for x in (streams.ema, streams.copy)]
-        self._riding = asked is not None or any(self._flags) or any(riding)
+        self._riding = self._asked is not None or any(self._flags) or any(riding)
         self._drawing = any(draws(kernel, own) for own in self._streams)
-        numbers = range(self._rows.shape[1] - len(Numbers._fields), self._rows.shape[1] - 1)
-        key = [self._rows.shape[1] - 1] * self._drawing
+        numbers = range(self.table.rows.shape[1] - len(Numbers._fields), self.table.rows.shape[1] - 1)
+        key = [self.table.rows.shape[1] - 1] * self._drawing
         self.columns = np.array([*range(self._width), *(numbers if self._riding else ()), *key])
         self._upload = AnySize()
         self._begin()
@@ -110,12 +114,12 @@ class CudaPlan(GradientsOnDevice, Plan):
             own = [sorted(leaves) for leaves in leaves_of.values()]
             norm = None if self._asked is None else Norm(*self._asked, own, [p.size for p in self._params])
             scaled, noted = norm.flags if norm else (False, False)
-            asked, signatures = Chores(self._flags.limit, self._flags.clear, scaled, noted), []
+            asked, signatures = Riding(self._flags.limit, self._flags.clear, scaled, noted), []
             for k, leaves in enumerate(own):
                 more = [norm.columns(k, j) if norm else [0, 0] for j in range(len(self._params))]
                 signatures.append(
                     Signature(
-                        self._kernel.name, leaves, self._streams, self._g_dtypes[leaves[0]], len(self._rows),
+                        self._kernel.name, leaves, self._streams, self._g_dtypes[leaves[0]], len(self.table.rows),
                         self.columns, asked, k, more if self._riding else (), self._firsts if self._drawing else (),
                     )
                 )  # fmt: skip
@@ -138,7 +142,9 @@ class CudaPlan(GradientsOnDevice, Plan):
     def work(self, chunks: Sequence[Any]) -> list[Touched]:
         return [one for one in chunks if one is not None]
 
-    def launch_some(self, work: Sequence[Any], row: Array, rows: Array, counts: Array, after: Sequence[Any]) -> None:
+    def launch_some(
+        self, work: Sequence[Any], row: Array, rows: Array, after: Sequence[Any], counted: bool = True
+    ) -> None:
         touched = [one for one in work if isinstance(one, Touched)]
         whole = row.copy()
         whole[[one.leaf for one in touched]] = -1
@@ -152,7 +158,7 @@ class CudaPlan(GradientsOnDevice, Plan):
             for (one, k, some), table in zip(stepped, tables, strict=True):
                 calls.append(one.launch_rows(k, some, at))
                 at += table.nbytes
-            calls += [(setitem, *one) for one in [*self._counted(row, rows, counts), *after]]
+            calls += [(setitem, *one) for one in [*(self.table.counted(row, rows) if counted else ()), *after]]
             deque(starmap(call, calls), maxlen=0)  # as in launch
 
     def accumulate(self, totals: Sequence[Array], row: Array, after: Sequence[tuple[Any, Any, Any]]) -> None:
@@ -163,7 +169,7 @@ class CudaPlan(GradientsOnDevice, Plan):
                 columns, more = np.arange(3 if clear else 1), [[0, 0]] * len(totals) if clear else ()
                 some = [(one.leaves.tolist(), streams, one.g_dtype) for one in self.signatures]
                 self._adding += [
-                    Signature("accumulate", *own, 2, columns, Chores(clear=clear), 0, more) for own in some
+                    Signature("accumulate", *own, 2, columns, Riding(clear=clear), 0, more) for own in some
                 ]
             for one, own in zip(self._adding, self.signatures, strict=True):
                 one.words[: len(one.leaves)] = own.words[: len(one.leaves)]
@@ -212,27 +218,17 @@ class CudaPlan(GradientsOnDevice, Plan):
         """The calls that step every signature."""
         window = self.window
         return [
-            one.launch(self._row, self._rows, window.of[one.real] if window else NO_WINDOW) for one in self.signatures
+            one.launch(self.table.row, self.table.rows, window.of[one.real] if window else NO_WINDOW)
+            for one in self.signatures
         ]
 
     def counting(self) -> list[tuple[Any, ...]]:
         """The calls that advance the counts, and clear what was copied."""
         calls: list[tuple[Any, ...]] = [(setitem, *one) for one in self.unread]
         if self.window is None:
-            return calls + [(setitem, *one) for one in self._counted(self._row, self._rows, self._counts)]
+            return calls + [(setitem, *one) for one in self.table.counted(self.table.row, self.table.rows)]
         if self.norm is not None and self.norm.skipping:
             advance, arguments = function(self._index, Pass("ADVANCE_UNLESS")), [self.window.at, self.norm.rulings]
         else:
             advance, arguments = function(self._index, None), [self.window.at]
         return [*calls, (advance, (1,), (1,), tuple(arguments))]
-
-    def _counted(self, row: Array, rows: Array, counts: Array) -> list[tuple[Any, ...]]:
-        """The counts after this step: (array, where, values); nothing where there are no counts."""
-        if not counts.size:
-            return []
-        live: Any = slice(None) if row.min(initial=0) >= 0 else np.flatnonzero(row >= 0)
-        done = [(counts, live, counts[live] + 1)]
-        if self._carried.size:
-            carried = slice(self._width, self._width + self._carried.shape[1])
-            done.append((self._carried, live, rows[row[live], carried]))
-        return done

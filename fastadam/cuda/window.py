@@ -20,7 +20,7 @@ from fastadam.checks import integer
 from fastadam.cuda.signature import WINDOW
 from fastadam.cuda.upload import Uploaded
 from fastadam.plans.chores import NOTHING
-from fastadam.plans.table import one_per_group
+from fastadam.plans.table import EVERY
 
 if TYPE_CHECKING:
     from fastadam.cuda.plan import CudaPlan
@@ -148,40 +148,38 @@ class Window:
 
     def _begin(self, taken: int, skipped: int, steps: int) -> None:
         """Let the window begin after so many steps of the present one; the host's counts take these over."""
-        opt = self._opt
-        table, carried, error = self._work_out(steps, taken)
-        now = self._carried[taken - 1] if taken and opt.rule.carried else opt._carried.copy()
+        opt, table = self._opt, self._opt._table
+        rows, carried, error = self._work_out(steps, taken)
+        now = self._carried[taken - 1] if taken and opt.rule.carried else table.carried.copy()
         room = max(self._room, steps)
         with self._plan.on_stream():
-            sending, known = self._sending(table, room)
-            known |= {"_steps": len(table), "_room": room, "_carried": carried, "_error": error}
+            sending, known = self._sending(rows, room)
+            known |= {"_steps": len(rows), "_room": room, "_carried": carried, "_error": error}
             known |= {"_wanted": steps or self._wanted}
-            sending += self._place.calls(np.array([0, len(table), 0]))
-            sending += [(setitem, opt._counts, ..., opt._counts + taken), (setitem, opt._carried, ..., now)]
-            sending += [(setattr, opt, "_skipped", opt._skipped + skipped)]
+            sending += self._place.calls(np.array([0, len(rows), 0]))
+            sending += [(setitem, table.counts, ..., table.counts + taken), (setitem, table.carried, ..., now)]
+            sending += [(setattr, table, "skipped", table.skipped + skipped)]
             sending += [(setitem, self._launched, ..., 0), (vars(self).update, known)]
             # In C from the first row to the last count: no signal handler runs between, and all memory is there.
             deque(starmap(call, sending), maxlen=0)
 
     def _work_out(self, steps: int, taken: int = 0) -> tuple[Array, list[Array], Exception | None]:
         """The rows of the steps after those taken, what the rule carries after each, what ended them early."""
-        opt, groups = self._opt, len(self._opt.groups)
-        ahead = object.__new__(type(opt))  # as it will be; the optimizer itself stays as it is whatever a schedule does
-        rows, counts, carries = opt._rows.copy(), opt._counts + taken, opt._carried.copy()
-        ahead.__dict__ = {**vars(opt), "_rows": rows, "_bytes": rows.data, "_counts": counts, "_carried": carries}
-        if taken and opt.rule.carried:
-            carries[:] = self._carried[taken - 1]
-        first = len(opt._kernel.Coefficients._fields)  # type: ignore[attr-defined]
-        table, carried = np.empty((steps, groups, rows.shape[1])), []
+        self._opt._table.sort(EVERY)
+        ahead = self._opt._table.copy()
+        ahead.counts += taken
+        if taken and self._carried:
+            ahead.carried[:] = self._carried[taken - 1]
+        used = len(ahead.cohorts)
+        table, carried = np.empty((steps, used, ahead.rows.shape[1])), []
         error: Exception | None = None
         try:
             for k in range(steps):
-                one_per_group(ahead, counts.item(-1) + 1, 1.0)
-                table[k] = rows[:groups]
-                counts += 1
-                if opt.rule.carried:
-                    carries[:] = rows[opt._row, first : first + carries.shape[1]]
-                    carried.append(carries.copy())
+                ahead.fill(1.0)
+                table[k] = ahead.rows[:used]
+                ahead.count()
+                if ahead.carried.size:
+                    carried.append(ahead.carried.copy())
         except Exception as raised:
             error, table = raised, table[:k]
         return table[:, :, self._plan.columns], carried, error

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from fastadam.arrays.host import Array
 from fastadam.host.compiled import NumbaPlan
-from fastadam.kernels.chores import Flags
 from fastadam.kernels.contract import Kernel
 from fastadam.kernels.formats import FLOAT32, Format
+from fastadam.plans.chores import Chores
+from fastadam.plans.table import Table
 
 
 class AddressPlan(NumbaPlan):
@@ -18,13 +18,13 @@ class AddressPlan(NumbaPlan):
 
     sizes: (leaves,) elements. formats: per leaf, those of p, the slots, the average, the copy and the remainder; None
     for an absent one. mastered: per leaf, whether p is the copy of a float32 master, which is then stream 0.
-    first: the index of the first element of all. The other arguments: see Plan; counts are the owner's own.
+    first: the index of the first element of all. The other arguments: see Plan.
     """
 
     def __init__(
         self, kernel: Kernel, names: Sequence[Sequence[str]], sizes: Sequence[int],
         formats: Sequence[Sequence[Format | None]], mastered: Sequence[bool], first: int,
-        row: Array, rows: Array, carried: int, flags: Flags,
+        table: Table, chores: Chores,
     ) -> None:  # fmt: skip
         self._given = sizes
         self._resting = [
@@ -32,11 +32,10 @@ class AddressPlan(NumbaPlan):
             for (p, *others), has_master in zip(formats, mastered, strict=True)
         ]
         empty = [[None if format is None else np.empty(0) for format in of_leaf] for of_leaf in formats]
-        nothing = np.zeros(0, np.int64), np.zeros((1, carried))
         firsts = list(accumulate(sizes, initial=first))[:-1]
         params, slots = [p for p, *_ in empty], [own for _, *own in empty]
         masters = [np.empty(0) if has_master else None for has_master in mastered]
-        super().__init__(kernel, names, params, slots, row, rows, *nothing, flags, firsts, masters)
+        super().__init__(kernel, names, params, slots, table, chores, firsts, masters)
         self.gradients = self._table[:-1, 1]  # where each leaf's begins; of no meaning for leaves whose row is -1
 
     def _formats_of(self, leaf: int, g_dtype: Any) -> tuple[Format | None, ...]:

@@ -86,19 +86,20 @@ class NumbaPlan(Plan):
     def _prepare(self, workers: int) -> Calls:
         """The native calls of a step on so many threads, compiled or loaded."""
         if workers not in self._calls:
-            where = self._table, self._row, self._rows, self._counts
-            self._calls[workers] = self._calls_for(workers, self.everything, self._tags, *where)
+            where = self._table, self.table.row, self.table.rows
+            self._calls[workers] = self._calls_for(workers, self.everything, self._tags, *where, True)
         return self._calls[workers]
 
     def _calls_for(
         self, workers: int, work: Sequence[Work], tags: Sequence[Any],
-        table: Array, row: Array, rows: Array, counts: Array,
+        table: Array, row: Array, rows: Array, counted: bool,
     ) -> Calls:  # fmt: skip
-        """A native call for each signature."""
+        """A native call for each signature; the last advances the counts."""
         walk = self._traversal.walk()
         layer = self._traversal.layer() if workers > 1 else None
         workers = workers if layer else 1
-        arrays: list[Any] = [table, row, rows, counts, self._carried]
+        counts, carried = self.table.counts, self.table.carried
+        arrays: list[Any] = [table, row, rows, counts, carried]
         table_at, row_at, rows_at, counts_at, carried_at = map(_at, arrays)
         calls: list[tuple[Any, ...]] = []
         for one, tag in zip(work, tags, strict=True):
@@ -107,8 +108,8 @@ class NumbaPlan(Plan):
                 self._piece(tag), *(layer or (0, 0, 0, 0)), workers=workers, spans=_at(spans), chunks=_at(chunks),
                 table=table_at, columns=table.shape[1], leaves=len(table) - 1,
                 row=row_at, rows=rows_at, numbers=rows.shape[1],
-                counts=counts_at, counted=len(counts) * (one is work[-1]),  # the last call advances the counts
-                carried=carried_at, carries=self._carried.shape[1], notes=_at(one.notes), blocks=one.notes.shape[1],
+                counts=counts_at, counted=len(counts) * (counted and one is work[-1]),
+                carried=carried_at, carries=carried.shape[1], notes=_at(one.notes), blocks=one.notes.shape[1],
             )  # fmt: skip
             words = np.array(job, np.int64)
             arrays += [chunks, spans, one.notes, words]
@@ -122,7 +123,7 @@ class NumbaPlan(Plan):
             self._pieces[kind] = self._traversal.piece(tag)
         return self._pieces[kind]
 
-    def _run_all(self, work: Sequence[Work], tags: Sequence[Any], after: Sequence[Any], *where: Array) -> None:
+    def _run_all(self, work: Sequence[Work], tags: Sequence[Any], after: Sequence[Any], *where: Any) -> None:
         """A walk with these tags over this work, on as many threads as it is worth, then `after`, in one go."""
 
         def run(workers: int) -> None:
@@ -166,17 +167,17 @@ class NumbaPlan(Plan):
             deque(chain(starmap(call, calls), starmap(setitem, after)), maxlen=0)
 
     def launch_some(
-        self, work: Sequence[Work], row: Array, rows: Array, counts: Array, after: Sequence[tuple[Any, Any, Any]]
+        self, work: Sequence[Work], row: Array, rows: Array, after: Sequence[tuple[Any, Any, Any]], counted: bool = True
     ) -> None:
         tags = [self._tags[one.signature] for one in work]
-        self._run_all(work, tags, after, self._table, row, rows, counts)
+        self._run_all(work, tags, after, self._table, row, rows, counted)
 
     def _measure(self, work: Sequence[Work], row: Array, squares: bool, largest: bool) -> None:
         there = THERE if squares else None, THERE if largest else None
 
         def make(workers: int) -> Calls:
             tags = [self._elements.Measure(*self._tags[one.signature][:2], *there) for one in work]
-            return self._calls_for(workers, work, tags, self._table, row, self._rows, self._counts[:0])
+            return self._calls_for(workers, work, tags, self._table, row, self.table.rows, False)
 
         def run(workers: int) -> None:
             key = "measure", squares, largest, workers
@@ -186,7 +187,7 @@ class NumbaPlan(Plan):
 
     def _once(self, key: Any, work: Sequence[Work], row: Array, make: Callable[[], Calls]) -> Calls:
         """make(), or what it made before for the whole of the parameters: gathering its addresses takes 20 µs."""
-        if row is not self._row or work[0].chunks is not self.everything[0].chunks:
+        if row is not self.table.row or work[0].chunks is not self.everything[0].chunks:
             return make()
         if key not in self._calls:
             self._calls[key] = make()
@@ -201,7 +202,7 @@ class NumbaPlan(Plan):
             self._elements.Accumulate(format_of(x.dtype), tag.g, clear)
             for x, tag in zip(first, self._tags, strict=True)
         ]
-        self._run_all(work, tags, [*self.unread, *after], table, row, self._rows, self._counts[:0])
+        self._run_all(work, tags, [*self.unread, *after], table, row, self.table.rows, False)
 
     def sums(self, work: Sequence[Work], row: Array) -> Array:
         def make() -> Calls:

@@ -10,7 +10,7 @@ import numpy as np
 
 from fastadam.arrays.host import Array
 from fastadam.kernels import reference
-from fastadam.kernels.chores import NOTES, Numbers
+from fastadam.kernels.chores import NOTES
 from fastadam.kernels.streams import Columns
 from fastadam.plans.plan import Plan, Work
 
@@ -23,7 +23,7 @@ class NumpyPlan(Plan):
         return [*map(Columns.of, self._streams), Columns(None, self._zeros)]
 
     def launch_some(
-        self, work: Sequence[Work], row: Array, rows: Array, counts: Array, after: Sequence[tuple[Any, Any, Any]]
+        self, work: Sequence[Work], row: Array, rows: Array, after: Sequence[tuple[Any, Any, Any]], counted: bool = True
     ) -> None:
         # Worked out first, then copied in by C from the first array to the last: neither Ctrl-C nor a lack of memory
         # for a temporary leaves a step half done.
@@ -32,12 +32,9 @@ class NumpyPlan(Plan):
         for one in work:
             walked = reference.step(self._kernel, streams, one.chunks, row, rows, self._flags, one.notes, self._firsts)
             done += [(old, ..., new) for old, new in walked]
-        if counts.size:
-            live, last = np.flatnonzero(row >= 0), rows.shape[1] - len(Numbers._fields)
-            done += [(counts, live, counts[live] + 1)]
-            done += [(self._carried, live, rows[row[live], last - self._carried.shape[1] : last])]
+        done += self.table.counted(row, rows) if counted else ()
         deque(starmap(setitem, [*done, *after]), maxlen=0)
-        for own in self._streams if counts.size else ():
+        for own in self._streams if counted else ():
             own[1] = None  # a gradient lives no longer than its step
 
     def _measure(self, work: Sequence[Work], row: Array, squares: bool, largest: bool) -> None:

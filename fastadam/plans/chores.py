@@ -83,6 +83,9 @@ class Chores:
         return Numbers(self.max_value or 0.0, 0.0 if decay is None else 1 - decay)
 
 
+PLAIN = Chores()  # no chore at all
+
+
 def check_copies(
     home: Host, names: Sequence[str], leaves: Sequence[Any], arrays: Sequence[Array], copies: Sequence[Any]
 ) -> list[Array]:
@@ -126,12 +129,12 @@ def launch(
                 for r in set(row[group._leaves.start : group._leaves.stop].tolist()) - {-1}:
                     rows[r, 0] *= factor
     if nothing is not None:
-        for x, where, values in [(opt._counts, -1, opt._counts[-1] + 1), *after]:
+        for x, where, values in [(opt._table.counts, -1, opt._table.counts[-1] + 1), *after]:
             x[where] = values
-    elif row is opt._row:
+    elif row is opt._table.row:
         plan.launch(after)
     else:
-        plan.launch_some(work, row, rows, opt._counts, [*plan.unread, *after])
+        plan.launch_some(work, row, rows, [*plan.unread, *after])
     stats = None
     if chores.stats is not None:
         sums = plan.sums(work, row) if nothing is None else nothing
@@ -148,7 +151,7 @@ def _skip(opt: Optimizer, leaves: Sequence[Any], bad: int, after: Sequence[Any])
     for g in leaves if opt._chores.zero_grads else ():
         if g is not None:
             (g[1] if isinstance(g, tuple) else g.array if isinstance(g, FlatBuffer) else g)[...] = 0
-    opt._skipped += 1
+    opt._table.skipped += 1
     return StepInfo(skipped=True)
 
 

@@ -11,11 +11,13 @@ import numpy as np
 
 from fastadam.arrays.flat import FlatBuffer
 from fastadam.arrays.host import Array, Memory, flat, plain
-from fastadam.kernels.chores import BLOCK, NOTES, Flags
+from fastadam.kernels.chores import BLOCK, NOTES
 from fastadam.kernels.contract import Kernel
 from fastadam.kernels.formats import Format, format_of
+from fastadam.plans.chores import PLAIN, Chores
 from fastadam.plans.gradients import Gradients
 from fastadam.plans.rows import row_chunks
+from fastadam.plans.table import Table
 
 CHUNK = 8_192  # elements: four float32 streams of 32 KiB stay in L2; 4,096 and 16,384 measured the same (2 Zen 4 cores)
 
@@ -36,11 +38,8 @@ class Plan(Gradients):
     params:  per leaf, the user's array (checked before), or the FlatBuffer that holds it.
     slots:   per leaf, a flat array in p's memory order for each slot, the average, the copy and the remainder; None for
              an absent one.
-    row:     (leaves + 1,) int64: which row of `rows` each leaf takes this step, -1 to leave it alone.
-    rows:    (rows, coefficients + carried + chores' numbers) float64.
-    counts:  (leaves + 1,) int64: the steps that each leaf has taken; the last is the optimizer's own count.
-    carried: (leaves + 1, carried) float64: what the rule accumulates for each leaf, copied from its row by each step.
-    flags:   the chores that are not streams.
+    table:   the coefficients of each step, which it takes as they lie there; it advances the counts.
+    chores:  what a step does beside the method's arithmetic.
     firsts:  per leaf, the index of its first element among all, which random bits depend on.
     masters: per leaf, the flat float32 array to step in p's place, which is then its copy; or None.
 
@@ -57,18 +56,15 @@ class Plan(Gradients):
         names: Sequence[Sequence[str]],
         params: Sequence[Any],
         slots: Sequence[Sequence[Array | None]],
-        row: Array,
-        rows: Array,
-        counts: Array,
-        carried: Array,
-        flags: Flags = Flags(),  # noqa: B008  a tuple
+        table: Table,
+        chores: Chores = PLAIN,
         firsts: Sequence[int] = (0,),
         masters: Sequence[Array | None] = (None,),
     ) -> None:
-        self._flags, self._firsts = flags, firsts
+        self._flags, self._firsts = chores.flags, firsts
         self.unread = []
         self._kernel, self._names, self._owners = kernel, names, params
-        self._row, self._rows, self._counts, self._carried = row, rows, counts, carried
+        self.table = table
         self._params: list[Array] = [p.array if isinstance(p, FlatBuffer) else p for p in params]
         self._streams: list[list[Any]] = [
             [flat(p) if master is None else master, None, *own]
@@ -152,13 +148,13 @@ class Plan(Gradients):
 
     def launch(self, after: Sequence[tuple[Any, Any, Any]] = ()) -> None:
         """Step every leaf whose row is not -1 and advance the counts; then `after` as in launch_some."""
-        self.launch_some(self.everything, self._row, self._rows, self._counts, [*self.unread, *after])
+        self.launch_some(self.everything, self.table.row, self.table.rows, [*self.unread, *after])
 
     def launch_some(
-        self, work: Sequence[Work], row: Array, rows: Array, counts: Array, after: Sequence[tuple[Any, Any, Any]]
+        self, work: Sequence[Work], row: Array, rows: Array, after: Sequence[tuple[Any, Any, Any]], counted: bool = True
     ) -> None:
-        """Step the leaves whose row is not -1, advance `counts` (may be empty), then x[where] = values for each
-        (x, where, values) of `after`; all of it or, if a signal comes before, nothing."""
+        """Step the leaves whose row is not -1, and advance their counts if the step is counted; then x[where] = values
+        for each (x, where, values) of `after`; all of it or, if a signal comes before, nothing."""
         raise NotImplementedError
 
     def measure(self, work: Sequence[Work], row: Array, squares: bool, largest: bool) -> Array:

@@ -11,7 +11,6 @@ from fastadam.arrays.tree import rebuild
 from fastadam.checks import SEEDS, integer, number
 from fastadam.group import hyperparameters, is_grouped
 from fastadam.plans.storage import in_order, order, views
-from fastadam.plans.table import notice_counts
 
 if TYPE_CHECKING:
     from fastadam.optimizer import Optimizer
@@ -25,16 +24,22 @@ def state_dict(opt: Optimizer, copy: bool = True) -> dict[str, Any]:
         opt._window.refill()
     leaves = {}
     for leaf, name in enumerate(opt._structure.names):
-        carried = dict(zip(opt.rule.carried, opt._carried[leaf].tolist(), strict=True))
+        carried = dict(zip(opt.rule.carried, opt._table.carried[leaf].tolist(), strict=True))
         with opt._plan.on_stream():
             slots = {name: opt._backend.home.get(x) if copy else x for name, x in views(opt, leaf).items()}
-        count, stored = int(opt._counts[leaf]), str(opt._arrays[leaf].dtype)
+        count, stored = int(opt._table.counts[leaf]), str(opt._arrays[leaf].dtype)
         leaves[f"params{name}"] = {"count": count, "format": stored, **order(opt, leaf), **carried, **slots}
     groups = [{each.name: getattr(group, each.name) for each in fields(opt.rule)} for group in opt.groups]
     for group in groups:
         group["lr"] = None if callable(group["lr"]) else group["lr"]
         group |= {name: list(value) for name, value in group.items() if isinstance(value, tuple)}
-    head = {"version": VERSION, "method": opt.rule.__name__, "t": opt.t, "seed": opt._seed, "skipped": opt.skipped}
+    head = {
+        "version": VERSION,
+        "method": opt.rule.__name__,
+        "t": opt.t,
+        "seed": opt._table.seed,
+        "skipped": opt.skipped,
+    }
     return {**head, "groups": groups, "leaves": leaves}
 
 
@@ -130,14 +135,14 @@ def load_state_dict(opt: Optimizer, state: dict[str, Any]) -> None:
         group.__dict__["_rule"] = rule
     for leaf, name in enumerate(names):
         own = state["leaves"][name]
-        opt._counts[leaf] = own["count"]
-        opt._carried[leaf] = [own[carried] for carried in opt.rule.carried]
+        opt._table.counts[leaf] = own["count"]
+        opt._table.carried[leaf] = [own[carried] for carried in opt.rule.carried]
         with opt._plan.on_stream():
             there = in_order(opt, leaf, own)
             for slot, view in views(opt, leaf).items():
                 opt._backend.home.write(view, there[slot])
-    opt._counts[-1], opt._seed, opt._skipped = t, seed, skipped
-    notice_counts(opt)
+    opt._table.counts[-1], opt._table.seed, opt._table.skipped = t, seed, skipped
+    opt._table.notice()
 
 
 def pickled(opt: Optimizer) -> dict[str, Any]:

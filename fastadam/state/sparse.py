@@ -15,7 +15,6 @@ import numpy as np
 from fastadam.arrays.host import Array, writable
 from fastadam.checks import number
 from fastadam.plans import chores
-from fastadam.plans.table import one_per_count
 
 if TYPE_CHECKING:
     from fastadam.arrays.tree import Tree
@@ -92,9 +91,9 @@ def step_rows(opt: Optimizer, tree: Tree, grad_scale: float, semantics: str) -> 
     if opt._chores.zero_grads:
         plan.check_clearable([g[1] if leaf in given else g for leaf, g in enumerate(leaves)])
     plan.accept([None if leaf in given else g for leaf, g in enumerate(leaves)])
-    one_per_count(opt, [g is not None for g in leaves], opt.t + 1, opt._scale)
+    opt._table.fill(opt._scale, [g is not None for g in leaves])
     if not leaves:
-        opt._counts[-1] += 1
+        opt._table.counts[-1] += 1
         return chores.NOTHING
     behind = opt._behind
     stale = [leaf for leaf in behind.at if leaves[leaf] is not None]
@@ -103,15 +102,15 @@ def step_rows(opt: Optimizer, tree: Tree, grad_scale: float, semantics: str) -> 
         behind = opt._behind
 
     after: list[Any] = []
-    row, chunks = opt._row.copy(), []
-    counts = opt._counts
+    table, chunks = opt._table, []
+    row, counts = table.row.copy(), table.counts
     if semantics == "exact":
         for leaf in given:
             behind.watch(leaf, len(opt._arrays[leaf]), int(counts[leaf]))
         for leaf in given:  # the table is as large now as it will be
             row[leaf] = behind.index(leaf, int(counts[leaf]))
-            behind.table[row[leaf]] = opt._rows[opt._row[leaf]]
-        behind.table[: len(opt._rows)] = opt._rows
+            behind.table[row[leaf]] = table.rows[table.row[leaf]]
+        behind.table[: len(table.rows)] = table.rows
     for leaf, g in enumerate(leaves):
         if leaf in given:
             rows, values, place = given[leaf]
@@ -126,7 +125,7 @@ def step_rows(opt: Optimizer, tree: Tree, grad_scale: float, semantics: str) -> 
         elif g is not None:
             chunks.append(plan.dense_chunks(leaf))
     return chores.launch(
-        opt, leaves, plan.work(chunks), row, behind.table if semantics == "exact" else opt._rows, after
+        opt, leaves, plan.work(chunks), row, behind.table if semantics == "exact" else table.rows, after
     )
 
 
@@ -139,10 +138,10 @@ def catch_up(opt: Optimizer, tree: Tree = None) -> None:
         named = {leaf: rows for leaf, rows in enumerate(_of_this_step(opt, tree)) if rows is not None}
         given = {leaf: plan.accept_indices(leaf, rows) for leaf, rows in named.items()}
         wanted = {leaf: np.unique(rows).astype(np.int64) for leaf, rows in given.items() if leaf in behind.at}
-    row = np.full(len(opt._row), -1)
+    row = np.full(len(opt._table.row), -1)
     for leaf, some in wanted.items():
         plan._check_unmoved(leaf)
-        count = int(opt._counts[leaf])
+        count = int(opt._table.counts[leaf])
         rows = np.arange(len(opt._arrays[leaf])) if some is None else some
         rows = rows[behind.at[leaf][rows] < count]
         if len(rows):
@@ -150,6 +149,6 @@ def catch_up(opt: Optimizer, tree: Tree = None) -> None:
             chunks.append(plan.row_chunks(leaf, rows, None, count - behind.at[leaf][rows] - 1))
             after.append((behind.at[leaf], rows, count))
     if chunks:
-        plan.launch_some(plan.work(chunks), row, behind.table, opt._counts[:0], after)
+        plan.launch_some(plan.work(chunks), row, behind.table, after, counted=False)
     if tree is None:
-        opt._behind = Behind(len(opt._rows), opt._rows.shape[1])
+        opt._behind = Behind(*opt._table.rows.shape)

@@ -214,7 +214,7 @@ def run(everything: bool = False, only: str = "") -> int:
     _start_two_threads()
     found = fa.backends()
     todo = _matching(cases(everything, [name for name, status in found.items() if status == "ready"]), only)
-    if not todo:
+    if only and not todo:
         print(f"no case has {only!r} in its line, such as: {cases()[0]}")
         return 1
     serial = _why_not_parallel() if found["numba"] == "ready" else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from itertools import accumulate
 from typing import Any
 
@@ -82,9 +83,8 @@ class CudaWalk(Walk):
                 masters.append(own[0] if leaf.mastered else None)
                 slots.append(own[2:])
             firsts = list(accumulate([leaf.size for leaf in self.leaves], initial=self._opt._storage.index_offset))
-            self._plan = BACKENDS["cuda"].plan_for(
-                self, self._kernel, self._labels(), params, slots, self._row, self._rows, self._counts,
-                np.zeros((1, len(self._opt.rule.carried))), self._chores.flags, firsts[:-1], masters,
+            self._plan = BACKENDS["cuda"].plan(
+                self._kernel, self._labels(), params, slots, self._table, self._chores, firsts[:-1], masters,
             )  # fmt: skip
 
     def _sparse(self, grads: list[Any]) -> dict[int, tuple[Any, int, Any]]:
@@ -105,9 +105,12 @@ class CudaWalk(Walk):
         ]  # fmt: skip
 
     def _launch(self, sparse: dict[int, Any], after: list[Any]) -> StepInfo:
-        before = [(array, at, array[at]) for array, at, _ in after] if self._chores.skip_nonfinite is True else []
+        changed = [(array, at) for array, at, _ in after]
+        changed += [(self._table.counts, ...), (self._table.carried, ...)]
+        waiting = self._chores.skip_nonfinite is True  # for the device, which alone knows
+        before = [(array, at, copy(array[at])) for array, at in changed] if waiting else []
         info: Any = super()._launch(sparse, after)
-        if before and info.skipped:  # waits for the device, which alone knows
+        if waiting and info.skipped:
             for array, at, value in before:
                 array[at] = value
             self.forget()

@@ -39,18 +39,6 @@ class Moved(Exception):
     """A parameter has become another in dtype, shape or strides: the walk must be laid out anew."""
 
 
-class Cohort:
-    """Leaves of one group that have taken the same steps, and take the next one together.
-
-    count, carried: the steps, and what the rule has accumulated in them.
-    places: per number of the state, where each leaf keeps it: (array or dict, index).
-    """
-
-    def __init__(self, group: int, count: int, carried: Sequence[float]) -> None:
-        self.group, self.count, self.carried = group, count, tuple(carried)
-        self.places: list[list[tuple[Any, Any]]] = []
-
-
 def local(x: Any) -> Any:
     """This process's share of a DTensor; any other tensor as it is."""
     return x.to_local() if hasattr(x, "to_local") else x
@@ -150,7 +138,7 @@ class Leaf:
         self.forms: list[Any] = []
         self.places: list[tuple[Any, Any]] = []  # of the numbers
         self.values: list[float] = []
-        self.cohort = Cohort(group, 0, ())
+        self.history: tuple[int, list[float]] = (0, [])  # the steps taken, and what the rule has accumulated in them
 
     def dense(self, dtype: Any = None) -> Any:
         """A new tensor that lies as a walk wants it, of p's dtype unless told otherwise."""
@@ -258,13 +246,13 @@ class Leaf:
             or [array[at] for array, at in self.places] != self.values
         )
 
-    def taken(self, state: dict[str, Any], carried: dict[str, float]) -> Cohort:
-        """How far a state has come that lacks something, of a checkpoint that was not ours; carried: see Rule."""
+    def taken(self, state: dict[str, Any], carried: dict[str, float]) -> tuple[int, list[float]]:
+        """The history of a state that lacks something, of a checkpoint that was not ours; carried: see Rule."""
         numbers = self.keys[len(self.slots) :]
         if self.uncounted and "step" not in state:  # a slot shows that steps were taken
-            return Cohort(self.group, int(any(state.get(key) is not None for key in self._slots)), ())
-        known = [float(state.get(key, x)) for key, x in zip(numbers, (0.0, *carried.values()), strict=True)]
-        return Cohort(self.group, int(known[0]), known[1:])
+            return int(any(state.get(key) is not None for key in self._slots)), []
+        count, *rest = [float(state.get(key, x)) for key, x in zip(numbers, (0.0, *carried.values()), strict=True)]
+        return int(count), rest
 
     def complete(self, state: dict[str, Any]) -> bool:
         """Whether the state holds all that a step needs."""
@@ -289,12 +277,12 @@ class Leaf:
                     state[key] = self.encoded(key, self.decoded(key, x, state[ORDER]))
                 continue
             # As torch's own optimizer keeps it, or one of ours with other moments.
-            theirs, wide = FORMATS.get(x.dtype), set() if format is REMAINDER else {self.state_dtype}
-            other = wide and x.is_floating_point() and (self.short or theirs is BFLOAT16)
+            came_in, wide = FORMATS.get(x.dtype), set() if format is REMAINDER else {self.state_dtype}
+            other = wide and x.is_floating_point() and (self.short or came_in is BFLOAT16)
             fits = other or x.dtype in (wide if format.block > 1 else {kind, *wide})
             if not fits or x.shape != self.shape or x.device != here.device:
                 hint = ": moments of 8 bits need moments='8bit', or to_torch_state" * (
-                    kind is not x.dtype and theirs is CODES
+                    kind is not x.dtype and came_in is CODES
                 )
                 raise ValueError(
                     f"state[{key!r}] of {self.name} is {describe(x)}, {self.name} is {describe(here)}{hint}"
@@ -321,7 +309,7 @@ class Leaf:
         self.places = [_place(x) if isinstance(x, Tensor) else (state, key) for key, x in numbers]
         if (values := [array[at] for array, at in self.places]) != self.values or not values:
             self.values = values
-            self.cohort = Cohort(self.group, int(values[0]) if values else 1, [float(x) for x in values[1:]])
+            self.history = int(values[0]) if values else 1, [float(x) for x in values[1:]]
 
     def gather(self) -> None:
         """Fill the copy that stands in for p."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 from dataclasses import fields
-from itertools import chain, pairwise
+from itertools import chain, islice, pairwise
 from operator import is_, itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import proxy
@@ -19,12 +18,12 @@ from fastadam.backend import choose
 from fastadam.checks import positive
 from fastadam.group import Group
 from fastadam.host.addresses import AddressPlan
-from fastadam.kernels.chores import Numbers
-from fastadam.kernels.formats import REMAINDER, Format, key
+from fastadam.kernels.formats import REMAINDER, Format
 from fastadam.plans import chores
 from fastadam.plans.rows import row_chunks
+from fastadam.plans.table import EVERY, Table
 from fastadam.rules import Rule
-from fastadam.torch.leaf import Cohort, Leaf, Moved, form, local
+from fastadam.torch.leaf import Leaf, Moved, form, local
 from fastadam.torch.native import Forms, forms
 
 if TYPE_CHECKING:
@@ -32,13 +31,20 @@ if TYPE_CHECKING:
 
 EMPTY: dict[str, Any] = {}
 DATA_PTR = torch.Tensor.data_ptr
-PLAIN, NUMBERS = chores.Chores(), Numbers()
 EXACT = 1 << 24  # counts below it are float32 numbers
 
 
 def _same(now: list[Any], before: list[Any]) -> bool:
     """Whether both hold the same objects."""
     return len(now) == len(before) and all(map(is_, now, before))
+
+
+class ParamGroup(Group):
+    """A group whose lr is torch's: taken over before each step, a number or a tensor of one."""
+
+    def lr_at(self, t: int) -> float:
+        lr: Any = self.lr
+        return lr.item() if isinstance(lr, torch.Tensor) else lr  # type: ignore[no-any-return]
 
 
 class Names(NamedTuple):
@@ -63,8 +69,6 @@ class Walk:
         self._members, self._copies, self._chores = members, copies, opt._chores
         self._kernel = kernels.ALL[opt.rule.kernel]
         self._names = [each.name for each in fields(opt.rule) if each.init and each.name != "lr"]
-        self._width = len(self._kernel.Coefficients._fields)  # type: ignore[attr-defined]
-        self._skipped = 0
         self._begun: list[int] = []  # the leaves to whose state this step is the first
         self._by_row: set[int] = set()  # parameters that got a sparse gradient
         self._lay_out()
@@ -76,7 +80,7 @@ class Walk:
         self._read: list[Any] = [None] * len(self._members)
         self._settings: list[Any] = [None] * len(self._members)
         self.leaves: list[Leaf] = []
-        self.groups: list[Group] = []
+        self.groups: list[ParamGroup] = []
         self._columns: list[list[int]] = []  # per leaf, where in its row of the plan's table its addresses go
         formats: list[list[Format | None]] = []
         for k, members in enumerate(self._members):
@@ -105,24 +109,22 @@ class Walk:
                         f"{leaf.name} is a DTensor: max_norm, skip_nonfinite and stats would see one shard"
                     )
             own = range(len(self.leaves), len(self.leaves) + len(leaves))
-            self.groups.append(Group(rule, f"param_groups[{k}]: ", own, {leaf.wide for leaf in leaves}, limit))
+            self.groups.append(ParamGroup(rule, f"param_groups[{k}]: ", own, {leaf.wide for leaf in leaves}, limit))
             self.leaves += leaves
-        n, carried = len(self.leaves), len(opt.rule.carried)
         self._structure = Names([leaf.name.removeprefix("params") for leaf in self.leaves])
-        self._totalled, self._counts = np.zeros(n + 1, np.int64), np.zeros(0, np.int64)
-        self._row, self._rows = np.full(n + 1, -1), np.zeros((max(n, 1), self._width + carried + len(NUMBERS)))
-        self._format, self._bytes = struct.Struct(f"{self._rows.shape[1]}d"), self._rows.data
+        drawing = any(format.draws for leaf in self.leaves for format in (leaf.format, *leaf.formats.values()))
+        self._table = Table(opt.rule, self.groups, self._chores, opt._seed, drawing)
         self._plan: Any = self._make_plan(formats)
         self._params = [leaf.p for leaf in self.leaves]
-        # Whether rounding draws random bits.
-        self._drawing = any(format.draws for leaf in self.leaves for format in (leaf.format, *leaf.formats.values()))
-        self._plain = self._chores == PLAIN and not any(group.max_norm for group in self.groups)
-        self._cohorts: list[Cohort] = []
+        self._plain = self._chores == chores.PLAIN and not any(group.max_norm for group in self.groups)
+        self._live: Any = EVERY  # which leaves take the step
+        self._cohorts: list[tuple[int, list[list[tuple[Any, Any]]]]] = []  # a leaf of each, and where its numbers go
         self._missing: list[bool] | None = None  # which leaves had no gradient when last looked at
         self._memory: Forms | None = None  # of the leaves and their state, and of gradients if every leaf has one
         self._grads: Forms | None = None
         self._numbers: list[tuple[Any, Any]] = []
         self._values: list[Any] = []
+        self._stepping: list[tuple[int, Leaf]] = []  # the leaves whose numbers these are
         self._gaps: list[Leaf] = []
         self._stepped: list[Any] = []  # what a step changes and autograd may know
 
@@ -131,7 +133,7 @@ class Walk:
         return AddressPlan(
             self._kernel, self._labels(), [leaf.size for leaf in self.leaves], formats,
             [leaf.mastered for leaf in self.leaves], self._opt._storage.index_offset,
-            self._row, self._rows, len(self._opt.rule.carried), self._chores.flags,
+            self._table, self._chores,
         )  # fmt: skip
 
     def _labels(self) -> list[list[str]]:
@@ -161,6 +163,7 @@ class Walk:
                     raise Moved
                 group._check(rule)
                 group.__dict__["_rule"] = rule
+            group.__dict__["lr"] = own["lr"]
             if own.get("max_norm") != group.max_norm:
                 group.__dict__["max_norm"] = positive(f"param_groups[{k}]: max_norm", own.get("max_norm"))
                 self._plain = False
@@ -187,15 +190,15 @@ class Walk:
         begun: list[int] = []
         if looking := missing != self._missing or not self._as_before():
             begun, addresses = self._look(missing), None
-        if not self._cohorts:
-            return chores.NOTHING
+            if all(missing):
+                return chores.NOTHING
         sparse: dict[int, Any] = {}
         if addresses is None:
             addresses = self._usual_gradients(grads)
         if addresses is None:
             sparse = self._sparse(grads)
             addresses = self._gradients(grads, sparse)
-        numbers = self._coefficients(scale)
+        self._table.fill(scale, self._live)
         # Nothing is refused from here on.
         if looking:
             for k in begun:
@@ -203,6 +206,7 @@ class Walk:
             self._remember(missing)
         self._settle()
         self._plan.put_gradients(addresses)
+        numbers = [self._table.after(leaf) for leaf, _ in self._cohorts]
         after = self._after(numbers)
         for leaf in self._gaps:
             leaf.gather()
@@ -212,8 +216,6 @@ class Walk:
         if self._chores.skip_nonfinite and info.skipped:
             return info
         increment_version(self._stepped)  # autograd refuses to go back through what has changed
-        for cohort, (count, *carried) in zip(self._cohorts, numbers, strict=True):
-            cohort.count, cohort.carried = count, tuple(carried)
         if len(numbers) == len(numbers[0]) == 1 and numbers[0][0] < EXACT:
             self._values[:] = numbers[0] * len(self._numbers)
         else:
@@ -234,19 +236,19 @@ class Walk:
             return [(*place, count) for place in self._numbers]
         return [
             (array, at, x)
-            for cohort, new in zip(self._cohorts, numbers, strict=True)
-            for places, x in zip(cohort.places, new, strict=False)
+            for (_, homes), new in zip(self._cohorts, numbers, strict=True)
+            for places, x in zip(homes, new, strict=False)
             for array, at in places
         ]
 
     def _launch(self, sparse: dict[int, Any], after: list[Any]) -> chores.StepInfo:
-        row, work = self._row, self._plan.everything
+        row, work = self._table.row, self._plan.everything
         if sparse:  # another array of rows, by which chores know that not every leaf is stepped whole
             row, work = row.copy(), self._work(sparse)
         elif self._plain:
             self._plan.launch(after)
             return chores.NOTHING
-        return chores.launch(self, (), work, row, self._rows, after)  # type: ignore[arg-type]
+        return chores.launch(self, (), work, row, self._table.rows, after)  # type: ignore[arg-type]
 
     def forget(self) -> None:
         """A step is not taken: where nothing counts steps, a slot's being there would say that one was."""
@@ -276,39 +278,34 @@ class Walk:
         """Take up what has changed; returns the leaves that have no state yet."""
         self._missing = self._grads = None
         begun: list[int] = []
-        cohorts: dict[Any, Cohort] = {}
-        new = 0
-        self._row[:-1] = -1
+        table, new, values = self._table, 0, iter(self._values)
+        for k, leaf in self._stepping:  # as steps have left them
+            leaf.values = list(islice(values, len(leaf.places)))
+            leaf.history = table.counts.item(k), table.carried[k].tolist()
         for k, leaf in enumerate(self.leaves):
             if missing[k]:
                 continue
             state = self._opt.state.get(leaf.p) or EMPTY
             if not leaf.complete(state):
                 begun.append(k)
-                leaf.cohort = leaf.taken(state, self._opt.rule.carried)
+                table.counts[k], table.carried[k] = leaf.taken(state, self._opt.rule.carried)
             elif leaf.changed(state):
                 leaf.look(state)
+                table.counts[k], table.carried[k] = leaf.history
                 self._place(k)
                 new += 1
-            own = leaf.cohort
-            leaf.cohort = cohorts.setdefault(
-                (own.group, own.count, *own.carried), Cohort(own.group, own.count, own.carried)
-            )
-        order = {id(cohort): row for row, cohort in enumerate(cohorts.values())}
-        for k, leaf in enumerate(self.leaves):
-            if not missing[k]:
-                self._row[k] = order[id(leaf.cohort)]
-        self._cohorts = list(cohorts.values())
+        table.notice()
+        self._live = [not none for none in missing] if any(missing) else EVERY
+        table.counts[-1] = table.counts[:-1][~np.array(missing, bool)].max(initial=0)
         if new or begun:
             self._check_separate()
         return begun
 
     def _begin(self, k: int) -> None:
         """Give a leaf the state that it lacks."""
-        leaf, cohort = self.leaves[k], self.leaves[k].cohort
+        leaf = self.leaves[k]
         self._opt._begin(leaf)
         leaf.look(self._opt.state.get(leaf.p) or EMPTY)
-        leaf.cohort = cohort
         self._place(k)
 
     def _place(self, k: int) -> None:
@@ -323,6 +320,7 @@ class Walk:
         self._gaps = [leaf for leaf in live if leaf.gaps]
         self._kept = [*(x for leaf in live for x in leaf.found), *(leaf.p for leaf in self._gaps)]
         self._forms, self._addresses = list(map(form, self._kept)), list(map(DATA_PTR, self._kept))
+        self._stepping = [(k, leaf) for k, leaf in enumerate(self.leaves) if not missing[k]]
         self._numbers = [place for leaf in live for place in leaf.places]
         self._values = [value for leaf in live for value in leaf.values]
         self._shared, at = [], 0
@@ -330,9 +328,10 @@ class Walk:
             if leaf.shared and not leaf.gaps:
                 self._shared.append((at, leaf))
             at += len(leaf.found)
-        for cohort in self._cohorts:
-            own = [leaf for leaf in live if leaf.cohort is cohort]
-            cohort.places = [list(places) for places in zip(*(leaf.places for leaf in own), strict=True)]
+        rows, self._cohorts = self._table.row.tolist(), []
+        for first in self._table.cohorts:
+            places = [leaf.places for k, leaf in self._stepping if rows[k] == rows[first]]
+            self._cohorts.append((first, list(map(list, zip(*places, strict=True)))))
         self._alike = not any(missing) and all(leaf.usual and id(leaf.p) not in self._by_row for leaf in live)
         self._memory = None if self._shared else forms(self._kept)
         self._grad_forms = [(leaf.dtype, leaf.shape, leaf.strides) for leaf in live]
@@ -380,22 +379,6 @@ class Walk:
         chunks = [self._plan.dense_chunks(k) for k in range(len(self.leaves)) if k not in sparse]
         chunks += [row_chunks(k, rows, k, np.arange(len(rows)), 0, width) for k, (rows, width, _) in sparse.items()]
         return self._plan.work(chunks)
-
-    def _coefficients(self, scale: float) -> list[tuple[Any, ...]]:
-        """Fill this step's row for each cohort; returns the numbers of its state after it."""
-        extra: tuple[float, ...] = NUMBERS
-        if self._chores.ema_decay is not None:
-            extra = self._chores.numbers(1 + max(cohort.count for cohort in self._cohorts))
-        after = []
-        for row, cohort in enumerate(self._cohorts):
-            lr = self._opt.param_groups[cohort.group]["lr"]
-            lr, count = lr if type(lr) is float or not isinstance(lr, torch.Tensor) else lr.item(), cohort.count + 1
-            numbers = self.groups[cohort.group].coefficients_at(count, lr, scale, *cohort.carried)
-            if self._drawing:
-                extra = (*extra[:-1], float(key(self._opt._seed, count)))
-            self._format.pack_into(self._bytes, row * self._format.size, *numbers, *extra)
-            after.append((count, *numbers[self._width :]))
-        return after
 
     def _check_separate(self) -> None:
         """Leaves that share memory would be stepped by two threads at once."""

@@ -933,7 +933,10 @@ def test_rows_have_numpys_bits(chored, case, dtype, semantics, cupy):
         if t == 14:  # a dense step between
             pair.step([hostile(np.random.default_rng(t), p.size, dtype).reshape(p.shape) for p in tree])
     assert bool(pair.opt._behind.at) == (semantics == "exact")
-    assert any((at < pair.opt._counts[leaf]).any() for leaf, at in pair.opt._behind.at.items()) or semantics == "lazy"
+    assert (
+        any((at < pair.opt._table.counts[leaf]).any() for leaf, at in pair.opt._behind.at.items())
+        or semantics == "lazy"
+    )
     for opt in (pair.reference, pair.opt):
         opt.catch_up()
     assert pair.differing() == []
@@ -1057,7 +1060,7 @@ def test_bad_rows_change_nothing(cupy):
             opt.step_rows(rows, semantics="exact")
     assert len(cupy.state.launches) == launches
     assert same_bits(before, ones.get())
-    assert (opt.t, opt._counts.tolist(), opt._behind.at[0].tolist()) == (1, [1, 0, 1], [0, 1, 0, 0])
+    assert (opt.t, opt._table.counts.tolist(), opt._behind.at[0].tolist()) == (1, [1, 0, 1], [0, 1, 0, 0])
 
 
 def test_rows_that_are_behind_move_and_are_copied(cupy):

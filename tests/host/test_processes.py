@@ -722,7 +722,7 @@ def watch(frame, event, argument):
     # Numba shows its native calls as frames of the functions that they were compiled from.
     if "/kernels/cpu/" in frame.f_code.co_filename.replace("\\\\", "/"):
         return
-    done = [bool(p[0] != 1) for p in params] + [opt._counts[-1] > 0]
+    done = [bool(p[0] != 1) for p in params] + [opt._table.counts[-1] > 0]
     if any(done) and not all(done):
         seen.append((frame.f_code.co_name, frame.f_code.co_filename, event))
 

@@ -230,13 +230,13 @@ def test_bad_rows_are_refused_and_nothing_changes(case, semantics, backend):
             "flat": fa.FlatBuffer([np.ones(6, np.float32)])}  # fmt: skip
     opt = fa.Adam(tree, backend=backend)
     opt.step_rows({"table": (AT, V)}, semantics="exact")
-    before = copy.deepcopy((tree["table"], opt._behind.at, opt._counts))
+    before = copy.deepcopy((tree["table"], opt._behind.at, opt._table.counts))
     with pytest.raises(error, match=text):
         opt.step_rows(rows, semantics=semantics)
     assert same_bits(tree["table"], before[0])
     assert opt.t == 1
     assert all(np.array_equal(before[1][k], opt._behind.at[k]) for k in before[1])
-    assert np.array_equal(before[2], opt._counts)
+    assert np.array_equal(before[2], opt._table.counts)
 
 
 def test_other_refusals():

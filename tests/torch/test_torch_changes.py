@@ -81,6 +81,23 @@ def stepped(p, **chosen):
     return opt
 
 
+@pytest.mark.parametrize("method", [fat.Adam, fat.NAdam])
+def test_counts_that_are_set_back_in_place(method):
+    """To the number at which the walk began, too: the next step is then the first again, as torch takes it."""
+    params = [Parameter(torch.linspace(-1, 1, 7)) for _ in range(2)]
+    theirs = {fat.Adam: torch.optim.Adam, fat.NAdam: torch.optim.NAdam}[method]
+    opts = [method([params[0]], lr=0.1), theirs([params[1]], lr=0.1)]
+    for t in range(6):
+        for p, opt in zip(params, opts, strict=True):
+            p.grad = torch.linspace(1, 2, 7) * (t + 1)
+            if t == 3:
+                for name in opt.state[p].keys() & {"step", "mu_product"}:
+                    opt.state[p][name].fill_(float(name == "mu_product"))
+            opt.step()
+    assert opts[0].state[params[0]]["step"].item() == 3
+    assert_close(*params)
+
+
 @pytest.mark.parametrize("shape", [(4,), (4, 4), (1,), (2, 3, 4)])
 def test_a_parameter_and_a_gradient_of_two_shapes_are_refused(shape):
     p = Parameter(torch.zeros(shape))

@@ -29,9 +29,12 @@ from torch.testing._internal.common_optimizers import OptimizerErrorEnum, optim_
 
 import fastadam as fa  # noqa: E402
 import fastadam.torch as fat  # noqa: E402
-from fastadam import kernels  # noqa: E402
+from fastadam import kernels, rules  # noqa: E402
+from fastadam.group import Group  # noqa: E402
 from fastadam.host.addresses import AddressPlan  # noqa: E402
-from fastadam.kernels.chores import Flags  # noqa: E402
+from fastadam.kernels.formats import FLOAT32  # noqa: E402
+from fastadam.plans.chores import PLAIN  # noqa: E402
+from fastadam.plans.table import Table  # noqa: E402
 
 INFOS = [info for info in optim_db if hasattr(fat, info.name)]
 DENSE = [info for info in INFOS if not info.only_supports_sparse_grads]
@@ -662,10 +665,10 @@ def test_lion_constructor():
 def test_chunks_beyond_32_bits():
     """A tensor of 2^31 + 5 elements is walked to its end, every element once."""
     n = 2**31 + 5
-    row, rows = np.zeros(2, np.int64), np.zeros((1, 8))
+    table = Table(rules.SGD, [Group(rules.SGD(), "", range(1), {np.dtype(np.float32)})])
     plan = AddressPlan(
-        kernels.ALL["momentum"], [["p"] * 6], [n], [[np.dtype(np.float32), None, None, None, None]], [False], 0,
-        row, rows, 0, Flags(),
+        kernels.ALL["momentum"], [["p"] * 6], [n], [[FLOAT32, None, None, None, None]], [False], 0,
+        table, PLAIN,
     )  # fmt: skip
     chunks = plan.everything[0].chunks
     assert chunks[0, 1] == 0

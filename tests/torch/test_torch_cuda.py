@@ -233,8 +233,8 @@ def test_state_comes_and_goes(device, monkeypatch, own):
 
 def test_gradients_that_come_and_go_lay_out_nothing_anew(device, monkeypatch):
     """Only state that is new, or lies elsewhere, does."""
-    made, before = [], BACKENDS["cuda"].plan_for
-    monkeypatch.setattr(BACKENDS["cuda"], "plan_for", lambda *args: made.append(1) or before(*args))
+    made, before = [], BACKENDS["cuda"].plan
+    monkeypatch.setattr(BACKENDS["cuda"], "plan", lambda *args: made.append(1) or before(*args))
     params = parameters(BF16)
     opt = fat.AdamW(params)
     for t, expected in enumerate((1, 2, 2, 2, 2, 3)):  # in the second step the first parameter begins
