@@ -43,7 +43,7 @@ def everything(params, opt, grads, infos):
     found = {f"p{k}": p for k, p in enumerate(params)} | state_arrays(opt) | {f"g{k}": g for k, g in enumerate(grads)}
     if opt._copy_to is not None:
         flat = opt._copy_to if isinstance(opt._copy_to[0], np.ndarray) else [x for half in opt._copy_to for x in half]
-        found |= {f"copy{k}": x.view(np.uint16) for k, x in enumerate(flat)}
+        found |= {f"copy{k}": x for k, x in enumerate(flat)}
     numbers = [x for info in infos for x in (info.grad_norm, info.clip_factor, info.stats)]
     return found, repr(numbers)
 
