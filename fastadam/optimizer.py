@@ -282,13 +282,21 @@ class Optimizer:
                 "or forget() before"
             )
 
-    def accumulate(self, grads: Tree) -> None:
+    def accumulate(self, grads: Tree, micro_batches: int = 1) -> None:
         """Add one micro-batch's gradients, a tree as `step` takes it, to those that the next `step()` uses.
 
+        micro_batches: how many they are the sum of.
         That step, skipped, refused for a gradient that is not finite, or taken, uses them up; so does load_state_dict.
         Pickle and deepcopy keep them, state_dict does not.
         """
-        chores.accumulate(self, grads)
+        chores.accumulate(self, grads, micro_batches)
+
+    @property
+    def accumulated(self) -> tuple[int, dict[str, Array]]:
+        """How many micro-batches have been accumulated, and by path the sums of their gradients, as they lie."""
+        count: int = self._totalled.item(-1)
+        sums = zip(self.paths, chores.totals(self), strict=True) if count else ()
+        return count, {path: x for path, x in sums if x is not None}
 
     def forget(self) -> None:
         """Drop what has been accumulated."""

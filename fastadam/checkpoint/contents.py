@@ -22,6 +22,7 @@ from fastadam.kernels.codes import GROUP
 from fastadam.kernels.formats import CODES, format_of, is_signed
 from fastadam.optimizer import Optimizer
 
+ACCUMULATED = "accumulated"  # the stream of the sums of micro-batches' gradients
 HEAD = "version", "method", "t", "seed", "skipped", "groups"  # of Optimizer.state_dict
 
 
@@ -125,9 +126,10 @@ def leaves_of(opt: Optimizer, shards: Mapping[str, Shard] | None) -> tuple[dict[
     return state, [Leaf(path, x, state["leaves"][f"params{path}"], shards.get(path)) for path, x in trees]
 
 
-def snapshot(opt: Optimizer, shards: Mapping[str, Shard] | None) -> Snapshot:
-    """What to save of an optimizer, as it is now; arrays are not copied."""
+def snapshot(opt: Optimizer, shards: Mapping[str, Shard] | None, accumulated: bool = False) -> Snapshot:
+    """What to save of an optimizer, as it is now, with what it has accumulated or without; arrays are not copied."""
     state, leaves = leaves_of(opt, shards)
+    count, sums = opt.accumulated if accumulated else (0, {})
     numbers: dict[str, dict[str, Any]] = {}
     pieces: list[Piece] = []
     signs = signed_slots(opt)
@@ -142,7 +144,14 @@ def snapshot(opt: Optimizer, shards: Mapping[str, Shard] | None) -> Snapshot:
                 pieces.append(_coded(leaf.layout, stream, x, signs[slot]))
             else:
                 pieces.extend(_plain(leaf.layout, stream, x))
-    head = {"kind": "fastadam", **{key: state[key] for key in HEAD}, "index_offset": opt.index_offset}
+        if leaf.path in sums:
+            pieces.extend(_plain(leaf.layout, ACCUMULATED, sums[leaf.path]))
+    head = {
+        "kind": "fastadam",
+        **{key: state[key] for key in HEAD},
+        "index_offset": opt.index_offset,
+        "accumulated": count,
+    }
     return Snapshot(head, numbers, pieces, state["t"])
 
 

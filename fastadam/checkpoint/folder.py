@@ -24,14 +24,16 @@ def is_torch(opt: Any) -> bool:
     return hasattr(opt, "param_groups")
 
 
-def prepared(place: Place, opt: Any, extra: Any, shards: Shards, team: Team) -> Saving:
+def prepared(place: Place, opt: Any, extra: Any, accumulated: bool, shards: Shards, team: Team) -> Saving:
     """A save that is ready to begin. Raises TypeError, ValueError before anything is written."""
     manifest.check_json("extra", extra)
     if is_torch(opt):
         from fastadam.checkpoint import of_torch
 
+        if accumulated:
+            raise ValueError("accumulated is True, expected False for a PyTorch optimizer: its p.grad is the program's")
         return Saving(place, of_torch.snapshot(opt, shards), extra, team)
-    return Saving(place, contents.snapshot(opt, shards), extra, team)
+    return Saving(place, contents.snapshot(opt, shards, accumulated), extra, team)
 
 
 def finish(saving: Saving) -> None:
@@ -77,7 +79,7 @@ class Folder:
 
     def save(
         self, opt: Any, extra: Any = None, *, background: bool = False, copy: bool = True, memory: int | None = None,
-        shards: Shards = None, rank: int = 0, size: int = 1, gather: Gather | None = None,
+        accumulated: bool = False, shards: Shards = None, rank: int = 0, size: int = 1, gather: Gather | None = None,
     ) -> Handle | None:  # fmt: skip
         """Save an optimizer: its parameters, state, counts, hyperparameters (of lr only a number) and seed.
 
@@ -87,6 +89,7 @@ class Folder:
             the log, not to the training loop.
         copy: False, with background=True: copy nothing; no step may be taken before wait() has returned.
         memory: with background=True, bytes that the copy may take: what exceeds them is written before save returns.
+        accumulated: also what opt.accumulate has added up and no step has used; load takes it over where it is.
         shards: which leaves are parts, {path: Shard}; every rank saves with its own, each into a file of its own.
         rank, size, gather: this process among those that save together; gather takes one object and returns the list of
             every rank's, such as torch.distributed.all_gather_object. All of them see the same folder, and all raise if
@@ -97,7 +100,7 @@ class Folder:
         if not background and (limit is not None or copy is not True):
             raise ValueError("copy and memory are given, expected them with background=True")
         self.settle()
-        saving = prepared(Series(self.path, self.keep), opt, extra, shards, Team(rank, size, gather))
+        saving = prepared(Series(self.path, self.keep), opt, extra, accumulated, shards, Team(rank, size, gather))
         if not background:
             finish(saving)
             return None
@@ -137,7 +140,8 @@ class Folder:
 
         The optimizer has the same method over a tree of the same paths, shapes and dtypes, or a FlatBuffer of one. The
         checkpoint's hyperparameters win over the constructor's; an lr that is a callable stays. Other moments are
-        rounded as opt.convert does, which the log says. What was accumulated is dropped. It takes the checkpoint's
+        rounded as opt.convert does, which the log says. What was accumulated is
+        dropped, or replaced by what was saved of it. It takes the checkpoint's
         size in memory: nothing changes before all of it is read and its checksums agree.
 
         strict: False loads the leaves that fit; returns (extra, a list of texts, what did not).
@@ -165,8 +169,8 @@ class Folder:
 
 
 def save(
-    path: str | os.PathLike[str], opt: Any, extra: Any = None, *, shards: Shards = None, rank: int = 0, size: int = 1,
-    gather: Gather | None = None,
+    path: str | os.PathLike[str], opt: Any, extra: Any = None, *, accumulated: bool = False, shards: Shards = None,
+    rank: int = 0, size: int = 1, gather: Gather | None = None,
 ) -> None:  # fmt: skip
     """Save one checkpoint, in place of the one that was there; arguments and errors as of Folder.save.
 
@@ -175,7 +179,7 @@ def save(
     where = os.path.abspath(os.fspath(path))
     if os.path.isdir(where) and numbered(where, DONE):
         raise ValueError(f"{where} is a folder of checkpoints, expected another path, or checkpoint.Folder")
-    finish(prepared(Single(where), opt, extra, shards, Team(rank, size, gather)))
+    finish(prepared(Single(where), opt, extra, accumulated, shards, Team(rank, size, gather)))
 
 
 def load(path: str | os.PathLike[str], opt: Any, *, strict: bool = True, shards: Shards = None) -> Any:

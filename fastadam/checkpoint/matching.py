@@ -8,10 +8,11 @@ import numpy as np
 
 from fastadam import kernels
 from fastadam.arrays.host import Array, memory_order
-from fastadam.arrays.tree import Structure
-from fastadam.checkpoint.contents import HEAD, Leaf, Shards, leaves_of, signed_slots
+from fastadam.arrays.tree import Structure, rebuild
+from fastadam.checkpoint.contents import ACCUMULATED, HEAD, Leaf, Shards, leaves_of, signed_slots
 from fastadam.checkpoint.disk import log
 from fastadam.checkpoint.reading import Opened
+from fastadam.group import is_grouped
 from fastadam.kernels import codes
 from fastadam.kernels.chores import BLOCK
 from fastadam.kernels.codes import GROUP
@@ -206,7 +207,7 @@ class Match:
         return at[0] if alike and (whole or coded["order"] == sorted(coded["order"])) else None
 
     def _surplus(self, path: str, streams: set[str]) -> Iterator[str]:
-        for stream in sorted(self._source.streams - streams):
+        for stream in sorted(self._source.streams - streams - {ACCUMULATED}):
             if self._source.shape(stream, path) is not None:
                 yield f"{stream}{path}"
 
@@ -221,6 +222,7 @@ class Match:
     def load(self) -> None:
         """Read what fits, then take it over: nothing changes before everything is read and checked."""
         values = {leaf.path: self._assemble(leaf, "params") for leaf in self._fitting}
+        sums = {leaf.path: self._sums(leaf) for leaf in self._fitting}
         state: dict[str, Any] | None = None
         if self._head:
             state = self._opt.state_dict(copy=False)
@@ -234,7 +236,30 @@ class Match:
             self._opt.load_state_dict(state)
         for leaf in self._fitting:
             leaf.home.write(leaf.array, values[leaf.path])
+        if state is not None:
+            self._accumulate(sums)
         self._refresh_copies()
+
+    def _sums(self, leaf: Leaf) -> Array | None:
+        """The sum of a leaf's gradients that was saved; None where there is none."""
+        parts = list(leaf.layout.parts())
+        if not parts or any(self._source.shape(ACCUMULATED, path) != shape for path, shape, *_ in parts):
+            return None
+        return self._assemble(leaf, ACCUMULATED)
+
+    def _accumulate(self, sums: dict[str, Array | None]) -> None:
+        """Let the next step() use what the checkpoint's would have."""
+        if count := self._content["optimizer"].get("accumulated", 0):
+            params = self._opt.params
+            trees = [group["params"] for group in params] if is_grouped(params) else params
+            homes = iter(self._leaves)
+
+            def gradient(_: Any) -> Any:
+                leaf = next(homes)
+                values = sums.get(leaf.path)
+                return None if values is None else leaf.home.put(values.reshape(leaf.array.shape))
+
+            self._opt.accumulate(rebuild(trees, gradient), micro_batches=count)
 
     def _state_of(self, leaf: Leaf) -> dict[str, Any]:
         parts = list(leaf.layout.parts())
@@ -250,7 +275,7 @@ class Match:
 
     def _assemble(self, leaf: Leaf, stream: str, slot: Slot | None = None) -> Array:
         """A leaf's stream in the leaf's shape and dtype."""
-        like = leaf.streams[stream]
+        like = leaf.streams.get(stream, leaf.array)
         parts = [self._source.wide(stream, path, first, stop) for path, _, first, stop, _ in leaf.layout.parts()]
         if slot is not None:
             parts = [x if x.dtype == like.dtype else format_of(x.dtype).decode(x, slot, x.size) for x in parts]

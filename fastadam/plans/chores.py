@@ -17,7 +17,7 @@ import numpy as np
 
 from fastadam.arrays.flat import FlatBuffer
 from fastadam.arrays.host import Array, Host, describe, flat, flat_like, shaped_like
-from fastadam.checks import at_count, number, positive
+from fastadam.checks import at_count, integer, number, positive
 from fastadam.kernels.chores import NOTES, Flags, Numbers, in_pairs
 from fastadam.kernels.formats import SHORT, compute
 
@@ -185,8 +185,9 @@ def statistics(opt: Optimizer, sums: Array, scale: float) -> dict[str, dict[str,
     return found
 
 
-def accumulate(opt: Optimizer, grads: Tree) -> None:
+def accumulate(opt: Optimizer, grads: Tree, micro_batches: int) -> None:
     """See Optimizer.accumulate."""
+    count = integer("micro_batches", micro_batches, low=1, most=2**62)
     opt._check_idle("gradients inside averaged() are those of the averages")
     leaves = opt._structure.flatten(grads, "grads")
     opt._plan.accept(leaves)
@@ -196,7 +197,7 @@ def accumulate(opt: Optimizer, grads: Tree) -> None:
     row, then = opt._totalled.copy(), opt._totalled.copy()
     for leaf, g in enumerate(leaves):
         row[leaf], then[leaf] = (-1, row[leaf]) if g is None else (row[leaf], 1)
-    then[-1] += 1
+    then[-1] += count
     opt._plan.accumulate(opt._totals, row, [(opt._totalled, ..., then)])
 
 
@@ -207,11 +208,17 @@ def accumulated(opt: Optimizer, reduction: str) -> tuple[list[Array | None], flo
     count = opt._totalled.item(-1)
     if count == 0:
         raise ValueError("step() got no grads and nothing has been accumulated: expected one of them")
-    found = [
+    return totals(opt), 1 / count if reduction == "mean" else 1.0
+
+
+def totals(opt: Optimizer) -> list[Array | None]:
+    """Each leaf's accumulated gradient in its shape, None where there was none."""
+    if not opt._totals:
+        return [None] * len(opt._arrays)
+    return [
         shaped_like(x, p) if there else None
         for x, p, there in zip(opt._totals, opt._arrays, opt._totalled.tolist(), strict=False)
     ]
-    return found, 1 / count if reduction == "mean" else 1.0
 
 
 @contextmanager

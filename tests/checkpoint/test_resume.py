@@ -424,3 +424,34 @@ def test_a_save_over_leaves_what_is_mapped(tmp_path):
 def test_importing_fastadam_does_not_load_it(fresh):
     text = "import sys, fastadam as fa; print([x for x in sys.modules if 'checkpoint' in x]); fa.checkpoint.Folder"
     assert fresh(text) == "[]\n"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_was_accumulated_is_saved_on_request(dtype, tmp_path):
+    """Two micro-batches before the save and one after it make the step that three in one process make."""
+    chosen = {"lr": 0.01, "backend": "numpy", "seed": 3}
+    whole, first, second, third = (fa.AdamW([{"params": tree(DTYPES[dtype])}], **chosen) for _ in range(4))
+
+    def batch(t):
+        g = tree(DTYPES[dtype], seed=100 + t)
+        return [{**g, "s": (None, g["s"][1])}]
+
+    for t in range(3):
+        whole.accumulate(batch(t))
+    for t in range(2):
+        first.accumulate(batch(t))
+    count, sums = first.accumulated
+    assert (count, list(sums)) == (2, [path for path in first.paths if path != "[0]['s'][0]"])
+    folder = fa.checkpoint.Folder(tmp_path)
+    folder.save(first, accumulated=True)
+    second.accumulate(batch(7))
+    folder.load(second)
+    assert second.accumulated[0] == 2
+    second.accumulate(batch(2))
+    for opt in (whole, second):
+        opt.step()
+    assert same(second, whole)
+    folder.save(first)
+    third.accumulate(batch(7))
+    folder.load(third)
+    assert third.accumulated == (0, {})
