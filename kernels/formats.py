@@ -9,7 +9,7 @@ Compiled code and CUDA's have a table each from a Format to its text: kernels/cp
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, cached_property, partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -139,10 +139,10 @@ class Format:
     moments: bool = False
     compute: Any = NARROW
 
-    @cached_property
+    @property
     def dtype(self) -> Any:
         """The dtype of an array of it. Raises ImportError where ml_dtypes has it and is not installed."""
-        if self.rests in np.sctypeDict:
+        if hasattr(np, self.rests):
             return np.dtype(self.rests)
         try:
             import ml_dtypes

@@ -65,6 +65,7 @@ def sniffing(text):
 
 ALLOWED = {  # comparisons that ask for something else
     "torch.get_default_dtype() == torch.float64",  # what torch counts steps in
+    "x.itemsize == 8",  # the words of a native call
     "real.dtype is torch.bfloat16",  # a tensor that has no .numpy()
 }
 
