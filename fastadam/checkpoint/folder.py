@@ -12,10 +12,10 @@ from fastadam.checkpoint.background import Handle
 from fastadam.checkpoint.contents import Shards
 from fastadam.checkpoint.disk import log
 from fastadam.checkpoint.manifest import Damaged
-from fastadam.checkpoint.matching import Source
 from fastadam.checkpoint.places import DONE, Place, Series, Single, numbered
 from fastadam.checkpoint.reading import Opened, open_newer
 from fastadam.checkpoint.saving import Gather, Saving, Team
+from fastadam.checkpoint.source import Source
 from fastadam.checks import integer
 
 
@@ -87,7 +87,8 @@ class Folder:
         background: copy what is to be saved, return a Handle, write in a thread. It takes the file's size in memory,
             kept for the next such save, which waits for this one. An OSError comes from the handle's wait() and goes to
             the log, not to the training loop.
-        copy: False, with background=True: copy nothing; no step may be taken before wait() has returned.
+        copy: False, with background=True and arrays of the host: copy nothing; no step may be taken before wait()
+            has returned.
         memory: with background=True, bytes that the copy may take: what exceeds them is written before save returns.
         accumulated: also what opt.accumulate has added up and no step has used; load takes it over where it is.
         shards: which leaves are parts, {path: Shard}; every rank saves with its own, each into a file of its own.
@@ -104,6 +105,9 @@ class Folder:
         if not background:
             finish(saving)
             return None
+        if saving.on_device and not copy:
+            saving.close()
+            raise ValueError("copy is False, expected True for arrays on a device: only this thread's stream is theirs")
         failed: OSError | None = None
         try:
             if copy:

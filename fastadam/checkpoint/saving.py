@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from fastadam.arrays.host import PAGE
 from fastadam.checkpoint import manifest
 from fastadam.checkpoint.checksum import best
@@ -47,10 +49,14 @@ class Team:
 
 
 class Saving:
-    """One checkpoint on its way. begin, write and commit follow each other; close comes last, whatever happened."""
+    """One checkpoint on its way: begin, or stage, then write; close comes last, whatever happened.
+
+    on_device: whether arrays lie on a device, and bytes come from there through pinned memory.
+    """
 
     def __init__(self, place: Place, contents: Snapshot, extra: Any, team: Team) -> None:
         self._place, self._contents, self._extra, self._team = place, contents, extra, team
+        self.on_device = any(not isinstance(piece.values, np.ndarray) for piece in contents.pieces)
         self._image, self._algorithm = Image(contents.pieces), best()
         self._lane = Lane()
         self._file: File | None = None
@@ -74,7 +80,7 @@ class Saving:
             self._team.share(self._write_straight)
         n = -(-(size - self._cut) // PAGE) * PAGE
         if room is None or len(room) < n:
-            room = memory(n, self._image.on_device)
+            room = memory(n, self.on_device)
         self._image.fill(room[: size - self._cut], self._cut)
         self._staged = room
         return room
@@ -85,7 +91,7 @@ class Saving:
         return self._file
 
     def _write_straight(self) -> None:
-        self._open().copy(self._image.fill, 0, self._cut, rooms(self._image))
+        self._open().copy(self._image.fill, 0, self._cut, rooms(self.on_device))
 
     def write(self) -> None:
         """Write what is left, and return once all ranks' files are on disk and the checkpoint has appeared."""

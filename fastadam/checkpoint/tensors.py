@@ -91,7 +91,6 @@ class Image:
         self._head = np.frombuffer(len(text).to_bytes(8, "little") + text, np.uint8)
         self.offsets = [len(self._head) + first for first in ends[:-1]]
         self.size = len(self._head) + ends[-1]
-        self.on_device = any(not isinstance(piece.values, np.ndarray) for piece in self.pieces)
         self._at = -1  # the piece that `_bytes` are of
         self._bytes: Any = self._head
 
@@ -117,6 +116,6 @@ class Image:
                 self._bytes = self._head
             else:
                 piece = self.pieces[at]
-                straight = piece.values if piece.values.flags.c_contiguous else piece.values.copy(order="C")
-                self._bytes = straight.reshape(-1)[: piece.count].view(np.uint8)
+                straight = piece.values.reshape(-1)[: piece.count]
+                self._bytes = (straight if straight.flags.c_contiguous else straight.copy()).view(np.uint8)
         return self._bytes

@@ -11,7 +11,6 @@ import numpy as np
 from fastadam.arrays.host import PAGE, Array, allocate
 from fastadam.checkpoint import checksum, disk
 from fastadam.checkpoint.checksum import SPAN
-from fastadam.checkpoint.tensors import Image
 
 CHUNK = 1 << 23  # bytes of one write: a whole number of them make a span
 PART = 1 << 20  # bytes that are copied and then summed while a cache has them
@@ -59,9 +58,9 @@ class Lane:
         self._thread.join()
 
 
-def rooms(image: Image) -> list[Array]:
+def rooms(pinned: bool) -> list[Array]:
     """Three pieces of memory that chunks are made in: one is filled, one waits, one is written."""
-    return [memory(CHUNK, image.on_device) for _ in range(3)]
+    return [memory(CHUNK, pinned) for _ in range(3)]
 
 
 def memory(n: int, pinned: bool) -> Array:
