@@ -116,6 +116,9 @@ class Image:
                 self._bytes = self._head
             else:
                 piece = self.pieces[at]
-                straight = piece.values.reshape(-1)[: piece.count]
+                values = piece.values
+                if not values.flags.c_contiguous and not isinstance(values, np.ndarray):
+                    values = values.get()  # which gathers on the device what has gaps, such as codes between scales
+                straight = values.reshape(-1)[: piece.count]
                 self._bytes = (straight if straight.flags.c_contiguous else straight.copy()).view(np.uint8)
         return self._bytes
