@@ -9,22 +9,26 @@ from typing import Any
 
 from fastadam.arrays.device import DEVICE, HOST, home_of
 from fastadam.arrays.host import Host
+from fastadam.cuda import judge as device
 from fastadam.cuda.plan import CudaPlan
 from fastadam.cuda.window import Window
+from fastadam.host import judge as host
 from fastadam.host.compiled import NumbaPlan
 from fastadam.host.reference import NumpyPlan
+from fastadam.plans.chores import Chores
+from fastadam.plans.judge import Judge
 from fastadam.plans.plan import Plan
 
 log = logging.getLogger("fastadam")
 
 
 class Backend:
-    """One processor: its name, the plan that serves it, what must be importable for it, and where its arrays lie."""
+    """One processor: its name, the plan and the judge that serve it, what it must import, and where its arrays lie."""
 
-    def __init__(self, name: str, plan: type[Plan], needs: str, home: Host = HOST) -> None:
-        self.name, self.plan, self._needs, self.home = name, plan, needs, home
+    def __init__(self, name: str, plan: type[Plan], judge: type[Judge], needs: str, home: Host = HOST) -> None:
+        self.name, self.plan, self.judge, self._needs, self.home = name, plan, judge, needs, home
 
-    def window(self, opt: Any, plan: Any, capturable: bool) -> Any:
+    def window(self, plan: Any, judge: Any, chores: Chores, names: Sequence[str], capturable: bool) -> Any:
         """The coefficients of steps to come, if the device is to count: raises ValueError where none can."""
         if not capturable:
             return None
@@ -48,13 +52,13 @@ class Backend:
 class Cuda(Backend):
     """NVIDIA GPUs, through CuPy."""
 
-    def window(self, opt: Any, plan: Any, capturable: bool) -> Any:
-        if capturable and opt._chores.skip_nonfinite == "raise":
+    def window(self, plan: Any, judge: Any, chores: Chores, names: Sequence[str], capturable: bool) -> Any:
+        if capturable and chores.skip_nonfinite == "raise":
             raise ValueError(
                 "skip_nonfinite is 'raise', expected True or False with capturable=True: graphs raise nothing"
             )
         # Whether a step is skipped only the device knows, so it counts.
-        return Window(opt, plan) if capturable or opt._chores.skip_nonfinite is True else None
+        return Window(plan, judge, names, capturable) if capturable or chores.skip_nonfinite is True else None
 
     def status(self) -> str:
         try:
@@ -82,8 +86,8 @@ class Cuda(Backend):
 BACKENDS = {
     backend.name: backend
     for backend in (
-        Backend("numba", NumbaPlan, "numba"), Backend("numpy", NumpyPlan, "numpy"),
-        Cuda("cuda", CudaPlan, "cupy", DEVICE),
+        Backend("numba", NumbaPlan, host.Judge, "numba"), Backend("numpy", NumpyPlan, host.Judge, "numpy"),
+        Cuda("cuda", CudaPlan, device.Judge, "cupy", DEVICE),
     )
 }  # fmt: skip
 

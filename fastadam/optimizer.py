@@ -17,7 +17,7 @@ from fastadam.group import hyperparameters as hyperparameter_names
 from fastadam.group import is_grouped, make_groups
 from fastadam.kernels.formats import format_of
 from fastadam.plans import chores, storage
-from fastadam.plans.chores import NOTHING, Chores, StepInfo, check_copies
+from fastadam.plans.chores import Chores, StepInfo, check_copies
 from fastadam.plans.storage import Storage
 from fastadam.plans.table import EVERY, Table
 from fastadam.rules import Rule
@@ -121,8 +121,7 @@ class Optimizer:
             short = self._structure.flatten(copy_to, "copy_to")
             copies = check_copies(self._backend.home, self._structure.names, self._structure.leaves, arrays, short)
         self._capturable = capturable
-        self._plain = asked == Chores() and not any(group.max_norm for group in self.groups)
-        self._scale, self._averaging = 1.0, False
+        self._averaging = False
         self._totals: list[Array] = []  # flat, per leaf: the micro-batches' gradients
         self._kernel = kernels.ALL[self.rule.kernel]
 
@@ -147,7 +146,8 @@ class Optimizer:
                 home = self._backend.home
                 for p, copy in zip(arrays, copies, strict=True):
                     home.write(copy, home.get(flat(p)).astype(np.float32).astype(copy.dtype))  # type: ignore[arg-type]
-        self._window = self._backend.window(self, self._plan, capturable)
+        self._judge = self._backend.judge(self._plan, asked, self._structure.names)
+        self._window = self._backend.window(self._plan, self._judge, asked, self._structure.names, capturable)
         if self._window is not None:
             for group in self.groups:
                 group.__dict__["_changed"] = self._window.rewrite
@@ -202,11 +202,7 @@ class Optimizer:
         self._table.fill(scale, [leaf is not None for leaf in leaves] if missing else EVERY)
         if self._behind.at:
             self.catch_up()
-        if self._plain and not after and leaves:
-            self._plan.launch()
-            return NOTHING
-        self._scale = scale
-        return chores.launch(self, leaves, self._plan.everything, self._table.row, self._table.rows, after)
+        return self._judge.step(scale, leaves, after, after)
 
     def prepare(self, steps: int | None = None) -> None:
         """Where the device counts, with capturable=True, and with skip_nonfinite=True on a GPU: make the coefficients

@@ -1,15 +1,8 @@
-"""What a step on a CUDA device measures before it, and reports after it: nothing here waits for the device.
-
-But for skip_nonfinite="raise", which must know before it goes on.
-"""
+"""The notes that steps on a CUDA device take of gradients and updates, and the passes over them."""
 
 from __future__ import annotations
 
-import math
-from collections import deque
-from collections.abc import Iterator, Sequence
-from itertools import starmap
-from operator import call, setitem
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,16 +11,14 @@ from fastadam.arrays.host import Array
 from fastadam.cuda.nvrtc import function
 from fastadam.cuda.signature import chunk_table
 from fastadam.cuda.upload import Uploaded
-from fastadam.kernels.chores import BLOCK, LANES, NOTES, in_pairs
+from fastadam.kernels.chores import BLOCK, LANES, NOTES
 from fastadam.kernels.cuda import Pass, text_of
 from fastadam.kernels.formats import format_of
-from fastadam.plans.chores import Chores, StepInfo, statistics
+from fastadam.plans.chores import Chores
 
 if TYPE_CHECKING:
-    from fastadam.cuda.plan import CudaPlan
     from fastadam.cuda.signature import Signature
     from fastadam.group import Group
-    from fastadam.optimizer import Optimizer
 
 THREADS, SPAN = 256, 512  # of a block of ADD_UP; the notes that one adds up
 CASE = np.dtype(
@@ -115,32 +106,24 @@ class Norm:
             self._asked(asked)
             self._sent = asked.tobytes()
 
-    def launch(self, plan: CudaPlan, opt: Optimizer, scale: float, after: Sequence[Any]) -> Any:
-        """Measure, judge, step or not, note. Returns what reads the findings when it is asked for them."""
-        with plan.on_stream():
-            captured = plan.window is not None and plan.stream().is_capturing()
-            self.send(scale, 1.0 if plan.window is None else scale)
-            found = self._found if captured else self._cupy.empty(self._found.size, np.float64)
-            totals = self._totals if captured or not self.noted else self._cupy.empty(self._totals.size, np.float64)
-            steps = plan.steps()
-            case = self._case(found)
-            judge: list[Any] = []
-            for one, (*_, arguments) in zip(plan.signatures, steps, strict=True):
-                judge.append(self._measure(one, arguments[2]))
-            judge += self._add_up()
-            judge.append((self._function("JUDGE"), (1,), (THREADS,), (case,)))
-            if self.measured:
-                deque(starmap(call, judge), maxlen=0)
-            if self.raising and (values := found.get())[1] > 0:
-                largest = values[2 + len(self._groups) :]
-                opt.forget()
-                bad = opt._structure.names[int(np.argmin(np.isfinite(largest)))]
-                raise FloatingPointError(f"grads{bad} holds NaN or infinity, expected finite numbers")
-            if self.noted:
-                steps += [*self._add_up(), (self._function("TOTALS"), (1,), (THREADS,), (case, totals))]
-            rest = [(setitem, *one) for one in after]
-            deque(starmap(call, [*steps, *plan.counting(), *rest]), maxlen=0)
-            return DeviceInfo(self, opt, found, totals, scale, plan.stream())
+    def room(self, captured: bool) -> tuple[Any, Any]:
+        """Memory for what a step finds, and for each leaf's totals: the same for all steps of captured graphs."""
+        empty = self._cupy.empty
+        found = self._found if captured else empty(self._found.size, np.float64)
+        return found, self._totals if captured or not self.noted else empty(self._totals.size, np.float64)
+
+    def measure(self, signatures: Sequence[Signature], steps: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """The calls that note what the gradients of these steps, one call for each signature, are like."""
+        calls = [self._measure(one, table) for one, (*_, (_, _, table, _)) in zip(signatures, steps, strict=True)]
+        return [*calls, *self._add_up()]
+
+    def decide(self, found: Any) -> tuple[Any, ...]:
+        """The call that lets the device decide on what was measured, and write down in `found` what it finds."""
+        return self._function("JUDGE"), (1,), (THREADS,), (self._case(found),)
+
+    def total(self, found: Any, totals: Any) -> list[Any]:
+        """The calls that add up what a step has noted down, for each leaf."""
+        return [*self._add_up(), (self._function("TOTALS"), (1,), (THREADS,), (self._case(found), totals))]
 
     def _measure(self, signature: Signature, table: Array) -> tuple[Any, ...]:
         where = "ByValue" if table.dtype["words"].shape else "Uploaded"
@@ -156,57 +139,3 @@ class Norm:
     def _case(self, found: Any) -> Array:
         homes = self._first, self._from, self._asked.memory, self.notes, self._room, self.rulings, found
         return np.array((len(self._sizes), len(self._groups), *(x.data.ptr for x in homes)), CASE)
-
-    def info(self, opt: Optimizer, found: Array, totals: Array | None, scale: float) -> StepInfo:
-        """What was found, from copies on the host."""
-        if self.skipping and found[1] > 0:
-            return StepInfo(skipped=True)
-        norm, factors = (found.item(0), found[2 : 2 + len(self._groups)].tolist()) if self.clipping else (None, None)
-        stats = None
-        if totals is not None:
-            sums = totals.reshape(-1, NOTES)[: len(self._sizes)]
-            norm = norm if self.clipping else abs(scale) * math.sqrt(in_pairs(sums[:, 0].tolist()))
-            stats = statistics(opt, sums, scale)
-        own = any(group.max_norm for group in self._groups)
-        return StepInfo(norm, None if factors is None else tuple(factors) if own else factors[0], False, stats)
-
-
-class DeviceInfo:
-    """A StepInfo whose numbers lie on a device: whoever asks for one waits until the step has been taken."""
-
-    def __init__(self, norm: Norm, opt: Optimizer, found: Any, totals: Any, scale: float, stream: Any) -> None:
-        self._norm, self._opt, self._found, self._totals = norm, opt, found, totals
-        self._scale, self._stream = scale, stream
-
-    def read(self) -> StepInfo:
-        """Everything; waits for the device."""
-        norm, totals = self._norm, None
-        found = self._found.get(stream=self._stream) if norm.measured else np.zeros(self._found.size)
-        if norm.noted:
-            totals = self._totals.get(stream=self._stream)
-        return norm.info(self._opt, found, totals, self._scale)
-
-    def __getattr__(self, name: str) -> Any:
-        if not hasattr(StepInfo, name):
-            raise AttributeError(f"StepInfo has no {name!r}")
-        return getattr(self.read(), name)
-
-    def __getitem__(self, where: Any) -> Any:
-        return self.read()[where]
-
-    def __len__(self) -> int:
-        return len(StepInfo._fields)
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.read())
-
-    def __eq__(self, other: object) -> bool:
-        return self.read() == (other.read() if isinstance(other, DeviceInfo) else other)
-
-    __hash__ = None  # type: ignore[assignment]  # as a StepInfo with statistics has none
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return StepInfo, tuple(self.read())
-
-    def __repr__(self) -> str:
-        return repr(self.read())

@@ -19,18 +19,17 @@ from fastadam.arrays.host import Array
 from fastadam.checks import integer
 from fastadam.cuda.signature import WINDOW
 from fastadam.cuda.upload import Uploaded
-from fastadam.plans.chores import NOTHING
 from fastadam.plans.table import EVERY
 
 if TYPE_CHECKING:
+    from fastadam.cuda.judge import Judge
     from fastadam.cuda.plan import CudaPlan
-    from fastadam.optimizer import Optimizer
 
 STEPS = 1_024  # of which the rows lie ready, unless prepare asks for others
 
 
 class Window:
-    """The rows of the steps that follow `opt`'s counts as the host knows them.
+    """The rows of the steps that follow the table's counts, which are those that the host knows.
 
     of: by compute dtype, what a launch takes: the rows' address, the counter's, and the numbers of one step.
     at: three int64 on the device: how many of the steps have been taken, how many there are, how many were skipped.
@@ -39,8 +38,9 @@ class Window:
     Ctrl-C, leaves the device's window, its counter and the host's counts as they were.
     """
 
-    def __init__(self, opt: Optimizer, plan: CudaPlan) -> None:
-        self._opt, self._plan = opt, plan
+    def __init__(self, plan: CudaPlan, judge: Judge, names: Sequence[str], frozen: bool) -> None:
+        """names: per leaf, as errors call it. frozen: whether graphs may be captured, which know no grad_scale."""
+        self._plan, self._table, self._judge, self._names, self._frozen = plan, plan.table, judge, names, frozen
         self.of: dict[Any, Array] = {}
         self._rows: dict[Any, Uploaded] = {}
         self._steps, self._launched = 0, np.zeros((), np.int64)  # those ready, and how many the host has launched
@@ -72,12 +72,12 @@ class Window:
 
     def step(self, grads: list[Any], scale: float, after: Sequence[Any]) -> Any:
         """Launch a step by the device's own count."""
-        opt, norm = self._opt, self._plan.norm
-        if missing := [name for name, g in zip(opt._structure.names, grads, strict=True) if g is None]:
+        norm = self._plan.norm
+        if missing := [name for name, g in zip(self._names, grads, strict=True) if g is None]:
             raise ValueError(
                 f"grads{missing[0]} is None, expected a gradient for every leaf where the device counts the steps"
             )
-        if scale != 1.0 and opt._capturable:
+        if scale != 1.0 and self._frozen:
             raise ValueError(
                 f"grad_scale is {scale!r}, or the mean of accumulated gradients asks for it: expected 1 with "
                 "capturable=True, where it would be frozen in a graph"
@@ -88,10 +88,7 @@ class Window:
             if self._launched >= self._steps:
                 self._go_on(norm is not None and norm.skipping)
             after = [*after, (self._launched, ..., self._launched + 1)]
-        if norm is not None:
-            return norm.launch(self._plan, opt, scale, after)
-        self._plan.launch(after)
-        return NOTHING
+        return self._judge.step(scale, after=after)
 
     def _go_on(self, counted: bool) -> None:
         """Refill for an eager step. counted: whether only the device knows how many steps it has taken."""
@@ -129,7 +126,7 @@ class Window:
             raise RuntimeError("hyperparameters cannot be changed while a graph is captured")
         if (error := self._work_out(1)[-1]) is not None:
             raise error
-        table: Any = () if self._opt.rule.carried else self._work_out(self._steps)[0]
+        table: Any = () if self._table.carries else self._work_out(self._steps)[0]
         if self._error or len(table) < self._steps:  # or carried: what steps taken carry must not be worked out anew
             self.refill()
         else:
@@ -148,9 +145,9 @@ class Window:
 
     def _begin(self, taken: int, skipped: int, steps: int) -> None:
         """Let the window begin after so many steps of the present one; the host's counts take these over."""
-        opt, table = self._opt, self._opt._table
+        table = self._table
         rows, carried, error = self._work_out(steps, taken)
-        now = self._carried[taken - 1] if taken and opt.rule.carried else table.carried.copy()
+        now = self._carried[taken - 1] if taken and table.carries else table.carried.copy()
         room = max(self._room, steps)
         with self._plan.on_stream():
             sending, known = self._sending(rows, room)
@@ -165,8 +162,8 @@ class Window:
 
     def _work_out(self, steps: int, taken: int = 0) -> tuple[Array, list[Array], Exception | None]:
         """The rows of the steps after those taken, what the rule carries after each, what ended them early."""
-        self._opt._table.sort(EVERY)
-        ahead = self._opt._table.copy()
+        self._table.sort(EVERY)
+        ahead = self._table.copy()
         ahead.counts += taken
         if taken and self._carried:
             ahead.carried[:] = self._carried[taken - 1]
@@ -178,7 +175,7 @@ class Window:
                 ahead.fill(1.0)
                 table[k] = ahead.rows[:used]
                 ahead.count()
-                if ahead.carried.size:
+                if ahead.carries:
                     carried.append(ahead.carried.copy())
         except Exception as raised:
             error, table = raised, table[:k]

@@ -7,24 +7,20 @@ gradient is zeroed. The norm, and the test for non-finite values, take one read 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
 from fastadam.arrays.flat import FlatBuffer
 from fastadam.arrays.host import Array, Host, describe, flat, flat_like, shaped_like
 from fastadam.checks import at_count, integer, number, positive
-from fastadam.kernels.chores import NOTES, Flags, Numbers, in_pairs
+from fastadam.kernels.chores import Flags, Numbers
 from fastadam.kernels.formats import SHORT, compute
 
 if TYPE_CHECKING:
     from fastadam.arrays.tree import Tree
     from fastadam.optimizer import Optimizer
-    from fastadam.plans.plan import Work
 
 
 class StepInfo(NamedTuple):
@@ -105,83 +101,6 @@ def check_copies(
         if straight is None:
             raise ValueError(f"{both}: expected dense memory in the same order of axes")
         found.append(straight)
-    return found
-
-
-def launch(
-    opt: Optimizer, leaves: Sequence[Any], work: Sequence[Work], row: Array, rows: Array, after: Sequence[Any]
-) -> StepInfo:
-    """Measure as far as asked, then step or skip. rows[row] are this step's numbers, but for the clipping factor."""
-    chores, plan = opt._chores, opt._plan
-    nothing = None if len(row) > 1 else np.zeros((0, NOTES))  # without leaves there is nothing to launch
-    if plan.norm is not None and nothing is None:
-        return plan.norm.launch(plan, opt, opt._scale, after)  # type: ignore[no-any-return]
-    limits = [group.max_norm for group in opt.groups]
-    clipping, skipping = chores.max_norm is not None or any(limits), bool(chores.skip_nonfinite)
-    norm, factors = None, None
-    if clipping or skipping:
-        measured = plan.measure(work, row, clipping, skipping) if nothing is None else nothing
-        if skipping and not (finite := np.isfinite(measured[:, -1])).all():
-            return _skip(opt, leaves, int(np.argmin(finite)), after)
-        if clipping:
-            norm, factors = _factors(opt, measured[:, 0].tolist(), limits)
-            for group, factor in zip(opt.groups, factors, strict=True):
-                for r in set(row[group._leaves.start : group._leaves.stop].tolist()) - {-1}:
-                    rows[r, 0] *= factor
-    if nothing is not None:
-        for x, where, values in [(opt._table.counts, -1, opt._table.counts[-1] + 1), *after]:
-            x[where] = values
-    elif row is opt._table.row:
-        plan.launch(after)
-    else:
-        plan.launch_some(work, row, rows, [*plan.unread, *after])
-    stats = None
-    if chores.stats is not None:
-        sums = plan.sums(work, row) if nothing is None else nothing
-        norm = norm if clipping else abs(opt._scale) * math.sqrt(in_pairs(sums[:, 0].tolist()))
-        stats = statistics(opt, sums, opt._scale)
-    own = None if factors is None else tuple(factors) if any(limits) else factors[0]
-    return StepInfo(norm, own, False, stats)
-
-
-def _skip(opt: Optimizer, leaves: Sequence[Any], bad: int, after: Sequence[Any]) -> StepInfo:
-    opt.forget()
-    if opt._chores.skip_nonfinite == "raise":
-        raise FloatingPointError(f"grads{opt._structure.names[bad]} holds NaN or infinity, expected finite numbers")
-    for g in leaves if opt._chores.zero_grads else ():
-        if g is not None:
-            (g[1] if isinstance(g, tuple) else g.array if isinstance(g, FlatBuffer) else g)[...] = 0
-    opt._table.skipped += 1
-    return StepInfo(skipped=True)
-
-
-def _factors(opt: Optimizer, squares: list[float], limits: Sequence[float | None]) -> tuple[float, list[float]]:
-    """The global norm, and each group's factor: by its own norm where it has its own limit, else by the global one."""
-    scale = abs(opt._scale)
-
-    def factor(norm: float, limit: float | None) -> float:
-        return 1.0 if limit is None or norm <= limit else limit / norm  # NaN goes on to the parameters
-
-    norm = scale * math.sqrt(in_pairs(squares))
-    everyone = factor(norm, opt._chores.max_norm)
-    own = [scale * math.sqrt(in_pairs(squares[group._leaves.start : group._leaves.stop])) for group in opt.groups]
-    return norm, [everyone if m is None else factor(n, m) for n, m in zip(own, limits, strict=True)]
-
-
-def statistics(opt: Optimizer, sums: Array, scale: float) -> dict[str, dict[str, float]]:
-    """StepInfo.stats from each leaf's sums."""
-    if opt._chores.stats == "tensor":
-        pieces = {f"params{name}": range(k, k + 1) for k, name in enumerate(opt._structure.names)}
-    else:
-        pieces = {f"groups[{k}]": group._leaves for k, group in enumerate(opt.groups)}
-    found = {}
-    for name, leaves in pieces.items():
-        own = sums[leaves.start : leaves.stop]
-        g, p, u = (math.sqrt(in_pairs(own[:, j].tolist())) for j in range(3))
-        largest = float(own[:, 3].max(initial=0.0))
-        found[name] = {
-            "grad_norm": abs(scale) * g, "update_norm": u, "param_norm": p, "largest_update": largest
-        }  # fmt: skip
     return found
 
 

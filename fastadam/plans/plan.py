@@ -48,8 +48,6 @@ class Plan(Gradients):
     it takes before, whose coefficients lie in the rows before the leaf's own.
     """
 
-    norm: Any = None  # what measures where the arrays lie, if it is not the plan itself
-
     def __init__(
         self,
         kernel: Kernel,

@@ -28,6 +28,7 @@ class Table:
     counts:  (leaves + 1,) int64: the steps that each leaf has taken; the last is the optimizer's own count.
     carried: (leaves + 1, carried) float64: what the rule accumulates for each leaf, copied from its row by each step.
     width:   the coefficients of a row, before what the rule carries.
+    carries: whether it accumulates anything.
     skipped: the steps left out by skip_nonfinite.
     seed:    of the random bits of a step, drawn where `drawing` says that something is rounded stochastically.
 
@@ -46,7 +47,7 @@ class Table:
         self.row, self.rows = np.zeros(n + 1, np.int64), np.zeros((max(n, 1), width + len(Numbers._fields)))
         self.counts = np.zeros(n + 1, np.int64)
         self.carried = np.tile(np.array(list(rule.carried.values()), np.float64), (n + 1, 1))
-        self._carries, self._drawing, self._apart = bool(rule.carried), drawing, apart
+        self.carries, self._drawing, self._apart = bool(rule.carried), drawing, apart
         self._accumulated = slice(self.width, width)  # the columns of what the rule carries
         self._chores, self._scheduled = chores, callable(chores.ema_decay)
         self._riding: tuple[float, ...] = ()
@@ -75,7 +76,7 @@ class Table:
             lr = group.lr_at(t)
             for at, leaf in cohorts:
                 count = counts.item(leaf) + 1
-                carried = self.carried[leaf].tolist() if self._carries else ()
+                carried = self.carried[leaf].tolist() if self.carries else ()
                 numbers = group.coefficients_at(count, lr, scale, *carried)
                 if self._whole:
                     numbers = *numbers, *self._riding, float(key(self.seed, count)) if self._drawing else 0.0
@@ -119,20 +120,20 @@ class Table:
 
     def after(self, leaf: int) -> tuple[Any, ...]:
         """(count, *carried) that a leaf has after the step which has been filled in."""
-        carried = self.rows[self.row[leaf], self._accumulated].tolist() if self._carries else ()
+        carried = self.rows[self.row[leaf], self._accumulated].tolist() if self.carries else ()
         return self.counts.item(leaf) + 1, *carried
 
     def count(self) -> None:
         """Take the step that has been filled in as taken by every leaf, in a table that looks ahead."""
         self.counts += 1
-        if self._carries:
+        if self.carries:
             self.carried[:] = self.rows[self.row, self._accumulated]
 
     def counted(self, row: Array, rows: Array) -> list[tuple[Array, Any, Any]]:
         """What a step by these rows changes here: (array, where, values), of the leaves whose row is not -1."""
         live: Any = slice(None) if row.min(initial=0) >= 0 else np.flatnonzero(row >= 0)
         changes: list[tuple[Array, Any, Any]] = [(self.counts, live, self.counts[live] + 1)]
-        if self._carries:
+        if self.carries:
             changes.append((self.carried, live, rows[row[live], self._accumulated]))
         return changes
 

@@ -14,7 +14,8 @@ import numpy as np
 
 from fastadam.arrays.host import Array, writable
 from fastadam.checks import number
-from fastadam.plans import chores
+from fastadam.plans.chores import NOTHING, StepInfo
+from fastadam.plans.judge import Part
 
 if TYPE_CHECKING:
     from fastadam.arrays.tree import Tree
@@ -70,7 +71,7 @@ def _of_this_step(opt: Optimizer, tree: Tree) -> list[Any]:
     return opt._structure.flatten(tree, "rows", partial=True)
 
 
-def step_rows(opt: Optimizer, tree: Tree, grad_scale: float, semantics: str) -> chores.StepInfo:
+def step_rows(opt: Optimizer, tree: Tree, grad_scale: float, semantics: str) -> StepInfo:
     """See Optimizer.step_rows. Checks first, work last."""
     if semantics not in ("lazy", "exact"):
         raise ValueError(f"semantics is {semantics!r}, expected 'lazy' or 'exact'")
@@ -79,7 +80,7 @@ def step_rows(opt: Optimizer, tree: Tree, grad_scale: float, semantics: str) -> 
         raise ValueError(f"{which} is True, expected False for step_rows: the host must know what each step does")
     opt._check_idle()
     opt._check_nothing_accumulated()
-    opt._scale, plan = number("grad_scale", grad_scale), opt._plan
+    scale, plan = number("grad_scale", grad_scale), opt._plan
     leaves = _of_this_step(opt, tree)
     given = {}
     for leaf, g in enumerate(leaves):
@@ -91,10 +92,10 @@ def step_rows(opt: Optimizer, tree: Tree, grad_scale: float, semantics: str) -> 
     if opt._chores.zero_grads:
         plan.check_clearable([g[1] if leaf in given else g for leaf, g in enumerate(leaves)])
     plan.accept([None if leaf in given else g for leaf, g in enumerate(leaves)])
-    opt._table.fill(opt._scale, [g is not None for g in leaves])
+    opt._table.fill(scale, [g is not None for g in leaves])
     if not leaves:
         opt._table.counts[-1] += 1
-        return chores.NOTHING
+        return NOTHING
     behind = opt._behind
     stale = [leaf for leaf in behind.at if leaves[leaf] is not None]
     if stale and (semantics == "lazy" or not given.keys() >= set(stale)):
@@ -124,9 +125,8 @@ def step_rows(opt: Optimizer, tree: Tree, grad_scale: float, semantics: str) -> 
             chunks.append(plan.row_chunks(leaf, rows, place, missed))
         elif g is not None:
             chunks.append(plan.dense_chunks(leaf))
-    return chores.launch(
-        opt, leaves, plan.work(chunks), row, behind.table if semantics == "exact" else table.rows, after
-    )
+    part = Part(plan.work(chunks), row, behind.table if semantics == "exact" else table.rows)
+    return opt._judge.step(scale, leaves, after, part=part)
 
 
 def catch_up(opt: Optimizer, tree: Tree = None) -> None:

@@ -83,9 +83,11 @@ class CudaWalk(Walk):
                 masters.append(own[0] if leaf.mastered else None)
                 slots.append(own[2:])
             firsts = list(accumulate([leaf.size for leaf in self.leaves], initial=self._opt._storage.index_offset))
-            self._plan = BACKENDS["cuda"].plan(
+            cuda = BACKENDS["cuda"]
+            self._plan = cuda.plan(
                 self._kernel, self._labels(), params, slots, self._table, self._chores, firsts[:-1], masters,
             )  # fmt: skip
+            self._judge = cuda.judge(self._plan, self._chores, self._names_of_leaves)
 
     def _sparse(self, grads: list[Any]) -> dict[int, tuple[Any, int, Any]]:
         found, chosen = super()._sparse(grads), self._chores
@@ -104,15 +106,14 @@ class CudaWalk(Walk):
             for k, (rows, width, values) in sparse.items()
         ]  # fmt: skip
 
-    def _launch(self, sparse: dict[int, Any], after: list[Any]) -> StepInfo:
+    def _launch(self, scale: float, sparse: dict[int, Any], after: list[Any]) -> StepInfo:
         changed = [(array, at) for array, at, _ in after]
         changed += [(self._table.counts, ...), (self._table.carried, ...)]
         waiting = self._chores.skip_nonfinite is True  # for the device, which alone knows
         before = [(array, at, copy(array[at])) for array, at in changed] if waiting else []
-        info: Any = super()._launch(sparse, after)
+        info: Any = super()._launch(scale, sparse, after)
         if waiting and info.skipped:
             for array, at, value in before:
                 array[at] = value
-            self.forget()
             return StepInfo(skipped=True)
         return info  # type: ignore[no-any-return]

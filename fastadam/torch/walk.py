@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from itertools import chain, islice, pairwise
 from operator import is_, itemgetter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from weakref import proxy
 
 import numpy as np
@@ -18,8 +18,10 @@ from fastadam.backend import choose
 from fastadam.checks import positive
 from fastadam.group import Group
 from fastadam.host.addresses import AddressPlan
+from fastadam.host.judge import Judge
 from fastadam.kernels.formats import REMAINDER, Format
-from fastadam.plans import chores
+from fastadam.plans.chores import NOTHING, StepInfo
+from fastadam.plans.judge import Part
 from fastadam.plans.rows import row_chunks
 from fastadam.plans.table import EVERY, Table
 from fastadam.rules import Rule
@@ -47,14 +49,8 @@ class ParamGroup(Group):
         return lr.item() if isinstance(lr, torch.Tensor) else lr  # type: ignore[no-any-return]
 
 
-class Names(NamedTuple):
-    """The leaves' names, where chores look for them."""
-
-    names: list[str]
-
-
 class Walk:
-    """One optimizer's leaves on one device, here the CPU; what fastadam.plans.chores sees as the optimizer.
+    """One optimizer's leaves on one device, here the CPU.
 
     members: per param group, (name, parameter) of those that lie here. copies: by parameter's id, its copy or None.
     """
@@ -111,12 +107,12 @@ class Walk:
             own = range(len(self.leaves), len(self.leaves) + len(leaves))
             self.groups.append(ParamGroup(rule, f"param_groups[{k}]: ", own, {leaf.wide for leaf in leaves}, limit))
             self.leaves += leaves
-        self._structure = Names([leaf.name.removeprefix("params") for leaf in self.leaves])
+        self._names_of_leaves = [leaf.name.removeprefix("params") for leaf in self.leaves]
         drawing = any(format.draws for leaf in self.leaves for format in (leaf.format, *leaf.formats.values()))
         self._table = Table(opt.rule, self.groups, self._chores, opt._seed, drawing)
         self._plan: Any = self._make_plan(formats)
+        self._judge: Any = None if self._plan is None else Judge(self._plan, self._chores, self._names_of_leaves)
         self._params = [leaf.p for leaf in self.leaves]
-        self._plain = self._chores == chores.PLAIN and not any(group.max_norm for group in self.groups)
         self._live: Any = EVERY  # which leaves take the step
         self._cohorts: list[tuple[int, list[list[tuple[Any, Any]]]]] = []  # a leaf of each, and where its numbers go
         self._missing: list[bool] | None = None  # which leaves had no gradient when last looked at
@@ -139,7 +135,7 @@ class Walk:
     def _labels(self) -> list[list[str]]:
         """What errors call each leaf's streams."""
         labels = "params", "grads", *(slot.name for slot in self._kernel.slots), "ema", "copy_to", "remainder"
-        return [[label + name for label in labels] for name in self._structure.names]
+        return [[label + name for label in labels] for name in self._names_of_leaves]
 
     def _rule(self, k: int) -> Rule:
         """The rule that group k's hyperparameters make."""
@@ -164,11 +160,12 @@ class Walk:
                 group._check(rule)
                 group.__dict__["_rule"] = rule
             group.__dict__["lr"] = own["lr"]
-            if own.get("max_norm") != group.max_norm:
-                group.__dict__["max_norm"] = positive(f"param_groups[{k}]: max_norm", own.get("max_norm"))
-                self._plain = False
+            if (limit := own.get("max_norm")) != group.max_norm:
+                if (limit is None) != (group.max_norm is None):
+                    raise Moved  # other things are measured
+                group.__dict__["max_norm"] = positive(f"param_groups[{k}]: max_norm", limit)
 
-    def step(self, opt: Fast, scale: float) -> chores.StepInfo:
+    def step(self, opt: Fast, scale: float) -> StepInfo:
         """Step every leaf of the optimizer that has a gradient; scale multiplies the gradients first.
 
         Raises TypeError, ValueError, RuntimeError before anything has changed.
@@ -182,7 +179,7 @@ class Walk:
         finally:
             self._opt = self._weakly
 
-    def _step(self, scale: float) -> chores.StepInfo:
+    def _step(self, scale: float) -> StepInfo:
         self._refresh()
         grads = [p.grad for p in self._params]
         addresses = self._grads.places(grads) if self._grads else None
@@ -191,7 +188,7 @@ class Walk:
         if looking := missing != self._missing or not self._as_before():
             begun, addresses = self._look(missing), None
             if all(missing):
-                return chores.NOTHING
+                return NOTHING
         sparse: dict[int, Any] = {}
         if addresses is None:
             addresses = self._usual_gradients(grads)
@@ -210,10 +207,14 @@ class Walk:
         after = self._after(numbers)
         for leaf in self._gaps:
             leaf.gather()
-        self._scale = scale
         self._begun = begun
-        info = self._launch(sparse, after)
+        try:
+            info = self._launch(scale, sparse, after)
+        except FloatingPointError:
+            self._forget()
+            raise
         if self._chores.skip_nonfinite and info.skipped:
+            self._forget()
             return info
         increment_version(self._stepped)  # autograd refuses to go back through what has changed
         if len(numbers) == len(numbers[0]) == 1 and numbers[0][0] < EXACT:
@@ -241,16 +242,11 @@ class Walk:
             for array, at in places
         ]
 
-    def _launch(self, sparse: dict[int, Any], after: list[Any]) -> chores.StepInfo:
-        row, work = self._table.row, self._plan.everything
-        if sparse:  # another array of rows, by which chores know that not every leaf is stepped whole
-            row, work = row.copy(), self._work(sparse)
-        elif self._plain:
-            self._plan.launch(after)
-            return chores.NOTHING
-        return chores.launch(self, (), work, row, self._table.rows, after)  # type: ignore[arg-type]
+    def _launch(self, scale: float, sparse: dict[int, Any], after: list[Any]) -> StepInfo:
+        part = Part(self._work(sparse), self._table.row, self._table.rows) if sparse else None
+        return self._judge.step(scale, (), after, (), part)  # type: ignore[no-any-return]
 
-    def forget(self) -> None:
+    def _forget(self) -> None:
         """A step is not taken: where nothing counts steps, a slot's being there would say that one was."""
         for k in self._begun if not self._opt.numbers else ():
             self._opt.state.pop(self._params[k], None)

@@ -1,0 +1,102 @@
+"""What becomes of a step on a CUDA device: measured, decided on, launched or skipped there, reported when asked.
+
+Nothing waits for the device but skip_nonfinite="raise", which must know before it goes on, and whoever reads a report.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from itertools import starmap
+from operator import call, setitem
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastadam.arrays.host import Array
+from fastadam.kernels.chores import NOTES
+from fastadam.plans import judge
+from fastadam.plans.chores import NOTHING, StepInfo
+from fastadam.plans.judge import Changes, Part, Verdict
+
+if TYPE_CHECKING:
+    from fastadam.cuda.norm import Norm
+    from fastadam.cuda.plan import CudaPlan
+
+
+class Judge(judge.Judge):
+    """The judge of a CUDA plan: the device decides, and multiplies gradients in the step's own walk."""
+
+    _plan: CudaPlan
+
+    def step(
+        self, scale: float, grads: Sequence[Any] = (), after: Changes = (), used: Changes = (), part: Part | None = None
+    ) -> StepInfo:
+        plan, norm = self._plan, self._plan.norm
+        if part is not None and norm is None:  # the plan refuses rows that are measured: else it is of whole leaves
+            plan.launch_some(*part, [*plan.unread, *after])
+            return NOTHING
+        if norm is None or not self._names:
+            plan.launch(after)
+            return self.nothing(scale) if norm else NOTHING
+        with plan.on_stream():
+            norm.send(scale, 1.0 if plan.window is None else scale)
+            found, totals = norm.room(captured=plan.window is not None and plan.stream().is_capturing())
+            steps = plan.steps()
+            if norm.measured:
+                deque(starmap(call, [*norm.measure(plan.signatures, steps), norm.decide(found)]), maxlen=0)
+            if norm.raising and (values := found.get())[1] > 0:
+                deque(starmap(setitem, used), maxlen=0)
+                raise self.refuse(int(np.argmin(np.isfinite(values[2 + len(self._table.groups) :]))))
+            noted = norm.total(found, totals) if norm.noted else []
+            rest = [(setitem, *one) for one in after]
+            deque(starmap(call, [*steps, *noted, *plan.counting(), *rest]), maxlen=0)
+            return DeviceInfo(self, norm, found, totals, scale, plan.stream())  # type: ignore[return-value]
+
+    def read(self, norm: Norm, found: Array, totals: Array, scale: float) -> StepInfo:
+        """The report of a step from what it has found, now on the host."""
+        if norm.skipping and found[1] > 0:
+            return StepInfo(skipped=True)
+        n, groups = len(self._names), len(self._table.groups)
+        verdict = Verdict(None, found.item(0), found[2 : 2 + groups].tolist()) if norm.clipping else Verdict()
+        return self.report(verdict, totals.reshape(-1, NOTES)[:n] if norm.noted else None, scale)
+
+
+class DeviceInfo:
+    """A StepInfo whose numbers lie on a device: whoever asks for one waits until the step has been taken."""
+
+    def __init__(self, judge: Judge, norm: Norm, found: Any, totals: Any, scale: float, stream: Any) -> None:
+        self._judge, self._norm, self._found, self._totals = judge, norm, found, totals
+        self._scale, self._stream = scale, stream
+
+    def read(self) -> StepInfo:
+        """Everything; waits for the device."""
+        norm = self._norm
+        found = self._found.get(stream=self._stream) if norm.measured else np.zeros(self._found.size)
+        totals = self._totals.get(stream=self._stream) if norm.noted else np.zeros(self._totals.size)
+        return self._judge.read(norm, found, totals, self._scale)
+
+    def __getattr__(self, name: str) -> Any:
+        if not hasattr(StepInfo, name):
+            raise AttributeError(f"StepInfo has no {name!r}")
+        return getattr(self.read(), name)
+
+    def __getitem__(self, where: Any) -> Any:
+        return self.read()[where]
+
+    def __len__(self) -> int:
+        return len(StepInfo._fields)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.read())
+
+    def __eq__(self, other: object) -> bool:
+        return self.read() == (other.read() if isinstance(other, DeviceInfo) else other)
+
+    __hash__ = None  # type: ignore[assignment]  # as a StepInfo with statistics has none
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return StepInfo, tuple(self.read())
+
+    def __repr__(self) -> str:
+        return repr(self.read())

@@ -1,0 +1,85 @@
+"""What becomes of a step on the host: its gradients are measured, it is decided on, launched or skipped, reported."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from itertools import starmap
+from operator import setitem
+from typing import Any
+
+import numpy as np
+
+from fastadam.arrays.flat import FlatBuffer
+from fastadam.arrays.host import Array
+from fastadam.kernels.chores import NOTES
+from fastadam.plans import judge
+from fastadam.plans.chores import NOTHING, StepInfo
+from fastadam.plans.judge import Changes, Part, Verdict
+
+
+class Judge(judge.Judge):
+    """The judge of NumPy's and Numba's plans, which works on arrays of the host."""
+
+    def step(
+        self, scale: float, grads: Sequence[Any] = (), after: Changes = (), used: Changes = (), part: Part | None = None
+    ) -> StepInfo:
+        if self._plain and part is None:
+            self._plan.launch(after)
+            return NOTHING
+        if not self._names:  # nothing to launch
+            deque(starmap(setitem, [*self._table.counted(self._table.row, self._table.rows), *after]), maxlen=0)
+            return self.nothing(scale)
+        verdict = self.decide(self.measure(part), scale)
+        if verdict.bad is not None:
+            return self.skip(verdict.bad, grads, used)
+        self.launch(part, verdict.factors, after)
+        return self.report(verdict, self.sums(part) if self._noting else None, scale)
+
+    def measure(self, part: Part | None) -> Array:
+        """(leaves, NOTES): what is decided on; see Plan.measure."""
+        if not (self._clipping or self._skipping):
+            return np.zeros((len(self._names), NOTES))
+        work, row, _ = part or self._whole()
+        return self._plan.measure(work, row, self._clipping, self._skipping)
+
+    def decide(self, measured: Array, scale: float) -> Verdict:
+        """Whether to skip the step, else what to multiply rows by."""
+        if self._skipping and not (finite := np.isfinite(measured[:, -1])).all():
+            return Verdict(bad=int(np.argmin(finite)))
+        if not self._clipping:
+            return Verdict()
+        norm, clips = self.clips(measured[:, 0].tolist(), scale)
+        lengths = [len(group._leaves) for group in self._table.groups]
+        return Verdict(None, norm, clips, np.repeat(clips, lengths))
+
+    def skip(self, bad: int, grads: Sequence[Any], used: Changes) -> StepInfo:
+        """Leave everything as it is but for the count of skipped steps, and gradients that were to be zeroed."""
+        deque(starmap(setitem, used), maxlen=0)
+        if self._chores.skip_nonfinite == "raise":
+            raise self.refuse(bad)
+        for g in grads if self._chores.zero_grads else ():
+            if g is not None:
+                (g[1] if isinstance(g, tuple) else g.array if isinstance(g, FlatBuffer) else g)[...] = 0
+        self._table.skipped += 1
+        return StepInfo(skipped=True)
+
+    def launch(self, part: Part | None, factors: Array | None, after: Changes) -> None:
+        """Step, with each row multiplied by its leaves' factor."""
+        if factors is not None:
+            _, row, rows = part or self._whole()
+            taken, first = np.unique(row[:-1], return_index=True)
+            rows[taken[taken >= 0], 0] *= factors[first[taken >= 0]]
+        if part is None:
+            self._plan.launch(after)
+        else:
+            self._plan.launch_some(*part, [*self._plan.unread, *after])
+
+    def sums(self, part: Part | None) -> Array:
+        """(leaves, NOTES): what the step has noted down."""
+        work, row, _ = part or self._whole()
+        return self._plan.sums(work, row)
+
+    def _whole(self) -> Part:
+        """All leaves, by the plan's table."""
+        return Part(self._plan.everything, self._table.row, self._table.rows)

@@ -1,0 +1,113 @@
+"""What every processor's judge has in common: what it is asked for, how limits become factors, and its report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastadam.arrays.host import Array
+from fastadam.kernels.chores import NOTES, in_pairs
+from fastadam.plans.chores import Chores, StepInfo
+from fastadam.plans.plan import Plan
+
+Changes = Sequence[tuple[Any, Any, Any]]  # x[where] = values for each (x, where, values)
+
+
+class Part(NamedTuple):
+    """Some of a plan's leaves, or of their rows, and the coefficients they take: see Plan.launch_some."""
+
+    work: Sequence[Any]
+    row: Array
+    rows: Array
+
+
+class Verdict(NamedTuple):
+    """What is decided on the gradients that were measured.
+
+    bad:     the first leaf whose gradient is not finite, where that matters; the step is skipped then.
+    norm:    the global L2 norm of the gradients.
+    clips:   per group, what its gradients are multiplied by.
+    factors: (leaves,) float64, what each leaf's row is multiplied by. Leaves that share a row have one factor: those
+             that shall not, have rows of their own (Table's `apart`).
+    """
+
+    bad: int | None = None
+    norm: float | None = None
+    clips: Sequence[float] | None = None
+    factors: Array | None = None
+
+
+class Judge:
+    """Measures the gradients of a step as far as it must, decides on them, launches the step or skips it, and reports.
+
+    plan: whose steps these are, with its table of coefficients. names: per leaf, what follows "params" in errors.
+    """
+
+    def __init__(self, plan: Plan, chores: Chores, names: Sequence[str]) -> None:
+        self._plan, self._table, self._chores, self._names = plan, plan.table, chores, names
+        self._limited = any(group.max_norm for group in plan.table.groups)
+        self._clipping = self._limited or chores.max_norm is not None
+        self._skipping = bool(chores.skip_nonfinite)
+        self._noting = chores.stats is not None
+        # Whether there is nothing to measure or to report, but something to launch.
+        self._plain = bool(names) and not (self._clipping or self._skipping or self._noting)
+
+    def step(
+        self, scale: float, grads: Sequence[Any] = (), after: Changes = (), used: Changes = (), part: Part | None = None
+    ) -> StepInfo:
+        """Step by the plan's table, which has been filled in with this scale; or one part only, by its coefficients.
+
+        grads: what to zero where zero_grads is asked for and the step is skipped.
+        after: what to write once the step has been launched. used: what to write if it is skipped or refused.
+        Raises FloatingPointError that names the leaf, where skip_nonfinite is "raise".
+        """
+        raise NotImplementedError
+
+    def clips(self, squares: Sequence[float], scale: float) -> tuple[float, list[float]]:
+        """The global norm, and each group's factor: by its norm where it has a limit of its own, else by the global."""
+
+        def factor(norm: float, limit: float | None) -> float:
+            return 1.0 if limit is None or norm <= limit else limit / norm  # NaN goes on to the parameters
+
+        norm = abs(scale) * math.sqrt(in_pairs(squares))
+        everyone, clips = factor(norm, self._chores.max_norm), []
+        for group in self._table.groups:
+            of_group = abs(scale) * math.sqrt(in_pairs(squares[group._leaves.start : group._leaves.stop]))
+            clips.append(everyone if group.max_norm is None else factor(of_group, group.max_norm))
+        return norm, clips
+
+    def nothing(self, scale: float) -> StepInfo:
+        """The report of a step without leaves."""
+        verdict = Verdict(None, *self.clips([], scale)) if self._clipping else Verdict()
+        return self.report(verdict, np.zeros((0, NOTES)) if self._noting else None, scale)
+
+    def refuse(self, bad: int) -> FloatingPointError:
+        """The error for a leaf's gradient that is not finite."""
+        return FloatingPointError(f"grads{self._names[bad]} holds NaN or infinity, expected finite numbers")
+
+    def report(self, verdict: Verdict, sums: Array | None, scale: float) -> StepInfo:
+        """What a step that was taken has found out. sums: (leaves, NOTES) after it, where statistics are asked for."""
+        norm, stats, clips = verdict.norm, None, verdict.clips
+        if sums is not None:
+            norm = abs(scale) * math.sqrt(in_pairs(sums[:, 0].tolist())) if norm is None else norm
+            stats = self._statistics(sums, scale)
+        return StepInfo(norm, None if clips is None else tuple(clips) if self._limited else clips[0], False, stats)
+
+    def _statistics(self, sums: Array, scale: float) -> dict[str, dict[str, float]]:
+        """StepInfo.stats from each leaf's sums."""
+        if self._chores.stats == "tensor":
+            pieces = {f"params{name}": range(k, k + 1) for k, name in enumerate(self._names)}
+        else:
+            pieces = {f"groups[{k}]": group._leaves for k, group in enumerate(self._table.groups)}
+        stats = {}
+        for name, leaves in pieces.items():
+            notes = sums[leaves.start : leaves.stop]
+            g, p, u = (math.sqrt(in_pairs(notes[:, j].tolist())) for j in range(3))
+            largest = float(notes[:, 3].max(initial=0.0))
+            stats[name] = {
+                "grad_norm": abs(scale) * g, "update_norm": u, "param_norm": p, "largest_update": largest
+            }  # fmt: skip
+        return stats
