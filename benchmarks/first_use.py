@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fastadam.tools.console import Table
 
-from . import bench, files, machine
+from . import bench, compiling, files, machine
 from .everyone import everyone
 
 # Where each library keeps what it has compiled; all of them inside one folder that is new.
@@ -28,6 +28,8 @@ def run(args):
     result |= {"rounds": args.rounds, "cases": {case: {} for case in args.cases}, "absent": {}}
     try:
         measure(args, result)
+        if any("fastadam numba" in case for case in result["cases"].values()):
+            result["compiling"] = compiling.measure(args.rounds, args.threads)
     except bench.Refused as refused:
         print(refused, file=sys.stderr)
         return 2
@@ -118,6 +120,8 @@ def show(result):
         for name, of in entry.items():
             table.add(name, case, *(spread(of[how]) for how in HOW))
     table.show()
+    if "compiling" in result:
+        compiling.show(result["compiling"])
     for name, why in result["absent"].items():
         print(f"absent: {name}: {why['reason']}" + (f"; {why['install']}" if why["install"] else ""))
 

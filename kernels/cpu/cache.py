@@ -265,7 +265,18 @@ def _lock(file: int) -> None:
 
 @cache
 def _sweep(root: Path) -> None:
-    """Remove, once a process, what no version has loaded for long, and of this version's what is beyond LIMIT."""
+    """Remove, once a process, what no version has loaded for long, and of this version's the oldest beyond LIMIT."""
+    folder = -1
+    with suppress(OSError):  # another process may be at it
+        folder = os.open(root, os.O_RDONLY | os.O_CLOEXEC)
+        if fcntl is not None:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _remove_old(root)
+    if folder >= 0:
+        os.close(folder)
+
+
+def _remove_old(root: Path) -> None:
     own, now, entries = f"-{_hash(stamp())[:8]}-", time.time(), []
     for path in root.iterdir():
         with suppress(OSError):

@@ -19,6 +19,7 @@ from fastadam.benchmarks import (
     admission,
     bench,
     cases,
+    compiling,
     first_use,
     machine,
     markdown,
@@ -210,6 +211,19 @@ def test_first_use(tmp_path):
             "plain NumPy": 2,
         }
     assert report.main(["--summary", str(path)]) == 0
+
+
+def test_compiling_is_told_in_plain_loops(capsys):
+    times = {"loop": [(2.0, 2.0), (1.0, 1.0), (1.0, 2.0)], "warm loop": [1.0, 1.0, 1.0], "warm step": [0.5, 1.3, 1.3]}
+    for name, (first, further) in compiling.ASKED.items():
+        times[name] = [(seconds * first, seconds) for seconds in (2.0, 1.0, 9.0)]
+        times[f"{name}, further"] = [(seconds * (further + 0.1), seconds) for seconds in (2.0, 1.0, 1.0)]
+    compiling.show(times)
+    rows = {line.split("  ")[0]: line.split()[-1] for line in capsys.readouterr().out.splitlines()}
+    for name in compiling.ASKED:
+        assert rows[name] == "met"
+        assert rows[f"{name}, further"] == "missed"
+    assert rows["asked ≤ 1.25: missed"] == "missed"
 
 
 def test_first_use_takes_rounds_in_turns(monkeypatch, capsys):

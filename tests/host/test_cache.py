@@ -4,6 +4,7 @@ Most tests keep a function of one line, in a directory of their own; a few step 
 """
 
 import errno
+import fcntl
 import os
 import pwd
 import random
@@ -11,6 +12,7 @@ import re
 import shutil
 import signal
 import stat
+import time
 from pathlib import Path
 
 import pytest
@@ -78,6 +80,63 @@ def test_switched_off_it_writes_nothing(directory, call, monkeypatch):
     monkeypatch.setenv("FASTADAM_CACHE", "0")
     assert [call(), call()] == ["compiled", "compiled"]
     assert not directory.exists()
+
+
+# ---- what is old
+
+
+def aged(path, days):
+    os.utime(path, (time.time() - days * 86_400,) * 2)
+    return path
+
+
+def test_what_other_versions_left_goes_when_nothing_has_loaded_it_for_a_month(directory, call):
+    call()
+    cache._sweep.cache_clear()
+    young, old = (aged(directory / name, days) for name, days in others(directory, (29, 31)))
+    aged(only_of(directory, "double"), 300)  # this version's own
+    call("other")
+    assert young.exists()
+    assert not old.exists()
+    assert [call(), call("other")] == ["loaded", "loaded"]
+    assert time.time() - only_of(directory, "double").stat().st_mtime < 86_400  # what is loaded is young again
+
+
+def others(directory, ages):
+    """Entries of another version."""
+    for days in ages:
+        name = f"double-{'0' * 8}-{days:032}.bin"
+        (directory / name).write_bytes(b"of another version")
+        yield name, days
+
+
+def only_of(directory, name):
+    (path,) = (path for path in directory.glob(f"{name}-*.bin") if f"-{'0' * 8}-" not in path.name)
+    return path
+
+
+def test_beyond_a_size_the_oldest_entries_go(directory, call, monkeypatch):
+    for name, days in (("first", 3), ("second", 5), ("third", 4)):
+        call(name)
+        aged(only_of(directory, name), days)
+    cache._sweep.cache_clear()
+    monkeypatch.setattr(cache, "LIMIT", int(2.5 * only_of(directory, "first").stat().st_size))
+    call("fourth")
+    assert {path.name.partition("-")[0] for path in directory.iterdir()} == {"first", "fourth"}
+
+
+def test_a_process_that_compiles_for_long_says_so_once(directory, call, caplog, monkeypatch):
+    monkeypatch.setattr(cache, "_spent", 0.0)
+    call()
+    assert not [record for record in caplog.records if record.levelname == "INFO"]
+    monkeypatch.setattr(cache, "_spent", 0.6)
+    call("slow")
+    (record,) = (record for record in caplog.records if record.levelname == "INFO")
+    assert re.match(r"compiling has taken 0\.\d s so far, now of slow\. ", record.getMessage())
+    assert f"kept in {directory}" in record.getMessage()
+    assert "python -m fastadam warmup" in record.getMessage()
+    call("slower")
+    assert not [record for record in caplog.records if record.levelname == "INFO"]
 
 
 # ---- damage
@@ -460,14 +519,41 @@ def test_what_another_version_processor_or_option_compiled_is_not_loaded(directo
     assert uses(start(LOG + CALL).output()) == LOADED
 
 
-def test_processes_that_compile_at_once_do_each_other_no_harm(directory, start, fresh):
+def test_of_processes_that_step_at_once_one_compiles_each_function(directory, start, fresh):
     together = [start(LOG + STEP) for _ in range(3)]
-    for process in together:
-        assert process.output().splitlines()[-1] == MOVED
+    outputs = [process.output() for process in together]
+    for output in outputs:
+        assert output.splitlines()[-1] == MOVED
+    compiled = [line.partition(" in ")[0] for output in outputs for line in output.splitlines() if " compiled " in line]
+    assert len(set(compiled)) == len(compiled) > 0
     assert {path.suffix for path in directory.iterdir()} == {".bin"}
     output = fresh(LOG + STEP)
     assert output.splitlines()[-1] == MOVED
     assert uses(output)["compiled"] == set()
+
+
+def test_a_process_killed_while_it_compiles_lets_the_next_one_compile(directory, start, fresh):
+    killed = """
+import os, signal
+from numba.core import compiler
+compiler.compile_extra = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert start(killed + LOG + CALL).result()[0] == -signal.SIGKILL
+    assert [path.suffix for path in directory.iterdir()] == [".claim"]
+    assert uses(fresh(LOG + CALL)) == COMPILED
+    assert only(directory)
+
+
+def test_no_process_is_waited_for_for_ever(directory, call, monkeypatch):
+    """One that is stopped while it compiles holds its claim."""
+    call()
+    path = only(directory)
+    path.unlink()
+    with open(path.with_suffix(".claim"), "w") as claim:
+        fcntl.flock(claim, fcntl.LOCK_EX)
+        monkeypatch.setattr(cache, "PATIENCE", 0.05)
+        assert call() == "compiled"
+    assert call() == "loaded"
 
 
 def test_processes_that_keep_and_load_the_same_at_every_moment(directory, start):
