@@ -8,11 +8,13 @@ What rests in a short format is off by one rounding to it more (lost); ours roun
 Chores are done first and last, in float64: the gradient is scaled and clipped, the parameters are averaged and copied.
 """
 
+from functools import cache
+
 import numpy as np
 
 from fastadam import kernels
 from fastadam.kernels.codes import GROUP, TINY, TOP
-from fastadam.kernels.formats import compute, is_drawn, is_signed
+from fastadam.kernels.formats import FORMATS, compute, is_drawn, is_signed
 from fastadam.tools import bounds, papers
 from fastadam.tools.verify import host_error, oracle_of
 
@@ -53,15 +55,26 @@ def pick(arrays, pieces):
     return np.concatenate([arrays[leaf].reshape(-1)[part] for leaf, part in pieces])
 
 
+@cache
+def spacing(format):
+    """Return a format's step from 1 on and its least number: the least powers of 2 that rounding to nearest keeps."""
+    powers = np.float32(2) ** -np.arange(150, dtype=np.float32)
+
+    def kept(x):
+        return format.decode(format.encode(x, None, None), None, x.size)
+
+    one = np.float32(1)
+    return float(powers[kept(one + powers) > one].min()), float(powers[kept(powers) > 0].min())
+
+
 def lost(size, name, slot, drawn, groups):
     """Return how far numbers of at most this size are moved by a rounding to the format of that name.
 
     drawn: stochastically, so up to a whole step. groups: where each begins (8-bit). slot: None for p.
     """
-    if name != "8bit":
-        from ml_dtypes import finfo
-
-        step = float(finfo(name).eps) * size + float(finfo(name).smallest_subnormal)
+    if FORMATS[name].block == 1:
+        eps, least = spacing(FORMATS[name])
+        step = eps * size + least
         return step if drawn else step / 2
     top = np.maximum.reduceat(size, groups) if size.size else size
     unit = np.where(top > 0, np.maximum(top / TOP[is_signed(slot)], TINY), 0.0)
@@ -144,10 +157,10 @@ class Method:
 
     def _rested(self, value, error, name, slot, groups):
         """Return a stream's error (None: absent) once it rests in the format of that name. slot: None for p."""
-        if error is None or name in ("float32", "float64"):
+        if error is None or FORMATS[name].is_compute:
             return error
-        short = slot is None and name == "bfloat16" and "master" not in self._setting.format.options
-        drawn = not self._peer and (short or (slot is not None and is_drawn(slot)))
+        alone = slot is None and "master" not in self._setting.format.options
+        drawn = not self._peer and FORMATS[name].draws and (alone or (slot is not None and is_drawn(slot)))
         return error + lost(np.abs(value) + error, name, slot, drawn, groups)
 
 

@@ -60,6 +60,10 @@ for backend in "numpy", "numba":
     opt.convert("8bit")
     opt.convert("brain16")
 
+from fastadam.benchmarks import truth
+
+assert [truth.lost(np.ones(2), name, None, False, None)[0] for name in ("brain16", "bfloat16")] == [2**-8 + 2**-134] * 2
+
 if importlib.util.find_spec("torch"):
     import torch
     import fastadam.torch
