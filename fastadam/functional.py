@@ -12,11 +12,12 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from fastadam import kernels, rules
-from fastadam.arrays.host import Array, describe, flat_like
+from fastadam.arrays.host import Array, describe, flat, flat_like
 from fastadam.backend import choose
 from fastadam.checks import integer, number
 from fastadam.group import Group
 from fastadam.kernels.formats import compute
+from fastadam.plans.streams import Streams, labels
 from fastadam.plans.table import Table
 from fastadam.rules import Rule
 
@@ -51,8 +52,7 @@ def _step(
     table = Table(type(rule), [group], drawing=True)
     table.counts[:], table.carried[:] = t - 1, carried
     table.fill(number("grad_scale", grad_scale))
-    names = ["p", "g", *(slot.name for slot in kernel.slots), "ema", "copy_to", "remainder"]
-    plan = chosen.plan(kernel, [names], [owned], [[*flats, None, None, None]], table)
+    plan = chosen.plan(kernel, [labels(kernel, p="p", g="g")], [owned], [Streams(flat(p), slots=flats)], table)
     plan.accept([g])
     plan.launch()
     return table.carried[0].tolist()

@@ -1,28 +1,27 @@
 """Optimizer: the state, the counts and one step. methods.py names the methods, rules.py holds their arithmetic."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import accumulate
 from typing import Any, ClassVar
 
-import numpy as np
-
 from fastadam import kernels
 from fastadam.arrays.flat import FlatBuffer, move
-from fastadam.arrays.host import Array, flat
+from fastadam.arrays.host import Array
 from fastadam.arrays.tree import Structure, Tree, rebuild
 from fastadam.backend import choose
 from fastadam.checks import SEEDS, integer, number
 from fastadam.group import hyperparameters as hyperparameter_names
 from fastadam.group import is_grouped, make_groups
-from fastadam.kernels.formats import format_of
-from fastadam.plans import chores, storage
 from fastadam.plans.chores import Chores, StepInfo, check_copies
 from fastadam.plans.storage import Storage
+from fastadam.plans.streams import labels
 from fastadam.plans.table import EVERY, Table
 from fastadam.rules import Rule
 from fastadam.state import saved as state
 from fastadam.state import sparse
+from fastadam.state.slots import State
+from fastadam.state.totals import Totals
 
 ONE = 1.0  # the default scale, known by identity: nothing to check
 ACCUMULATED = object()  # what step takes the accumulated gradients for
@@ -74,6 +73,8 @@ class Optimizer:
 
     rule: ClassVar[type[Rule]]
 
+    _copies: Sequence[Array] = ()  # per leaf, the user's array of copy_to
+
     def __init__(
         self, params: Tree, *hyperparameters: Any, backend: str = "auto", moments: str | None = None,
         master: str | None = None, seed: int = 0, index_offset: int = 0,
@@ -115,43 +116,39 @@ class Optimizer:
             array = leaf.array if isinstance(leaf, FlatBuffer) else leaf
             arrays.append(self._backend.home.own(f"params{name}", array))
         self.groups = tuple(make_groups(params, default, arrays))
-        self._chores, self._copy_to, self._storage = asked, copy_to, stored
+        self._chores, self._copy_to = asked, copy_to
         copies = None
         if copy_to is not None:
             short = self._structure.flatten(copy_to, "copy_to")
             copies = check_copies(self._backend.home, self._structure.names, self._structure.leaves, arrays, short)
+            self._copies = [copy.array if isinstance(copy, FlatBuffer) else copy for copy in short]
         self._capturable = capturable
-        self._averaging = False
-        self._totals: list[Array] = []  # flat, per leaf: the micro-batches' gradients
         self._kernel = kernels.ALL[self.rule.kernel]
-
-        n = len(arrays)
-        self._totalled = np.zeros(n + 1, np.int64)  # per leaf, whether `totals` holds anything; then of how many
-        self._arrays = arrays
-        with self._backend.home.near(arrays, self._structure.leaves):
-            self._slots, self._masters = storage.allocate(self, copies)
-        resting = [*arrays, *(x for slots in self._slots for x in slots if x is not None)]
-        drawing = any(format_of(x.dtype).draws for x in resting)
-        self._table = Table(self.rule, self.groups, asked, seed, drawing)
-        self._behind = sparse.Behind(*self._table.rows.shape)
-        firsts = list(accumulate((p.size for p in arrays), initial=stored.index_offset))[:-1]
-        columns = "params", "grads", *storage.columns(self)
-        self._plan = self._backend.plan(
-            self._kernel, [[column + name for column in columns] for name in self._structure.names],
-            self._structure.leaves, self._slots, self._table, asked, firsts, self._masters,
+        self._totals = Totals(len(arrays))
+        state = State(
+            self._kernel, self.groups, self._structure.names, self._structure.leaves, arrays, self._backend.home,
+            stored, asked.ema_decay is not None, copies,
         )  # fmt: skip
-        if copies is not None:
-            self._plan.copies = [copy.array if isinstance(copy, FlatBuffer) else copy for copy in short]
-            with np.errstate(all="ignore"), self._plan.on_stream():
-                home = self._backend.home
-                for p, copy in zip(arrays, copies, strict=True):
-                    home.write(copy, home.get(flat(p)).astype(np.float32).astype(copy.dtype))  # type: ignore[arg-type]
-        self._judge = self._backend.judge(self._plan, asked, self._structure.names)
-        self._window = self._backend.window(self._plan, self._judge, asked, self._structure.names, capturable)
-        if self._window is not None:
-            for group in self.groups:
-                group.__dict__["_changed"] = self._window.rewrite
+        state.fill_copies()
+        self._table = Table(self.rule, self.groups, asked, seed)
+        self._behind = sparse.Behind(*self._table.rows.shape)
+        self._introduce(state)
         self._built = frozenset(vars(self)) - before | {"_built"}
+
+    def _introduce(self, state: State) -> None:
+        """Let steps change this state from here on: work out what they have to do, then take it over."""
+        if state.draws:
+            self._table.draw()
+        firsts = list(accumulate((p.size for p in state.params), initial=state.storage.index_offset))[:-1]
+        names = [labels(self._kernel, path) for path in state.paths]
+        plan = self._backend.plan(self._kernel, names, state.owners, state.streams, self._table, self._chores, firsts)
+        plan.copies = self._copies
+        judge = self._backend.judge(plan, self._chores, state.paths)
+        window = self._backend.window(plan, judge, self._chores, state.paths, self._capturable)
+        if window is not None:
+            for group in self.groups:
+                group.__dict__["_changed"] = window.rewrite
+        self._state, self._plan, self._judge, self._window = state, plan, judge, window
 
     @property
     def t(self) -> int:
@@ -183,18 +180,18 @@ class Optimizer:
         reduction: without grads, the step takes the "mean" or the "sum" of what has been accumulated.
         Raises TypeError, ValueError before anything has changed.
         """
-        if self._averaging:
+        if self._state.averaging:
             self._check_idle()
         scale = grad_scale if grad_scale is ONE else number("grad_scale", grad_scale)
         after: Any = ()
         if grads is ACCUMULATED:
-            leaves, share = chores.accumulated(self, reduction)
-            scale, after = scale * share, [(self._totalled, ..., 0)]
+            leaves, share, after = self._totals.take(self._state, reduction)
+            scale *= share
         else:
             if reduction != "mean":
                 raise ValueError(f"reduction is {reduction!r}, expected it where step() takes what was accumulated")
-            if self._totals:
-                self._check_nothing_accumulated()
+            if self._totals.arrays:
+                self._totals.check_empty()
             leaves = self._structure.flatten(grads, "grads")
         missing = self._plan.accept(leaves)
         if self._window is not None:
@@ -255,12 +252,12 @@ class Optimizer:
     @property
     def index_offset(self) -> int:
         """What the constructor was given: added to the elements' index for stochastic rounding."""
-        return self._storage.index_offset
+        return self._state.storage.index_offset
 
     @property
     def averaging(self) -> bool:
         """Whether params hold the averaged weights: within `averaged`."""
-        return self._averaging
+        return self._state.averaging
 
     @property
     def copy_to(self) -> Tree:
@@ -268,15 +265,8 @@ class Optimizer:
         return self._copy_to
 
     def _check_idle(self, what: str = "a step inside averaged() would be lost") -> None:
-        if self._averaging:
+        if self._state.averaging:
             raise RuntimeError(f"{what}: params hold the averaged weights there")
-
-    def _check_nothing_accumulated(self) -> None:
-        if count := self._totalled.item(-1):
-            raise ValueError(
-                f"grads are given, and {count} micro-batches have been accumulated: expected step() for these, "
-                "or forget() before"
-            )
 
     def accumulate(self, grads: Tree, micro_batches: int = 1) -> None:
         """Add one micro-batch's gradients, a tree as `step` takes it, to those that the next `step()` uses.
@@ -285,29 +275,39 @@ class Optimizer:
         That step, skipped, refused for a gradient that is not finite, or taken, uses them up; so does load_state_dict.
         Pickle and deepcopy keep them, state_dict does not.
         """
-        chores.accumulate(self, grads, micro_batches)
+        count = integer("micro_batches", micro_batches, low=1, most=2**62)
+        self._check_idle("gradients inside averaged() are those of the averages")
+        leaves = self._structure.flatten(grads, "grads")
+        self._plan.accept(leaves)
+        self._totals.add(self._plan, self._state, leaves, count)
 
     @property
     def accumulated(self) -> tuple[int, dict[str, Array]]:
         """How many micro-batches have been accumulated, and by path the sums of their gradients, as they lie."""
-        count: int = self._totalled.item(-1)
-        sums = zip(self.paths, chores.totals(self), strict=True) if count else ()
-        return count, {path: x for path, x in sums if x is not None}
+        sums = zip(self.paths, self._totals.sums(self._state), strict=True)
+        return self._totals.batches, {path: x for path, x in sums if self._totals.batches and x is not None}
 
     def forget(self) -> None:
         """Drop what has been accumulated."""
-        self._totalled[:] = 0
+        self._totals.forget()
 
-    def averaged(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
         """`with opt.averaged():` params hold the averaged weights, and get their own bits back afterwards."""
-        return chores.averaged(self)
+        if self._chores.ema_decay is None:
+            raise ValueError("averaged() needs averages: expected an optimizer made with ema_decay")
+        if self._state.averaging:
+            raise RuntimeError("averaged() is in use already: params hold the averaged weights")
+        self.catch_up()
+        with self._state.averaged():
+            yield
 
     @property
     def ema(self) -> Tree:
         """The averaged parameters: a tree like params of arrays that the steps change; None without ema_decay."""
         if self._chores.ema_decay is None:
             return None
-        views = iter([storage.views(self, leaf)["ema"] for leaf in range(len(self._arrays))])
+        views = iter([self._state.views(leaf)["ema"] for leaf in range(len(self._state.paths))])
         return rebuild(self._tree_of_arrays(), lambda _: next(views))
 
     def _tree_of_arrays(self) -> Tree:
@@ -344,14 +344,17 @@ class Optimizer:
     def moments(self) -> dict[str, dict[str, Array]]:
         """The slots by leaf and name, in the parameter's shape: as they lie where they rest in the compute type, else
         decoded copies."""
-        return storage.moments(self)
+        self.catch_up()
+        return self._state.moments()
 
     def convert(self, moments: str | None) -> None:
-        """Let the state rest in another format from now on, rounded to nearest; see Optimizer's `moments`.
-
-        `groups` and `ema` are made anew: what was taken from them before is no longer the optimizer's.
-        """
-        storage.convert(self, moments)
+        """Let the state rest in another format from now on, rounded to nearest; see Optimizer's `moments`."""
+        self._check_idle("a conversion inside averaged() would keep no parameters of its own")
+        self._plan.check_unmoved()
+        self.catch_up()
+        if self._window is not None:
+            self._window.refill()
+        self._introduce(self._state.converted(moments))
 
     def refresh_master(self) -> None:
         """Take over parameters of 16 bits that were overwritten from outside: their master gets their values.
@@ -359,20 +362,21 @@ class Optimizer:
         Without it the next step goes on from the master; a remainder left beside other parameters makes it a number
         near them, or NaN beside 0.
         """
-        storage.refresh_master(self)
+        self._check_idle()
+        self.catch_up()
+        self._state.refresh_masters()
 
     @property
     def state_bytes(self) -> int:
         """The bytes of the state: slots, averages, masters."""
-        arrays = [
-            x for own, master in zip(self._slots, self._masters, strict=True) for x in (*own[:-2], own[-1], master)
-        ]
-        return sum(x.nbytes for x in arrays if x is not None)
+        return self._state.nbytes
 
     @property
     def bytes_per_step(self) -> int:
         """The bytes that one step reads and writes, where gradients are of their parameters' dtype."""
-        return storage.bytes_per_step(self)
+        limits = [self._chores.max_norm, *(group.max_norm for group in self.groups)]
+        first = bool(self._chores.skip_nonfinite or any(limits))
+        return self._state.bytes_per_step(1 + first + self._chores.zero_grads)
 
     def state_dict(self, copy: bool = True) -> dict[str, Any]:
         """Everything but the parameters, as plain numbers and copied arrays; what load_state_dict takes.
@@ -407,4 +411,5 @@ class Optimizer:
         state.unpickle(self, pickled)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({len(self._arrays)} leaves, t={self.t}, backend={self.backend!r}, {self.groups})"
+        leaves = len(self._state.params)
+        return f"{type(self).__name__}({leaves} leaves, t={self.t}, backend={self.backend!r}, {self.groups})"

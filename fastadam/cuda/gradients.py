@@ -23,13 +23,13 @@ class GradientsOnDevice(Gradients):
     norm: Norm | None
     _home: dict[int, tuple[Signature, int]]  # who steps a leaf, and as the how-manieth of its leaves
 
-    def __init__(self, kernel: Any, names: Any, params: Sequence[Any], *rest: Any) -> None:
+    def __init__(self, kernel: Any, names: Any, owners: Sequence[Any], *rest: Any) -> None:
         import cupy
 
         self._cupy = cupy
         # Where another library owns a parameter: how to look at it again, since its memory may move.
-        self._foreign = {k: p for k, p in enumerate(params) if foreign(p)}
-        viewed = [DEVICE.own(names[k][0], p) if k in self._foreign else p for k, p in enumerate(params)]
+        self._foreign = {k: p for k, p in enumerate(owners) if foreign(p)}
+        viewed = [DEVICE.own(names[k].p, p) if k in self._foreign else p for k, p in enumerate(owners)]
         super().__init__(kernel, names, viewed, *rest)  # type: ignore[call-arg]  # of the plan
         first: Any = self._params[0] if self._params else None
         self._device = cupy.cuda.Device() if first is None else first.device
@@ -37,7 +37,7 @@ class GradientsOnDevice(Gradients):
             for label, x in zip(labels, streams, strict=True):
                 if x is not None and x.device.id != self._device.id:
                     raise ValueError(
-                        f"{label} is {describe(x)}, {names[0][0]} is {describe(first)}: expected one device"
+                        f"{label} is {describe(x)}, {names[0].p} is {describe(first)}: expected one device"
                     )
         self._index = self._device.id
         self._values: dict[int, Any] = {}  # the gradients of rows
@@ -88,11 +88,11 @@ class GradientsOnDevice(Gradients):
     def _check_separate(self, grads: Sequence[Any], usable: dict[int, Any]) -> None:
         """Gradients that are to be zeroed can be written, and are separate."""
         for leaf in usable:
-            DEVICE.to_write(self._names[leaf][1], getattr(grads[leaf], "array", grads[leaf]))
+            DEVICE.to_write(self._names[leaf].g, getattr(grads[leaf], "array", grads[leaf]))
         now = [None if g is None else usable.get(leaf, g) for leaf, g in enumerate(grads)]
         places = [None if g is None else g.data.ptr for g in now]
         if usable or places != self._separate:  # else those of the last time, all of them
-            Memory((self._names[leaf][1], g) for leaf, g in enumerate(now) if g is not None)
+            Memory((self._names[leaf].g, g) for leaf, g in enumerate(now) if g is not None)
             self._separate = places
 
     def _place(self, leaf: int, g: Array) -> None:
@@ -102,7 +102,7 @@ class GradientsOnDevice(Gradients):
 
     def _check_unmoved(self, leaf: int) -> None:
         p, anchor = self._params[leaf], self._anchors[leaf]
-        name = self._names[leaf][0]
+        name = self._names[leaf].p
         if leaf in self._foreign:
             p = DEVICE.own(name, self._foreign[leaf])
         now, then = [(extent(x) if x.size else 0, x.dtype, x.shape, x.strides) for x in (p, anchor)]
@@ -129,7 +129,7 @@ class GradientsOnDevice(Gradients):
             raise only_on_host("step_rows with max_norm, skip_nonfinite or stats, which look at all rows first")
         here: Any = DEVICE.read(values)
         if here.device.id != self._index:
-            name, p = self._names[leaf][0], self._params[leaf]
+            name, p = self._names[leaf].p, self._params[leaf]
             raise ValueError(
                 f"rows{name.removeprefix('params')}'s values are {describe(here)}, {name} is {describe(p)}: "
                 "expected one device"

@@ -40,9 +40,8 @@ class Laid(NamedTuple):
     adding: list[Signature]
 
 
-def draws(kernel: Kernel, streams: Sequence[Any]) -> bool:
+def draws(kernel: Kernel, at: Columns) -> bool:
     """Whether any of a leaf's streams is rounded stochastically."""
-    at = Columns.of(streams)
     rounded = [x for slot, x in zip(kernel.slots, at.slots, strict=True) if x is not None and is_drawn(slot)]
     return any(format_of(x.dtype).draws for x in (*rounded, *([at.p] if at.low is None else [])))
 
@@ -51,21 +50,21 @@ class CudaPlan(GradientsOnDevice, Plan):
     """Arrays on one device; steps run on the current stream of whoever owns the parameters."""
 
     def __init__(
-        self, kernel: Any, names: Any, params: Any, slots: Any, table: Table, chores: Chores = PLAIN, *rest: Any
+        self, kernel: Any, names: Any, owners: Any, streams: Any, table: Table, chores: Chores = PLAIN, *rest: Any
     ) -> None:
         limits = [group.max_norm for group in table.groups]
         measured = chores.max_norm or chores.skip_nonfinite or chores.stats or any(limits)
         self._asked = (chores, table.groups) if measured else None
         self._laid: dict[Any, Laid] = {}  # by the gradients' dtypes; all are kept, since captured graphs know theirs
         self.window: Window | None = None
-        super().__init__(kernel, names, params, slots, table, chores, *rest)
+        super().__init__(kernel, names, owners, streams, table, chores, *rest)
         self._width = len(kernel.Coefficients._fields)
         # What kernels read of a row: not what the rule carries, and the chores' numbers only where there are any; the
         # key of random bits where any are drawn.
-        every = map(Columns.of, self._streams)
-        riding = [x is not None for streams in every for x in (streams.ema, streams.copy)]
+        stepped = [streams.columns for streams in self._streams]
+        riding = [x is not None for at in stepped for x in (at.ema, at.copy)]
         self._riding = self._asked is not None or any(self._flags) or any(riding)
-        self._drawing = any(draws(kernel, own) for own in self._streams)
+        self._drawing = any(draws(kernel, at) for at in stepped)
         numbers = range(self.table.rows.shape[1] - len(Numbers._fields), self.table.rows.shape[1] - 1)
         key = [self.table.rows.shape[1] - 1] * self._drawing
         self.columns = np.array([*range(self._width), *(numbers if self._riding else ()), *key])
@@ -78,7 +77,7 @@ class CudaPlan(GradientsOnDevice, Plan):
                 if self.stream().is_capturing():
                     leaf = next(k for k, known in enumerate(self._g_dtypes) if known != g_dtypes[k])
                     raise TypeError(
-                        f"{self._names[leaf][1]} is {g_dtypes[leaf]} and was {self._g_dtypes[leaf]}: expected what the "
+                        f"{self._names[leaf].g} is {g_dtypes[leaf]} and was {self._g_dtypes[leaf]}: expected what the "
                         "step before had, while a graph is captured"
                     )
         before = getattr(self, "_g_dtypes", ())
@@ -114,12 +113,13 @@ class CudaPlan(GradientsOnDevice, Plan):
             own = [sorted(leaves) for leaves in leaves_of.values()]
             norm = None if self._asked is None else Norm(*self._asked, own, [p.size for p in self._params])
             scaled, noted = norm.flags if norm else (False, False)
+            stepped = [streams.columns for streams in self._streams]
             asked, signatures = Riding(self._flags.limit, self._flags.clear, scaled, noted), []
             for k, leaves in enumerate(own):
                 more = [norm.columns(k, j) if norm else [0, 0] for j in range(len(self._params))]
                 signatures.append(
                     Signature(
-                        self._kernel.name, leaves, self._streams, self._g_dtypes[leaves[0]], len(self.table.rows),
+                        self._kernel.name, leaves, stepped, self._g_dtypes[leaves[0]], len(self.table.rows),
                         self.columns, asked, k, more if self._riding else (), self._firsts if self._drawing else (),
                     )
                 )  # fmt: skip
@@ -165,7 +165,7 @@ class CudaPlan(GradientsOnDevice, Plan):
         clear, rows = self._flags.clear, np.array([[0.0, 0, 0], [1.0, 0, 0]])
         with self.on_stream():
             if not self._adding:
-                streams = [Columns(x, None).row for x in totals]
+                streams = [Columns(x, None) for x in totals]
                 columns, more = np.arange(3 if clear else 1), [[0, 0]] * len(totals) if clear else ()
                 some = [(one.leaves.tolist(), streams, one.g_dtype) for one in self.signatures]
                 self._adding += [

@@ -63,16 +63,16 @@ class Signature:
     """
 
     def __init__(
-        self, kernel: str, leaves: list[int], streams: Sequence[Sequence[Any]], g_dtype: Any, most_rows: int,
+        self, kernel: str, leaves: list[int], streams: Sequence[Columns], g_dtype: Any, most_rows: int,
         columns: Array, chores: Chores, number: int, more: Sequence[Sequence[int]], firsts: Sequence[int] = (),
     ) -> None:  # fmt: skip
-        """streams: as a plan has them. columns: of rows, the last the key of random bits if `firsts` are given.
+        """streams: per leaf, what is stepped. columns: of rows, the last the key of random bits if `firsts` are given.
 
         chores: but for what the streams tell. more: per leaf, two addresses; nothing where there are no numbers.
         """
         import cupy
 
-        kinds = Columns.of(None if x is None else format_of(x.dtype) for x in streams[leaves[0]])
+        kinds = Columns.of(None if x is None else format_of(x.dtype) for x in streams[leaves[0]].row)
         drawn = bool(firsts) and kinds.p.compute is FLOAT32.compute
         chores = chores._replace(ema=kinds.ema, copy=kinds.copy)
         chores = chores._replace(more=bool(more) and not chores.riding, drawn=drawn)
@@ -88,14 +88,14 @@ class Signature:
         self.width = width
         own = []
         for leaf in leaves:
-            at = Columns.of(0 if x is None else x.data.ptr for x in streams[leaf])
+            at = Columns.of(0 if x is None else x.data.ptr for x in streams[leaf].row)
             riding = [at.ema, at.copy, *more[leaf]] if more else []
             low = [] if kinds.low is None else [at.low]
             own.append([at.p, *at.slots, *riding, *low, *firsts[leaf : leaf + drawn]])
         self.threads = self._steps[0].threads
         self._places = [at // kinds.p.bytes for at, *_ in own]  # in elements
         heads = [0 if self._steps[0].blocked else place % self._steps[0].width for place in self._places]
-        chunks = chunk_table([streams[leaf][0].size for leaf in leaves], heads, self._steps[0].chunk)
+        chunks = chunk_table([streams[leaf].p.size for leaf in leaves], heads, self._steps[0].chunk)
         self.blocks = len(chunks)
         self._blocks_before = np.searchsorted(chunks["leaf"], np.arange(len(leaves) + 1))  # each leaf's
         self._chunks, self._own = cupy.asarray(chunks.view(np.uint8)), cupy.asarray(np.array(own, np.uint64))

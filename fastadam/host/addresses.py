@@ -6,48 +6,42 @@ from typing import Any
 
 import numpy as np
 
-from fastadam.host.compiled import NumbaPlan
+from fastadam.host.compiled import G, NumbaPlan
 from fastadam.kernels.contract import Kernel
-from fastadam.kernels.formats import FLOAT32, Format
+from fastadam.kernels.streams import Columns
 from fastadam.plans.chores import Chores
+from fastadam.plans.streams import Streams
 from fastadam.plans.table import Table
 
 
 class AddressPlan(NumbaPlan):
     """Leaves of which only sizes, formats and addresses are known: whoever owns the memory keeps it, and checks it.
 
-    sizes: (leaves,) elements. formats: per leaf, those of p, the slots, the average, the copy and the remainder; None
-    for an absent one. mastered: per leaf, whether p is the copy of a float32 master, which is then stream 0.
-    first: the index of the first element of all. The other arguments: see Plan.
+    sizes: (leaves,) elements. formats: per leaf, those of its streams; g's is p's. first: the index of the first
+    element of all. The other arguments: see Plan.
     """
 
     def __init__(
-        self, kernel: Kernel, names: Sequence[Sequence[str]], sizes: Sequence[int],
-        formats: Sequence[Sequence[Format | None]], mastered: Sequence[bool], first: int,
+        self, kernel: Kernel, names: Sequence[Streams], sizes: Sequence[int], formats: Sequence[Streams], first: int,
         table: Table, chores: Chores,
     ) -> None:  # fmt: skip
-        self._given = sizes
-        self._resting = [
-            (FLOAT32 if has_master else p, p, *others)
-            for (p, *others), has_master in zip(formats, mastered, strict=True)
-        ]
-        empty = [[None if format is None else np.empty(0) for format in of_leaf] for of_leaf in formats]
+        self._given, self._resting = sizes, formats
+        unknown = [of_leaf.map(lambda _: np.empty(0)) for of_leaf in formats]
         firsts = list(accumulate(sizes, initial=first))[:-1]
-        params, slots = [p for p, *_ in empty], [own for _, *own in empty]
-        masters = [np.empty(0) if has_master else None for has_master in mastered]
-        super().__init__(kernel, names, params, slots, table, chores, firsts, masters)
-        self.gradients = self._table[:-1, 1]  # where each leaf's begins; of no meaning for leaves whose row is -1
+        super().__init__(kernel, names, [x.p for x in unknown], unknown, table, chores, firsts)
+        self.gradients = self._table[: len(sizes), G]  # of no meaning for leaves whose row is -1
 
-    def _formats_of(self, leaf: int, g_dtype: Any) -> tuple[Format | None, ...]:
-        return self._resting[leaf]
+    def _formats_of(self, leaf: int, g_dtype: Any) -> Columns:
+        return self._resting[leaf].columns._replace(g=self._resting[leaf].p)
 
     def _sizes(self) -> Sequence[int]:
         return self._given
 
-    def put(self, leaf: int, addresses: dict[int, int]) -> None:
-        """Where some of a leaf's streams begin, by their place among p, g, the slots and what follows."""
-        for column, address in addresses.items():
-            self._table[leaf, column] = address
+    def put(self, leaf: int, addresses: Streams) -> None:
+        """Where those of a leaf's streams begin that are there."""
+        for column, address in enumerate(addresses.columns.row):
+            if address is not None:
+                self._table[leaf, column] = address
 
     def put_gradients(self, addresses: Any) -> None:
         """Fill `gradients`, unless that is what is given."""

@@ -12,7 +12,12 @@ import numpy as np
 from fastadam.arrays.host import Array, target
 from fastadam.kernels.chores import NOTES
 from fastadam.kernels.formats import format_of
+from fastadam.kernels.streams import Columns
 from fastadam.plans.plan import Plan, Work
+from fastadam.plans.streams import Streams, labels
+
+G = Columns._fields.index("g")  # its place in a row of addresses
+THERE = np.uint8(1)  # what a tag holds for a flag that is set
 
 
 class Calls(NamedTuple):
@@ -20,9 +25,6 @@ class Calls(NamedTuple):
 
     calls: list[tuple[Any, ...]]
     arrays: list[Any]
-
-
-THERE = np.uint8(1)  # what a tag holds for a flag that is set
 
 
 class NumbaPlan(Plan):
@@ -36,17 +38,12 @@ class NumbaPlan(Plan):
         self._threads, self._traversal = threads, traversal
         self._pieces: dict[Any, int] = {}  # addresses of compiled code by what it was compiled for
         super().__init__(*args)
-        nothing = [None] * (len(self._kernel.slots) + 3)
+        zeros = Streams(None, self._zeros, [None] * len(self._kernel.slots))
+        streams, names = [*self._streams, zeros], [*self._names, labels(self._kernel, " of nothing")]
+        written = [x.map(lambda x, name: target(name, x), of_leaf) for x, of_leaf in zip(streams, names, strict=True)]
+        firsts = [*self._firsts, 0]
         self._table = np.array(
-            [
-                [*(0 if x is None else target(label, x) for label, x in zip(labels, streams, strict=False)), first]
-                for labels, streams, first in zip(
-                    [*self._names, ["zeros"] * (len(nothing) + 2)],
-                    [*self._streams, [None, self._zeros, *nothing]],
-                    [*self._firsts, 0],
-                    strict=True,
-                )
-            ],
+            [[*(address or 0 for address in x.columns.row), first] for x, first in zip(written, firsts, strict=True)],
             np.uint64,
         )
         self._size = sum(self._sizes())
@@ -78,7 +75,7 @@ class NumbaPlan(Plan):
         flags = [THERE if flag else None for flag in self._flags]
         self._tags = []
         for formats in self._formats:
-            self._tags.append(self._elements.TAGS[self._kernel.name](*formats, *flags))
+            self._tags.append(self._elements.TAGS[self._kernel.name](*formats.row, *flags))
         self._calls: dict[Any, Calls] = {}  # of whole steps, made once
         if hasattr(self, "_table"):
             self._look_at_grads()
@@ -148,7 +145,7 @@ class NumbaPlan(Plan):
         return super().accept(grads)
 
     def _place(self, leaf: int, g: Array) -> None:
-        self._table[leaf, 1] = g.ctypes.data
+        self._table[leaf, G] = g.ctypes.data
 
     def launch(self, after: Sequence[tuple[Any, Any, Any]] = ()) -> None:
         if self.unread:
@@ -176,7 +173,7 @@ class NumbaPlan(Plan):
         there = THERE if squares else None, THERE if largest else None
 
         def make(workers: int) -> Calls:
-            tags = [self._elements.Measure(*self._tags[one.signature][:2], *there) for one in work]
+            tags = [self._elements.Measure(tag.p, tag.g, *there) for tag in (self._tags[one.signature] for one in work)]
             return self._calls_for(workers, work, tags, self._table, row, self.table.rows, False)
 
         def run(workers: int) -> None:
@@ -194,7 +191,8 @@ class NumbaPlan(Plan):
         return self._calls[key]
 
     def accumulate(self, totals: Sequence[Array], row: Array, after: Sequence[tuple[Any, Any, Any]]) -> None:
-        table = np.array([[target("what was accumulated", x) for x in totals], self._table[:-1, 1]], np.uint64).T.copy()
+        sums = [target("what was accumulated", x) for x in totals]
+        table = np.array([sums, self._table[: len(totals), G]], np.uint64).T.copy()
         work = [one._replace(notes=one.notes[:0]) for one in self.everything]
         clear = THERE if self._flags.clear else None
         first = [totals[leaf] for leaf in self._first_leaves]

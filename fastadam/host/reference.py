@@ -20,22 +20,22 @@ class NumpyPlan(Plan):
 
     def _columns(self) -> list[Columns]:
         """Each leaf's streams, then the zeros that are the gradient of a missed step."""
-        return [*map(Columns.of, self._streams), Columns(None, self._zeros)]
+        return [*(streams.columns for streams in self._streams), Columns(None, self._zeros)]
 
     def launch_some(
         self, work: Sequence[Work], row: Array, rows: Array, after: Sequence[tuple[Any, Any, Any]], counted: bool = True
     ) -> None:
         # Worked out first, then copied in by C from the first array to the last: neither Ctrl-C nor a lack of memory
         # for a temporary leaves a step half done.
-        streams = self._columns()
+        columns = self._columns()
         done: list[Any] = []
         for one in work:
-            walked = reference.step(self._kernel, streams, one.chunks, row, rows, self._flags, one.notes, self._firsts)
+            walked = reference.step(self._kernel, columns, one.chunks, row, rows, self._flags, one.notes, self._firsts)
             done += [(old, ..., new) for old, new in walked]
         done += self.table.counted(row, rows) if counted else ()
         deque(starmap(setitem, [*done, *after]), maxlen=0)
-        for own in self._streams if counted else ():
-            own[1] = None  # a gradient lives no longer than its step
+        for streams in self._streams if counted else ():
+            streams.g = None  # a gradient lives no longer than its step
 
     def _measure(self, work: Sequence[Work], row: Array, squares: bool, largest: bool) -> None:
         for one in work:
@@ -44,13 +44,13 @@ class NumpyPlan(Plan):
     def accumulate(self, totals: Sequence[Array], row: Array, after: Sequence[tuple[Any, Any, Any]]) -> None:
         with np.errstate(all="ignore"):
             sums = [
-                g if r == 0 else x + g.astype(x.dtype, copy=False)
-                for x, (_, g, *_), r in zip(totals, self._streams, row, strict=False)
+                streams.g if r == 0 else x + streams.g.astype(x.dtype, copy=False)
+                for x, streams, r in zip(totals, self._streams, row, strict=False)
                 if r >= 0
             ]
         live = np.flatnonzero(row[:-1] >= 0).tolist()
         done: list[Any] = [(totals[leaf], ..., x) for leaf, x in zip(live, sums, strict=True)]
-        done += [(self._streams[leaf][1], ..., 0) for leaf in live if self._flags.clear]
+        done += [(self._streams[leaf].g, ..., 0) for leaf in live if self._flags.clear]
         deque(starmap(setitem, [*done, *self.unread, *after]), maxlen=0)
 
     def sums(self, work: Sequence[Work], row: Array) -> Array:

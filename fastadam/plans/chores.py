@@ -7,20 +7,18 @@ gradient is zeroed. The norm, and the test for non-finite values, take one read 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastadam.arrays.flat import FlatBuffer
-from fastadam.arrays.host import Array, Host, describe, flat, flat_like, shaped_like
-from fastadam.checks import at_count, integer, number, positive
+from fastadam.arrays.host import Array, Host, describe, flat_like
+from fastadam.checks import at_count, number, positive
 from fastadam.kernels.chores import Flags, Numbers
-from fastadam.kernels.formats import SHORT, compute
+from fastadam.kernels.formats import SHORT
 
 if TYPE_CHECKING:
-    from fastadam.arrays.tree import Tree
-    from fastadam.optimizer import Optimizer
+    pass
 
 
 class StepInfo(NamedTuple):
@@ -102,63 +100,3 @@ def check_copies(
             raise ValueError(f"{both}: expected dense memory in the same order of axes")
         found.append(straight)
     return found
-
-
-def accumulate(opt: Optimizer, grads: Tree, micro_batches: int) -> None:
-    """See Optimizer.accumulate."""
-    count = integer("micro_batches", micro_batches, low=1, most=2**62)
-    opt._check_idle("gradients inside averaged() are those of the averages")
-    leaves = opt._structure.flatten(grads, "grads")
-    opt._plan.accept(leaves)
-    if not opt._totals:
-        with opt._plan.on_stream():
-            opt._totals = [opt._backend.home.allocate(p.size, compute(p.dtype)) for p in opt._arrays]
-    row, then = opt._totalled.copy(), opt._totalled.copy()
-    for leaf, g in enumerate(leaves):
-        row[leaf], then[leaf] = (-1, row[leaf]) if g is None else (row[leaf], 1)
-    then[-1] += count
-    opt._plan.accumulate(opt._totals, row, [(opt._totalled, ..., then)])
-
-
-def accumulated(opt: Optimizer, reduction: str) -> tuple[list[Array | None], float]:
-    """The accumulated gradients, None where there was none, and what the step must multiply them by."""
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f"reduction is {reduction!r}, expected 'mean' or 'sum'")
-    count = opt._totalled.item(-1)
-    if count == 0:
-        raise ValueError("step() got no grads and nothing has been accumulated: expected one of them")
-    return totals(opt), 1 / count if reduction == "mean" else 1.0
-
-
-def totals(opt: Optimizer) -> list[Array | None]:
-    """Each leaf's accumulated gradient in its shape, None where there was none."""
-    if not opt._totals:
-        return [None] * len(opt._arrays)
-    return [
-        shaped_like(x, p) if there else None
-        for x, p, there in zip(opt._totals, opt._arrays, opt._totalled.tolist(), strict=False)
-    ]
-
-
-@contextmanager
-def averaged(opt: Optimizer) -> Iterator[None]:
-    """See Optimizer.averaged."""
-    if opt._chores.ema_decay is None:
-        raise ValueError("averaged() needs averages: expected an optimizer made with ema_decay")
-    if opt._averaging:
-        raise RuntimeError("averaged() is in use already: params hold the averaged weights")
-    opt.catch_up()
-    params: list[Any] = [flat(p) for p in opt._arrays]
-    with opt._plan.on_stream():
-        kept = [p.copy() for p in params]
-    try:
-        opt._averaging = True
-        with opt._plan.on_stream():
-            for p, own in zip(params, opt._slots, strict=True):
-                p[:] = own[-3]
-        yield
-    finally:
-        with opt._plan.on_stream():
-            for p, values in zip(params, kept, strict=True):
-                p[:] = values
-        opt._averaging = False

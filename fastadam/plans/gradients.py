@@ -14,6 +14,7 @@ from fastadam.arrays.host import Array, Host, Memory, describe, flat_like, shape
 from fastadam.kernels.chores import Flags
 from fastadam.kernels.formats import FLOATS, compute, format_of
 from fastadam.plans.rows import RowGradient, check_indices, check_values, distinct
+from fastadam.plans.streams import Streams
 
 
 class Gradients:
@@ -22,11 +23,11 @@ class Gradients:
     home = Host()  # where the arrays lie
     unread: list[tuple[Any, Any, Any]]  # gradients to clear that were copied, and so not cleared yet
     _flags: Flags
-    _names: Sequence[Sequence[str]]
+    _names: Sequence[Streams]
     _owners: Sequence[Any]
     _params: list[Array]
     _anchors: list[Array]
-    _streams: list[list[Any]]
+    _streams: Sequence[Streams]
     _memory: Memory
     _scratch: dict[int, Array]
     _g_dtypes: list[Any]
@@ -67,9 +68,14 @@ class Gradients:
                 self._place(leaf, straight)
         return sum(g is None for g in usable)
 
+    def check_unmoved(self) -> None:
+        """Every parameter, and every copy of one, is what it was at construction."""
+        for leaf in range(len(self._params)):
+            self._check_unmoved(leaf)
+
     def _check_unmoved(self, leaf: int) -> None:
         """The parameter is what it was at construction."""
-        p_name, p, anchor = self._names[leaf][0], self._params[leaf], self._anchors[leaf]
+        p_name, p, anchor = self._names[leaf].p, self._params[leaf], self._anchors[leaf]
         if (p.ctypes.data, p.dtype, p.shape, p.strides) != (
             anchor.ctypes.data, anchor.dtype, anchor.shape, anchor.strides
         ):  # fmt: skip
@@ -83,7 +89,8 @@ class Gradients:
             raise ValueError(f"{name} has become read-only, expected an array that can be written")
 
     def _usable(self, leaf: int, g: Any) -> Array:
-        (p_name, g_name, *_), p, owner = self._names[leaf], self._params[leaf], self._owners[leaf]
+        names, p, owner = self._names[leaf], self._params[leaf], self._owners[leaf]
+        p_name, g_name = names.p, names.g
         both = f"{g_name} is {describe(g)}, {p_name} is {describe(owner)}"
         self._check_unmoved(leaf)
         if isinstance(g, FlatBuffer):
@@ -120,11 +127,11 @@ class Gradients:
         return self._scratch[leaf]
 
     def _place(self, leaf: int, g: Array) -> None:
-        self._streams[leaf][1] = g
+        self._streams[leaf].g = g
 
     def check_clearable(self, grads: Sequence[Array | None]) -> None:
         """Gradients that are to be zeroed can be written, and are separate."""
-        arrays = [(self._names[leaf][1], getattr(g, "array", g)) for leaf, g in enumerate(grads)]
+        arrays = [(self._names[leaf].g, getattr(g, "array", g)) for leaf, g in enumerate(grads)]
         Memory([(name, self.home.to_write(name, g)) for name, g in arrays if self.home.is_array(g)])
 
     def accept_rows(self, leaf: int, indices: Any, values: Any) -> RowGradient:
@@ -132,11 +139,11 @@ class Gradients:
 
         Raises IndexError, TypeError, ValueError naming the leaf; then nothing has changed.
         """
-        p_name = self._names[leaf][0]
+        p_name = self._names[leaf].p
         g_name = "rows" + p_name.removeprefix("params")
         self._check_unmoved(leaf)
         rows = self.accept_indices(leaf, indices)
-        if any(x is not None and format_of(x.dtype).block > 1 for x in self._streams[leaf]):
+        if any(x is not None and format_of(x.dtype).block > 1 for x in self._streams[leaf].slots):
             raise ValueError(f"{g_name} are rows, {p_name} has moments of 8 bits, expected others: 64 share a scale")
         here = check_values(p_name, g_name, self._owners[leaf], rows, values, self.home)
         if (touched := self._memory.touched_by(here)) is not None:
@@ -145,7 +152,7 @@ class Gradients:
 
     def accept_indices(self, leaf: int, indices: Any) -> Array:
         """Some rows of a leaf, checked, on the host."""
-        p_name = self._names[leaf][0]
+        p_name = self._names[leaf].p
         check_indices(p_name, "rows" + p_name.removeprefix("params"), self._owners[leaf], indices)
         rows: Array = indices
         return rows

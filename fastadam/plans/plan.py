@@ -10,13 +10,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastadam.arrays.flat import FlatBuffer
-from fastadam.arrays.host import Array, Memory, flat, plain
+from fastadam.arrays.host import Array, Memory, plain
 from fastadam.kernels.chores import BLOCK, NOTES
 from fastadam.kernels.contract import Kernel
-from fastadam.kernels.formats import Format, format_of
+from fastadam.kernels.formats import format_of
+from fastadam.kernels.streams import Columns
 from fastadam.plans.chores import PLAIN, Chores
 from fastadam.plans.gradients import Gradients
 from fastadam.plans.rows import row_chunks
+from fastadam.plans.streams import Streams
 from fastadam.plans.table import Table
 
 CHUNK = 8_192  # elements: four float32 streams of 32 KiB stay in L2; 4,096 and 16,384 measured the same (2 Zen 4 cores)
@@ -35,13 +37,11 @@ class Plan(Gradients):
 
     kernel:  the element function.
     names:   per leaf, what errors call its streams: params['w'], grads['w'], m['w'], ...
-    params:  per leaf, the user's array (checked before), or the FlatBuffer that holds it.
-    slots:   per leaf, a flat array in p's memory order for each slot, the average, the copy and the remainder; None for
-             an absent one.
+    owners:  per leaf, the user's array (checked before), or the FlatBuffer that holds it.
+    streams: per leaf, its memory by name, flat arrays in p's memory order.
     table:   the coefficients of each step, which it takes as they lie there; it advances the counts.
     chores:  what a step does beside the method's arithmetic.
     firsts:  per leaf, the index of its first element among all, which random bits depend on.
-    masters: per leaf, the flat float32 array to step in p's place, which is then its copy; or None.
 
     A chunk is (leaf, first, n, g_leaf, g_first, missed): n elements of a leaf from `first` on, their gradient from
     g_first on of leaf g_leaf's, where the leaf after the last has zeros; and how many steps with zeros as the gradient
@@ -51,29 +51,20 @@ class Plan(Gradients):
     def __init__(
         self,
         kernel: Kernel,
-        names: Sequence[Sequence[str]],
-        params: Sequence[Any],
-        slots: Sequence[Sequence[Array | None]],
+        names: Sequence[Streams],
+        owners: Sequence[Any],
+        streams: Sequence[Streams],
         table: Table,
         chores: Chores = PLAIN,
         firsts: Sequence[int] = (0,),
-        masters: Sequence[Array | None] = (None,),
     ) -> None:
         self._flags, self._firsts = chores.flags, firsts
         self.unread = []
-        self._kernel, self._names, self._owners = kernel, names, params
+        self._kernel, self._names, self._owners, self._streams = kernel, names, owners, streams
         self.table = table
-        self._params: list[Array] = [p.array if isinstance(p, FlatBuffer) else p for p in params]
-        self._streams: list[list[Any]] = [
-            [flat(p) if master is None else master, None, *own]
-            for p, own, master in zip(self._params, slots, masters, strict=True)
-        ]
-        owned = []
-        for labels, streams, master in zip(names, self._streams, masters, strict=True):
-            if master is not None:  # params are its copy
-                labels = ["master", *labels[1:-2], labels[0], labels[-1]]
-            owned += [(label, x) for label, x in zip(labels, streams, strict=True) if x is not None]
-        self._memory = Memory(owned)
+        self._params: list[Array] = [p.array if isinstance(p, FlatBuffer) else p for p in owners]
+        named = (pair for of_leaf in zip(names, streams, strict=True) for pair in zip(*of_leaf, strict=True))
+        self._memory = Memory((name, x) for name, x in named if x is not None)
         self._scratch: dict[int, Array] = {}
         self._anchors = [plain(p)[...] for p in self._params]  # what each was like at construction
         self._zeros = np.zeros(CHUNK)  # the gradient of a missed step: as float64, enough for a chunk of any dtype
@@ -106,11 +97,9 @@ class Plan(Gradients):
         self.everything = [Work(k, some, self._notes(some, self._flags.stats)) for k, some in enumerate(chunks)]
         self._measured: list[Work] = []
 
-    def _formats_of(self, leaf: int, g_dtype: Any) -> tuple[Format | None, ...]:
-        """What a leaf's streams rest in where its gradient is of this dtype; None for an absent one."""
-        p, _, *others = self._streams[leaf]
-        present = (None if x is None else format_of(x.dtype) for x in others)
-        return format_of(p.dtype), format_of(g_dtype), *present
+    def _formats_of(self, leaf: int, g_dtype: Any) -> Columns:
+        """What a leaf's columns rest in where its gradient is of this dtype."""
+        return self._streams[leaf].map(lambda x: format_of(x.dtype)).columns._replace(g=format_of(g_dtype))
 
     def _sizes(self) -> Sequence[int]:
         """How many elements each leaf has."""

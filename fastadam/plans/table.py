@@ -47,19 +47,26 @@ class Table:
         self.row, self.rows = np.zeros(n + 1, np.int64), np.zeros((max(n, 1), width + len(Numbers._fields)))
         self.counts = np.zeros(n + 1, np.int64)
         self.carried = np.tile(np.array(list(rule.carried.values()), np.float64), (n + 1, 1))
-        self.carries, self._drawing, self._apart = bool(rule.carried), drawing, apart
+        self.carries, self._drawing, self._apart = bool(rule.carried), False, apart
         self._accumulated = slice(self.width, width)  # the columns of what the rule carries
         self._chores, self._scheduled = chores, callable(chores.ema_decay)
         self._riding: tuple[float, ...] = ()
         if not self._scheduled:
             self._riding = chores.numbers(0)[:-1]
             self.rows[:, width:-1] = self._riding
-        self._whole = self._scheduled or drawing  # else the chores' numbers, always the same, stand in the rows already
+        self._whole = self._scheduled  # else the chores' numbers, always the same, stand in the rows already
         length = self.rows.shape[1] if self._whole else width
         self._pack, self._memory = Struct(f"{length}d").pack_into, self.rows.data
+        if drawing:
+            self.draw()
         self._live: Any = None  # who took the step that leaves were sorted for
         self._cohorts: list[tuple[Group, list[tuple[int, int]]]] = []  # per group, (row's offset, leaf) of each cohort
         self._leads = np.arange(n)  # per leaf, the first of its cohort
+
+    def draw(self) -> None:
+        """Let each row say what the random bits of its step depend on, from now on."""
+        self._drawing = self._whole = True
+        self._pack = Struct(f"{self.rows.shape[1]}d").pack_into
 
     def fill(self, scale: float, live: Any = EVERY) -> None:
         """Work out the coefficients of the next step, in which gradients are multiplied by `scale` first.

@@ -10,7 +10,6 @@ from fastadam.arrays.host import describe, writable
 from fastadam.arrays.tree import rebuild
 from fastadam.checks import SEEDS, integer, number
 from fastadam.group import hyperparameters, is_grouped
-from fastadam.plans.storage import in_order, order, views
 
 if TYPE_CHECKING:
     from fastadam.optimizer import Optimizer
@@ -25,10 +24,9 @@ def state_dict(opt: Optimizer, copy: bool = True) -> dict[str, Any]:
     leaves = {}
     for leaf, name in enumerate(opt._structure.names):
         carried = dict(zip(opt.rule.carried, opt._table.carried[leaf].tolist(), strict=True))
-        with opt._plan.on_stream():
-            slots = {name: opt._backend.home.get(x) if copy else x for name, x in views(opt, leaf).items()}
-        count, stored = int(opt._table.counts[leaf]), str(opt._arrays[leaf].dtype)
-        leaves[f"params{name}"] = {"count": count, "format": stored, **order(opt, leaf), **carried, **slots}
+        count, stored = int(opt._table.counts[leaf]), str(opt._state.params[leaf].dtype)
+        slots = opt._state.read(leaf, copied=copy)
+        leaves[f"params{name}"] = {"count": count, "format": stored, **carried, **slots}
     groups = [{each.name: getattr(group, each.name) for each in fields(opt.rule)} for group in opt.groups]
     for group in groups:
         group["lr"] = None if callable(group["lr"]) else group["lr"]
@@ -107,19 +105,20 @@ def load_state_dict(opt: Optimizer, state: dict[str, Any]) -> None:
     names = [f"params{name}" for name in opt._structure.names]
     _keys("state['leaves']", state["leaves"], names)
     for leaf, name in enumerate(names):
-        own, where, here = state["leaves"][name], f"state['leaves'][{name!r}]", views(opt, leaf)
-        axes = order(opt, leaf)
+        own, where, here = state["leaves"][name], f"state['leaves'][{name!r}]", opt._state.views(leaf)
+        axes = opt._state.order(leaf)
         if isinstance(own, dict) and ("order" in own) != bool(axes):
-            found = "has no moments of 8 bits" if axes else "has moments of 8 bits"
+            which = "no moments" if axes else "moments"
+            moments = opt._state.storage.moments
             raise ValueError(
-                f"{where} {found}, this optimizer's moments are {opt._storage.moments!r}: load it into one with the "
+                f"{where} has {which} of 8 bits, this optimizer's moments are {moments!r}: load it into one with the "
                 "state's moments, then opt.convert"
             )
         _keys(where, own, ["count", "format", *axes, *opt.rule.carried, *here])
         if axes:
-            _check_axes(f"{where}['order']", own["order"], opt._arrays[leaf].ndim)
+            _check_axes(f"{where}['order']", own["order"], opt._state.params[leaf].ndim)
         integer(f"{where}['count']", own["count"], low=0, most=t)
-        _same(f"{where}['format']", own["format"], str(opt._arrays[leaf].dtype))
+        _same(f"{where}['format']", own["format"], str(opt._state.params[leaf].dtype))
         for carried in opt.rule.carried:
             number(f"{where}[{carried!r}]", own[carried], low=0, most=1)
         for slot, view in here.items():
@@ -137,10 +136,7 @@ def load_state_dict(opt: Optimizer, state: dict[str, Any]) -> None:
         own = state["leaves"][name]
         opt._table.counts[leaf] = own["count"]
         opt._table.carried[leaf] = [own[carried] for carried in opt.rule.carried]
-        with opt._plan.on_stream():
-            there = in_order(opt, leaf, own)
-            for slot, view in views(opt, leaf).items():
-                opt._backend.home.write(view, there[slot])
+        opt._state.write(leaf, own)
     opt._table.counts[-1], opt._table.seed, opt._table.skipped = t, seed, skipped
     opt._table.notice()
 
@@ -152,11 +148,11 @@ def pickled(opt: Optimizer) -> dict[str, Any]:
     # Rows that are behind stay so: of a tree that is copied together with its optimizer, they are copied behind.
     opt._check_idle("a copy or a conversion inside averaged() would keep no parameters of its own")
     with opt._plan.on_stream():  # and before the state, which waits for that stream
-        totals = deepcopy(opt._totals)
+        totals = deepcopy(opt._totals.arrays)
     kept = {"state": state_dict(opt), "behind": deepcopy(opt._behind), "chores": opt._chores, "copy_to": opt._copy_to}
-    kept |= {"storage": opt._storage}
+    kept |= {"storage": opt._state.storage}
     kept |= {"limits": [group.max_norm for group in opt.groups]}
-    kept |= {"totals": totals, "totalled": opt._totalled.copy()}
+    kept |= {"totals": totals, "totalled": opt._totals.counts.copy()}
     kept |= {"backend": opt._asked, "capturable": opt._capturable}
     return {"params": opt._tree, "rules": rules, **kept, "own": own}
 
@@ -178,5 +174,5 @@ def unpickle(opt: Optimizer, kept: dict[str, Any]) -> None:
         kept["capturable"],
     )  # fmt: skip
     opt.load_state_dict(kept["state"])
-    opt._behind, opt._totals, opt._totalled = kept["behind"], totals, writable(kept["totalled"])
+    opt._behind, opt._totals.arrays, opt._totals.counts = kept["behind"], totals, writable(kept["totalled"])
     vars(opt).update(kept["own"])

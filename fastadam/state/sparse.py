@@ -79,7 +79,7 @@ def step_rows(opt: Optimizer, tree: Tree, grad_scale: float, semantics: str) -> 
         which = "capturable" if opt._capturable else "skip_nonfinite"
         raise ValueError(f"{which} is True, expected False for step_rows: the host must know what each step does")
     opt._check_idle()
-    opt._check_nothing_accumulated()
+    opt._totals.check_empty()
     scale, plan = number("grad_scale", grad_scale), opt._plan
     leaves = _of_this_step(opt, tree)
     given = {}
@@ -107,7 +107,7 @@ def step_rows(opt: Optimizer, tree: Tree, grad_scale: float, semantics: str) -> 
     row, counts = table.row.copy(), table.counts
     if semantics == "exact":
         for leaf in given:
-            behind.watch(leaf, len(opt._arrays[leaf]), int(counts[leaf]))
+            behind.watch(leaf, len(opt._state.params[leaf]), int(counts[leaf]))
         for leaf in given:  # the table is as large now as it will be
             row[leaf] = behind.index(leaf, int(counts[leaf]))
             behind.table[row[leaf]] = table.rows[table.row[leaf]]
@@ -142,7 +142,7 @@ def catch_up(opt: Optimizer, tree: Tree = None) -> None:
     for leaf, some in wanted.items():
         plan._check_unmoved(leaf)
         count = int(opt._table.counts[leaf])
-        rows = np.arange(len(opt._arrays[leaf])) if some is None else some
+        rows = np.arange(len(opt._state.params[leaf])) if some is None else some
         rows = rows[behind.at[leaf][rows] < count]
         if len(rows):
             row[leaf] = behind.index(leaf, count - 1)

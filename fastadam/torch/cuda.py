@@ -13,8 +13,8 @@ from fastadam.arrays.device import DEVICE
 from fastadam.backend import BACKENDS
 from fastadam.cuda.gradients import only_on_host
 from fastadam.cuda.signature import Touched
-from fastadam.kernels.formats import Format
 from fastadam.plans.chores import StepInfo
+from fastadam.plans.streams import Streams
 from fastadam.torch.leaf import FORMATS
 from fastadam.torch.walk import Walk
 
@@ -51,7 +51,7 @@ class CudaWalk(Walk):
 
     backend = "cuda"
 
-    def _make_plan(self, formats: list[list[Format | None]]) -> Any:
+    def _make_plan(self, formats: list[Streams]) -> Any:
         self._placed: dict[int, list[int]] = {}  # per leaf with a state, where the plan knows its tensors
         for format in {format for of_leaf in formats for format in of_leaf if format is not None}:
             _ = format.dtype  # while nothing has changed: raises where there is no such dtype
@@ -71,21 +71,21 @@ class CudaWalk(Walk):
             return
         import cupy
 
-        params: list[Any] = []
-        masters, slots = [], []
+        owners: list[Any] = []
+        streams = []
         with cupy.cuda.Device(self.leaves[0].found[0].device.index):
-            for leaf, columns in zip(self.leaves, self._columns, strict=True):
-                own: list[Any] = [None] * (len(self._kernel.slots) + 5)  # p, g, slots, average, copy, remainder
-                if leaf.addresses:  # has a state
-                    for column, x in zip(columns, leaf.found, strict=False):
-                        own[column] = DEVICE.to_write(leaf.name, Exposed(x))
-                params.append(Exposed(leaf.found[0]) if leaf.addresses else cupy.empty(0, leaf.wide))
-                masters.append(own[0] if leaf.mastered else None)
-                slots.append(own[2:])
+            for leaf in self.leaves:
+                if leaf.addresses:
+                    views = (DEVICE.to_write(leaf.name, Exposed(x)) for x in leaf.found)
+                    streams.append(leaf.streams(self._kernel, views))
+                    owners.append(Exposed(leaf.found[0]))
+                else:  # without a state
+                    owners.append(cupy.empty(0, leaf.wide))
+                    streams.append(Streams(owners[-1], slots=[None] * len(self._kernel.slots)))
             firsts = list(accumulate([leaf.size for leaf in self.leaves], initial=self._opt._storage.index_offset))
             cuda = BACKENDS["cuda"]
             self._plan = cuda.plan(
-                self._kernel, self._labels(), params, slots, self._table, self._chores, firsts[:-1], masters,
+                self._kernel, self._labels(), owners, streams, self._table, self._chores, firsts[:-1],
             )  # fmt: skip
             self._judge = cuda.judge(self._plan, self._chores, self._names_of_leaves)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import prod
 from operator import is_
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastadam.arrays.host import PAGE, allocate_beside
-from fastadam.kernels.contract import Slot
+from fastadam.kernels.contract import Kernel, Slot
 from fastadam.kernels.formats import (
     BFLOAT16,
     CODES,
@@ -24,6 +24,7 @@ from fastadam.kernels.formats import (
     format_of,
 )
 from fastadam.plans.storage import Storage
+from fastadam.plans.streams import Streams
 
 DTYPES = {  # of the tensors that rest in a format
     FLOAT64: torch.float64, FLOAT32: torch.float32, BFLOAT16: torch.bfloat16, FLOAT16: torch.float16,
@@ -144,10 +145,24 @@ class Leaf:
         """A new tensor that lies as a walk wants it, of p's dtype unless told otherwise."""
         return torch.empty_strided(self.shape, self.strides, dtype=dtype or self.dtype, device=local(self.p).device)
 
-    def copies(self, copy: Any) -> Format | None:
-        """Let each step round p into this tensor, from now on; returns its format. None: nothing."""
+    def streams(self, kernel: Kernel, values: Iterable[Any]) -> Streams:
+        """Things for each of `found`, in that order, by name."""
+        named = dict(zip(("p", *["copy"] * len(self.copied), *self.slots), values, strict=False))
+        slots = {slot.name: named[key] for key, slot in self._slots.items()}
+        return Streams(
+            named["p"], None, [slots.get(slot.name) for slot in kernel.slots], named.get("ema"), named.get("copy"),
+            named.get("remainder"), named.get("master"),
+        )  # fmt: skip
+
+    @property
+    def resting(self) -> list[Format]:
+        """The formats of p, of its copy and of what its state holds, in the order of `found`."""
+        return [self.format, *(FORMATS[x.dtype] for x in self.copied), *self.formats.values()]
+
+    def copy_into(self, copy: Any) -> None:
+        """Let each step round p into this tensor, from now on. None: nothing."""
         if copy is None:
-            return self.format if self.mastered else None  # p itself is the copy of its master
+            return
         both = f"copy_to has {describe(copy)} for {self.name}, which is {describe(self.p)}"
         if self.mastered:
             raise ValueError(f"{both}: expected None with master='float32', where that is the copy")
@@ -158,7 +173,6 @@ class Leaf:
             raise ValueError(f"{both}: expected its shape, and dense memory in the same order of axes")
         copy.detach().copy_(here.float())  # as the walk does: float64 goes through float32
         self.copied = [copy]
-        return FORMATS[copy.dtype]
 
     def zeros(self, key: str) -> Any:
         """A new tensor of zeros for a slot, in memory of its own, where a walk does not wait for it."""

@@ -19,12 +19,13 @@ from fastadam.checks import positive
 from fastadam.group import Group
 from fastadam.host.addresses import AddressPlan
 from fastadam.host.judge import Judge
-from fastadam.kernels.formats import REMAINDER, Format
 from fastadam.plans.chores import NOTHING, StepInfo
 from fastadam.plans.judge import Part
 from fastadam.plans.rows import row_chunks
+from fastadam.plans.streams import Streams, labels
 from fastadam.plans.table import EVERY, Table
 from fastadam.rules import Rule
+from fastadam.state.slots import has
 from fastadam.torch.leaf import Leaf, Moved, form, local
 from fastadam.torch.native import Forms, forms
 
@@ -77,25 +78,16 @@ class Walk:
         self._settings: list[Any] = [None] * len(self._members)
         self.leaves: list[Leaf] = []
         self.groups: list[ParamGroup] = []
-        self._columns: list[list[int]] = []  # per leaf, where in its row of the plan's table its addresses go
-        formats: list[list[Format | None]] = []
+        formats: list[Streams] = []
         for k, members in enumerate(self._members):
             rule = self._rule(k)
-            there = [not slot.optional or slot.name in rule.options for slot in self._kernel.slots]
-            slots = {opt.slots[slot.name]: slot for slot, on in zip(self._kernel.slots, there, strict=True) if on}
+            slots = {opt.slots[slot.name]: slot for slot in self._kernel.slots if has(rule, slot)}
             keys: dict[str, Any] = {**slots, **({"ema": None} if averaged else {})}
             leaves = [Leaf(name, p, k, keys, opt.numbers, id(p) in self._by_row, opt._storage) for name, p in members]
             for leaf in leaves:
                 leaf.uncounted = not opt.__class__.numbers
-                of_slots = [column for column, on in enumerate([*there, averaged], start=2) if on]
-                copied, resting = leaf.copies(self._copies[id(leaf.p)]), iter(leaf.formats.values())
-                copy = 3 + len(there)  # the remainder comes behind the copy
-                self._columns.append(
-                    [copy, *of_slots, 0] if leaf.mastered
-                    else [0, *[copy] * (copied is not None), *of_slots, *[copy + 1] * leaf.split]
-                )  # fmt: skip
-                kinds = [next(resting) if on else None for on in [*there, averaged]]
-                formats.append([leaf.format, *kinds, copied, REMAINDER if leaf.split else None])
+                leaf.copy_into(self._copies[id(leaf.p)])
+                formats.append(leaf.streams(self._kernel, leaf.resting))
             limit = positive(f"param_groups[{k}]: max_norm", opt.param_groups[k].get("max_norm"))
             for leaf in leaves:
                 if leaf.shared and (
@@ -124,18 +116,16 @@ class Walk:
         self._gaps: list[Leaf] = []
         self._stepped: list[Any] = []  # what a step changes and autograd may know
 
-    def _make_plan(self, formats: list[list[Format | None]]) -> Any:
-        """The plan for these leaves; formats: per leaf, those of p, the slots and what follows."""
+    def _make_plan(self, formats: list[Streams]) -> Any:
+        """The plan for leaves whose streams rest in these formats."""
         return AddressPlan(
             self._kernel, self._labels(), [leaf.size for leaf in self.leaves], formats,
-            [leaf.mastered for leaf in self.leaves], self._opt._storage.index_offset,
-            self._table, self._chores,
+            self._opt._storage.index_offset, self._table, self._chores,
         )  # fmt: skip
 
-    def _labels(self) -> list[list[str]]:
+    def _labels(self) -> list[Streams]:
         """What errors call each leaf's streams."""
-        labels = "params", "grads", *(slot.name for slot in self._kernel.slots), "ema", "copy_to", "remainder"
-        return [[label + name for label in labels] for name in self._names_of_leaves]
+        return [labels(self._kernel, path) for path in self._names_of_leaves]
 
     def _rule(self, k: int) -> Rule:
         """The rule that group k's hyperparameters make."""
@@ -305,7 +295,7 @@ class Walk:
         self._place(k)
 
     def _place(self, k: int) -> None:
-        self._plan.put(k, dict(zip(self._columns[k], self.leaves[k].addresses, strict=False)))
+        self._plan.put(k, self.leaves[k].streams(self._kernel, self.leaves[k].addresses))
 
     def _remember(self, missing: list[bool]) -> None:
         """Keep what the next steps compare with, in lists that Python goes through quickly."""

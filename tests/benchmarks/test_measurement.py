@@ -158,7 +158,7 @@ def m_forgotten(opt):
 
 
 def p_stepped_back(opt):
-    opt._arrays[0][0] *= 1.02
+    opt._state.params[0][0] *= 1.02
 
 
 def edited(state, slot, change):

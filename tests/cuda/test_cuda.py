@@ -954,7 +954,10 @@ def test_values_of_one_row_are_added_in_the_order_given(cupy):
     p = cupy.asarray(np.full(2, 5, np.float32))  # what is stored first keeps the sign of its zero
     opt = fa.SGD(p, lr=1.0, momentum=0.9)
     opt.step_rows((np.array([1]), cupy.asarray(np.array([-0.0], np.float32))))
-    assert np.signbit(opt._slots[0][0].get()).tolist() == [False, False]  # 0.9·0 + -0 is 0, as in test_bits
+    assert np.signbit(opt._state.streams[0].slots[0].get()).tolist() == [
+        False,
+        False,
+    ]  # 0.9·0 + -0 is 0, as in test_bits
 
 
 def test_only_the_rows_are_launched_and_numpy_indices_wait_for_nothing(cupy):

@@ -143,7 +143,7 @@ def test_beyond_2_to_the_31_elements(cupy):
         opt.step(g)
         reference.step(own)
     assert same_bits(p[:block].get(), here)
-    for x in (p, *(slot for slot in opt._slots[0] if slot is not None)):
+    for x in (p, *(x for x in opt._state.streams[0].kept if x is not None)):
         bits = x.view(np.uint32)
         for first in range(block, n, 512 * block):
             piece = bits[first : first + 512 * block]

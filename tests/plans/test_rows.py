@@ -216,7 +216,7 @@ BAD = {
     "Fortran": ({"columns": (AT, np.ones((2, 4), np.float32))}, ValueError, "first axis slowest"),
     "flat buffer": ({"flat": (AT, np.ones(2, np.float32))}, ValueError, "FlatBuffer"),
     "unknown": ({"tabel": (AT, V)}, ValueError, "tabel"),
-    "dense": ({"table": (AT, V), "scale": np.float32(1)}, TypeError, "scale"),
+    "dense": ({"table": (AT, V), "scale": True}, TypeError, "scale"),
 }  # fmt: skip
 
 

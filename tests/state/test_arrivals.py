@@ -142,7 +142,7 @@ def test_no_format_is_changed_over_parameters_that_became_read_only():
 def test_compiled_code_is_given_no_address_of_what_it_may_not_write():
     opt = optimizer("tree", "numba")
     opt.accumulate(gradients(opt, 0))
-    opt._totals[0].flags.writeable = False
+    opt._totals.arrays[0].flags.writeable = False
     with pytest.raises(ValueError, match="what was accumulated is read-only"):
         opt.accumulate(gradients(opt, 0))
-    assert opt._totalled[-1] == 1
+    assert opt._totals.batches == 1

@@ -1,0 +1,239 @@
+"""State: the memory that an optimizer keeps beside its parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from copy import copy
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from fastadam.arrays.host import Array, Host, describe, flat, memory_order, shaped_like
+from fastadam.group import Group
+from fastadam.kernels.codes import codes_and_scales
+from fastadam.kernels.contract import Kernel, Slot
+from fastadam.kernels.formats import CODES, REMAINDER, Format, decoded, encoded, format_of
+from fastadam.plans.storage import Storage
+from fastadam.plans.streams import Streams, labels
+from fastadam.rules import Rule
+
+
+class State:
+    """The memory of every leaf: slots, averages, masters and remainders, beside the parameters that they belong to.
+
+    params:    per leaf, the user's array.
+    owners:    per leaf, what the user gave for it: that array, a FlatBuffer around it, another library's array.
+    paths:     per leaf, its path in the user's tree, such as ['w'].
+    streams:   per leaf, its memory by name.
+    averaging: whether the parameters hold their averages now.
+    """
+
+    def __init__(
+        self, kernel: Kernel, groups: Sequence[Group], paths: Sequence[str], owners: Sequence[Any],
+        params: Sequence[Array], home: Host, storage: Storage, averages: bool, copies: Sequence[Array] | None,
+    ) -> None:  # fmt: skip
+        """Allocate all of it. averages: whether there are any. copies: copy_to's arrays, flat."""
+        self.kernel, self.home, self.storage, self.averaging = kernel, home, storage, False
+        self.params, self.owners, self.paths, self._groups = params, owners, paths, groups
+        self._formats = [format_of(p.dtype) for p in params]
+        for path, p, kind in zip(paths, params, self._formats, strict=True):
+            storage.check(f"params{path}", kind, describe(p))
+            if copies is not None and storage.has_master(kind):
+                both = f"copy_to{path} is given, expected None with master='float32': params{path} is that copy"
+                raise ValueError(both)
+        self.streams = [Streams(flat(p)) for p in params]
+        for streams, x in zip(self.streams, copies or (), strict=False):
+            streams.copy = x
+        leaves = range(len(params))
+        with self.on_stream():
+            self._make_slots()
+            for leaf, x in self._beside("ema", leaves if averages else (), wide):
+                self.streams[leaf].ema = x
+                x[:] = self.streams[leaf].p
+            for leaf, x in self._beside(
+                "low", [k for k in leaves if storage.has_remainder(self._formats[k])], lambda p: REMAINDER
+            ):
+                self.streams[leaf].low = x
+            for leaf, x in self._beside("master", [k for k in leaves if storage.has_master(self._formats[k])], wide):
+                self.streams[leaf].master = x
+                x[:] = self.streams[leaf].p
+
+    def _make_slots(self) -> None:
+        """Allocate the slots, and fill them with what each leaf's rule begins with."""
+        slots: list[list[Array | None]] = [[None] * len(self.kernel.slots) for _ in self.params]
+        for k, slot in enumerate(self.kernel.slots):
+            having = [leaf for group in self._groups for leaf in group._leaves if has(group._rule, slot)]
+            for leaf, x in self._beside(slot.name, having, self.storage.slot_format):
+                slots[leaf][k] = x
+        for streams, of_leaf in zip(self.streams, slots, strict=True):
+            streams.slots = of_leaf
+        for group in self._groups:
+            initial = group._rule.initial()
+            for leaf in group._leaves:
+                for slot, x in zip(self.kernel.slots, self.streams[leaf].slots, strict=True):
+                    if x is not None and slot.name in initial:
+                        start = np.full(self.params[leaf].size, initial[slot.name], self._formats[leaf].compute)
+                        self.home.write(x, encoded(start, x, slot))
+
+    def _beside(
+        self, name: str, leaves: Sequence[int], format_for: Callable[[Format], Format]
+    ) -> Iterator[tuple[int, Array]]:
+        """(leaf, zeros) of a stream of these leaves, one piece of memory for all that rest alike."""
+        column = [*(slot.name for slot in self.kernel.slots), "ema", "copy", "low", "master"].index(name)
+        for of_p in {self._formats[leaf] for leaf in leaves}:
+            alike, kind = [leaf for leaf in leaves if self._formats[leaf] is of_p], format_for(of_p)
+            params = [self.params[leaf] for leaf in alike]
+            sizes = [kind.length(p.size) for p in params]
+            yield from zip(alike, self.home.allocate_beside(params, column, kind.dtype, sizes), strict=True)
+
+    def on_stream(self) -> AbstractContextManager[Any]:
+        """Within it, work on this memory comes after the steps before, and before those after."""
+        return self.home.near(self.params, self.owners)
+
+    @property
+    def draws(self) -> bool:
+        """Whether anything is rounded by random bits."""
+        return any(format_of(x.dtype).draws for streams in self.streams for x in streams if x is not None)
+
+    def views(self, leaf: int) -> dict[str, Array]:
+        """The state of one leaf by name, in its parameter's shape and memory order.
+
+        A slot of 8 bits is two arrays: its codes (blocks, 1024), and under name_scales (blocks, 16) float32; see order.
+        """
+        arrays: dict[str, Array] = {}
+        for name, x in zip(labels(self.kernel).kept, self.streams[leaf].kept, strict=True):
+            if x is not None and format_of(x.dtype).block > 1:
+                arrays[name], arrays[f"{name}_scales"] = codes_and_scales(x)
+            elif x is not None:
+                arrays[name] = shaped_like(x, self.params[leaf])
+        return arrays
+
+    def order(self, leaf: int) -> dict[str, list[int]]:
+        """{"order": a leaf's axes from the slowest in memory to the fastest}, which blocks of 8 bits follow, if any."""
+        coded = any(x is not None and format_of(x.dtype).block > 1 for x in self.streams[leaf].slots)
+        return {"order": list(memory_order(self.params[leaf]))} if coded else {}
+
+    def read(self, leaf: int, copied: bool = True) -> dict[str, Any]:
+        """What views and order say of one leaf, as NumPy's arrays; copied=False: the views themselves."""
+        with self.on_stream():
+            arrays = {name: self.home.get(x) if copied else x for name, x in self.views(leaf).items()}
+        return {**self.order(leaf), **arrays}
+
+    def write(self, leaf: int, values: dict[str, Any]) -> None:
+        """Take over what `read` gave of a leaf of this shape; blocks of another order of axes are rounded anew."""
+        with self.on_stream():
+            values = self._in_order(leaf, values)
+            for name, x in self.views(leaf).items():
+                self.home.write(x, values[name])
+
+    def _in_order(self, leaf: int, values: dict[str, Any]) -> dict[str, Any]:
+        """A leaf's state with its blocks of 8 bits in p's order in memory, if they are in another."""
+        p = self.params[leaf]
+        orders = values.get("order", ()), memory_order(p)
+        before, now = ([axis for axis in axes if p.shape[axis] > 1] for axes in orders)
+        if "order" not in values or before == now:
+            return values
+        turned, shape = dict(values), [p.shape[axis] for axis in values["order"]]
+        for slot in self.kernel.slots:
+            scales = f"{slot.name}_scales"
+            if scales in values:
+                coded = np.empty(CODES.length(p.size), CODES.dtype)
+                for part, given in zip(codes_and_scales(coded), (values[slot.name], values[scales]), strict=True):
+                    part[...] = given
+                straight = CODES.decode(coded, slot, p.size).reshape(shape).transpose(np.argsort(values["order"]))
+                coded = CODES.encode(straight.transpose(memory_order(p)).reshape(-1), slot, None)
+                turned[slot.name], turned[scales] = codes_and_scales(coded)
+        return turned
+
+    def moments(self) -> dict[str, dict[str, Array]]:
+        """Return each leaf's slots by name, in its parameter's shape and compute dtype; see Optimizer.moments."""
+        slots: dict[str, dict[str, Array]] = {f"params{path}": {} for path in self.paths}
+        for of_leaf, p, streams, kind in zip(slots.values(), self.params, self.streams, self._formats, strict=True):
+            for slot, x in zip(self.kernel.slots, streams.slots, strict=True):
+                if x is not None and format_of(x.dtype) is not wide(kind):
+                    with self.on_stream():
+                        x = self.home.put(self._decoded(x, slot, p))
+                if x is not None:
+                    of_leaf[slot.name] = shaped_like(x, p)
+        return slots
+
+    def _decoded(self, x: Array, slot: Slot, p: Array) -> Array:
+        """A slot's values in the compute dtype, on the host."""
+        with np.errstate(all="ignore"):
+            values: Array = decoded(self.home.get(x), slot, p.size, format_of(p.dtype).compute)
+            return values
+
+    def converted(self, moments: str | None) -> State:
+        """Return a state whose slots rest in another format, rounded to nearest, and which shares all else."""
+        other = copy(self)
+        other.storage = replace(self.storage, moments=moments)
+        for path, p, kind in zip(self.paths, self.params, self._formats, strict=True):
+            other.storage.check(f"params{path}", kind, describe(p))
+        other.streams = [replace(streams, g=None) for streams in self.streams]
+        with np.errstate(all="ignore"), self.on_stream():
+            other._make_slots()
+            for p, old, new in zip(self.params, self.streams, other.streams, strict=True):
+                for slot, x, y in zip(self.kernel.slots, old.slots, new.slots, strict=True):
+                    if x is not None:
+                        self.home.write(y, encoded(self._decoded(x, slot, p), y, slot))
+        return other
+
+    def fill_copies(self) -> None:
+        """Round the parameters into copy_to's arrays."""
+        with np.errstate(all="ignore"), self.on_stream():
+            for streams in self.streams:
+                if streams.copy is not None:
+                    values = self.home.get(streams.p).astype(np.float32)
+                    self.home.write(streams.copy, values.astype(streams.copy.dtype))
+
+    def refresh_masters(self) -> None:
+        """Take the parameters as they are now for the masters; see Optimizer.refresh_master."""
+        with self.on_stream():
+            for streams in self.streams:
+                if streams.master is not None:
+                    streams.master[:] = streams.p
+                if streams.low is not None:
+                    streams.low[:] = 0
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within it the parameters hold their averages; afterwards they get their own bits back."""
+        with self.on_stream():
+            before = [streams.p.copy() for streams in self.streams]
+        try:
+            self.averaging = True
+            with self.on_stream():
+                for streams in self.streams:
+                    streams.p[:] = streams.ema
+            yield
+        finally:
+            with self.on_stream():
+                for streams, values in zip(self.streams, before, strict=True):
+                    streams.p[:] = values
+            self.averaging = False
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of slots, averages, masters and remainders."""
+        return sum(x.nbytes for streams in self.streams for x in streams.kept if x is not None)
+
+    def bytes_per_step(self, gradients: int) -> int:
+        """The bytes that a step reads and writes which passes over the gradients so many times."""
+        total = 0
+        for streams in self.streams:
+            p, _, *slots, ema, copied, low = streams.columns.row
+            total += 2 * sum(x.nbytes for x in (p, *slots, ema, low) if x is not None)
+            total += streams.p.nbytes * gradients + (0 if copied is None else copied.nbytes)
+        return total
+
+
+def has(rule: Rule, slot: Slot) -> bool:
+    """Whether a rule's leaves have this slot."""
+    return not slot.optional or slot.name in rule.options
+
+
+def wide(p: Format) -> Format:
+    """What averages and masters of a parameter in this format rest in: that of the arithmetic."""
+    return format_of(p.compute)

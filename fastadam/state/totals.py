@@ -1,0 +1,70 @@
+"""Totals: the gradients of micro-batches, added up until a step takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from fastadam.arrays.host import Array, shaped_like
+from fastadam.kernels.formats import compute
+from fastadam.plans.plan import Plan
+from fastadam.state.slots import State
+
+
+class Totals:
+    """What has been accumulated for the next step.
+
+    arrays: per leaf, the flat sum of its gradients in the compute dtype; nothing before the first is accumulated.
+    counts: (leaves + 1,) int64: per leaf, whether there is such a sum; last, of how many micro-batches.
+    """
+
+    def __init__(self, leaves: int) -> None:
+        self.arrays: list[Array] = []
+        self.counts = np.zeros(leaves + 1, np.int64)
+
+    @property
+    def batches(self) -> int:
+        """How many micro-batches have been accumulated."""
+        return int(self.counts[-1])
+
+    def add(self, plan: Plan, state: State, grads: Sequence[Any], batches: int = 1) -> None:
+        """Add the gradients of so many micro-batches, which the plan has accepted, None among them."""
+        if not self.arrays:
+            with state.on_stream():
+                self.arrays = [state.home.allocate(p.size, compute(p.dtype)) for p in state.params]
+        row, then = self.counts.copy(), self.counts.copy()
+        for leaf, g in enumerate(grads):
+            row[leaf], then[leaf] = (-1, row[leaf]) if g is None else (row[leaf], 1)
+        then[-1] += batches
+        plan.accumulate(self.arrays, row, [(self.counts, ..., then)])
+
+    def take(self, state: State, reduction: str) -> tuple[list[Array | None], float, list[Any]]:
+        """The sums as gradients, what a step multiplies them by, and what it writes to drop them: (x, where, value)."""
+        if reduction not in ("mean", "sum"):
+            raise ValueError(f"reduction is {reduction!r}, expected 'mean' or 'sum'")
+        if self.batches == 0:
+            raise ValueError("step() got no grads and nothing has been accumulated: expected one of them")
+        return self.sums(state), 1 / self.batches if reduction == "mean" else 1.0, [(self.counts, ..., 0)]
+
+    def sums(self, state: State) -> list[Array | None]:
+        """Each leaf's sum in the shape of its parameter, None where there is none."""
+        if not self.arrays:
+            return [None] * len(state.params)
+        return [
+            shaped_like(x, p) if added else None
+            for x, p, added in zip(self.arrays, state.params, self.counts.tolist(), strict=False)
+        ]
+
+    def check_empty(self) -> None:
+        """Refuse gradients beside those that have been accumulated."""
+        if self.batches:
+            raise ValueError(
+                f"grads are given, and {self.batches} micro-batches have been accumulated: expected step() for these, "
+                "or forget() before"
+            )
+
+    def forget(self) -> None:
+        """Drop what has been accumulated."""
+        self.counts[:] = 0
