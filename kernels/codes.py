@@ -30,19 +30,14 @@ PART = {signed: np.float32(1) / top for signed, top in TOP.items()}
 TINY, LARGE = np.float32(2.0**-126), np.float32(2.0**126)  # the smallest scale of what is not all 0, and its inverse
 
 
-def blocks(n: int) -> int:
-    """How many blocks n elements of 8 bits take."""
-    return -(-n // BLOCK)
-
-
 def codes_and_scales(coded: Any) -> tuple[Any, Any]:
-    """Views of whole blocks: (blocks, BLOCK) uint8 and (blocks, BLOCK / GROUP) float32."""
+    """Return views of whole blocks: (blocks, BLOCK) uint8 and (blocks, BLOCK / GROUP) float32."""
     whole = coded.reshape(-1, BYTES)
     return whole[:, :BLOCK], whole[:, BLOCK:].view(np.float32)
 
 
 def _in_order(codes: Any) -> Any:
-    """Codes as they rest to codes in the order of elements."""
+    """Return codes in the order of elements, from codes as they rest."""
     return codes.reshape(-1, LANES, GROUP // LANES).transpose(0, 2, 1).reshape(-1)
 
 
@@ -64,7 +59,7 @@ def encode(x: Any, signed: bool, random: Callable[[int], Any] | None = None) -> 
 
     random: gives so many groups' random bits, see formats.random_codes, to round by; None: to nearest.
     """
-    count = blocks(x.size)
+    count = -(-x.size // BLOCK)
     padded = np.zeros(count * BLOCK, np.float32)
     padded[: x.size] = x
     bits = padded.view(np.uint32).reshape(-1, GROUP)

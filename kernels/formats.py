@@ -25,7 +25,10 @@ LOW = 0xFFFFFFFF
 
 
 def key(seed: int, count: int) -> int:
-    """52 bits that depend on all of seed and count: SplitMix64's finish (Steele et al. 2014). Exact as a float64."""
+    """Return 52 bits that depend on all of seed and count, by SplitMix64's finish (Steele et al. 2014).
+
+    They are exact as a float64.
+    """
     x = (seed + WHOLE * (count + 1)) & 0xFFFFFFFFFFFFFFFF
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
     x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
@@ -33,7 +36,7 @@ def key(seed: int, count: int) -> int:
 
 
 def _started(key: int, index: Any) -> Any:
-    """What is mixed for elements of these indices."""
+    """Return what is mixed for elements of these indices."""
     low, high = (index & np.uint64(LOW)).astype(np.uint32), (index >> np.uint64(32)).astype(np.uint32)
     return low * np.uint32(MIX[0]) + np.uint32((key ^ (key >> 32)) & LOW) + high * np.uint32(MIX[1])
 
@@ -46,14 +49,15 @@ def _mixed(x: Any, last: int = MIX[2]) -> Any:
 
 
 def random_bits(key: int, first: int, n: int) -> Any:
-    """(n,) uint32 for elements first, first + 1, ...; two draws: see for_slots and for_p."""
+    """Return the random bits of elements first, first + 1, ...: (n,) uint32; for draws see for_slots and for_p."""
     return _mixed(_started(key, np.uint64(first) + np.arange(n, dtype=np.uint64)))
 
 
 def random_codes(key: int, first: int, groups: int) -> Any:
-    """(groups, GROUP) uint32 below 2^SHIFT, for the codes of groups, which begin with elements first, first + GROUP...
+    """Return the draws for the codes of groups: (groups, GROUP) uint32 below 2^SHIFT.
 
-    All of a group belong to the same multiple of 2^32 as its first.
+    first: the index of the first group's first element; the next begins GROUP elements later. All elements of a group
+    belong to the same multiple of 2^32 as its first.
     """
     start = _started(key, np.uint64(first) + np.arange(0, groups * GROUP, GROUP, dtype=np.uint64))
     x = start[:, None] + np.arange(LANES, dtype=np.uint32) * np.uint32(MIX[0])
@@ -63,36 +67,39 @@ def random_codes(key: int, first: int, groups: int) -> Any:
 
 
 def for_p(random: Any) -> Any:
-    """16 bits."""
+    """Return the 16 bits by which p is rounded."""
     return (random ^ (random >> np.uint32(16))) & np.uint32(0xFFFF)
 
 
 def for_slots(random: Any) -> Any:
-    """16 bits."""
+    """Return the 16 bits by which slots are rounded."""
     return random >> np.uint32(16)
 
 
 def is_signed(slot: Slot | None) -> bool:
-    """Whether a slot's codes have a sign."""
+    """Tell whether a slot's codes have a sign."""
     return isinstance(slot, Signed)
 
 
 def is_drawn(slot: Slot) -> bool:
-    """Whether short formats round a slot stochastically."""
+    """Tell whether formats that draw random bits do so for a slot."""
     return isinstance(slot, NonNegative)
 
 
 def stochastic(x: Any, draw: Any, dtype: Any) -> Any:
-    """x in bfloat16, rounded up in size with the probability of what lies below its last bit; draw: 16 random bits."""
+    """Return x in bfloat16, rounded up in size with the probability of what lies below its last bit.
+
+    draw: 16 random bits for each number. dtype: bfloat16's.
+    """
     bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
     kept = np.where(np.isnan(x), bits | np.uint32(0x400000), bits + (draw & np.uint32(0xFFFF)))
     return (kept >> np.uint32(16)).astype(np.uint16).view(dtype)
 
 
 def split(x: Any, dtype: Any) -> tuple[Any, Any]:
-    """float32 x as bfloat16, to nearest, ties up in size, and the signed 16 bits that it lacks; of a NaN none.
+    """Return float32 x as bfloat16, to nearest, ties up in size, and the signed 16 bits that it lacks; of a NaN none.
 
-    Ties to even could not be undone.
+    Ties to even could not be undone. dtype: bfloat16's.
     """
     bits = np.where(np.isnan(x), (x.view(np.uint32) | np.uint32(0x400000)) & np.uint32(0xFFFF0000), x.view(np.uint32))
     high = ((bits + np.uint32(0x8000)) >> np.uint32(16)).astype(np.uint16)
@@ -100,7 +107,7 @@ def split(x: Any, dtype: Any) -> tuple[Any, Any]:
 
 
 def join(high: Any, low: Any) -> Any:
-    """The float32 that `split` took apart."""
+    """Return the float32 that `split` took apart."""
     return ((high.view(np.uint16).astype(np.uint32) << np.uint32(16)) + low.astype(np.uint32)).view(np.float32)
 
 
@@ -166,11 +173,11 @@ class Format:
         return self.is_float and self.bytes < 4
 
     def bytes_of(self, n: int) -> int:
-        """How many bytes n elements take."""
+        """Return how many bytes n elements take."""
         return -(-n // self.block) * self.bytes
 
     def length(self, n: int) -> int:
-        """How many numbers of its dtype an array of n elements has."""
+        """Return how many numbers of its dtype an array of n elements has."""
         return self.bytes_of(n) // (1 if self.block > 1 else self.bytes)
 
     def __reduce__(self) -> tuple[Any, ...]:
