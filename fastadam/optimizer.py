@@ -331,7 +331,24 @@ class Optimizer:
         it once per leaf. Not with capturable=True.
         Raises IndexError that names the first bad index, TypeError, ValueError before anything has changed.
         """
-        return sparse.step_rows(self, rows, grad_scale, semantics)
+        if semantics not in ("lazy", "exact"):
+            raise ValueError(f"semantics is {semantics!r}, expected 'lazy' or 'exact'")
+        if self._window is not None:
+            which = "capturable" if self._capturable else "skip_nonfinite"
+            raise ValueError(f"{which} is True, expected False for step_rows: the host must know what each step does")
+        self._check_idle()
+        self._totals.check_empty()
+        scale, exact, zeroed = number("grad_scale", grad_scale), semantics == "exact", self._chores.zero_grads
+        leaves = self._structure.flatten(rows, "rows", partial=True)
+        given = sparse.accept(self._plan, self._state.paths, leaves, zeroed)
+        self._table.fill(scale, [g is not None for g in leaves])
+        if self._behind.must_catch_up(leaves, given, exact):
+            self.catch_up()
+        part = after = None
+        if leaves:
+            params = self._state.params
+            part, after = self._behind.part(self._plan, self._table, params, leaves, given, exact, zeroed)
+        return self._judge.step(scale, leaves, after or (), part=part)
 
     def catch_up(self, rows: Tree = None) -> None:
         """Bring to date the rows that exact steps have left behind: all of them, or some, before they are read.
@@ -339,7 +356,8 @@ class Optimizer:
         rows: like params, with the (k,) integer indices of rows as leaves; a dict may lack keys.
         `step`, state_dict and load_state_dict bring all rows to date first; pickle and deepcopy keep them behind.
         """
-        sparse.catch_up(self, rows)
+        leaves = None if rows is None else self._structure.flatten(rows, "rows", partial=True)
+        self._behind = self._behind.catch_up(self._plan, self._table, self._state.params, leaves)
 
     def moments(self) -> dict[str, dict[str, Array]]:
         """The slots by leaf and name, in the parameter's shape: as they lie where they rest in the compute type, else
@@ -350,7 +368,8 @@ class Optimizer:
     def convert(self, moments: str | None) -> None:
         """Let the state rest in another format from now on, rounded to nearest; see Optimizer's `moments`."""
         self._check_idle("a conversion inside averaged() would keep no parameters of its own")
-        self._plan.check_unmoved()
+        for leaf in range(len(self._state.params)):
+            self._plan.check_unmoved(leaf)
         self.catch_up()
         if self._window is not None:
             self._window.refill()

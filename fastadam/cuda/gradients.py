@@ -54,7 +54,7 @@ class GradientsOnDevice(Gradients):
             elif type(g) is not ndarray or (g.data.ptr, g.shape, g.strides, g.dtype) != known[leaf]:
                 new.append(leaf)
         for leaf in self._foreign:
-            self._check_unmoved(leaf)
+            self.check_unmoved(leaf)
         usable = [(leaf, self._usable(leaf, grads[leaf])) for leaf in new]
         self.unread = []
         if self._flags.clear:
@@ -100,7 +100,7 @@ class GradientsOnDevice(Gradients):
             one, k = self._home[leaf]
             one.words[k] = extent(g)[0]
 
-    def _check_unmoved(self, leaf: int) -> None:
+    def check_unmoved(self, leaf: int) -> None:
         p, anchor = self._params[leaf], self._anchors[leaf]
         name = self._names[leaf].p
         if leaf in self._foreign:

@@ -68,12 +68,7 @@ class Gradients:
                 self._place(leaf, straight)
         return sum(g is None for g in usable)
 
-    def check_unmoved(self) -> None:
-        """Every parameter, and every copy of one, is what it was at construction."""
-        for leaf in range(len(self._params)):
-            self._check_unmoved(leaf)
-
-    def _check_unmoved(self, leaf: int) -> None:
+    def check_unmoved(self, leaf: int) -> None:
         """The parameter is what it was at construction."""
         p_name, p, anchor = self._names[leaf].p, self._params[leaf], self._anchors[leaf]
         if (p.ctypes.data, p.dtype, p.shape, p.strides) != (
@@ -92,7 +87,7 @@ class Gradients:
         names, p, owner = self._names[leaf], self._params[leaf], self._owners[leaf]
         p_name, g_name = names.p, names.g
         both = f"{g_name} is {describe(g)}, {p_name} is {describe(owner)}"
-        self._check_unmoved(leaf)
+        self.check_unmoved(leaf)
         if isinstance(g, FlatBuffer):
             if not isinstance(owner, FlatBuffer):
                 raise ValueError(both)
@@ -141,7 +136,7 @@ class Gradients:
         """
         p_name = self._names[leaf].p
         g_name = "rows" + p_name.removeprefix("params")
-        self._check_unmoved(leaf)
+        self.check_unmoved(leaf)
         rows = self.accept_indices(leaf, indices)
         if any(x is not None and format_of(x.dtype).block > 1 for x in self._streams[leaf].slots):
             raise ValueError(f"{g_name} are rows, {p_name} has moments of 8 bits, expected others: 64 share a scale")

@@ -8,18 +8,16 @@ step gives.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from fastadam.arrays.host import Array, writable
-from fastadam.checks import number
-from fastadam.plans.chores import NOTHING, StepInfo
 from fastadam.plans.judge import Part
-
-if TYPE_CHECKING:
-    from fastadam.arrays.tree import Tree
-    from fastadam.optimizer import Optimizer
+from fastadam.plans.plan import Plan
+from fastadam.plans.rows import RowGradient
+from fastadam.plans.table import Table
 
 FIRST = 64  # steps that a leaf's history has room for at first
 
@@ -65,90 +63,79 @@ class Behind:
         first = self._general + list(self.at).index(leaf) * self._room
         return self.table[first : first + self._room]
 
+    def part(
+        self, plan: Plan, table: Table, params: Sequence[Array], leaves: Sequence[Any],
+        given: dict[int, RowGradient], exact: bool, zeroed: bool,
+    ) -> tuple[Part, list[Any]]:  # fmt: skip
+        """The part of a step over some rows, and what is to be written after it: (x, where, values).
 
-def _of_this_step(opt: Optimizer, tree: Tree) -> list[Any]:
-    """The leaves of a tree that may lack some keys: None where it does, (indices, values) where rows are given."""
-    return opt._structure.flatten(tree, "rows", partial=True)
+        leaves: per leaf, (indices, values), a dense gradient or None; given: the first, as a plan accepted them.
+        exact: whether other rows fall behind, and these take the steps that they have missed. zeroed: see zero_grads.
+        """
+        after: list[Any] = []
+        chunks = []
+        row, counts = table.row.copy(), table.counts
+        if exact:
+            for leaf in given:
+                self.watch(leaf, len(params[leaf]), int(counts[leaf]))
+            for leaf in given:  # the table is as large now as it will be
+                row[leaf] = self.index(leaf, int(counts[leaf]))
+                self.table[row[leaf]] = table.rows[table.row[leaf]]
+            self.table[: len(table.rows)] = table.rows
+        for leaf, g in enumerate(leaves):
+            if leaf in given:
+                rows, values, place = given[leaf]
+                plan.place_rows(leaf, values)
+                if zeroed:
+                    after.append((plan.home.to_write("values", g[1]), ..., 0))
+                missed: Any = 0
+                if exact:
+                    missed = counts[leaf] - self.at[leaf][rows]
+                    after.append((self.at[leaf], rows, counts[leaf] + 1))
+                chunks.append(plan.row_chunks(leaf, rows, place, missed))
+            elif g is not None:
+                chunks.append(plan.dense_chunks(leaf))
+        return Part(plan.work(chunks), row, self.table if exact else table.rows), after
+
+    def must_catch_up(self, leaves: Sequence[Any], given: dict[int, RowGradient], exact: bool) -> bool:
+        """Whether rows that are behind must be brought to date before `part`."""
+        stale = {leaf for leaf in self.at if leaves[leaf] is not None}
+        return bool(stale) and not (exact and given.keys() >= stale)
+
+    def catch_up(self, plan: Plan, table: Table, params: Sequence[Array], leaves: Sequence[Any] | None) -> Behind:
+        """Bring rows to date: all, or those whose indices are given for some leaves; returns what is behind then."""
+        chunks, after = [], []
+        wanted: dict[int, Any] = dict.fromkeys(self.at)
+        if leaves is not None:
+            accepted = {k: plan.accept_indices(k, rows) for k, rows in enumerate(leaves) if rows is not None}
+            wanted = {k: np.unique(rows).astype(np.int64) for k, rows in accepted.items() if k in self.at}
+        row = np.full(len(table.row), -1)
+        for leaf, some in wanted.items():
+            plan.check_unmoved(leaf)
+            count = int(table.counts[leaf])
+            rows = np.arange(len(params[leaf])) if some is None else some
+            rows = rows[self.at[leaf][rows] < count]
+            if len(rows):
+                row[leaf] = self.index(leaf, count - 1)
+                chunks.append(plan.row_chunks(leaf, rows, None, count - self.at[leaf][rows] - 1))
+                after.append((self.at[leaf], rows, count))
+        if chunks:
+            plan.launch_some(plan.work(chunks), row, self.table, after, counted=False)
+        return Behind(*table.rows.shape) if leaves is None else self
 
 
-def step_rows(opt: Optimizer, tree: Tree, grad_scale: float, semantics: str) -> StepInfo:
-    """See Optimizer.step_rows. Checks first, work last."""
-    if semantics not in ("lazy", "exact"):
-        raise ValueError(f"semantics is {semantics!r}, expected 'lazy' or 'exact'")
-    if opt._window is not None:
-        which = "capturable" if opt._capturable else "skip_nonfinite"
-        raise ValueError(f"{which} is True, expected False for step_rows: the host must know what each step does")
-    opt._check_idle()
-    opt._totals.check_empty()
-    scale, plan = number("grad_scale", grad_scale), opt._plan
-    leaves = _of_this_step(opt, tree)
+def accept(plan: Plan, paths: Sequence[str], leaves: Sequence[Any], zeroed: bool) -> dict[int, RowGradient]:
+    """Check this step's rows and dense gradients; returns the first, by leaf, sorted.
+
+    Raises IndexError, TypeError, ValueError naming the leaf; then nothing has changed.
+    """
     given = {}
     for leaf, g in enumerate(leaves):
         if isinstance(g, tuple):
-            name = f"rows{opt._structure.names[leaf]}"
             if len(g) != 2:
-                raise ValueError(f"{name} is a tuple of {len(g)}, expected (indices, values)")
+                raise ValueError(f"rows{paths[leaf]} is a tuple of {len(g)}, expected (indices, values)")
             given[leaf] = plan.accept_rows(leaf, *g)
-    if opt._chores.zero_grads:
+    if zeroed:
         plan.check_clearable([g[1] if leaf in given else g for leaf, g in enumerate(leaves)])
     plan.accept([None if leaf in given else g for leaf, g in enumerate(leaves)])
-    opt._table.fill(scale, [g is not None for g in leaves])
-    if not leaves:
-        opt._table.counts[-1] += 1
-        return NOTHING
-    behind = opt._behind
-    stale = [leaf for leaf in behind.at if leaves[leaf] is not None]
-    if stale and (semantics == "lazy" or not given.keys() >= set(stale)):
-        catch_up(opt)
-        behind = opt._behind
-
-    after: list[Any] = []
-    table, chunks = opt._table, []
-    row, counts = table.row.copy(), table.counts
-    if semantics == "exact":
-        for leaf in given:
-            behind.watch(leaf, len(opt._state.params[leaf]), int(counts[leaf]))
-        for leaf in given:  # the table is as large now as it will be
-            row[leaf] = behind.index(leaf, int(counts[leaf]))
-            behind.table[row[leaf]] = table.rows[table.row[leaf]]
-        behind.table[: len(table.rows)] = table.rows
-    for leaf, g in enumerate(leaves):
-        if leaf in given:
-            rows, values, place = given[leaf]
-            plan.place_rows(leaf, values)
-            if opt._chores.zero_grads:
-                after.append((plan.home.to_write("values", leaves[leaf][1]), ..., 0))
-            missed: Any = 0
-            if semantics == "exact":
-                missed = counts[leaf] - behind.at[leaf][rows]
-                after.append((behind.at[leaf], rows, counts[leaf] + 1))
-            chunks.append(plan.row_chunks(leaf, rows, place, missed))
-        elif g is not None:
-            chunks.append(plan.dense_chunks(leaf))
-    part = Part(plan.work(chunks), row, behind.table if semantics == "exact" else table.rows)
-    return opt._judge.step(scale, leaves, after, part=part)
-
-
-def catch_up(opt: Optimizer, tree: Tree = None) -> None:
-    """See Optimizer.catch_up."""
-    behind, plan = opt._behind, opt._plan
-    chunks, after = [], []
-    wanted: dict[int, Any] = dict.fromkeys(behind.at)
-    if tree is not None:
-        named = {leaf: rows for leaf, rows in enumerate(_of_this_step(opt, tree)) if rows is not None}
-        given = {leaf: plan.accept_indices(leaf, rows) for leaf, rows in named.items()}
-        wanted = {leaf: np.unique(rows).astype(np.int64) for leaf, rows in given.items() if leaf in behind.at}
-    row = np.full(len(opt._table.row), -1)
-    for leaf, some in wanted.items():
-        plan._check_unmoved(leaf)
-        count = int(opt._table.counts[leaf])
-        rows = np.arange(len(opt._state.params[leaf])) if some is None else some
-        rows = rows[behind.at[leaf][rows] < count]
-        if len(rows):
-            row[leaf] = behind.index(leaf, count - 1)
-            chunks.append(plan.row_chunks(leaf, rows, None, count - behind.at[leaf][rows] - 1))
-            after.append((behind.at[leaf], rows, count))
-    if chunks:
-        plan.launch_some(plan.work(chunks), row, behind.table, after, counted=False)
-    if tree is None:
-        opt._behind = Behind(*opt._table.rows.shape)
+    return given
