@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from itertools import accumulate
 from typing import Any, ClassVar
 
 from fastadam import kernels
 from fastadam.arrays.flat import FlatBuffer, move
-from fastadam.arrays.host import Array
+from fastadam.arrays.host import Array, writable
 from fastadam.arrays.tree import Structure, Tree, rebuild
 from fastadam.backend import choose
 from fastadam.checks import SEEDS, integer, number
@@ -18,8 +19,7 @@ from fastadam.plans.storage import Storage
 from fastadam.plans.streams import labels
 from fastadam.plans.table import EVERY, Table
 from fastadam.rules import Rule
-from fastadam.state import saved as state
-from fastadam.state import sparse
+from fastadam.state import saved, sparse
 from fastadam.state.slots import State
 from fastadam.state.totals import Totals
 
@@ -233,9 +233,11 @@ class Optimizer:
             return self
         other, kept = type(self).__new__(type(self)), self.__getstate__()
         if where == "cuda" and self._chores.skip_nonfinite is True:
-            state.check_even(self, kept["state"])
+            saved.check_even(self._state, self._table, self.rule, kept["state"])
         kept |= {"params": moved, "backend": "cuda" if where == "cuda" else "auto"}
-        kept |= {key: rebuild(kept[key], lambda leaf: move(leaf, where)) for key in ("copy_to", "totals") if kept[key]}
+        kept["totals"] = kept["totals"].map(lambda x: move(x, where))
+        if self._copy_to is not None:
+            kept["copy_to"] = rebuild(self._copy_to, lambda leaf: move(leaf, where))
         other.__setstate__(kept)
         return other
 
@@ -409,7 +411,9 @@ class Optimizer:
         the "order" of axes in memory; see fastadam.kernels.formats. index_offset is not in it.
         """
         self.catch_up()
-        return state.state_dict(self, copy)
+        if self._window is not None:
+            self._window.refill()  # the host's counts are the device's then
+        return saved.state_dict(self._state, self._table, self.rule, copy)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a state_dict of the same method over parameters of the same names, shapes and dtypes.
@@ -418,16 +422,44 @@ class Optimizer:
         ValueError naming what differs, or where a device counts the steps and the leaves of a group have not taken the
         same; then nothing has changed.
         """
-        state.load_state_dict(self, state_dict)
+        rules = saved.check(self._state, self._table, self.rule, state_dict)
+        if self._window is not None:
+            saved.check_even(self._state, self._table, self.rule, state_dict)
+        self.catch_up()
+        if self._window is not None:
+            self._window.pause()
+        saved.load(self._state, self._table, self.rule, state_dict, rules)
         self.forget()
         if self._window is not None:
             self._window.restart()
 
     def __getstate__(self) -> dict[str, Any]:
-        return state.pickled(self)
+        self._check_idle("a copy or a conversion inside averaged() would keep no parameters of its own")
+        with self._plan.on_stream():  # and before the state, which waits for that stream
+            totals = self._totals.map(deepcopy)
+        # Rows that are behind stay so: of a tree that is copied together with its optimizer, they are copied behind.
+        if self._window is not None:
+            self._window.refill()
+        state = saved.state_dict(self._state, self._table, self.rule)
+        return {
+            "params": self._tree, "copy_to": self._copy_to, "backend": self._asked, "capturable": self._capturable,
+            "rules": [group._rule for group in self.groups],  # with callables, which a state_dict cannot hold
+            "limits": [group.max_norm for group in self.groups], "chores": self._chores,
+            "storage": self._state.storage, "state": state, "behind": deepcopy(self._behind), "totals": totals,
+            "own": {name: value for name, value in vars(self).items() if name not in self._built},  # a subclass's
+        }  # fmt: skip
 
     def __setstate__(self, pickled: dict[str, Any]) -> None:
-        state.unpickle(self, pickled)
+        # Whatever arrived read-only, as from joblib's workers, is copied: it is this optimizer's now.
+        tree, copy_to = (rebuild(pickled[name], writable) for name in ("params", "copy_to"))
+        tree = saved.regrouped(tree, pickled["rules"], pickled["limits"])
+        self._build(
+            tree, pickled["rules"][0], pickled["backend"], pickled["state"]["seed"], pickled["chores"], copy_to,
+            pickled["storage"], pickled["capturable"],
+        )  # fmt: skip
+        self.load_state_dict(pickled["state"])
+        self._behind, self._totals = pickled["behind"], pickled["totals"].map(writable)
+        vars(self).update(pickled["own"])
 
     def __repr__(self) -> str:
         leaves = len(self._state.params)

@@ -2,43 +2,35 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
+from collections.abc import Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from fastadam.arrays.host import describe, writable
-from fastadam.arrays.tree import rebuild
+from fastadam.arrays.host import describe
 from fastadam.checks import SEEDS, integer, number
-from fastadam.group import hyperparameters, is_grouped
-
-if TYPE_CHECKING:
-    from fastadam.optimizer import Optimizer
+from fastadam.group import Group, hyperparameters, is_grouped
+from fastadam.plans.table import Table
+from fastadam.rules import Rule
+from fastadam.state.slots import State
 
 VERSION = 1  # of the layout
 
 
-def state_dict(opt: Optimizer, copy: bool = True) -> dict[str, Any]:
-    """See Optimizer.state_dict."""
-    if opt._window is not None:
-        opt._window.refill()
+def state_dict(state: State, table: Table, rule: type[Rule], copied: bool = True) -> dict[str, Any]:
+    """See Optimizer.state_dict; what the table counts must be all that was counted. copied=False: views of memory."""
     leaves = {}
-    for leaf, name in enumerate(opt._structure.names):
-        carried = dict(zip(opt.rule.carried, opt._table.carried[leaf].tolist(), strict=True))
-        count, stored = int(opt._table.counts[leaf]), str(opt._state.params[leaf].dtype)
-        slots = opt._state.read(leaf, copied=copy)
-        leaves[f"params{name}"] = {"count": count, "format": stored, **carried, **slots}
-    groups = [{each.name: getattr(group, each.name) for each in fields(opt.rule)} for group in opt.groups]
+    for leaf, (path, p) in enumerate(zip(state.paths, state.params, strict=True)):
+        carried = dict(zip(rule.carried, table.carried[leaf].tolist(), strict=True))
+        head = {"count": int(table.counts[leaf]), "format": str(p.dtype)}
+        leaves[f"params{path}"] = {**head, **carried, **state.read(leaf, copied)}
+    groups = [{each.name: getattr(group, each.name) for each in fields(rule)} for group in table.groups]
     for group in groups:
         group["lr"] = None if callable(group["lr"]) else group["lr"]
         group |= {name: list(value) for name, value in group.items() if isinstance(value, tuple)}
-    head = {
-        "version": VERSION,
-        "method": opt.rule.__name__,
-        "t": opt.t,
-        "seed": opt._table.seed,
-        "skipped": opt.skipped,
-    }
-    return {**head, "groups": groups, "leaves": leaves}
+    return {
+        "version": VERSION, "method": rule.__name__, "t": table.counts.item(-1), "seed": table.seed,
+        "skipped": table.skipped, "groups": groups, "leaves": leaves,
+    }  # fmt: skip
 
 
 def _same(where: str, came: Any, expected: Any) -> None:
@@ -58,17 +50,18 @@ def _keys(where: str, came: Any, expected: Any) -> None:
             raise ValueError(f"{where} has {key!r}, this optimizer has not")
 
 
-def check_even(opt: Optimizer, state: dict[str, Any]) -> None:
+def check_even(state: State, table: Table, rule: type[Rule], saved: dict[str, Any]) -> None:
     """Refuse a state that no device can count: it has one count for all leaves of a group."""
-    for group in opt.groups:
-        names = [f"params{name}" for name in opt._structure.names[group._leaves.start : group._leaves.stop]]
+    for group in table.groups:
+        names = [f"params{path}" for path in state.paths[group._leaves.start : group._leaves.stop]]
         for name in names:
-            for key in ("count", *opt.rule.carried):
-                first, own = (state["leaves"][one][key] for one in (names[0], name))
-                if own != first:
+            for key in ("count", *rule.carried):
+                first, value = (saved["leaves"][each][key] for each in (names[0], name))
+                if value != first:
                     raise ValueError(
-                        f"state['leaves'][{name!r}][{key!r}] is {own!r}, of {names[0]!r} it is {first!r}: expected one "
-                        "for each group with capturable=True or skip_nonfinite=True on a GPU, where the device counts"
+                        f"state['leaves'][{name!r}][{key!r}] is {value!r}, of {names[0]!r} it is {first!r}: expected "
+                        "one for each group with capturable=True or skip_nonfinite=True on a GPU, where the device "
+                        "counts"
                     )
 
 
@@ -80,99 +73,78 @@ def _check_axes(where: str, axes: Any, ndim: int) -> None:
         raise ValueError(f"{where} is {axes!r}, expected the axes 0 to {ndim - 1} in an order")
 
 
-def load_state_dict(opt: Optimizer, state: dict[str, Any]) -> None:
-    """See Optimizer.load_state_dict. Checks first, work last."""
-    _keys("state", state, ("version", "method", "t", "seed", "skipped", "groups", "leaves"))
-    _same("state['version']", state["version"], VERSION)
-    _same("state['method']", state["method"], opt.rule.__name__)
-    t = integer("state['t']", state["t"], low=0, most=2**63 - 2)
-    seed = integer("state['seed']", state["seed"], **SEEDS)
-    skipped = integer("state['skipped']", state["skipped"], low=0)
-    if not isinstance(state["groups"], list):
-        raise TypeError(f"state['groups'] is {describe(state['groups'])}, expected a list")
-    _same("len(state['groups'])", len(state["groups"]), len(opt.groups))
-    rules = []
-    for k, (group, own) in enumerate(zip(opt.groups, state["groups"], strict=True)):
-        where = f"state['groups'][{k}]"
-        _keys(where, own, [each.name for each in fields(opt.rule)])
-        if (own["lr"] is None) != callable(group.lr):
-            both = f"{where}['lr'] is {own['lr']!r}, this optimizer's is {group.lr!r}"
-            raise ValueError(f"{both}: expected two numbers or two schedules")
-        changed = {name: own[name] for name in hyperparameters(opt.rule) if name != "lr" or own["lr"] is not None}
-        rules.append(group.with_rule(where + ": ", **changed))
-        for name in {each.name for each in fields(opt.rule)} - set(hyperparameters(opt.rule)):
-            _same(f"{where}[{name!r}]", own[name], getattr(group, name))
-    names = [f"params{name}" for name in opt._structure.names]
-    _keys("state['leaves']", state["leaves"], names)
+def check(state: State, table: Table, rule: type[Rule], saved: Any) -> list[Rule]:
+    """Refuse, naming what differs, a state_dict that does not fit; returns the rule of each group that it says."""
+    _keys("state", saved, ("version", "method", "t", "seed", "skipped", "groups", "leaves"))
+    _same("state['version']", saved["version"], VERSION)
+    _same("state['method']", saved["method"], rule.__name__)
+    t = integer("state['t']", saved["t"], low=0, most=2**63 - 2)
+    integer("state['seed']", saved["seed"], **SEEDS)
+    integer("state['skipped']", saved["skipped"], low=0)
+    if not isinstance(saved["groups"], list):
+        raise TypeError(f"state['groups'] is {describe(saved['groups'])}, expected a list")
+    _same("len(state['groups'])", len(saved["groups"]), len(table.groups))
+    groups = enumerate(zip(table.groups, saved["groups"], strict=True))
+    rules = [_rule(f"state['groups'][{k}]", group, rule, of_group) for k, (group, of_group) in groups]
+    names = [f"params{path}" for path in state.paths]
+    _keys("state['leaves']", saved["leaves"], names)
     for leaf, name in enumerate(names):
-        own, where, here = state["leaves"][name], f"state['leaves'][{name!r}]", opt._state.views(leaf)
-        axes = opt._state.order(leaf)
-        if isinstance(own, dict) and ("order" in own) != bool(axes):
-            which = "no moments" if axes else "moments"
-            moments = opt._state.storage.moments
-            raise ValueError(
-                f"{where} has {which} of 8 bits, this optimizer's moments are {moments!r}: load it into one with the "
-                "state's moments, then opt.convert"
-            )
-        _keys(where, own, ["count", "format", *axes, *opt.rule.carried, *here])
-        if axes:
-            _check_axes(f"{where}['order']", own["order"], opt._state.params[leaf].ndim)
-        integer(f"{where}['count']", own["count"], low=0, most=t)
-        _same(f"{where}['format']", own["format"], str(opt._state.params[leaf].dtype))
-        for carried in opt.rule.carried:
-            number(f"{where}[{carried!r}]", own[carried], low=0, most=1)
-        for slot, view in here.items():
-            if describe(own[slot]) != (expected := f"{view.dtype}{view.shape}"):
-                raise ValueError(f"{where}[{slot!r}] is {describe(own[slot])}, expected {expected}")
-    if opt._window is not None:
-        check_even(opt, state)
-
-    opt.catch_up()
-    if opt._window is not None:
-        opt._window.pause()
-    for group, rule in zip(opt.groups, rules, strict=True):
-        group.__dict__["_rule"] = rule
-    for leaf, name in enumerate(names):
-        own = state["leaves"][name]
-        opt._table.counts[leaf] = own["count"]
-        opt._table.carried[leaf] = [own[carried] for carried in opt.rule.carried]
-        opt._state.write(leaf, own)
-    opt._table.counts[-1], opt._table.seed, opt._table.skipped = t, seed, skipped
-    opt._table.notice()
+        _check_leaf(f"state['leaves'][{name!r}]", state, leaf, rule, saved["leaves"][name], t)
+    return rules
 
 
-def pickled(opt: Optimizer) -> dict[str, Any]:
-    """What pickle and deepcopy keep: the user's own tree, so that copies made together stay together."""
-    rules = [group._rule for group in opt.groups]  # with callables, which state_dict cannot hold
-    own = {name: value for name, value in vars(opt).items() if name not in opt._built}  # a subclass's
-    # Rows that are behind stay so: of a tree that is copied together with its optimizer, they are copied behind.
-    opt._check_idle("a copy or a conversion inside averaged() would keep no parameters of its own")
-    with opt._plan.on_stream():  # and before the state, which waits for that stream
-        totals = deepcopy(opt._totals.arrays)
-    kept = {"state": state_dict(opt), "behind": deepcopy(opt._behind), "chores": opt._chores, "copy_to": opt._copy_to}
-    kept |= {"storage": opt._state.storage}
-    kept |= {"limits": [group.max_norm for group in opt.groups]}
-    kept |= {"totals": totals, "totalled": opt._totals.counts.copy()}
-    kept |= {"backend": opt._asked, "capturable": opt._capturable}
-    return {"params": opt._tree, "rules": rules, **kept, "own": own}
+def _rule(where: str, group: Group, rule: type[Rule], saved: Any) -> Rule:
+    """The rule that a saved group's hyperparameters make; a schedule stays the group's own."""
+    _keys(where, saved, [each.name for each in fields(rule)])
+    if (saved["lr"] is None) != callable(group.lr):
+        both = f"{where}['lr'] is {saved['lr']!r}, this optimizer's is {group.lr!r}"
+        raise ValueError(f"{both}: expected two numbers or two schedules")
+    changed = {name: saved[name] for name in hyperparameters(rule) if name != "lr" or saved["lr"] is not None}
+    changed_rule = group.with_rule(where + ": ", **changed)
+    for name in {each.name for each in fields(rule)} - set(hyperparameters(rule)):
+        _same(f"{where}[{name!r}]", saved[name], getattr(group, name))
+    return changed_rule
 
 
-def unpickle(opt: Optimizer, kept: dict[str, Any]) -> None:
-    """Build the optimizer anew over the kept tree, then load its state.
+def _check_leaf(where: str, state: State, leaf: int, rule: type[Rule], saved: Any, t: int) -> None:
+    """Refuse the state of a leaf that does not fit."""
+    views, axes, p = state.views(leaf), state.order(leaf), state.params[leaf]
+    if isinstance(saved, dict) and ("order" in saved) != bool(axes):
+        which = "no moments" if axes else "moments"
+        raise ValueError(
+            f"{where} has {which} of 8 bits, this optimizer's moments are {state.storage.moments!r}: load it into one "
+            "with the state's moments, then opt.convert"
+        )
+    _keys(where, saved, ["count", "format", *axes, *rule.carried, *views])
+    if axes:
+        _check_axes(f"{where}['order']", saved["order"], p.ndim)
+    integer(f"{where}['count']", saved["count"], low=0, most=t)
+    _same(f"{where}['format']", saved["format"], str(p.dtype))
+    for name in rule.carried:
+        number(f"{where}[{name!r}]", saved[name], low=0, most=1)
+    for name, view in views.items():
+        if describe(saved[name]) != (expected := f"{view.dtype}{view.shape}"):
+            raise ValueError(f"{where}[{name!r}] is {describe(saved[name])}, expected {expected}")
 
-    Whatever arrived read-only, as from joblib's workers, is copied: it is this optimizer's now.
-    """
-    tree, copy_to, totals = (rebuild(kept[name], writable) for name in ("params", "copy_to", "totals"))
-    rules = kept["rules"]
-    if is_grouped(tree):
-        names = hyperparameters(opt.rule)
-        own = [{name: getattr(rule, name) for name in names} for rule in rules]
-        own = [{**each, "max_norm": limit} for each, limit in zip(own, kept["limits"], strict=True)]
-        tree = [{"params": item["params"], **group} for item, group in zip(tree, own, strict=True)]
-    opt._build(
-        tree, rules[0], kept["backend"], kept["state"]["seed"], kept["chores"], copy_to, kept["storage"],
-        kept["capturable"],
-    )  # fmt: skip
-    opt.load_state_dict(kept["state"])
-    opt._behind, opt._totals.arrays, opt._totals.counts = kept["behind"], totals, writable(kept["totalled"])
-    vars(opt).update(kept["own"])
+
+def load(state: State, table: Table, rule: type[Rule], saved: dict[str, Any], rules: Sequence[Rule]) -> None:
+    """Take over a state_dict that `check` has found to fit, and the rules that it returned."""
+    for group, changed in zip(table.groups, rules, strict=True):
+        group.__dict__["_rule"] = changed
+    for leaf, path in enumerate(state.paths):
+        of_leaf = saved["leaves"][f"params{path}"]
+        table.counts[leaf] = of_leaf["count"]
+        table.carried[leaf] = [of_leaf[name] for name in rule.carried]
+        state.write(leaf, of_leaf)
+    table.counts[-1], table.seed, table.skipped = saved["t"], saved["seed"], saved["skipped"]
+    table.notice()
+
+
+def regrouped(tree: Any, rules: Sequence[Rule], limits: Sequence[float | None]) -> Any:
+    """What a constructor takes to make these groups anew over their trees; a plain tree as it is."""
+    if not is_grouped(tree):
+        return tree
+    return [
+        {"params": item["params"], "max_norm": limit, **{name: getattr(rule, name) for name in hyperparameters(rule)}}
+        for item, rule, limit in zip(tree, rules, limits, strict=True)
+    ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,12 @@ class Totals:
             shaped_like(x, p) if added else None
             for x, p, added in zip(self.arrays, state.params, self.counts.tolist(), strict=False)
         ]
+
+    def map(self, function: Callable[[Any], Any]) -> Totals:
+        """Other totals, of function(array) for each array; the counts are copied."""
+        other = Totals(len(self.counts) - 1)
+        other.arrays, other.counts = list(map(function, self.arrays)), self.counts.copy()
+        return other
 
     def check_empty(self) -> None:
         """Refuse gradients beside those that have been accumulated."""
