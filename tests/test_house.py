@@ -143,3 +143,98 @@ def test_copies_of_a_format_are_itself():
     for format in FORMATS.values():
         assert copy.deepcopy(format) is format
         assert pickle.loads(pickle.dumps(format)) is format
+
+
+# ---- streams
+
+STREAMS = {
+    "streams",
+    "columns",
+    "slots",
+    "own",
+    "at",
+    "base",
+    "bases",
+    "pieces",
+    "values",
+    "addresses",
+    "labels",
+    "names",
+    "kinds",
+    "formats",
+    "types",
+    "tag",
+    "found",
+    "resting",
+}  # fmt: skip  what a row of a leaf's streams has been called, with and without an underscore
+
+
+def is_negative(index):
+    """Whether an index, or an end of a slice, is a number below zero."""
+    ends = (index.lower, index.upper) if isinstance(index, ast.Slice) else (index,)
+    return any(isinstance(end, ast.UnaryOp) and isinstance(end.op, ast.USub) for end in ends)
+
+
+def from_the_end(text):
+    """Where a text counts a leaf's streams from the end, such as own[-3] or at[2:-3]."""
+    for node in ast.walk(text):
+        if isinstance(node, ast.Subscript) and is_negative(node.slice):
+            names = {getattr(part, "id", getattr(part, "attr", "")).strip("_") for part in ast.walk(node.value)}
+            if names & STREAMS:
+                yield node
+
+
+def test_a_stream_is_no_position():
+    """Their order is said once, in kernels/streams.py; everybody else says which stream."""
+    assert [where(path, node) for path in LIBRARY for node in from_the_end(tree(path))] == []
+
+
+@pytest.mark.parametrize("text", ["own[-3]", "at[2:-3]", "self._streams[leaf][-1]", "[at[0], *values[2:-3]]"])
+def test_the_search_finds_positions(text):
+    assert len(list(from_the_end(ast.parse(text)))) == 1
+
+
+@pytest.mark.parametrize("text", ["streams.ema", "rows[now, 3]", "counts[-1]", "measured[:, -1]", "at[2:k]"])
+def test_the_search_leaves_names(text):
+    assert list(from_the_end(ast.parse(text))) == []
+
+
+def test_columns_follow_from_names():
+    from fastadam.kernels import ALL
+    from fastadam.kernels.streams import Columns
+    from fastadam.plans.streams import Streams, labels
+
+    names = labels(ALL["adam"], "['w']", p="params", g="grads")
+    assert list(names) == [
+        f"{x}['w']" for x in ["params", "grads", "m", "v", "vmax", "ema", "copy_to", "remainder", "master"]
+    ]
+    assert names.columns.row == tuple(
+        f"{x}['w']" for x in ["master", "grads", "m", "v", "vmax", "ema", "params", "remainder"]
+    )
+    assert Columns.of(names.columns.row) == names.columns
+    plain = Streams("p", slots=["m", None], copy="short")
+    assert plain.columns == Columns("p", None, ("m", None), None, "short", None)
+    assert plain.map(str.upper) == Streams("P", slots=["M", None], copy="SHORT")
+    assert plain.map(lambda x, y: x + y, Streams("1", "2", "34", "5", "6", "7", "8")).columns.row == (
+        "p1", None, "m3", None, None, "short6", None
+    )  # fmt: skip
+    assert plain.kept == ("m", None, None, None, None)
+
+
+# ---- state
+
+
+def peeking(text):
+    """Where a text reads a private attribute of an optimizer that it was given."""
+    for node in ast.walk(text):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+            owner = getattr(node.value, "id", getattr(node.value, "attr", "")).strip("_")
+            if owner in ("opt", "optimizer"):
+                yield node
+
+
+def test_an_optimizers_own_is_its_own():
+    """No function outside Optimizer reads what it keeps to itself; torch's optimizers have a walk of their own."""
+    library = [path for path in LIBRARY if "torch" not in path.parts]
+    assert [where(path, node) for path in library for node in peeking(tree(path))] == []
+    assert len(list(peeking(ast.parse("def convert(opt): return opt._slots, self._opt._table, opt.t")))) == 2

@@ -34,6 +34,7 @@ from fastadam.group import Group  # noqa: E402
 from fastadam.host.addresses import AddressPlan  # noqa: E402
 from fastadam.kernels.formats import FLOAT32  # noqa: E402
 from fastadam.plans.chores import PLAIN  # noqa: E402
+from fastadam.plans.streams import Streams, labels  # noqa: E402
 from fastadam.plans.table import Table  # noqa: E402
 
 INFOS = [info for info in optim_db if hasattr(fat, info.name)]
@@ -667,9 +668,14 @@ def test_chunks_beyond_32_bits():
     n = 2**31 + 5
     table = Table(rules.SGD, [Group(rules.SGD(), "", range(1), {np.dtype(np.float32)})])
     plan = AddressPlan(
-        kernels.ALL["momentum"], [["p"] * 6], [n], [[FLOAT32, None, None, None, None]], [False], 0,
-        table, PLAIN,
-    )  # fmt: skip
+        kernels.ALL["momentum"],
+        [labels(kernels.ALL["momentum"])],
+        [n],
+        [Streams(FLOAT32, slots=[None])],
+        0,
+        table,
+        PLAIN,
+    )
     chunks = plan.everything[0].chunks
     assert chunks[0, 1] == 0
     assert (chunks[1:, 1] == chunks[:-1, 1] + chunks[:-1, 2]).all()
