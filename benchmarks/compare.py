@@ -53,8 +53,8 @@ def rows():
 class Side:
     """Drives a process that steps one commit's fastadam."""
 
-    def __init__(self, root, links, errors):
-        env = bench.environment(fastadam.get_num_threads())
+    def __init__(self, root, links, errors, threads):
+        env = bench.environment(threads)
         env["PYTHONPATH"] = os.pathsep.join([str(root), str(links)])
         self._errors = errors
         self._process = subprocess.Popen(
@@ -110,13 +110,13 @@ def checkout(commit):
 
 
 @contextmanager
-def opened(old, new):
+def opened(old, new, threads):
     """Start a pair of processes over these two folders, which both measure with this clone's code."""
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         Path(folder, "measured").symlink_to(Path(__file__).resolve().parent, target_is_directory=True)
         pair = []
         for root in (old, new):
-            pair.append(Side(root, folder, stack.enter_context(tempfile.TemporaryFile())))
+            pair.append(Side(root, folder, stack.enter_context(tempfile.TemporaryFile()), threads))
             stack.callback(pair[-1].close)
         yield pair
 
@@ -174,20 +174,26 @@ def verdict(low, median):
 
 
 def main(argv=None):
+    most = fastadam.get_num_threads()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--against", required=True, metavar="COMMIT", help="what is compared with")
     parser.add_argument("--rows", nargs="+", default=list(SUITES), metavar="ROW", help="suites, or rows: 'core 2^10'")
     parser.add_argument("--quick", action="store_const", const=QUICK, dest="rows", help=f"only {', '.join(QUICK)}")
     parser.add_argument("--pairs", type=options.count, default=PAIRS, metavar="N", help=f"of processes ({PAIRS})")
+    parser.add_argument("--threads", type=options.count, default=most, metavar="N", help=f"{most}; 1 on a busy machine")
     parser.add_argument("--seconds", type=float, default=SECONDS, help=f"for a row in a pair ({SECONDS:g})")
     args = parser.parse_args(argv)
+    if args.threads > most:
+        parser.error(f"argument --threads: {args.threads}, but this process may use {most}")
     chosen = {name: row for name, row in rows().items() if any(f"{name} ".startswith(f"{word} ") for word in args.rows)}
     for word in args.rows:
         if not any(f"{name} ".startswith(f"{word} ") for name in chosen):
             parser.error(f"argument --rows: {word!r}, expected some of {', '.join([*SUITES, *rows()])}")
     try:
         with checkout(args.against) as old:
-            medians, other_bits = measure(chosen, lambda: opened(old, machine.ROOT), args.pairs, args.seconds)
+            medians, other_bits = measure(
+                chosen, lambda: opened(old, machine.ROOT, args.threads), args.pairs, args.seconds
+            )
     except Refused as why:
         print(f"compare: {why}", file=sys.stderr)
         return 2

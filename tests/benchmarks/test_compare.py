@@ -126,6 +126,7 @@ def test_rows_are_those_that_fastadam_steps():
     [
         (["--against", "HEAD", "--rows", "core 2^11"], "argument --rows: 'core 2^11', expected some of core, "),
         (["--quick"], "the following arguments are required: --against"),
+        (["--against", "HEAD", "--threads", "100000"], "argument --threads: 100000, but this process may use "),
         (["--against", "HEAD", "--pairs", "0"], "argument --pairs: expected an integer of at least 1, got '0'"),
     ],
 )
