@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from fastadam.arrays.device import DEVICE, HOST, home_of
+from fastadam.arrays.device import DEVICE, HOST, home_of, status
 from fastadam.arrays.host import Host
 from fastadam.cuda import judge as device
 from fastadam.cuda.plan import CudaPlan
@@ -61,26 +61,7 @@ class Cuda(Backend):
         return Window(plan, judge, names, capturable) if capturable or chores.skip_nonfinite is True else None
 
     def status(self) -> str:
-        try:
-            import cupy
-
-            driver, built = cupy.cuda.runtime.driverGetVersion(), cupy.cuda.runtime.runtimeGetVersion()
-        except Exception as error:
-            return f"cupy cannot be imported ({error}); pip install cupy-cuda13x, or cupy-cuda12x for an older driver"
-        if int(cupy.__version__.partition(".")[0]) < 14:
-            return (
-                f"cupy is {cupy.__version__}, expected 14.2 or newer; pip install --upgrade cupy-cuda{built // 1000}x"
-            )
-        if driver == 0:
-            return "no NVIDIA driver is loaded; install one, then nvidia-smi lists its devices"
-        if driver // 1000 < built // 1000:
-            return f"the driver is for CUDA {driver // 1000}, cupy for {built // 1000}; pip install cupy-cuda12x"
-        try:
-            count = cupy.cuda.runtime.getDeviceCount()
-        except Exception as error:
-            return f"no CUDA device can be used ({error}); nvidia-smi lists them, CUDA_VISIBLE_DEVICES hides them"
-        none = "no CUDA device is visible; nvidia-smi lists them, CUDA_VISIBLE_DEVICES hides them"
-        return "ready" if count else none
+        return status()
 
 
 BACKENDS = {

@@ -17,6 +17,28 @@ from fastadam.kernels.formats import BFLOAT16, FLOATS
 ALIGNED = 256  # bytes: what CUDA's own allocations are aligned to
 
 
+def status() -> str:
+    """ "ready", or why CUDA cannot run here, and the command that mends it."""
+    try:
+        import cupy
+
+        driver, built = cupy.cuda.runtime.driverGetVersion(), cupy.cuda.runtime.runtimeGetVersion()
+    except Exception as error:
+        return f"cupy cannot be imported ({error}); pip install cupy-cuda13x, or cupy-cuda12x for an older driver"
+    if int(cupy.__version__.partition(".")[0]) < 14:
+        return f"cupy is {cupy.__version__}, expected 14.2 or newer; pip install --upgrade cupy-cuda{built // 1000}x"
+    if driver == 0:
+        return "no NVIDIA driver is loaded; install one, then nvidia-smi lists its devices"
+    if driver // 1000 < built // 1000:
+        return f"the driver is for CUDA {driver // 1000}, cupy for {built // 1000}; pip install cupy-cuda12x"
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except Exception as error:
+        return f"no CUDA device can be used ({error}); nvidia-smi lists them, CUDA_VISIBLE_DEVICES hides them"
+    none = "no CUDA device is visible; nvidia-smi lists them, CUDA_VISIBLE_DEVICES hides them"
+    return "ready" if count else none
+
+
 def on_device(x: Any) -> bool:
     """Whether x is an array, or a FlatBuffer, in the memory of a CUDA device. Loads nothing."""
     x = getattr(x, "array", x) if hasattr(x, "views") else x

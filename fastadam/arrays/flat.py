@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fastadam.arrays.device import DEVICE, HOST, home_of, joined, stream_of
+from fastadam.arrays.device import DEVICE, HOST, home_of, joined, status, stream_of
 from fastadam.arrays.host import Array, describe, memory_order
 from fastadam.arrays.tree import Structure, Tree, rebuild
 from fastadam.kernels.formats import FLOATS
@@ -92,10 +92,8 @@ def move(leaf: Any, where: str) -> Any:
     """An array or FlatBuffer, copied to "cuda" or to the "cpu"; itself where it lies there."""
     if where not in ("cuda", "cpu"):
         raise ValueError(f"where is {where!r}, expected 'cuda' or 'cpu'")
-    if where == "cuda":
-        from fastadam.backend import ready  # which knows the optimizers' plans, and so this module
-
-        ready("cuda", "where")
+    if where == "cuda" and (missing := status()) != "ready":
+        raise RuntimeError(f"where is {where!r}, which cannot run here: {missing}")
     if (home_of([leaf]) is DEVICE) == (where == "cuda"):
         return leaf
     if isinstance(leaf, FlatBuffer):
