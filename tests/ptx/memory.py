@@ -1,13 +1,15 @@
 """A device's arrays: which bytes may be touched, which have been written, and by whose work."""
 
 import weakref
+from bisect import bisect_right, insort
 from collections import defaultdict
-from itertools import pairwise
+from itertools import islice, takewhile
 
 import numpy as np
 
 from ptx.blocks import Fault
 from ptx.races import Shadow
+from ptx.streams import Clock
 
 GRAIN, WIDEST = 2, 16  # bytes of one place, of the widest access
 RED_ZONE = 512  # bytes before and after each array that belong to nobody
@@ -37,8 +39,8 @@ class Owner:
 class Extent:
     """Bytes from `first` to `end` that may be touched. An address there is the place address // GRAIN + shift.
 
-    stream: whose work gets the memory next once it is freed; None for another library's. freed: which tasks were over
-    when the last array over it was gone; None as long as there is one.
+    stream: whose work gets the memory next once it is freed; None for another library's. freed: what is over before
+    that work; None as long as there is an array.
     """
 
     def __init__(self, first, end, base, stream):
@@ -65,7 +67,7 @@ class Memory:
         self.epoch = 0  # of the shadows
         self.writers, self._readers = np.zeros(0, np.int32), defaultdict(lambda: np.zeros(len(self.writers), np.int32))
         self._raw = []  # freed arrays too, so that their addresses stay theirs
-        self._sort()
+        self._table = None  # the extents' first, end and shift, where none has been added since
 
     def allocate(self, shape, dtype, stream):
         """A new array that holds what nobody has written: bytes 0xA5."""
@@ -82,22 +84,30 @@ class Memory:
 
     def borrow(self, first, end):
         """Let another library's bytes be touched; nothing is known of who wrote them."""
-        near = [x for x in self.extents if x.first < end and first < x.end]
+        near = self._near(first, end)
         if any(x.first <= first and end <= x.end for x in near):
             return
         extent = self.add(min([first, *(x.first for x in near)]), max([end, *(x.end for x in near)]), None)
         self.writers[extent.places] = self.timeline.OUTSIDE
 
+    def _near(self, first, end):
+        """Extents that share bytes with these."""
+        k = bisect_right(self.extents, first, key=lambda x: x.end)
+        return list(takewhile(lambda x: x.first < end, islice(self.extents, k, None)))
+
     @staticmethod
     def _free(memory, extent):
         if (memory := memory()) is not None:
-            extent.freed = memory.timeline.over(memory.timeline.now(extent.stream))
+            extent.freed = memory.timeline.now(extent.stream)
 
     def add(self, first, end, stream):
         """A new extent, in place of what other libraries had there before."""
-        self.extents = [x for x in self.extents if x.stream or x.end <= first or end <= x.first]
-        self.extents.append(extent := Extent(first, end, self._places, stream))
-        self._places = extent.places.stop
+        for old in self._near(first, end):
+            assert old.stream is None, "arrays overlap"
+            self.extents.remove(old)
+        extent = Extent(first, end, self._places, stream)
+        insort(self.extents, extent, key=lambda x: x.first)
+        self._places, self._table = extent.places.stop, None
         if self._places > len(self.writers):
             most = max(2 * len(self.writers), self._places)
             for shadow in (self.between, self.within):
@@ -106,27 +116,22 @@ class Memory:
             self.writers = np.concatenate([self.writers, more])
             for reader, numbers in self._readers.items():
                 self._readers[reader] = np.concatenate([numbers, more])
-        self._sort()
         return extent
-
-    def _sort(self):
-        self.extents.sort(key=lambda x: x.first)
-        assert all(a.end <= b.first for a, b in pairwise(self.extents)), "arrays overlap"
-        self._firsts, self._ends, self._shifts = (
-            np.array([getattr(x, name) for x in self.extents], np.int64) for name in ("first", "end", "shift")
-        )
 
     def home(self, address, nbytes, grain):
         """(extents by number, places, which go nowhere) of accesses; address: (threads,) int64.
 
         grain: the fewest bytes that the kernel's accesses have: of so many, the first place stands for all.
         """
-        extents = np.searchsorted(self._firsts, address, "right") - 1
-        if not len(self._ends):
+        if self._table is None:
+            self._table = np.array([(x.first, x.end, x.shift) for x in self.extents], np.int64).reshape(-1, 3).T
+        firsts, ends, shifts = self._table
+        extents = np.searchsorted(firsts, address, "right") - 1
+        if not len(ends):
             return extents, None, np.ones(address.shape, bool)
-        wrong = (extents < 0) | (address + nbytes > self._ends[extents])
+        wrong = (extents < 0) | (address + nbytes > ends[extents])
         steps = np.arange(0, max(1, nbytes // GRAIN), max(1, grain // GRAIN))
-        return extents, address // GRAIN + self._shifts[extents] + steps[:, None], wrong
+        return extents, address // GRAIN + shifts[extents] + steps[:, None], wrong
 
     # What a task touches: whole arrays, or what a launch has noted in the shadows.
 
@@ -156,7 +161,7 @@ class Memory:
         if not array.size:
             return None, np.zeros(0, np.int64)
         low = array.ctypes.data
-        extent = next((x for x in self.extents if x.first <= low < x.end), None)
+        extent = next(iter(self._near(low, low + 1)), None)
         steps = [np.arange(n, dtype=np.int64) * stride for n, stride in zip(array.shape, array.strides, strict=True)]
         offsets = np.full(1, low, np.int64)
         for step in [*steps, np.arange(0, array.itemsize, GRAIN)]:
@@ -166,16 +171,16 @@ class Memory:
         return extent, offsets // GRAIN + extent.shift
 
     def _take(self, task, touched):
-        over, said = self.timeline.over(task.before), f"task {task.number} on stream {task.stream.number}"
-        over[task.number] = True
+        said, now = f"task {task.number} on stream {task.stream.number}", Clock(task.before)
+        now[task.stream] = task.number
         for extent, places, writing in touched:
             if extent is None or not len(places):
                 continue
-            if extent.freed is not None and not extent.freed[task.number : task.number + 1].any():
+            if extent.freed is not None and extent.freed.get(task.stream, 0) < task.number:
                 raise Fault(f"{said} touches an array at {extent.first:#x} that was freed before")
             before = [("wrote", self.writers), *(("read", x) for x in self._readers.values() if writing)]
             for did, numbers in before:
-                if (late := ~over[numbers[places]]).any():
+                if (late := ~self.timeline.over(now, numbers[places])).any():
                     other = int(numbers[places][late][0])
                     raise Fault(
                         f"{said} {'writes' if writing else 'reads'} what task {other} on stream "

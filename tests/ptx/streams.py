@@ -44,7 +44,7 @@ class Timeline:
 
     def __init__(self):
         self.host, self.default, self.serial = Clock(), None, []
-        self._streams = [0, 0]  # by task, its stream's number; streams count from 1
+        self._streams, self._count = np.zeros(1024, np.int32), 2  # by task, its stream's number; streams count from 1
         self.running: Task | None = None  # whose act is under way
 
     def now(self, stream):
@@ -57,24 +57,26 @@ class Timeline:
 
     def begin(self, stream, work):
         """The task for work that is given to a stream now."""
-        number = len(self._streams)
-        self._streams.append(stream.number)
+        number = self._count
+        if number == len(self._streams):
+            self._streams = np.concatenate([self._streams, np.zeros_like(self._streams)])
+        self._streams[number], self._count = stream.number, number + 1
         task = Task(number, stream, self.now(stream), work)
         stream.clock = Clock(task.before)
         stream.clock[stream] = number
         return task
 
-    def over(self, clock):
-        """By number of a task, whether it is over when all of a clock is."""
-        limits = np.zeros(max(self._streams) + 1, np.int64)
+    def over(self, clock, numbers):
+        """Which of these tasks are over when all of a clock is. numbers: an array."""
+        limits = np.zeros(int(self._streams[: self._count].max()) + 1, np.int64)
         limits[0] = self.OUTSIDE
         for stream, number in clock.items():
             limits[stream.number] = number
-        return limits[self._streams] >= np.arange(len(self._streams))
+        return limits[self._streams[numbers]] >= numbers
 
     def stream_of(self, number):
         """The number of a task's stream."""
-        return self._streams[number]
+        return int(self._streams[number])
 
     def run(self, task, memory):
         """Do everything that comes before a task, then the task."""
