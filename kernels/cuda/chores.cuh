@@ -71,12 +71,17 @@ struct Chores {
         if constexpr (drawn) return bits_of(row.bits);
         else return 0;
     }
-    // The random bits of the element of that index.
-    template <class R>
-    static DEVICE unsigned random(const R& row, u64 index) {
-        if constexpr (drawn) return mixed(started(bits_of(row.bits), index));
-        else return 0;
-    }
+    // The random bits of elements from an index on. within: whether all of these have the same upper 32 bits.
+    struct Draws {
+        u64 index;
+        bool within;
+        template <class R>
+        DEVICE unsigned operator()(const R& row, int k) const {
+            if constexpr (!drawn) return 0;
+            else if (within) return mixed(started(bits_of(row.bits), index) + k * MIX0);
+            else return mixed(started(bits_of(row.bits), index + k));
+        }
+    };
 
     // The gradient that the kernel gets, and its numbers: both as they are, or g scaled and clipped and scale 1.
     template <class real, class R>

@@ -8,12 +8,30 @@ struct Codes {
 template <bool has_sign, bool drawn, int slot>
 constexpr bool coded<Codes<has_sign, drawn, slot>> = true;
 
-// A block's new numbers, and the largest size of those that share a word of codes.
+// A block's new numbers, the largest size of those of each thread, and by what those of each group are multiplied: 0 where
+// all of a group's codes are 0.
 template <class S>
 struct alignas(16) Waiting {
     f32 numbers[BLOCK];
-    unsigned largest[BLOCK / 4];
+    unsigned largest[BLOCK];
+    f32 inverse[BLOCK / Coding::GROUP];
 };
+
+// The last bytes of four words, as one.
+DEVICE unsigned last_bytes(unsigned a, unsigned b, unsigned c, unsigned d) {
+    return __byte_perm(__byte_perm(a, b, 0x0073), __byte_perm(c, d, 0x0073), 0x5410);
+}
+
+// The size of a number as an integer, by which it is compared; what is never below 0 has no sign to take away.
+template <bool has_sign>
+DEVICE unsigned size_of(f32 x) {
+    return has_sign ? bits_of(x) & 0x7fffffff : bits_of(x);
+}
+
+// Where an element's block begins: no device holds 2^32 of them.
+DEVICE u64 of_block(i64 element) { return u64(unsigned(u64(element) / BLOCK)) * Coding::BYTES; }
+
+DEVICE unsigned larger(unsigned a, unsigned b) { return a > b ? a : b; }
 
 template <class T>
 DEVICE T& shared() {
@@ -35,14 +53,14 @@ struct Stream<real, W, Codes<has_sign, drawn, slot>> : Coding {
         real x[W];
     };
     const unsigned char* block;
-    int first;  // element within the block
+    unsigned first;  // element within the block
     Words words;
     f32 scale;
     real now[W];
 
     DEVICE void place(u64 leaf, i64 i, bool) {
-        block = static_cast<const unsigned char*>(__cvta_global_to_generic(leaf + i / BLOCK * BYTES));
-        first = int(i % BLOCK);
+        block = static_cast<const unsigned char*>(__cvta_global_to_generic(leaf + of_block(i)));
+        first = unsigned(i) % BLOCK;
     }
     DEVICE void load(bool, int, int) {
         words = *reinterpret_cast<const Words*>(block + first / GROUP * GROUP + first % IN_ROW * 4);
@@ -51,73 +69,84 @@ struct Stream<real, W, Codes<has_sign, drawn, slot>> : Coding {
     DEVICE void open() {
 #pragma unroll
         for (int k = 0; k < W; ++k) {
-            const unsigned code = words.x[k] >> first % GROUP / IN_ROW * 8;
-            now[k] = (of_bits(TWO + ((code & LAST<has_sign>) << SHIFT)) - TO<has_sign>) * scale;
-            if constexpr (has_sign) now[k] = of_bits(bits_of(now[k]) | (code & 0x80) << 24);
+            // Turned so that the code begins at SHIFT; the sign, which ends it, is the number's.
+            const unsigned code = turned(words.x[k], first % GROUP / IN_ROW * 8 - SHIFT);
+            now[k] = (of_bits(merged(code, LAST<has_sign> << SHIFT, TWO)) - TO<has_sign>) * scale;
+            if constexpr (has_sign) now[k] = of_bits(bits_of(now[k]) | (code << (24 - SHIFT) & 0x80000000));
         }
     }
     DEVICE void close(int, unsigned) {}
-    DEVICE void store(bool, int low, int high) {
+    DEVICE void store(bool all, int low, int high) {
         Numbers numbers;
+        unsigned most = 0;
 #pragma unroll
-        for (int k = 0; k < W; ++k) numbers.x[k] = low <= k && k < high ? now[k] : real(0);
+        for (int k = 0; k < W; ++k) {
+            numbers.x[k] = all || (low <= k && k < high) ? now[k] : real(0);
+            most = larger(most, size_of<has_sign>(numbers.x[k]));
+        }
         *reinterpret_cast<Numbers*>(shared<Waiting<S>>().numbers + first) = numbers;
+        shared<Waiting<S>>().largest[first / W] = most;
     }
 };
 
-// What becomes of waiting numbers; of other streams nothing is.
-template <class S>
+// What becomes of the numbers that wait, each thread having W; of other streams nothing is.
+template <class S, int W>
 struct Packing {
-    static DEVICE void fill(int, int) {}
-    static DEVICE void look(int) {}
+    static DEVICE void fill(int) {}
+    static DEVICE void scale(int, u64, i64) {}
     static DEVICE void write(int, u64, i64, unsigned, u64) {}
 };
 
-template <bool has_sign, bool drawn, int slot>
-struct Packing<Codes<has_sign, drawn, slot>> : Coding {
+template <bool has_sign, bool drawn, int slot, int W>
+struct Packing<Codes<has_sign, drawn, slot>, W> : Coding {
     using S = Codes<has_sign, drawn, slot>;
 
-    static DEVICE unsigned size(f32 x) { return has_sign ? bits_of(x) & 0x7fffffff : bits_of(x); }
-    // Where a word's four numbers wait.
-    static DEVICE f32* numbers(int word) {
-        return shared<Waiting<S>>().numbers + word / IN_ROW * GROUP + word % IN_ROW;
+    static DEVICE unsigned* block_of(u64 leaf, i64 first) {
+        return static_cast<unsigned*>(__cvta_global_to_generic(leaf + of_block(first)));
     }
-    static DEVICE void fill(int first, int n) {
-        for (int k = first; k < first + n; ++k) shared<Waiting<S>>().numbers[k] = 0;
+    static DEVICE void fill(int thread) {
+        for (int k = thread * W; k < thread * W + W; ++k) shared<Waiting<S>>().numbers[k] = 0;
+        shared<Waiting<S>>().largest[thread] = 0;
     }
-    static DEVICE void look(int word) {
-        const f32* x = numbers(word);
-        unsigned most = size(x[0]);
-#pragma unroll
-        for (int j = 1; j < 4; ++j) most = size(x[j * IN_ROW]) > most ? size(x[j * IN_ROW]) : most;
-        shared<Waiting<S>>().largest[word] = most;
-    }
-    // index: of the block's first element among all of the tree.
-    static DEVICE void write(int word, u64 leaf, i64 first, unsigned fold, u64 index) {
-        const int group = word / IN_ROW, lane = word % IN_ROW;
-        const unsigned* largest = shared<Waiting<S>>().largest + group * IN_ROW;
+    // One thread a group divides for all of it.
+    static DEVICE void scale(int group, u64 leaf, i64 first) {
+        const unsigned* largest = shared<Waiting<S>>().largest + group * (GROUP / W);
         unsigned most = largest[0];
 #pragma unroll
-        for (int k = 1; k < IN_ROW; ++k) most = largest[k] > most ? largest[k] : most;
+        for (int k = 1; k < GROUP / W; ++k) most = larger(most, largest[k]);
         const bool finite = most < 0x7f800000;
         const f32 part = of_bits(most) * PART<has_sign>, quotient = f32(REACH<has_sign>) / of_bits(most);
         const f32 inverse = f32(LARGE) > quotient ? quotient : f32(LARGE);
-        const f32* x = numbers(word);
-        const unsigned start = started(fold, index + group * GROUP);
-        unsigned codes = 0, random = 0;
+        const f32 scale = most == 0 ? f32(0) : part > TINY ? part : f32(TINY);
+        reinterpret_cast<f32*>(block_of(leaf, first))[BLOCK / 4 + group] = finite ? scale : of_bits(0x7fc00000);
+        shared<Waiting<S>>().inverse[group] = finite && most > 0 ? inverse : f32(0);
+    }
+    // index: of the block's first element among all of the tree.
+    static DEVICE void write(unsigned thread, u64 leaf, i64 first, unsigned fold, u64 index) {
+        unsigned* words = block_of(leaf, first);
+        const unsigned lane = thread % IN_ROW;
+#pragma unroll
+        for (int k = 0; k < (W > 4 ? W / 4 : 1); ++k) {
+            const unsigned group = thread / IN_ROW + k * (BLOCK / W / IN_ROW);  // of the word a whole block further on
+            const f32* x = shared<Waiting<S>>().numbers + group * GROUP + lane;
+            const f32 inverse = shared<Waiting<S>>().inverse[group];
+            const unsigned word = word_of(x, inverse, fold, index + group * GROUP, lane);
+            words[group * IN_ROW + lane] = word & (bits_of(inverse) != 0 ? ~0u : 0);  // nobody waits for a branch
+        }
+    }
+    static DEVICE unsigned word_of(const f32* x, f32 inverse, unsigned fold, u64 index, unsigned lane) {
+        unsigned random = 0, codes[4];
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-            if (j % 2 == 0) random = mixed(start + lane * MIX0, j == 0 ? MIX2 : MIX3);
+            if (drawn && j % 2 == 0) random = mixed(started(fold, index) + lane * MIX0, j == 0 ? MIX2 : MIX3);
             const unsigned draw = j % 2 == 0 ? random >> (32 - SHIFT) : random & ((1u << SHIFT) - 1);
-            const unsigned y = bits_of(of_bits(size(x[j * IN_ROW])) * inverse + (drawn ? OF_DRAWN : TO<has_sign>));
-            unsigned code = (y + (drawn ? draw : 1u << (SHIFT - 1))) >> SHIFT & LAST<has_sign>;
-            if constexpr (has_sign) code |= bits_of(x[j * IN_ROW]) >> 31 << 7;
-            codes |= code << 8 * j;
+            const f32 size = has_sign ? abs(x[j * IN_ROW]) : x[j * IN_ROW];
+            const unsigned y = bits_of(size * inverse + (drawn ? OF_DRAWN : TO<has_sign>));
+            codes[j] = (y + (drawn ? draw : 1u << (SHIFT - 1))) << (24 - SHIFT);
         }
-        char* block = static_cast<char*>(__cvta_global_to_generic(leaf + first / BLOCK * BYTES));
-        reinterpret_cast<unsigned*>(block)[word] = finite && most > 0 ? codes : 0;
-        if (lane > 0) return;
-        const f32 scale = most == 0 ? f32(0) : part > TINY ? part : f32(TINY);
-        reinterpret_cast<f32*>(block + BLOCK)[group] = finite ? scale : of_bits(0x7fc00000);
+        const unsigned sizes = last_bytes(codes[0], codes[1], codes[2], codes[3]);
+        if (!has_sign) return sizes;
+        const f32 *b = x + IN_ROW, *c = b + IN_ROW, *d = c + IN_ROW;
+        return merged(last_bytes(bits_of(*x), bits_of(*b), bits_of(*c), bits_of(*d)), 0x80808080, sizes & 0x7f7f7f7f);
     }
 };

@@ -55,15 +55,17 @@ struct Replay {
     i64 missed;
 };
 
-template <class On, class K, int W, class C, class real, class Room, class Ema, class Copy, class P, class G, class... S>
-DEVICE void elements(const Replay<C, real>& steps, u64 at, const Room& room, Ema& ema, Copy& copy, P& p, G& g, S&... slots) {
+template <class On, class K, int W, class C, class real, class Draws, class Room, class Ema, class Copy, class P, class G,
+          class... S>
+DEVICE void elements(const Replay<C, real>& steps, const Draws& draws, const Room& room, Ema& ema, Copy& copy, P& p,
+                     G& g, S&... slots) {
     constexpr int width = sizeof(C) / sizeof(real);
     struct {
         real now[W];
     } zeros = {};
     for (i64 k = steps.missed; k > 0; --k)
-        elements<On, K, W>(coefficients<C>(steps.last - k * width), at, room, ema, copy, p, zeros, slots...);
-    elements<On, K, W>(coefficients<C>(steps.last), at, room, ema, copy, p, g, slots...);
+        elements<On, K, W>(coefficients<C>(steps.last - k * width), draws, room, ema, copy, p, zeros, slots...);
+    elements<On, K, W>(coefficients<C>(steps.last), draws, room, ema, copy, p, g, slots...);
 }
 
 template <class On, class K, class real, class P, class G, class... S>

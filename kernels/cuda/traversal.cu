@@ -140,16 +140,16 @@ DEVICE constexpr int width_of() {
     return most < 32 / int(sizeof(real)) ? most : 32 / int(sizeof(real));
 }
 
-// The step itself, and the chores that ride along. at: the index of the first element among all of the tree.
-template <class On, class K, int W, class C, class Room, class Ema, class Copy, class P, class G, class... S>
-DEVICE void elements(const C& c, u64 at, const Room& room, Ema& ema, Copy& copy, P& p, G& g, S&... slots) {
+// The step itself, and the chores that ride along. draws(k): the random bits of the element of that number.
+template <class On, class K, int W, class C, class Draws, class Room, class Ema, class Copy, class P, class G, class... S>
+DEVICE void elements(const C& c, const Draws& draws, const Room& room, Ema& ema, Copy& copy, P& p, G& g, S&... slots) {
 #pragma unroll
     for (int k = 0; k < W; ++k) {
         if constexpr (On::noted) room.before(k, g.now[k], p.now[k]);
         K::element(p.now[k], On::gradient(g.now[k], c), slots.now[k]..., On::numbers(c));
         if constexpr (there<typename On::Ema>) ema.now[k] = average(ema.now[k], p.now[k], c), ema.close(k, 0);
         if constexpr (there<typename On::Copy>) copy.now[k] = p.now[k], copy.close(k, 0);
-        const unsigned random = On::random(c, at + k);
+        const unsigned random = draws(c, k);
         p.close(k, random), (slots.close(k, random), ...);
         if constexpr (On::noted) room.after(k, p.now[k]);
     }
@@ -169,7 +169,7 @@ DEVICE void walk(bool all, int low, int high, const C& c, u64 at, const Room& ro
     p.load(all, low, high), g.load(all, low, high), (slots.load(all, low, high), ...);  // all loads, then arithmetic
     ema.load(all, low, high);
     p.open(), g.open(), (slots.open(), ...), ema.open();
-    elements<On, K, W>(c, at, room, ema, copy, p, g, slots...);
+    elements<On, K, W>(c, typename On::Draws{at, all}, room, ema, copy, p, g, slots...);
     p.store(all, low, high), (slots.store(all, low, high), ...), ema.store(all, low, high), copy.store(all, low, high);
     if constexpr (On::clear) g.clear(), g.store(all, low, high);
 }
@@ -184,7 +184,7 @@ DEVICE void visit(const u64* own, u64 gradient, i64 i, int low, int high, const 
     if constexpr (On::any) ema.place(own[column], i, full), copy.place(own[column + 1], i, full), column += 4;
     if constexpr (splits<T>) p.place_rest(own[column++], i, full);
     const u64 at = On::drawn ? own[column] + i : 0;
-    if (p.whole && g.whole && (slots.whole && ...) && ema.whole && copy.whole)
+    if (p.whole && g.whole && (slots.whole && ...) && ema.whole && copy.whole && (!On::drawn || unsigned(at) <= 0u - W))
         walk<On, K, W>(true, low, high, c, at, room, ema, copy, p, g, slots...);
     else walk<On, K, W>(false, low, high, c, at, room, ema, copy, p, g, slots...);
 }
@@ -223,7 +223,9 @@ DEVICE void step(const Chunk* chunks, const u64* leaves, const Table& table, con
     if (row < 0 || (window.rows && now >= window.at[1])) return;
 
     const u64* own = leaves + chunk.leaf * i64(1 + sizeof...(S) + On::template columns<P>);
-    const Share<W, P, int> share(in_blocks<On, S...> ? 0 : own[0], chunk.first, chunk.n, thread);
+    // Where codes are, chunks begin with blocks: a thread's share begins at a multiple of W.
+    const i64 first = (coded<S> || ...) ? 0 : chunk.first;
+    const Share<W, P, int> share(in_blocks<On, S...> ? 0 : own[0], first, chunk.n, thread);
     if (share.low >= share.high) return;
     const real* rows = reinterpret_cast<const real*>(table.words + table.leaves + (table.leaves + 1) / 2);
     C c = window.rows
@@ -241,7 +243,7 @@ DEVICE void step(const Chunk* chunks, const u64* leaves, const Table& table, con
         }
         encode(c.value() * ruling.scale * ruling.factor, c.grad_scale);
     }
-    if (begun && thread == 0) *begun = {true, On::fold(c)};
+    if (in_blocks<On, S...> && thread == 0) *begun = {true, On::fold(c)};
     const Room<real> room{noted, share.i, share.low, share.high};
     visit<On, P, K, W>(own, table.words[chunk.leaf], chunk.first + share.i, share.low, share.high, c, room,
                        Stream<real, W, typename On::Ema>(), Stream<real, W, typename On::Copy>(), Stream<real, W, P>(),
@@ -261,19 +263,21 @@ DEVICE void step_in_phases(const Chunk* chunks, const u64* leaves, const Table& 
     together(threads, [&](int thread) {
         if (thread == 0) begun = {false, 0};
         if constexpr (On::noted) noted->clear(thread * W, W);
-        if (chunk.n < BLOCK) (Packing<S>::fill(thread * W, W), ...);
-        step<Table, On, K, real, P, G, S...>(chunks, leaves, table, window, block, thread, noted, &begun);
+        // Beyond a leaf's end zeros wait.
+        if ((coded<S> || ...) && thread * W >= chunk.n) (Packing<S, W>::fill(thread), ...);
+        else step<Table, On, K, real, P, G, S...>(chunks, leaves, table, window, block, thread, noted, &begun);
     });
     if constexpr ((coded<S> || ...)) {
         together(threads, [&](int thread) {
-            for (int word = thread; begun.stepped && word < BLOCK / 4; word += threads) (Packing<S>::look(word), ...);
+            if (!begun.stepped || thread % 32 >= BLOCK / Coding::GROUP) return;
+            int slot = 0;  // the scales of each are made by a warp of its own
+            ((thread / 32 == slot++ ? Packing<S, W>::scale(thread % 32, own[slot], chunk.first) : void()), ...);
         });
         together(threads, [&](int thread) {
             const u64 index = On::drawn ? own[sizeof...(S) + On::template columns<P>] + chunk.first : 0;
-            for (int word = thread; begun.stepped && word < BLOCK / 4; word += threads) {
-                int column = 1;
-                (Packing<S>::write(word, own[column++], chunk.first, begun.fold, index), ...);
-            }
+            int column = 1;
+            if (begun.stepped && (W >= 4 || thread < BLOCK / 4))
+                (Packing<S, W>::write(thread, own[column++], chunk.first, begun.fold, index), ...);
         });
     }
     if constexpr (On::noted)

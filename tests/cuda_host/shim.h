@@ -7,6 +7,17 @@
 #define __shared__ static
 #define __cvta_global_to_generic(address) reinterpret_cast<void*>(address)
 
+unsigned __funnelshift_r(unsigned low, unsigned high, unsigned by) {
+    return unsigned(((unsigned long long)high << 32 | low) >> by % 32);
+}
+
+unsigned __byte_perm(unsigned low, unsigned high, unsigned choice) {
+    const unsigned long long pool = (unsigned long long)high << 32 | low;
+    unsigned whole = 0;
+    for (int k = 0; k < 4; ++k) whole |= unsigned(pool >> (choice >> 4 * k & 7) * 8 & 255) << 8 * k;
+    return whole;
+}
+
 // A phase of a block's threads, one after the other.
 template <class F>
 void together(int threads, const F& phase) {

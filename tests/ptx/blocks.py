@@ -276,6 +276,17 @@ class Translation:
         mask = self._constant((1 << int(size)) - 1, kind)
         self._set(to, f"{self._value(a, kind)} >> {self._constant(int(at), kind)} & {mask}", kind)
 
+    def _lop3(self, to, a, b, c, table):
+        """Bits by a table of 8: of the minterms of a, b, c, counted down from all three."""
+        terms = [
+            "("
+            + " & ".join(("" if k & bit else "~") + self._value(x, "u4") for bit, x in ((4, a), (2, b), (1, c)))
+            + ")"
+            for k in range(8)
+            if int(table, 0) >> k & 1
+        ]
+        self._set(to, " | ".join(terms), "u4")
+
     def _operation(self, to, *operands):
         """Arithmetic and logic of operands of one dtype."""
         op, *how, _ = self._statement.opcode

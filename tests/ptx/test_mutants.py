@@ -170,17 +170,15 @@ TEXTS = {
     "the first element left out": (steps, "low(i < 0 ? int(-i) : 0)", "low(i < 0 ? int(-i) : i == 0)"),
     "a carry without its guard": (carried, "if (thread < piece.leaves) to[thread]", "to[thread]"),
     "NaN rounded like a number": (hostile, "value != value ? bits | 0x400000 : bits + added", "bits + added"),
-    "numbers of groups that were not stepped": (
+    "scales of groups that were not stepped": (
         coded,
-        "begun.stepped && word < BLOCK / 4; word += threads) (Packing<S>::look",
-        "word < BLOCK / 4; word += threads) (Packing<S>::look",
+        "if (!begun.stepped || thread % 32 >= BLOCK / Coding::GROUP) return;",
+        "if (thread % 32 >= BLOCK / Coding::GROUP) return;",
     ),
-    "the rest of a block not filled": (
-        coded,
-        "if (chunk.n < BLOCK) (Packing<S>::fill",
-        "if (chunk.n < 0) (Packing<S>::fill",
-    ),
-    "codes of the wrong group": (coded, "+ i / BLOCK * BYTES", "+ i / BLOCK * (BYTES - 4)"),
+    "the rest of a block not filled": (coded, "&& thread * W >= chunk.n)", "&& thread * W >= BLOCK)"),
+    "codes of the wrong block": (coded, "(leaf + of_block(i))", "(leaf + of_block(i) / 2)"),
+    "signs of the neighbour": (coded, "bits_of(*x), bits_of(*b)", "bits_of(*b), bits_of(*x)"),
+    "draws of the neighbour": (coded, "started(fold, index) + lane * MIX0", "started(fold, index) + (lane + 1) * MIX0"),
     "pairs added by two threads": (
         clipped_large,
         "k + apart < own.count; k += 2 * apart * threads",
