@@ -1,6 +1,5 @@
 """A checkpoint's tensors for an optimizer of fastadam: what fits, checked first; then read; then taken over."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -32,11 +31,11 @@ class Match:
         self._state, self._leaves = leaves_of(opt, shards)
         self._slots: dict[str, Slot] = {slot.name: slot for slot in kernels.ALL[opt.rule.kernel].slots}
         self._signed = signed_slots(opt)
-        head, mine = self._content["optimizer"], {**self._state, "kind": "fastadam"}
+        head, of_optimizer = self._content["optimizer"], {**self._state, "kind": "fastadam"}
         for key in ("kind", "version", "method"):
-            if head.get(key) != mine[key]:
+            if head.get(key) != of_optimizer[key]:
                 self.differences.append(
-                    f"the checkpoint's {key} is {head.get(key)!r}, this optimizer's is {mine[key]!r}"
+                    f"the checkpoint's {key} is {head.get(key)!r}, this optimizer's is {of_optimizer[key]!r}"
                 )
         self._same_method = not self.differences
         if self._same_method and not shards and head.get("index_offset") != opt.index_offset:
@@ -45,40 +44,44 @@ class Match:
             )
         self._head = self._match_head(head) if self._same_method else {}
         paths = [path for leaf in self._leaves for path, *_ in leaf.layout.parts()]
-        known = self._content["leaves"]
+        saved_leaves = self._content["leaves"]
         self.differences += [f"the checkpoint has no {path or 'single array'}, this optimizer has"
-                             for path in paths if path not in known]  # fmt: skip
+                             for path in paths if path not in saved_leaves]  # fmt: skip
         whole = {path for leaf in self._leaves for path in leaf.layout.paths}
         if not shards:
             self.differences += [f"the checkpoint has {path or 'a single array'}, this optimizer has not"
-                                 for path in known if path not in whole]  # fmt: skip
+                                 for path in saved_leaves if path not in whole]  # fmt: skip
         self._fitting = [leaf for leaf in self._leaves if self._fits(leaf)]
 
     def _match_head(self, head: dict[str, Any]) -> dict[str, Any]:
         """The checkpoint's numbers; where this optimizer's lr is a callable, it stays."""
         if lacking := [key for key in HEAD if key not in head]:
             raise ValueError(f"the checkpoint has no {lacking[0]!r}")
-        groups, mine = head["groups"], self._state["groups"]
-        if not isinstance(groups, list) or len(groups) != len(mine) or not all(isinstance(g, dict) for g in groups):
+        groups, of_optimizer = head["groups"], self._state["groups"]
+        if (
+            not isinstance(groups, list)
+            or len(groups) != len(of_optimizer)
+            or not all(isinstance(g, dict) for g in groups)
+        ):
             n = len(groups) if isinstance(groups, list) else 0
-            self.differences.append(f"the checkpoint has {n} param groups, this optimizer has {len(mine)}")
+            self.differences.append(f"the checkpoint has {n} param groups, this optimizer has {len(of_optimizer)}")
             return {}
         merged = []
-        for k, (group, own) in enumerate(zip(groups, mine, strict=True)):
-            lr = None if own["lr"] is None else group.get("lr")
-            if lr is None and own["lr"] is not None:
+        for k, (group, of_group) in enumerate(zip(groups, of_optimizer, strict=True)):
+            lr = None if of_group["lr"] is None else group.get("lr")
+            if lr is None and of_group["lr"] is not None:
                 self.differences.append(
-                    f"the checkpoint's groups[{k}].lr is a callable, this optimizer's {own['lr']!r}"
+                    f"the checkpoint's groups[{k}].lr is a callable, this optimizer's {of_group['lr']!r}"
                 )
-                lr = own["lr"]
+                lr = of_group["lr"]
             merged.append({**group, "lr": lr})
         return {**{key: head[key] for key in HEAD}, "groups": merged}
 
     def _fits(self, leaf: Leaf) -> bool:
         """Whether all of a leaf is in the checkpoint; says what is not."""
-        before, known = len(self.differences), self._content["leaves"]
+        before, saved_leaves = len(self.differences), self._content["leaves"]
         parts = list(leaf.layout.parts())
-        if any(path not in known for path, *_ in parts):
+        if any(path not in saved_leaves for path, *_ in parts):
             return False
         for stream, x in self._plain_streams(leaf):
             if stream != "params" and not self._same_method:
@@ -98,24 +101,28 @@ class Match:
                         self.differences.append(f"the checkpoint's {name} is {rests}, this optimizer's {wanted}")
             if self._rests(leaf, stream, x) == CODES.name and self._blocks_alike(leaf, stream) is None:
                 self.conversions.add(f"{stream} to blocks of 8 bits that begin elsewhere")
-        streams = {stream for stream, _ in self._plain_streams(leaf)}
         if self._same_method:
-            numbers = [known[path] for path, *_ in parts]
-            differing = sorted(set(leaf.numbers) ^ set(numbers[0])) if numbers else []
-            self.differences += [
-                f"the checkpoint's {parts[0][0]} has {'' if key in numbers[0] else 'no '}{key!r}, this optimizer has"
-                f"{' not' if key in numbers[0] else ''}"
-                for key in differing
-            ]
-            for path, *_ in parts[1:]:
-                if known[path] != numbers[0]:
-                    self.differences.append(
-                        f"{parts[0][0]} and {path} have taken other steps, {numbers[0]} and {known[path]}: expected "
-                        "the same of all that become one FlatBuffer"
-                    )
-            self.differences += [f"the checkpoint has {name}, this optimizer has not"
-                                 for path, *_ in parts for name in self._surplus(path, streams)]  # fmt: skip
+            self._match_numbers(leaf)
         return len(self.differences) == before
+
+    def _match_numbers(self, leaf: Leaf) -> None:
+        """Say where a leaf's counts are not one leaf's, and what the checkpoint has of it beside."""
+        paths = [path for path, *_ in leaf.layout.parts()]
+        numbers = [self._content["leaves"][path] for path in paths]
+        for path, of_path in zip(paths, numbers, strict=True):
+            if differing := sorted(set(leaf.numbers) ^ set(of_path)):
+                has, has_not = ("has", "has not") if differing[0] in of_path else ("has no", "has")
+                self.differences.append(f"the checkpoint's {path} {has} {differing[0]!r}, this optimizer {has_not}")
+            if of_path != numbers[0]:
+                self.differences.append(
+                    f"{paths[0]} and {path} have taken other steps, {numbers[0]} and {of_path}: expected the same of "
+                    "all that become one FlatBuffer"
+                )
+        streams = {stream for stream, _ in self._plain_streams(leaf)}
+        for stream in sorted(self._source.streams - streams - {ACCUMULATED}):
+            for path in paths:
+                if self._source.shape(stream, path) is not None:
+                    self.differences.append(f"the checkpoint has {stream}{path}, this optimizer has not")
 
     def _blocks_alike(self, leaf: Leaf, stream: str) -> str | None:
         """The name of the codes that can be taken as they are: they begin with the same leaf."""
@@ -126,11 +133,6 @@ class Match:
         alike = (coded["paths"], list(map(tuple, coded["shapes"]))) == (layout.paths, layout.shapes)
         whole = layout.stop - layout.start == layout.total
         return at[0] if alike and (whole or coded["order"] == sorted(coded["order"])) else None
-
-    def _surplus(self, path: str, streams: set[str]) -> Iterator[str]:
-        for stream in sorted(self._source.streams - streams - {ACCUMULATED}):
-            if self._source.shape(stream, path) is not None:
-                yield f"{stream}{path}"
 
     @staticmethod
     def _plain_streams(leaf: Leaf) -> list[tuple[str, Array]]:
@@ -184,15 +186,15 @@ class Match:
 
     def _state_of(self, leaf: Leaf) -> dict[str, Any]:
         parts = list(leaf.layout.parts())
-        own = dict(self._content["leaves"][parts[0][0]]) if parts else dict(leaf.numbers)
+        state = dict(self._content["leaves"][parts[0][0]]) if parts else dict(leaf.numbers)
         for stream, x in self._plain_streams(leaf):
             if stream != "params":
                 if self._rests(leaf, stream, x) == CODES.name:
                     numbers, scales, order = self._codes(leaf, stream)
-                    own |= {stream: numbers, f"{stream}_scales": scales, "order": order}
+                    state |= {stream: numbers, f"{stream}_scales": scales, "order": order}
                 else:
-                    own[stream] = self._assemble(leaf, stream, self._slots.get(stream))
-        return own
+                    state[stream] = self._assemble(leaf, stream, self._slots.get(stream))
+        return state
 
     def _assemble(self, leaf: Leaf, stream: str, slot: Slot | None = None) -> Array:
         """A leaf's stream in the leaf's shape and dtype."""

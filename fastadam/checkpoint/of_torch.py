@@ -84,13 +84,13 @@ def snapshot(opt: Any, shards: Shards) -> Snapshot:
     _check(opt, shards)
     state, leaves, pieces, taken = opt.state_dict(), dict[str, Any](), list[Piece](), 0.0
     for path, at, p in named(opt):
-        own = state["state"].get(at, {})
-        numbers = {key: encoded(f"{key}{path}", x) for key, x in own.items() if not isinstance(x, torch.Tensor)}
-        tensors = {key: x for key, x in own.items() if isinstance(x, torch.Tensor)}
+        of_p = state["state"].get(at, {})
+        numbers = {key: encoded(f"{key}{path}", x) for key, x in of_p.items() if not isinstance(x, torch.Tensor)}
+        tensors = {key: x for key, x in of_p.items() if isinstance(x, torch.Tensor)}
         complex_keys = [key for key, x in tensors.items() if x.is_complex()]
         leaves[path] = {"numbers": numbers, "tensors": list(tensors), "complex": complex_keys}
         pieces += [_piece(key, path, x) for key, x in {"params": p, **tensors}.items()]
-        taken = max(taken, float(own.get("step", 0)))
+        taken = max(taken, float(of_p.get("step", 0)))
     groups = [{key: encoded(key, x) for key, x in group.items() if key != "params"} for group in state["param_groups"]]
     head = {"kind": "torch", "version": VERSION, "method": type(opt).__name__, "t": int(taken)}
     return Snapshot({**head, "seed": getattr(opt, "seed", None), "groups": groups}, leaves, pieces, int(taken))
@@ -104,20 +104,22 @@ class Match:
         self._opt, self._saved, self._content = opt, saved, saved.content
         self.differences: list[str] = []
         head = self._content["optimizer"]
-        for key, mine in (("kind", "torch"), ("version", VERSION), ("method", type(opt).__name__)):
-            if head.get(key) != mine:
-                self.differences.append(f"the checkpoint's {key} is {head.get(key)!r}, this optimizer's is {mine!r}")
+        for key, of_optimizer in (("kind", "torch"), ("version", VERSION), ("method", type(opt).__name__)):
+            if head.get(key) != of_optimizer:
+                self.differences.append(
+                    f"the checkpoint's {key} is {head.get(key)!r}, this optimizer's is {of_optimizer!r}"
+                )
         if len(head.get("groups", ())) != len(opt.param_groups):
             self.differences.append(
                 f"the checkpoint has {len(head.get('groups', ()))} groups, this optimizer {len(opt.param_groups)}"
             )
         self._same_method = not self.differences
         self._params = list(named(opt))
-        known = self._content["leaves"]
+        saved_leaves = self._content["leaves"]
         self._fitting = [(path, at, p) for path, at, p in self._params if self._fits(path, p)]
         paths = {path for path, *_ in self._params}
         self.differences += [
-            f"the checkpoint has {path}, this optimizer has not" for path in known if path not in paths
+            f"the checkpoint has {path}, this optimizer has not" for path in saved_leaves if path not in paths
         ]
 
     def _fits(self, path: str, p: Any) -> bool:
@@ -142,14 +144,15 @@ class Match:
             values[path] = self._tensor("params", path, [])
             if self._same_method:
                 tensors = {key: self._tensor(key, path, leaf["complex"]) for key in leaf["tensors"]}
-                own = {**tensors, **{key: decoded(x) for key, x in leaf["numbers"].items()}}
+                of_p = {**tensors, **{key: decoded(x) for key, x in leaf["numbers"].items()}}
                 state["state"].pop(at, None)
-                if own:
-                    state["state"][at] = own
+                if of_p:
+                    state["state"][at] = of_p
         if self._same_method:
             groups = zip(head["groups"], state["param_groups"], strict=True)
             state["param_groups"] = [
-                {**{key: decoded(x) for key, x in group.items()}, "params": mine["params"]} for group, mine in groups
+                {**{key: decoded(x) for key, x in group.items()}, "params": group_now["params"]}
+                for group, group_now in groups
             ]
             self._opt.load_state_dict(state)
             if head["seed"] is not None and hasattr(self._opt, "seed"):
@@ -159,7 +162,7 @@ class Match:
                 _real(p).copy_(values[path])
 
     def _tensor(self, key: str, path: str, complex_keys: list[str]) -> Any:
-        """One tensor, in memory of its own."""
+        """One tensor, in memory of its of_p."""
         tensor = self._content["tensors"][f"{key}{path}"]
         flat = self._saved.elements(f"{key}{path}", raw=True)
         x = torch.from_numpy(np.array(flat)).view(_dtype(tensor["dtype"])).reshape(tensor["shape"])

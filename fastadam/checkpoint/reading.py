@@ -61,17 +61,17 @@ class Opened:
 
     def _memory(self, k: int) -> Array:
         """The bytes of a file, where those that are checked are its own."""
-        if (known := self._bytes[k]) is None:
+        if (content_of_file := self._bytes[k]) is None:
             size = self.files[k]["bytes"]
             if self._mapped:
                 with os.fdopen(os.dup(self._fds[k + 1]), "rb") as file:
-                    known = np.memmap(file, np.uint8, "r", shape=(size,))
+                    content_of_file = np.memmap(file, np.uint8, "r", shape=(size,))
             else:
                 raw = np.empty(size + PAGE, np.uint8)  # a page of it is taken up only when it is read
                 start = -raw.ctypes.data % PAGE
-                known = raw[start : start + size]
-            self._bytes[k] = known
-        return known
+                content_of_file = raw[start : start + size]
+            self._bytes[k] = content_of_file
+        return content_of_file
 
     def check_all(self) -> None:
         """Check, and read unless mapped, every byte. Raises Damaged that names the first file and place that differ."""

@@ -32,20 +32,20 @@ class Team:
 
     def share(self, work: Callable[[], Any]) -> list[Any]:
         """What each rank's work returns. Raises on all of them what it raised on one."""
-        mine: BaseException | None = None
+        raised: BaseException | None = None
         try:
-            said: tuple[str | None, Any] = None, work()
+            report: tuple[str | None, Any] = None, work()
         except BaseException as error:
-            mine, said = error, (f"{type(error).__name__}: {error}", None)
-        everyone = self._gather(said)
-        if mine is not None:
-            raise mine
-        if len(everyone) != self.size:
-            raise ValueError(f"gather returned {len(everyone)} objects, expected {self.size}")
-        for rank, (wrong, _) in enumerate(everyone):
+            raised, report = error, (f"{type(error).__name__}: {error}", None)
+        reports = self._gather(report)
+        if raised is not None:
+            raise raised
+        if len(reports) != self.size:
+            raise ValueError(f"gather returned {len(reports)} objects, expected {self.size}")
+        for rank, (wrong, _) in enumerate(reports):
             if wrong is not None:
                 raise RuntimeError(f"rank {rank} could not save: {wrong}")
-        return [result for _, result in everyone]
+        return [result for _, result in reports]
 
 
 class Saving:
@@ -116,11 +116,11 @@ class Saving:
     def _manifest(self, files: list[Any]) -> bytes:
         """The text of the manifest. Raises ValueError where ranks do not belong together."""
         head, leaves, pieces = files[0][1], dict[str, Any](), []
-        for rank, (_, other, own, places) in enumerate(files):
+        for rank, (_, head_of_rank, leaves_of_rank, places) in enumerate(files):
             for key in head:
-                if key != "index_offset" and other.get(key) != head[key]:
-                    raise ValueError(f"rank {rank} has {key} {other.get(key)!r}, rank 0 has {head[key]!r}")
-            for path, numbers in own.items():
+                if key != "index_offset" and head_of_rank.get(key) != head[key]:
+                    raise ValueError(f"rank {rank} has {key} {head_of_rank.get(key)!r}, rank 0 has {head[key]!r}")
+            for path, numbers in leaves_of_rank.items():
                 if leaves.setdefault(path, numbers) != numbers:
                     raise ValueError(f"rank {rank} has {numbers} for {path}, another has {leaves[path]}")
             pieces += [(rank, piece, offset) for piece, offset in places]
