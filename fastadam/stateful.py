@@ -1,0 +1,257 @@
+"""Stateful: what a user reads, saves, converts and accumulates of an optimizer; optimizer.py takes the steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any, ClassVar, Self
+
+from fastadam.arrays.flat import move
+from fastadam.arrays.host import Array, writable
+from fastadam.arrays.tree import Structure, Tree, rebuild
+from fastadam.checks import integer
+from fastadam.group import Group, is_grouped
+from fastadam.plans.chores import Chores
+from fastadam.plans.plan import Plan
+from fastadam.plans.table import Table
+from fastadam.rules import Rule
+from fastadam.state import saved
+from fastadam.state.slots import State
+from fastadam.state.sparse import Behind
+from fastadam.state.totals import Totals
+
+
+class Stateful:
+    """The part of an Optimizer that takes no step: it asks the State, Table and Totals that construction made."""
+
+    rule: ClassVar[type[Rule]]
+
+    groups: tuple[Group, ...]
+    _tree: Tree
+    _structure: Structure
+    _chores: Chores
+    _state: State
+    _totals: Totals
+    _behind: Behind
+    _table: Table
+    _plan: Plan
+    _window: Any
+    _asked: str  # the backend
+    _capturable: bool
+    _copy_to: Tree
+    _copies: Sequence[Array] = ()  # per leaf, the user's array of copy_to
+    _built: frozenset[str]  # the attributes that are not a subclass's
+
+    def _build(
+        self, params: Tree, default: Rule, backend: str, seed: int, asked: Chores, copy_to: Tree | None,
+        stored: Any, capturable: bool,
+    ) -> None:  # fmt: skip
+        raise NotImplementedError
+
+    def _introduce(self, state: State) -> None:
+        raise NotImplementedError
+
+    @property
+    def params(self) -> Tree:
+        """The parameters that steps change: a tree like the one given, or the list of param groups' trees."""
+        return self._tree
+
+    @property
+    def paths(self) -> list[str]:
+        """Each leaf's path in params as errors print it, such as ['w'][0]; the empty text for a single array."""
+        return list(self._structure.names)
+
+    @property
+    def index_offset(self) -> int:
+        """What the constructor was given: added to the elements' index for stochastic rounding."""
+        return self._state.storage.index_offset
+
+    @property
+    def averaging(self) -> bool:
+        """Whether params hold the averaged weights: within `averaged`."""
+        return self._state.averaging
+
+    @property
+    def copy_to(self) -> Tree:
+        """The copies in 16 bits that steps write: the tree given, or after `to` one like it; None without copy_to."""
+        return self._copy_to
+
+    @property
+    def ema(self) -> Tree:
+        """The averaged parameters: a tree like params of arrays that the steps change; None without ema_decay."""
+        if self._chores.ema_decay is None:
+            return None
+        views = iter([self._state.views(leaf)["ema"] for leaf in range(len(self._state.paths))])
+        return rebuild(self._tree_of_arrays(), lambda _: next(views))
+
+    def _tree_of_arrays(self) -> Tree:
+        return [item["params"] for item in self._tree] if is_grouped(self._tree) else self._tree
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """`with opt.averaged():` params hold the averaged weights, and get their own bits back afterwards."""
+        if self._chores.ema_decay is None:
+            raise ValueError("averaged() needs averages: expected an optimizer made with ema_decay")
+        if self._state.averaging:
+            raise RuntimeError("averaged() is in use already: params hold the averaged weights")
+        self.catch_up()
+        with self._state.averaged():
+            yield
+
+    def accumulate(self, grads: Tree, micro_batches: int = 1) -> None:
+        """Add one micro-batch's gradients, a tree as `step` takes it, to those that the next `step()` uses.
+
+        micro_batches: how many they are the sum of.
+        That step, skipped, refused for a gradient that is not finite, or taken, uses them up; so does load_state_dict.
+        Pickle and deepcopy keep them, state_dict does not.
+        """
+        count = integer("micro_batches", micro_batches, low=1, most=2**62)
+        self._check_idle("gradients inside averaged() are those of the averages")
+        leaves = self._structure.flatten(grads, "grads")
+        self._plan.accept(leaves)
+        self._totals.add(self._plan, self._state, leaves, count)
+
+    @property
+    def accumulated(self) -> tuple[int, dict[str, Array]]:
+        """How many micro-batches have been accumulated, and by path the sums of their gradients, as they lie."""
+        sums = zip(self.paths, self._totals.sums(self._state), strict=True)
+        return self._totals.batches, {path: x for path, x in sums if self._totals.batches and x is not None}
+
+    def forget(self) -> None:
+        """Drop what has been accumulated."""
+        self._totals.forget()
+
+    def catch_up(self, rows: Tree = None) -> None:
+        """Bring to date the rows that exact steps have left behind: all of them, or some, before they are read.
+
+        rows: like params, with the (k,) integer indices of rows as leaves; a dict may lack keys.
+        `step`, state_dict and load_state_dict bring all rows to date first; pickle and deepcopy keep them behind.
+        """
+        leaves = None if rows is None else self._structure.flatten(rows, "rows", partial=True)
+        self._behind = self._behind.catch_up(self._plan, self._table, self._state.params, leaves)
+
+    def moments(self) -> dict[str, dict[str, Array]]:
+        """The slots by leaf and name, in the parameter's shape: as they lie where they rest in the compute type, else
+        decoded copies."""
+        self.catch_up()
+        return self._state.moments()
+
+    def convert(self, moments: str | None) -> None:
+        """Let the state rest in another format from now on, rounded to nearest; see Optimizer's `moments`."""
+        self._check_idle("a conversion inside averaged() would keep no parameters of its own")
+        for leaf in range(len(self._state.params)):
+            self._plan.check_unmoved(leaf)
+        self.catch_up()
+        if self._window is not None:
+            self._window.refill()
+        self._introduce(self._state.converted(moments))
+
+    def refresh_master(self) -> None:
+        """Take over parameters of 16 bits that were overwritten from outside: their master gets their values.
+
+        Without it the next step goes on from the master; a remainder left beside other parameters makes it a number
+        near them, or NaN beside 0.
+        """
+        self._check_idle()
+        self.catch_up()
+        self._state.refresh_masters()
+
+    @property
+    def state_bytes(self) -> int:
+        """The bytes of the state: slots, averages, masters."""
+        return self._state.nbytes
+
+    @property
+    def bytes_per_step(self) -> int:
+        """The bytes that one step reads and writes, where gradients are of their parameters' dtype."""
+        limits = [self._chores.max_norm, *(group.max_norm for group in self.groups)]
+        first = bool(self._chores.skip_nonfinite or any(limits))
+        return self._state.bytes_per_step(1 + first + self._chores.zero_grads)
+
+    def state_dict(self, copy: bool = True) -> dict[str, Any]:
+        """Everything but the parameters, as plain numbers and copied arrays; what load_state_dict takes.
+
+        copy: False gives the state's arrays as they lie, on their device, to be read before the next step.
+
+        "version", "method", "t" (the optimizer's count), "seed"; "groups": a list of dicts of hyperparameters, with
+        lr None where it is a callable; "leaves": per leaf, "count", "format" (its storage dtype), what the rule
+        carries (NAdam: "mu_product"), and each slot in the parameter's shape; so "ema", "master" and "remainder" where
+        there are any. A slot of 8 bits is (blocks, 1024) uint8 and, as "m_scales", (blocks, 16) float32, of elements in
+        the "order" of axes in memory; see fastadam.kernels.formats. index_offset is not in it.
+        """
+        self.catch_up()
+        if self._window is not None:
+            self._window.refill()  # the host's counts are the device's then
+        return saved.state_dict(self._state, self._table, self.rule, copy)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over a state_dict of the same method over parameters of the same names, shapes and dtypes.
+
+        Values are copied; those of 8 bits from another order of axes are decoded and rounded anew. Raises TypeError,
+        ValueError naming what differs, or where a device counts the steps and the leaves of a group have not taken the
+        same; then nothing has changed.
+        """
+        rules = saved.check(self._state, self._table, self.rule, state_dict)
+        if self._window is not None:
+            saved.check_even(self._state, self._table, self.rule, state_dict)
+        self.catch_up()
+        if self._window is not None:
+            self._window.pause()
+        saved.load(self._state, self._table, self.rule, state_dict, rules)
+        self.forget()
+        if self._window is not None:
+            self._window.restart()
+
+    def to(self, where: str) -> Self:
+        """An optimizer of copies on "cuda" (the current device) or on the "cpu", state included; itself if it is there.
+
+        `params` of the result are the copies, and so are its `copy_to` and what has been accumulated. Tensors of other
+        libraries become CuPy's or NumPy's arrays.
+        Raises RuntimeError where CUDA cannot run: fastadam.backends() says why. ValueError where the device is to
+        count with skip_nonfinite=True, and the leaves of a group have not taken the same steps.
+        """
+        moved = rebuild(self._tree, lambda leaf: move(leaf, where))
+        if all(a is b for a, b in zip(Structure(moved).leaves, Structure(self._tree).leaves, strict=True)):
+            return self
+        other, kept = type(self).__new__(type(self)), self.__getstate__()
+        if where == "cuda" and self._chores.skip_nonfinite is True:
+            saved.check_even(self._state, self._table, self.rule, kept["state"])
+        kept |= {"params": moved, "backend": "cuda" if where == "cuda" else "auto"}
+        kept["totals"] = kept["totals"].map(lambda x: move(x, where))
+        if self._copy_to is not None:
+            kept["copy_to"] = rebuild(self._copy_to, lambda leaf: move(leaf, where))
+        other.__setstate__(kept)
+        return other
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._check_idle("a copy or a conversion inside averaged() would keep no parameters of its own")
+        with self._plan.on_stream():  # and before the state, which waits for that stream
+            totals = self._totals.map(deepcopy)
+        # Rows that are behind stay so: of a tree that is copied together with its optimizer, they are copied behind.
+        if self._window is not None:
+            self._window.refill()
+        state = saved.state_dict(self._state, self._table, self.rule)
+        return {
+            "params": self._tree, "copy_to": self._copy_to, "backend": self._asked, "capturable": self._capturable,
+            "rules": [group._rule for group in self.groups],  # with callables, which a state_dict cannot hold
+            "limits": [group.max_norm for group in self.groups], "chores": self._chores,
+            "storage": self._state.storage, "state": state, "behind": deepcopy(self._behind), "totals": totals,
+            "own": {name: value for name, value in vars(self).items() if name not in self._built},  # a subclass's
+        }  # fmt: skip
+
+    def __setstate__(self, pickled: dict[str, Any]) -> None:
+        # Whatever arrived read-only, as from joblib's workers, is copied: it is this optimizer's now.
+        tree, copy_to = (rebuild(pickled[name], writable) for name in ("params", "copy_to"))
+        tree = saved.regrouped(tree, pickled["rules"], pickled["limits"])
+        self._build(
+            tree, pickled["rules"][0], pickled["backend"], pickled["state"]["seed"], pickled["chores"], copy_to,
+            pickled["storage"], pickled["capturable"],
+        )  # fmt: skip
+        self.load_state_dict(pickled["state"])
+        self._behind, self._totals = pickled["behind"], pickled["totals"].map(writable)
+        vars(self).update(pickled["own"])
+
+    def _check_idle(self, what: str = "a step inside averaged() would be lost") -> None:
+        if self._state.averaging:
+            raise RuntimeError(f"{what}: params hold the averaged weights there")
