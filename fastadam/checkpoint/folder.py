@@ -95,8 +95,8 @@ class Folder:
         rank, size, gather: this process among those that save together; gather takes one object and returns the list of
             every rank's, such as torch.distributed.all_gather_object. All of them see the same folder, and all raise if
             one of them cannot save.
-        Raises OSError where the disk refuses; then the checkpoints before are untouched. Without background it takes
-        24 MB beside the arrays.
+        Raises OSError where the disk refuses or another rank could not save; then the checkpoints before are untouched.
+        Without background it takes 24 MB beside the arrays.
         """
         limit = None if memory is None else integer("memory", memory, low=0)
         if not background and (limit is not None or copy is not True):

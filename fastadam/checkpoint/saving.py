@@ -1,5 +1,6 @@
 """Saving, on one rank or several: the same three steps, after each of which all ranks know whether it went well."""
 
+import errno
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -31,7 +32,7 @@ class Team:
         self._gather: Gather = gather or (lambda x: [x])
 
     def share(self, work: Callable[[], Any]) -> list[Any]:
-        """What each rank's work returns. Raises on all of them what it raised on one."""
+        """What each rank's work returns. Raises what it raised here, else OSError where it raised on another rank."""
         raised: BaseException | None = None
         try:
             report: tuple[str | None, Any] = None, work()
@@ -44,7 +45,7 @@ class Team:
             raise ValueError(f"gather returned {len(reports)} objects, expected {self.size}")
         for rank, (wrong, _) in enumerate(reports):
             if wrong is not None:
-                raise RuntimeError(f"rank {rank} could not save: {wrong}")
+                raise OSError(errno.EIO, f"rank {rank} could not save: {wrong}")
         return [result for _, result in reports]
 
 

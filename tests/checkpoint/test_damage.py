@@ -1,9 +1,11 @@
 """What is not as it was written is noticed, before anything changes, and the checkpoint before it is loaded."""
 
+import errno
 import json
 import os
 import random
 import shutil
+import sys
 import zlib
 
 import numpy as np
@@ -281,16 +283,41 @@ def test_a_checksum_that_is_not_installed_says_what_to_install(run, tmp_path, mo
     name = max(os.listdir(run / "run"))
     content = json.loads((run / "run" / name / manifest.NAME).read_bytes())
     if content["algorithm"] == "crc32c":
-        monkeypatch.setitem(__import__("sys").modules, "crc32c", None)
-        monkeypatch.setitem(__import__("sys").modules, "google_crc32c", None)
+        monkeypatch.setitem(sys.modules, "crc32c", None)
+        monkeypatch.setitem(sys.modules, "google_crc32c", None)
         checksum.update.cache_clear()
         with pytest.raises(ImportError, match="pip install"):
             fa.checkpoint.load(run / "run" / name, whole())
         checksum.update.cache_clear()
 
 
-def test_the_checksums_are_crc32c():
-    pytest.importorskip("crc32c", reason="crc32c is not installed")
+@pytest.mark.parametrize("library", ["crc32c", "google_crc32c"])
+def test_the_checksums_are_crc32c(library, monkeypatch):
+    pytest.importorskip(library, reason=f"{library} is not installed")
+    if library == "google_crc32c":
+        monkeypatch.setitem(sys.modules, "crc32c", None)
+    checksum.update.cache_clear()
     update = checksum.update("crc32c")
-    assert update(b"123456789", 0) == 0xE3069283  # RFC 3720, appendix B.4 has the same polynomial
-    assert update(b"6789", update(b"12345", 0)) == 0xE3069283
+    checksum.update.cache_clear()
+    for data in (b"123456789", np.frombuffer(b"123456789", np.uint8).data):
+        assert update(data, 0) == 0xE3069283  # the check value of the polynomial of RFC 3720
+        assert update(data[5:], update(data[:5], 0)) == 0xE3069283
+
+
+def test_a_disk_that_cannot_be_read(run, monkeypatch, caplog):
+    """EIO: that checkpoint is passed over, or refused where it is the one asked for, before anything changes."""
+    names, opt, real = sorted(os.listdir(run / "run")), whole(), os.preadv
+    before, descriptor = bits(opt), "/proc/self/fd/{}"
+
+    def preadv(fd, rooms, at):
+        path = os.readlink(descriptor.format(fd))
+        if names[1] in path and path.endswith("rank-00001.safetensors"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+        return real(fd, rooms, at)
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    with pytest.raises(OSError, match="Input/output error"):
+        fa.checkpoint.load(run / "run" / names[1], opt)
+    assert bits(opt) == before
+    assert fa.checkpoint.Folder(run / "run").load(opt) == {"t": 1}
+    assert "Input/output error" in caplog.text
