@@ -45,6 +45,26 @@ def draw(result, path):
     plt.close(figure)
 
 
+def draw_speeds(result, path, label):
+    """Write a PNG with a bar for each contestant's GB/s in each case that lies in memory. label: kept in the file."""
+    shown = {name: case for name, case in result["cases"].items() if case.get("in") == "memory"}
+    figure, axes = plt.subplots(1, len(shown), figsize=(10, 2.6), squeeze=False, layout="constrained")
+    for axis, (name, case) in zip(axes[0], shown.items(), strict=True):
+        speeds = sorted(((of["gb_per_s"], one) for one, of in case["contestants"].items()), key=lambda pair: pair[0])
+        bars = axis.barh([one for _, one in speeds], [speed for speed, _ in speeds])
+        for bar, (_, one) in zip(bars, speeds, strict=True):
+            bar.set_color("0.6" if one == "limit" else colour(one))
+        axis.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
+        axis.margins(x=0.15)
+        axis.set_title(f"{name}: {case['n']:,} parameters", fontsize=10)
+        axis.set_xlabel("GB/s (bytes of a step / its time)", fontsize=8)
+        axis.tick_params(labelsize=8)
+    of = f"{result['machine']['cpu']}, {result['threads']} threads"
+    figure.suptitle(f"One step of Adam in float32: {of}", fontsize=11)
+    figure.savefig(path, dpi=120, metadata={"Description": label})
+    plt.close(figure)
+
+
 def _roofline(axis, flats, result):
     """Draw GB/s over the number of parameters, the limit as a line, the caches' sizes marked."""
     names = dict.fromkeys(name for case in flats.values() for name in case["contestants"])

@@ -13,12 +13,13 @@ if not __package__:  # a script of a clone, installed or not
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fastadam.benchmarks import files, first_use, machine, options, targets
-from fastadam.benchmarks.sections import SECTIONS
+from fastadam.benchmarks.sections import FRONT, SECTIONS
 from fastadam.benchmarks.suites import SUITES
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 FILES = [HERE / "README.md", HERE.parent / "README.md"]
+PICTURE = RESULTS / "speed.png"
 SHOW = dict.fromkeys(SUITES, targets.show) | {"first-use": first_use.show}
 
 
@@ -29,11 +30,16 @@ def newest(bench):
     return max(results, key=lambda result: result["date"], default=None)
 
 
+def label(result):
+    """Return the bytes that a picture of this result has in it."""
+    return f"core result of {result['date']}, commit {result['commit']}".encode()
+
+
 def filled(text):
     """Return a text with every table in it that has its markers and a result."""
-    for bench, section in SECTIONS.items():
-        pattern = re.compile(f"(<!-- {bench} -->).*?(<!-- /{bench} -->)", re.DOTALL)
-        if pattern.search(text) and (result := newest(bench)):
+    for mark, section in (SECTIONS | FRONT).items():
+        pattern = re.compile(f"(<!-- {mark} -->).*?(<!-- /{mark} -->)", re.DOTALL)
+        if pattern.search(text) and (result := newest(mark.split()[0])):
             body = "\n".join(section(result))
             text = pattern.sub(lambda match, body=body: f"{match[1]}\n{body}\n{match[2]}", text)
     return text
@@ -49,6 +55,7 @@ def main(argv=None):
         metavar="FILE.png",
         help="draw the newest core result instead (needs matplotlib)",
     )
+    parser.add_argument("--bars", type=options.picture, metavar="FILE.png", help="draw its speeds alone, for README.md")
     args = parser.parse_args(argv)
     try:
         return _run(args)
@@ -58,14 +65,19 @@ def main(argv=None):
 
 
 def _run(args):
-    if args.plot:
+    if args.plot or args.bars:
         from fastadam.benchmarks import plot  # which needs matplotlib
 
         result = newest("core")
         if result is None:
             raise files.Unusable(f"{RESULTS}: no core-*.json to draw")
-        plot.draw(result, args.plot)
+        if args.plot:
+            plot.draw(result, args.plot)
+        if args.bars:
+            plot.draw_speeds(result, args.bars, label(result).decode())
         return 0
+    if args.check and (result := newest("core")) and label(result) not in PICTURE.read_bytes():
+        raise files.Unusable(f"{PICTURE} is of another result: run python benchmarks/report.py --bars {PICTURE}")
     if args.summary:
         return _summaries(args.summary)
     for path in FILES:

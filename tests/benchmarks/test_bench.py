@@ -403,6 +403,15 @@ def test_a_plot_is_drawn(tmp_path):
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_bars_say_which_result_they_show(tmp_path, monkeypatch, capsys):
+    assert report.main(["--bars", str(tmp_path / "x.png")]) == 0
+    assert report.label(report.newest("core")) in (tmp_path / "x.png").read_bytes()
+    (tmp_path / "x.png").write_bytes(b"another")
+    monkeypatch.setattr(report, "PICTURE", tmp_path / "x.png")
+    assert report.main(["--check"]) == 2
+    assert "is of another result" in capsys.readouterr().err
+
+
 def test_sizes_and_their_names():
     assert options.sizes("2^10, 1024,100000") == ["2^10", "100000"]
 
