@@ -118,16 +118,16 @@ def test_memory_and_time_decide_who_is_admitted(monkeypatch):
     present = [named(one, one.name, setting=setting) for one in everyone(["numba", "numpy"]) if one.name in names]
     room = 4 * n * (3 + 7 + 3)  # the start, one contestant with its temporaries, another without
     monkeypatch.setattr(machine, "available_memory", lambda: room)
-    there, why = admission.admitted(n, present, {})
-    assert [one.name for one in there] == ["fastadam numba", "limit"]
+    fitting, why = admission.admitted(n, present, {})
+    assert [one.name for one in fitting] == ["fastadam numba", "limit"]
     assert "GiB of memory" in why["plain NumPy"]
     monkeypatch.setattr(machine, "available_memory", lambda: 1e12)
-    there, why = admission.admitted(n, present, {"plain NumPy": 1e-5})
-    assert [one.name for one in there] == ["fastadam numba", "limit"]
+    fitting, why = admission.admitted(n, present, {"plain NumPy": 1e-5})
+    assert [one.name for one in fitting] == ["fastadam numba", "limit"]
     assert "10.5 s" in why["plain NumPy"]
     pace = {"fastadam numba": 1e-6, "limit": 1e-6, "plain NumPy": 1e-7}  # the slowest first, but never these two
-    there, why = admission.admitted(2**18, present, pace, seconds=0.1)
-    assert [one.name for one in there] == ["fastadam numba", "limit"]
+    fitting, why = admission.admitted(2**18, present, pace, seconds=0.1)
+    assert [one.name for one in fitting] == ["fastadam numba", "limit"]
     assert why == {"plain NumPy": "would take about 0 of the 0 s for this case"}
     assert len(admission.admitted(2**18, present, pace, seconds=10.0)[0]) == 3
 

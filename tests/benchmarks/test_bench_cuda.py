@@ -44,10 +44,10 @@ WALKS += [(slots, (128, 16, 2)) for slots in (0, 5)]
 def test_the_limit_touches_every_element_once(slots, shape, dtype, device, cupy):
     for n in (1, 7, 33_333, 2**16):
         p, g, *others = before = [RNG(k).standard_normal(n).astype(dtype) for k in range(2 + slots)]
-        here = [cupy.asarray(x) for x in before]
-        limit_cuda.LimitWalk(here[0], here[2:], *shape)(here[1], 0.5)
-        assert (here[1].get() == g).all()
-        for x, x0 in zip([here[0], *here[2:]], [p, *others], strict=True):
+        on_device = [cupy.asarray(x) for x in before]
+        limit_cuda.LimitWalk(on_device[0], on_device[2:], *shape)(on_device[1], 0.5)
+        assert (on_device[1].get() == g).all()
+        for x, x0 in zip([on_device[0], *on_device[2:]], [p, *others], strict=True):
             wanted, eps = x0 + dtype(0.5) * g, np.finfo(dtype).eps
             np.testing.assert_allclose(x.get(), wanted, rtol=4 * eps, atol=eps)
 
@@ -74,19 +74,19 @@ def few(monkeypatch):
 
 
 def test_the_quickest_is_the_limit(few, device, cupy, monkeypatch):
-    here, slot, g = (cupy.asarray(np.ones(1000, np.float32)) for _ in range(3))
+    on_device, slot, g = (cupy.asarray(np.ones(1000, np.float32)) for _ in range(3))
     seconds = iter([1.0, 1.0, 1.0, 0.5])
     monkeypatch.setattr(limit_cuda, "_seconds", lambda walk, g: next(seconds))
-    walk, chose = limit_cuda.quickest(here, [slot], g)
+    walk, chose = limit_cuda.quickest(on_device, [slot], g)
     assert (walk._threads, walk._blocks) == (256, -(-1000 // 2048))
     assert chose == "256 threads a block, 2 x 16 bytes a thread: the quickest of 4"
 
 
 def test_trying_out_changes_nothing(few, device, cupy):
     p, g = RNG(0).standard_normal((2, 1000)).astype(np.float32)
-    here, slot = cupy.asarray(p), cupy.asarray(p)
-    limit_cuda.quickest(here, [slot], cupy.asarray(g))
-    assert (here.get() == p).all()
+    on_device, slot = cupy.asarray(p), cupy.asarray(p)
+    limit_cuda.quickest(on_device, [slot], cupy.asarray(g))
+    assert (on_device.get() == p).all()
     assert (slot.get() == p).all()
 
 
@@ -138,16 +138,16 @@ def test_the_gpu_script_runs_through(cuda_library, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     others = [name.replace(":", "-").replace("=", "-") for name in cases.formats()][1:]
     names = ["float32-sizes", "float32-workloads", "float32-large", *(f"{name}-sizes" for name in others)]
-    found = {path.stem: json.loads(path.read_text()) for path in out.glob("*.json")}
-    assert found.keys() == {*names, "chain"}
+    results = {path.stem: json.loads(path.read_text()) for path in out.glob("*.json")}
+    assert results.keys() == {*names, "chain"}
     for name in names:
-        for case in found[name]["cases"].values():
+        for case in results[name]["cases"].values():
             assert {"fastadam cuda", "fastadam cuda, graph"} <= case["contestants"].keys()
             if name.removesuffix("-sizes") not in others[1:]:  # the limit holds float32 and float64 alone
                 assert "the quickest of" in case["chose"]["limit cuda"]
-    assert found["chain"]["machine"]["gpu"]["name"] == "stand-in"
+    assert results["chain"]["machine"]["gpu"]["name"] == "stand-in"
     text = (out / "summary.txt").read_text()
     assert "FAILED" not in text
     assert "2^10: fastadam cuda, graph: " in text
-    assert list(found["chain"]["cases"]) == ["2^10", "2^10 max_norm", "2^10 whole"]
+    assert list(results["chain"]["cases"]) == ["2^10", "2^10 max_norm", "2^10 whole"]
     assert "collected" in (out / "tests.txt").read_text()

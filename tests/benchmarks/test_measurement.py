@@ -163,8 +163,8 @@ def p_stepped_back(opt):
 
 def edited(state, slot, change):
     """That state with the first leaf's slot changed."""
-    own = next(iter(state["leaves"].values()))
-    own[slot] = np.asarray(change(own[slot])).astype(own[slot].dtype)
+    slots = next(iter(state["leaves"].values()))
+    slots[slot] = np.asarray(change(slots[slot])).astype(slots[slot].dtype)
     return state
 
 
