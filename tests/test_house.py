@@ -79,7 +79,7 @@ def test_nobody_finds_out_a_format_but_the_registry():
 
 TABLES = {  # displays of several kinds, each the only one of its processor or for something else
     "kernels/formats.py": 1,  # the two dtypes of the arithmetic
-    "fastadam/torch/leaf.py": 2,  # torch's dtypes of formats, and of what is two reals
+    "fastadam/torch/formats.py": 2,  # torch's dtypes of formats, and of what is two reals
     "fastadam/checkpoint/tensors.py": 1,  # the names that safetensors gives dtypes
     "fastadam/tools/cover.py": 2,  # what copies are verified in, and parameters beside new moments
 }

@@ -96,15 +96,24 @@ def extent(x: Array) -> tuple[int, int]:
     return start + sum(e for e in ends if e < 0), start + sum(e for e in ends if e > 0) + x.itemsize
 
 
+def separate(pieces: Iterable[tuple[int, int, str]], what: str = "arrays") -> list[tuple[int, int, str]]:
+    """Return (first byte, first byte beyond, name) of some pieces of memory, sorted, none of them empty.
+
+    Raises ValueError that names the first two that overlap: two threads would write there at once.
+    """
+    ordered = sorted(pieces)
+    for (_, end, name), (start, _, other) in pairwise(ordered):
+        if start < end:
+            raise ValueError(f"{name} and {other} share memory, expected separate {what}")
+    return ordered
+
+
 class Memory:
     """Pieces of memory that must not overlap."""
 
     def __init__(self, named: Iterable[tuple[str, Array]]) -> None:
         """Raises ValueError that names the first two arrays that share memory."""
-        pieces = sorted((*extent(x), name) for name, x in named if x.size)
-        for (_, end, name), (start, _, other) in pairwise(pieces):
-            if start < end:
-                raise ValueError(f"{name} and {other} share memory, expected separate arrays")
+        pieces = separate((*extent(x), name) for name, x in named if x.size)
         self.starts = np.array([piece[0] for piece in pieces], np.int64)
         self.ends = np.array([piece[1] for piece in pieces], np.int64)
         self._names = [piece[2] for piece in pieces]

@@ -9,7 +9,7 @@ import torch
 
 from fastadam import kernels
 from fastadam.torch import methods
-from fastadam.torch.leaf import ORDER
+from fastadam.torch.formats import ORDER
 from fastadam.torch.optimizer import OWN, Fast
 
 WRAPPED = "__bnb_optimizer_quant_state__"  # where bitsandbytes keeps what load_state_dict must not cast

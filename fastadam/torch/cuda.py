@@ -15,7 +15,7 @@ from fastadam.cuda.gradients import only_on_host
 from fastadam.cuda.signature import Touched
 from fastadam.plans.chores import StepInfo
 from fastadam.plans.streams import Streams
-from fastadam.torch.leaf import FORMATS
+from fastadam.torch.formats import FORMATS
 from fastadam.torch.walk import Walk
 
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from fastadam.torch.leaf import form
+from fastadam.torch.formats import form
 
 log = logging.getLogger("fastadam")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
-from itertools import chain, islice, pairwise
+from itertools import chain, islice
 from operator import is_, itemgetter
 from typing import TYPE_CHECKING, Any
 from weakref import proxy
@@ -14,6 +14,7 @@ import torch
 from torch.autograd.graph import increment_version
 
 from fastadam import kernels
+from fastadam.arrays.host import separate
 from fastadam.backend import choose
 from fastadam.checks import positive
 from fastadam.group import Group
@@ -26,7 +27,8 @@ from fastadam.plans.streams import Streams, labels
 from fastadam.plans.table import EVERY, Table
 from fastadam.rules import Rule
 from fastadam.state.slots import has
-from fastadam.torch.leaf import Leaf, Moved, form, local
+from fastadam.torch.formats import form, local
+from fastadam.torch.leaf import Leaf, Moved
 from fastadam.torch.native import Forms, forms
 
 if TYPE_CHECKING:
@@ -370,7 +372,4 @@ class Walk:
         """Leaves that share memory would be stepped by two threads at once."""
         homes = [(leaf.name, leaf.found[0]) for leaf in self.leaves if leaf.size]
         homes += [(f"copy_to for {leaf.name}", copy) for leaf in self.leaves if leaf.size for copy in leaf.copied]
-        pieces = sorted((x.data_ptr(), x.data_ptr() + x.numel() * x.element_size(), name) for name, x in homes)
-        for (_, end, name), (start, _, other) in pairwise(pieces):
-            if start < end:
-                raise ValueError(f"{name} and {other} share memory, expected separate tensors")
+        separate(((x.data_ptr(), x.data_ptr() + x.nbytes, name) for name, x in homes), "tensors")

@@ -37,8 +37,8 @@ BRAIN16 = Format("brain16", "uint16", 2, _to_brain16, _of_brain16, draws=True, m
             "// and by those for slots\n",
             "struct brain16 : bf16 {};\nstruct brain16_p : bf16_p {};\nstruct brain16_slot : bf16_slot {};\n",
         ),
-        Insertion("fastadam/torch/leaf.py", "formats import (\n    BFLOAT16,\n", "    BRAIN16,\n"),
-        Insertion("fastadam/torch/leaf.py", "BFLOAT16: torch.bfloat16, ", "BRAIN16: torch.uint16, "),
+        Insertion("fastadam/torch/formats.py", "formats import BFLOAT16, ", "BRAIN16, "),
+        Insertion("fastadam/torch/formats.py", "BFLOAT16: torch.bfloat16, ", "BRAIN16: torch.uint16, "),
     ),
     proof="""
 import importlib.util
