@@ -30,7 +30,7 @@ def core(result):
 def core_times(result):
     """Yield the same without what was asked, for README.md."""
     yield "One step of Adam in float32: the time of the whole call, and in brackets ns per parameter where the arrays"
-    yield "exceed the caches. *limit* is the time that reading and writing the same bytes takes with trivial arithmetic,"
+    yield "exceed the caches. *limit* is the time that reading and writing these bytes takes with trivial arithmetic,"
     yield "and *of limit* is that time over fastadam's."
     yield ""
     yield from times(result)
