@@ -33,7 +33,9 @@ that of a part; moments of 8 bits under sparse gradients, because 64 elements sh
 shape the blocks have not; moments of 8 or 16 bits for complex parameters, because torch has no such tensors. Not built
 yet: on CUDA sparse gradients under max_norm, skip_nonfinite and stats, and steps captured in a graph.
 Hyperparameters are checked whenever they change, as torch checks them once, at construction.
-With a GradScaler, torch's fused optimizers leave p.grad unscaled; here it stays as it was.
+With fused=True, where torch has that, a GradScaler leaves unscaling to the step, which does it as it reads: torch's
+then leave p.grad unscaled, here it stays as it was. Without it the scaler unscales, so that gradients can be clipped
+in between, as Lightning's gradient_clip_val does. NAdam's "mu_product" is float64 in the state, as it runs.
 """
 
 from fastadam.torch.checkpoints import convert, load_state_from, to_torch_state

@@ -50,9 +50,12 @@ def to_torch_state(opt: Fast) -> dict[str, Any]:
         own[k] = {}
         for key, x in each.items():
             if key in slots and isinstance(x, torch.Tensor):
-                own[k][key] = leaves[params[k]].decoded(key, x, each.get(ORDER))
+                order = each[ORDER].tolist() if ORDER in each else None
+                own[k][key] = leaves[params[k]].decoded(key, x, order)
             elif key in slots or key in type(opt).numbers:
                 own[k][key] = x.clone() if isinstance(x, torch.Tensor) else x
+                if key in opt.rule.carried:  # float64 here
+                    own[k][key] = x.to(torch.get_default_dtype(), copy=True)
     groups = [{name: x for name, x in group.items() if name not in OWN} for group in state["param_groups"]]
     return {"state": own, "param_groups": groups}
 
@@ -90,7 +93,7 @@ def _one(opt: Fast, where: str, theirs: dict[str, Any], group: dict[str, Any], p
     if "step" in type(opt).numbers:
         if (step := theirs.get("step", group.get("step"))) is None:
             raise ValueError(f"{where} has no 'step', nor has its group")
-        found["step"] = torch.tensor(float(step))
+        found["step"] = torch.tensor(float(step), device="cpu")
     keys = list(opt.slots.values())
     for k, key in enumerate(keys, start=1):
         if f"state{k}" in theirs:  # bitsandbytes numbers them

@@ -41,7 +41,7 @@ class OnDevice:
 
     def __setitem__(self, at: tuple[()], value: float) -> None:
         self._x.fill_(value)
-        self._value, self._version = float(torch.tensor(value, dtype=self._x.dtype)), self._x._version
+        self._value, self._version = float(torch.tensor(value, dtype=self._x.dtype, device="cpu")), self._x._version
 
 
 def form(x: Any) -> tuple[Any, Any, Any]:

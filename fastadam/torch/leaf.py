@@ -234,8 +234,8 @@ class Leaf:
             x, kind, format = local(state[key]), self.kinds[key], self.formats[key]
             blocks = here.device, (format.length(self.size),)
             if format.block > 1 and kind is x.dtype and (x.device, x.shape) == blocks and x.is_contiguous():
-                if tuple(state.get(ORDER, self.strides)) != self.strides:
-                    state[key] = self.encoded(key, self.decoded(key, x, state[ORDER]))
+                if ORDER in state and (order := tuple(state[ORDER].tolist())) != self.strides:
+                    state[key] = self.encoded(key, self.decoded(key, x, order))
                 continue
             # As torch's own optimizer keeps it, or one of ours with other moments.
             came_in, wide = FORMATS.get(x.dtype), set() if format is REMAINDER else {self.state_dtype}
@@ -256,10 +256,12 @@ class Leaf:
                 if not self.shared:
                     state[key] = self.encoded(key, x)
         if self.blocked:
-            state[ORDER] = self.strides
+            # A tensor, since torch's distributed checkpoints know no tuples.
+            state[ORDER] = torch.tensor(self.strides, dtype=torch.int64, device="cpu")
         for key in self.keys[len(self.slots) :]:
-            if isinstance(state[key], Tensor) and state[key].dtype in SHORT:  # torch's load_state_dict casts them
-                state[key] = state[key].float()
+            if isinstance(state[key], Tensor) and (key != "step" or state[key].dtype in SHORT):
+                # What a rule carries is float64 while it runs; torch has it in float32, and casts counts on loading.
+                state[key] = state[key].to(torch.float32 if key == "step" else torch.float64)
         self.state, self.tensors = state, [key for key in self.keys if isinstance(state[key], Tensor)]
         self.seen = [state[key] for key in self.tensors]
         self.found = [self.found[0] if self.gaps else here, *self.copied, *map(local, self.seen)]

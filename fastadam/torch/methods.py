@@ -57,6 +57,8 @@ class Lion(Fast, torch.optim.Optimizer):
             "capturable": capturable, "differentiable": differentiable, "fused": fused,
         }  # fmt: skip
         super().__init__(params, defaults, **own)
+        if fused:
+            self._step_supports_amp_scaling = True
 
 
 class SGD(Fast, torch.optim.SGD):

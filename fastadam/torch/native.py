@@ -43,8 +43,14 @@ class Interface(NamedTuple):
 @cache
 def interface() -> Interface | None:
     """This torch's, or None where it has none or does not do as expected."""
-    base = torch.arange(24.0).view(2, 3, 4)
-    probes = [base, base.transpose(0, 2), base[1, 1:].double(), torch.nn.Parameter(base[0, 0, 1]), torch.empty(0, 5)]
+    base = torch.arange(24.0, device="cpu").view(2, 3, 4)
+    probes = [
+        base,
+        base.transpose(0, 2),
+        base[1, 1:].double(),
+        torch.nn.Parameter(base[0, 0, 1]),
+        torch.empty(0, 5, device="cpu"),
+    ]
     try:
         library = ctypes.CDLL(torch._C.__file__)  # through which what it depends on is found
         functions = [ctypes.cast(library["aoti_torch_get_" + name], ctypes.c_void_p).value for name in ASKED]
@@ -86,9 +92,9 @@ class Forms:
     def __init__(
         self, found: Interface, tensors: Sequence[Any], forms: Sequence[tuple[Any, Any, Any]], homes: Any = None
     ) -> None:
-        layout = found.ask("layout", torch.empty(0))
+        layout = found.ask("layout", torch.empty(0, device="cpu"))
         rows = [
-            [layout, found.ask("dtype", torch.empty(0, dtype=dtype)), len(shape), *shape, *strides]
+            [layout, found.ask("dtype", torch.empty(0, dtype=dtype, device="cpu")), len(shape), *shape, *strides]
             for dtype, shape, strides in forms
         ]
         n = len(rows)

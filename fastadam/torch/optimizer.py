@@ -18,7 +18,7 @@ from fastadam.plans.storage import Storage
 from fastadam.rules import Rule
 from fastadam.torch.cuda import CudaWalk
 from fastadam.torch.formats import FORMATS, SHORT, STORED, local
-from fastadam.torch.leaf import Leaf
+from fastadam.torch.leaf import ORDER, Leaf
 from fastadam.torch.walk import Walk
 
 WALKS: dict[str, type[Walk]] = {"cpu": Walk, "cuda": CudaWalk}  # by the type of the device
@@ -45,8 +45,6 @@ class Fast(torch.optim.Optimizer):
     instead = ""  # what takes sparse gradients
     by_row = False  # whether gradients may be sparse
     plain_numbers = False  # whether the state's numbers are Python's
-
-    _step_supports_amp_scaling = True  # GradScaler leaves unscaling to the step
 
     def __init__(
         self, params: Any, *args: Any, max_norm: float | None = None,
@@ -127,8 +125,10 @@ class Fast(torch.optim.Optimizer):
         for group, given in zip(state["param_groups"], loaded["param_groups"], strict=True) if loaded else ():
             for p, at in zip(group["params"], given["params"], strict=True):
                 for name, x in loaded["state"].get(at, {}).items():
-                    if p.dtype in SHORT or getattr(x, "dtype", None) in STORED:
-                        state["state"][p][name] = x if name in self.numbers else _moved(x, p.device)
+                    if name in (*self.numbers, ORDER):
+                        state["state"][p][name] = x
+                    elif p.dtype in SHORT or getattr(x, "dtype", None) in STORED:
+                        state["state"][p][name] = _moved(x, p.device)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "_loaded" in self.__dict__:
@@ -137,6 +137,8 @@ class Fast(torch.optim.Optimizer):
             self._averaging, self.info = False, NOTHING
         super().__setstate__(state)
         self._walks, self._members, self._built = None, [], True
+        if self.defaults.get("fused"):  # as torch's constructors set it: a GradScaler leaves unscaling to the step
+            self._step_supports_amp_scaling = True
 
     @staticmethod
     def check_group(group: dict[str, Any]) -> None:
@@ -295,8 +297,9 @@ class Fast(torch.optim.Optimizer):
             wide = torch.get_default_dtype() == torch.float64 and not group.get("fused")
             for name, x in zip(self.numbers, (0.0, *self.rule.carried.values()), strict=False):
                 if name not in state:
-                    dtype = torch.float64 if wide else torch.float32
-                    state[name] = int(x) if self.plain_numbers else torch.tensor(x, dtype=dtype)
+                    dtype = torch.float64 if wide or name != "step" else torch.float32
+                    number = torch.tensor(x, dtype=dtype, device="cpu")  # whatever torch's default device is
+                    state[name] = int(x) if self.plain_numbers else number
             for key in leaf.slots:
                 if state.get(key) is None:
                     state[key] = leaf.zeros(key)

@@ -99,9 +99,11 @@ def check_alike(opts):
         mine, theirs = b.state.get(q, {}), a.state.get(p, {})
         assert list(mine) == list(theirs) or set(mine) == set(theirs)
         for key, x in theirs.items():
-            assert_close(mine[key], x, msg=lambda text, key=key: f"{key}: {text}")
+            carried = key == "mu_product" and isinstance(x, torch.Tensor)  # in float64 from the first step on
+            assert_close(mine[key].to(x.dtype) if carried else mine[key], x, msg=lambda text, key=key: f"{key}: {text}")
             if isinstance(x, torch.Tensor):
-                assert (mine[key].dtype, mine[key].shape) == (x.dtype, x.shape)
+                assert mine[key].dtype is x.dtype or (carried and mine[key].dtype is F64)
+                assert mine[key].shape == x.shape
                 assert mine[key].stride() == x.stride() or x.numel() < 2
                 assert mine[key].untyped_storage().nbytes() == mine[key].nbytes  # saving it saves nothing else
 
@@ -636,7 +638,7 @@ def test_wide_state_of_short_parameters(info):
     opts[1].load_state_dict(copy.deepcopy(kept))
     for own, theirs in zip(opts[1].state_dict()["state"].values(), kept["state"].values(), strict=True):
         assert all(torch.equal(x, theirs[key]) and x.dtype is theirs[key].dtype for key, x in own.items())
-        assert all(x.dtype is F32 for x in own.values())
+        assert all(x.dtype is F32 for key, x in own.items() if key != "mu_product")
     opts[1].load_state_dict(opts[0].state_dict())
     opts[0].load_state_dict(kept)
     give_gradients(opts, 1)
