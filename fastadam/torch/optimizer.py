@@ -17,8 +17,8 @@ from fastadam.plans.chores import NOTHING, Chores, StepInfo
 from fastadam.plans.storage import Storage
 from fastadam.rules import Rule
 from fastadam.torch.cuda import CudaWalk
-from fastadam.torch.formats import FORMATS, SHORT, STORED, local
-from fastadam.torch.leaf import ORDER, Leaf
+from fastadam.torch.formats import FORMATS, ORDER, SHORT, STORED, local
+from fastadam.torch.leaf import Leaf
 from fastadam.torch.walk import Walk
 
 WALKS: dict[str, type[Walk]] = {"cpu": Walk, "cuda": CudaWalk}  # by the type of the device
