@@ -5,11 +5,13 @@ higher precision, from the state before that step, in units of the bound that it
 whole run is held against the NumPy backend's, bit for bit.
 """
 
+import json
 import os
+import select
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -170,32 +172,78 @@ def _why_not_parallel() -> str:
     return "other threads of Python run beside the workqueue layer" if threads.crowded() else ""
 
 
-def compile_backwards(everything: bool, only: str) -> None:
-    """Compile what cases need into the cache, from the last to the first."""
-    for case in reversed(_matching(cases(everything, ["numba"]), only)):
-        (method, chosen), p = case.variant, [np.zeros(N, case.dtype)]
-        g_dtype = case.stored.dtypes()[1] if case.stored else case.dtype
-        formats = case.stored.chosen() if case.stored else {}
-        more = chores_for(case.chores, p, formats.get("master")) | formats
-        with threads.exactly(case.threads):
-            method(p, backend=case.backend, **chosen, **more).step([np.zeros(N, g_dtype)])
+def _outcome(case: Case) -> tuple[float, float, bool, str]:
+    """What `check` says of a case, and why it failed if it could not be run."""
+    try:
+        return *check(case), ""
+    except Exception as error:  # a kernel that does not compile, or has no oracle: the others are checked too
+        return float("inf"), float("inf"), False, f": {type(error).__name__}: {error}"[:200]
+
+
+def _to_check(everything: bool, only: str, serial: bool) -> list[Case]:
+    """The cases of this machine, those in whose line a text occurs; serial: on one thread each."""
+    ready = [name for name, status in fa.backends().items() if status == "ready"]
+    todo = _matching(cases(everything, ready), only)
+    return [replace(case, threads=1) for case in todo] if serial else todo
+
+
+def check_backwards(everything: bool, only: str, serial: bool) -> None:
+    """Check the cases from the last to the first; print [its number] before each, and [number, *outcome] after it."""
+    _start_two_threads()
+    todo = _to_check(everything, only, serial)
+    for k in reversed(range(len(todo))):
+        print(json.dumps([k]), flush=True)
+        print(json.dumps([k, *_outcome(todo[k])]), flush=True)
+
+
+class _Second:
+    """A second process, which checks the same cases from the other end: most of the work is compiling and oracles."""
+
+    def __init__(self, *which: Any) -> None:
+        program = f"from fastadam.tools.verify import check_backwards; check_backwards(*{which!r})"
+        environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}  # two processes share the processors
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
+        )
+        self._outcomes: dict[int, Any] = {}
+        self._begun: float = float("inf")
+        self._text, self._running = b"", True
+
+    def outcome(self, k: int) -> Any:
+        """The outcome of case k if this process has come so far, which is waited for; None if it has not, or died."""
+        self._read(0)
+        while self._begun <= k not in self._outcomes and self._running:
+            self._read(None)
+        return self._outcomes.get(k)
+
+    def _read(self, seconds: float | None) -> None:
+        """Take what it has printed, or wait for it. Without a thread: under workqueue that would end parallel walks."""
+        pipe: Any = self._process.stdout
+        while self._running and select.select([pipe], [], [], seconds)[0]:
+            seconds, data = 0, os.read(pipe.fileno(), 1 << 16)
+            self._running = bool(data)
+            *lines, self._text = (self._text + data).split(b"\n")
+            for k, *outcome in map(json.loads, lines):
+                self._begun = k
+                if outcome:
+                    self._outcomes[k] = outcome
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.communicate()
 
 
 @contextmanager
-def _compiling_ahead(todo: list[Case], everything: bool, only: str) -> Iterator[None]:
-    """Meanwhile let another process compile from the other end: from an empty cache, compiling is most of the work."""
-    from fastadam.kernels.cpu import cache
-
-    if len(todo) < 20 or threads.get_num_threads() < 2 or cache.directory() is None:
-        yield
+def _second(todo: list[Case], *which: Any) -> Iterator[_Second | None]:
+    """The second process, where it is worth while."""
+    if len(todo) < 20 or threads.get_num_threads() < 2:
+        yield None
         return
-    program = f"from fastadam.tools.verify import compile_backwards; compile_backwards({everything}, {only!r})"
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen([sys.executable, "-c", program], **quiet) as process:  # type: ignore[call-overload]
-        try:
-            yield
-        finally:
-            process.kill()
+    second = _Second(*which)
+    try:
+        yield second
+    finally:
+        second.end()
 
 
 def _number(x: float, form: str) -> str:
@@ -213,22 +261,18 @@ def run(everything: bool = False, only: str = "") -> int:
 
     _start_two_threads()
     found = fa.backends()
-    todo = _matching(cases(everything, [name for name, status in found.items() if status == "ready"]), only)
+    todo = _to_check(everything, only, False)
     if only and not todo:
         print(f"no case has {only!r} in its line, such as: {cases()[0]}")
         return 1
     serial = _why_not_parallel() if found["numba"] == "ready" else ""
     if serial:  # their rules and chores are verified all the same
-        todo = [replace(case, threads=1) for case in todo]
+        todo = _to_check(everything, only, True)
     table = Table("method", "dtype", "backend", "error / bound", "error in ulp", "NumPy's bits", "")
     failed, most = 0, 0.0
-    with _compiling_ahead(todo, everything, only) if found["numba"] == "ready" else nullcontext():
-        for case in track(todo, "verifying"):
-            note = ""
-            try:
-                units, ulps, same = check(case)
-            except Exception as error:  # a kernel that does not compile, or has no oracle: the others are checked too
-                units, ulps, same, note = float("inf"), float("inf"), False, f": {type(error).__name__}: {error}"[:200]
+    with _second(todo, everything, only, bool(serial)) as second:
+        for k, case in enumerate(track(todo, "verifying")):
+            units, ulps, same, note = (second and second.outcome(k)) or _outcome(case)
             good = not units > SLACK and same
             failed += not good
             most = np.fmax(most, ulps)
