@@ -182,8 +182,9 @@ def _compile(
     global _spent
     began = perf_counter()
     flags: Any = compiler.Flags()
-    # Any other error model tests each division for zero.
-    cpu_target.options.parse_as_flags(flags, {"nopython": True, "error_model": "numpy", "nogil": nogil})
+    # Any other error model tests each division for zero; and no object of Numba's run time is counted by reference.
+    options = {"nopython": True, "error_model": "numpy", "nogil": nogil, "_nrt": False}
+    cpu_target.options.parse_as_flags(flags, options)
     flags.no_cpython_wrapper, flags.no_cfunc_wrapper = for_c, not for_c
     result = compiler.compile_extra(
         cpu_target.typing_context, cpu_target.target_context, function, signature.args, signature.return_type, flags, {}
