@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from operator import is_
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch.optim import optimizer
@@ -15,10 +15,9 @@ from torch.optim import optimizer
 from fastadam.checks import SEEDS, integer, positive
 from fastadam.plans.chores import NOTHING, Chores, StepInfo
 from fastadam.plans.storage import Storage
-from fastadam.rules import Rule
 from fastadam.torch.cuda import CudaWalk
-from fastadam.torch.formats import FORMATS, ORDER, SHORT, STORED, local
-from fastadam.torch.leaf import Leaf
+from fastadam.torch.formats import ORDER, SHORT, STORED, local
+from fastadam.torch.method import Method
 from fastadam.torch.walk import Walk
 
 WALKS: dict[str, type[Walk]] = {"cpu": Walk, "cuda": CudaWalk}  # by the type of the device
@@ -35,16 +34,8 @@ def _moved(x: Any, device: Any) -> Any:
     return x.to(device) if isinstance(x, torch.Tensor) else x
 
 
-class Fast(torch.optim.Optimizer):
+class Fast(Method):
     """A torch.optim optimizer whose step is one walk over memory; see fastadam.torch."""
-
-    rule: ClassVar[type[Rule]]
-    slots: ClassVar[dict[str, str]]  # torch's names in the state of the kernel's slots
-    numbers: tuple[str, ...] = ("step",)  # and of what is one number: the count, then what the rule carries
-    fixed: ClassVar[dict[str, Any]] = {}  # what the rule is told beside torch's hyperparameters
-    instead = ""  # what takes sparse gradients
-    by_row = False  # whether gradients may be sparse
-    plain_numbers = False  # whether the state's numbers are Python's
 
     def __init__(
         self, params: Any, *args: Any, max_norm: float | None = None,
@@ -84,13 +75,6 @@ class Fast(torch.optim.Optimizer):
         if (self._copy_to is not None or self._storage != Storage()) and not lazy:
             self._current()
 
-    def _count_if_asked(self) -> None:
-        """Where torch keeps no count: keep one if something of ours depends on it, a function of t or random bits."""
-        formats = (FORMATS.get(local(p).dtype) for group in self.param_groups for p in group["params"])
-        drawing = any(format is not None and format.draws for format in formats)
-        if not self.numbers and (callable(self._chores.ema_decay) or (self._storage.master is None and drawing)):
-            self.numbers = ("step",)
-
     def __init_subclass__(cls) -> None:
         """A method's signature: torch's, then our options."""
         super().__init_subclass__()
@@ -100,11 +84,6 @@ class Fast(torch.optim.Optimizer):
             own = [p.replace(kind=p.KEYWORD_ONLY) for p in inspect.signature(Fast.__init__).parameters.values()]
             own = [p for p in own if p.name in OWN]
             cls.__signature__ = inspect.Signature([*theirs, *own])  # type: ignore[attr-defined]
-
-    def _check_layout(self, leaf: Leaf, g: Any) -> None:
-        """Refuse a gradient of a layout that this method does not take: all but dense ones."""
-        if g.layout is not torch.strided:
-            raise RuntimeError(f"{type(self).__name__} does not support sparse gradients{self.instead}")
 
     def __getstate__(self) -> dict[str, Any]:
         own = {name: self.__dict__[name] for name in ("_chores", "_copy_to", "_storage", "_seed")}
@@ -289,19 +268,3 @@ class Fast(torch.optim.Optimizer):
                     state["master"].copy_(p)
                 if "remainder" in state:
                     state["remainder"].zero_()
-
-    def _begin(self, leaf: Leaf) -> None:
-        """What torch's own optimizer puts into the state before a parameter's first step, as far as it is not there."""
-        group, state = self.param_groups[leaf.group], self.state[leaf.p]
-        with torch.no_grad():
-            wide = torch.get_default_dtype() == torch.float64 and not group.get("fused")
-            for name, x in zip(self.numbers, (0.0, *self.rule.carried.values()), strict=False):
-                if name not in state:
-                    dtype = torch.float64 if wide or name != "step" else torch.float32
-                    number = torch.tensor(x, dtype=dtype, device="cpu")  # whatever torch's default device is
-                    state[name] = int(x) if self.plain_numbers else number
-            for key in leaf.slots:
-                if state.get(key) is None:
-                    state[key] = leaf.zeros(key)
-                    if key in ("ema", "master"):
-                        state[key].copy_(leaf.p)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from itertools import chain, islice
 from operator import is_, itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import proxy
 
 import numpy as np
@@ -29,10 +29,8 @@ from fastadam.rules import Rule
 from fastadam.state.slots import has
 from fastadam.torch.formats import form, local
 from fastadam.torch.leaf import Leaf, Moved
+from fastadam.torch.method import Method
 from fastadam.torch.native import Forms, forms
-
-if TYPE_CHECKING:
-    from fastadam.torch.optimizer import Fast
 
 EMPTY: dict[str, Any] = {}
 DATA_PTR = torch.Tensor.data_ptr
@@ -80,10 +78,10 @@ class Walk:
 
     backend = "numba"
 
-    def __init__(self, opt: Fast, members: Sequence[Sequence[tuple[str, Any]]], copies: dict[int, Any]) -> None:
+    def __init__(self, opt: Method, members: Sequence[Sequence[tuple[str, Any]]], copies: dict[int, Any]) -> None:
         choose(self.backend)
         # Between steps a weak reference: in a cycle the state of a deleted optimizer would wait for the collector.
-        self._opt: Fast = proxy(opt)  # type: ignore[assignment]
+        self._opt: Method = proxy(opt)  # type: ignore[assignment]
         self._weakly = self._opt
         self._members, self._copies, self._chores = members, copies, opt._chores
         self._kernel = kernels.ALL[opt.rule.kernel]
@@ -177,7 +175,7 @@ class Walk:
                     raise Moved  # other things are measured
                 group.__dict__["max_norm"] = positive(f"param_groups[{k}]: max_norm", limit)
 
-    def step(self, opt: Fast, scale: float) -> StepInfo:
+    def step(self, opt: Method, scale: float) -> StepInfo:
         """Step every leaf of the optimizer that has a gradient; scale multiplies the gradients first.
 
         Raises TypeError, ValueError, RuntimeError before anything has changed.
