@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import fields, replace
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,11 @@ from fastadam.arrays.tree import Structure, Tree
 from fastadam.checks import at_count, positive
 from fastadam.kernels.formats import compute
 from fastadam.rules import Rule
+
+OF_OPTIMIZERS = {
+    "backend", "moments", "master", "seed", "index_offset", "max_value", "ema_decay", "copy_to", "zero_grads",
+    "skip_nonfinite", "stats", "capturable",
+}  # fmt: skip  # what groups cannot have of their own
 
 
 def check_representable(rule: Rule, dtype: Any) -> None:
@@ -36,16 +42,24 @@ def check_representable(rule: Rule, dtype: Any) -> None:
 
 
 class Group:
-    """The hyperparameters of some leaves. Each can be read, and set between steps, by its name; values are checked."""
+    """The hyperparameters of some leaves, and what their owner calls them, to be read, and set between steps.
+
+    Values of hyperparameters are checked; what else a group was given is kept and shown, and means nothing here.
+    """
 
     _rule: Rule
     _where: str
     _leaves: range
     _dtypes: set[Any]
     _largest: float
+    _free: dict[str, Any]  # the user's own keys, kept and shown, of no meaning here
 
-    def __init__(self, rule: Rule, where: str, leaves: range, dtypes: set[Any], max_norm: float | None = None) -> None:
+    def __init__(
+        self, rule: Rule, where: str, leaves: range, dtypes: set[Any], max_norm: float | None = None,
+        free: dict[str, Any] | None = None,
+    ) -> None:  # fmt: skip
         self.__dict__.update(_rule=rule, _where=where, _leaves=leaves, _dtypes=dtypes, max_norm=max_norm)
+        self.__dict__["_free"] = dict(free or {})
         largest = min((float(np.finfo(dtype).max) for dtype in dtypes), default=np.inf)
         self.__dict__.update(_largest=largest)
         self.with_rule(where)
@@ -59,6 +73,8 @@ class Group:
 
     def __getattr__(self, name: str) -> Any:
         rule = self.__dict__.get("_rule")  # not there yet while a copy is made
+        if name in self.__dict__.get("_free", ()):
+            return self._free[name]
         if name not in {each.name for each in fields(rule)} if rule else True:
             raise AttributeError(f"{type(rule).__name__} has no hyperparameter {name!r}")
         return getattr(rule, name)
@@ -76,6 +92,9 @@ class Group:
             except BaseException:
                 self.__dict__["max_norm"] = before
                 raise
+            return
+        if name in self._free:
+            self._free[name] = value
             return
         getattr(self, name)
         if name not in hyperparameters(self._rule):
@@ -101,10 +120,11 @@ class Group:
         return rule
 
     def __dir__(self) -> list[str]:
-        return [each.name for each in fields(self._rule)]
+        return [*(each.name for each in fields(self._rule)), *self._free]
 
     def __repr__(self) -> str:
-        return f"Group({self._rule}, {len(self._leaves)} leaves)"
+        free = "".join(f", {key}={value!r}" for key, value in self._free.items())
+        return f"Group({self._rule}, {len(self._leaves)} leaves{free})"
 
     def lr_at(self, t: int) -> float:
         """This step's learning rate at the optimizer's count t."""
@@ -143,17 +163,24 @@ def make_groups(params: Tree, default: Rule, arrays: list[Array]) -> Iterator[Gr
         return
     first, known = 0, hyperparameters(default)
     for k, item in enumerate(params):
-        own = {name: value for name, value in item.items() if name not in ("params", "max_norm")}
-        if unknown := own.keys() - set(known):
-            raise TypeError(
-                f"params[{k}] has {min(unknown, key=repr)!r}, expected 'params', 'max_norm' and any of "
-                f"{', '.join(known)}"
-            )
+        free = {key: value for key, value in item.items() if key not in ("params", "max_norm", *known)}
+        for key in free:
+            _check_free(f"params[{k}]", key, default)
         try:
-            rule = replace(default, **own)
+            rule = replace(default, **{name: item[name] for name in known if name in item})
         except (TypeError, ValueError) as error:
             raise type(error)(f"params[{k}]: {error}") from None
         leaves = range(first, first + len(Structure(item["params"]).leaves))
         first = leaves.stop
         limit = positive(f"params[{k}]: max_norm", item.get("max_norm"))
-        yield Group(rule, f"groups[{k}].", leaves, {compute(arrays[leaf].dtype) for leaf in leaves}, limit)
+        yield Group(rule, f"groups[{k}].", leaves, {compute(arrays[leaf].dtype) for leaf in leaves}, limit, free)
+
+
+def _check_free(where: str, key: Any, rule: Rule) -> None:
+    """Refuse a key of a group that is no name, or looks as if something were meant that a group cannot say."""
+    known, decided = hyperparameters(rule), {each.name for each in fields(rule)} | OF_OPTIMIZERS
+    if not isinstance(key, str) or key in decided or get_close_matches(key, [*known, "max_norm", "params"], 1, 0.8):
+        raise TypeError(
+            f"{where} has {key!r}, expected 'params', 'max_norm', any of {', '.join(known)}, or a name of your own "
+            "that is like none of them"
+        )

@@ -31,7 +31,8 @@ class Optimizer(Stateful):
     params: numpy.ndarrays of float64, float32, bfloat16 (ml_dtypes) or float16, dense in any axis order, writable, in
         dicts, lists, tuples, dataclasses and attrs classes (others: see register_container) to any depth; or one
         array; or a FlatBuffer for any array. A list whose items are all dicts with the key "params" is a list of param
-        groups: each has a tree of its own under that key, and hyperparameters that it does not share.
+        groups: each has a tree of its own under that key, and hyperparameters that it does not share; other keys, such
+        as a name, are kept and shown.
 
     backend: "auto", "numpy", "numba" or "cuda"; "auto" follows $FASTADAM_BACKEND, and takes "cuda" for arrays on a
         device, else the fastest that is ready.

@@ -236,6 +236,7 @@ class Stateful:
             "params": self._tree, "copy_to": self._copy_to, "backend": self._asked, "capturable": self._capturable,
             "rules": [group._rule for group in self.groups],  # with callables, which a state_dict cannot hold
             "limits": [group.max_norm for group in self.groups], "chores": self._chores,
+            "free": [group._free for group in self.groups],
             "storage": self._state.storage, "state": state, "behind": deepcopy(self._behind), "totals": totals,
             "own": {name: value for name, value in vars(self).items() if name not in self._built},  # a subclass's
         }  # fmt: skip
@@ -243,7 +244,7 @@ class Stateful:
     def __setstate__(self, pickled: dict[str, Any]) -> None:
         # Whatever arrived read-only, as from joblib's workers, is copied: it is this optimizer's now.
         tree, copy_to = (rebuild(pickled[name], writable) for name in ("params", "copy_to"))
-        tree = saved.regrouped(tree, pickled["rules"], pickled["limits"])
+        tree = saved.regrouped(tree, pickled["rules"], pickled["limits"], pickled["free"])
         self._build(
             tree, pickled["rules"][0], pickled["backend"], pickled["state"]["seed"], pickled["chores"], copy_to,
             pickled["storage"], pickled["capturable"],

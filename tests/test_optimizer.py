@@ -3,7 +3,9 @@
 Whether one array's arithmetic is right is for other tests; here every arrangement must equal plain arrays to the bit.
 """
 
+import copy
 import inspect
+import pickle
 from collections import OrderedDict, defaultdict, namedtuple
 from dataclasses import fields
 from types import MappingProxyType
@@ -546,3 +548,21 @@ def test_counts_and_backend_are_read_only(backend):
     assert (opt.t, opt.backend) == (0, backend)
     assert opt.step(np.ones(2, np.float32)) == (None, None, False, None)  # nothing asked, nothing found out
     assert type(opt.t) is int
+
+
+@pytest.mark.parametrize("way", [lambda opt: opt, copy.deepcopy, lambda opt: pickle.loads(pickle.dumps(opt))])
+def test_groups_keep_what_their_owner_calls_them(way):
+    params = [{"params": np.ones(2), "name": "head", "tags": [1, 2]}, {"params": np.ones(3), "lr": 0.5}]
+    opt = way(fa.Adam(params))
+    assert (opt.groups[0].name, opt.groups[0].tags, opt.groups[0].lr, opt.groups[1].lr) == ("head", [1, 2], 1e-3, 0.5)
+    assert "name='head', tags=[1, 2]" in repr(opt.groups[0])
+    assert {"name", "tags", "lr"} <= set(dir(opt.groups[0]))
+    opt.groups[0].name = "body"
+    assert opt.groups[0].name == "body"
+    with pytest.raises(AttributeError, match="has no hyperparameter 'name'"):
+        opt.groups[1].name = "head"  # a key that it was not given
+    with pytest.raises(TypeError, match=r"params\[0\] has 'weigth_decay', expected"):
+        fa.Adam([{"params": np.ones(2), "weigth_decay": 0.1}])
+    opt.step([np.ones(2), np.ones(3)])
+    opt.load_state_dict(opt.state_dict())
+    assert opt.groups[0].name == "body"

@@ -140,11 +140,18 @@ def load(state: State, table: Table, rule: type[Rule], saved: dict[str, Any], ru
     table.notice()
 
 
-def regrouped(tree: Any, rules: Sequence[Rule], limits: Sequence[float | None]) -> Any:
+def regrouped(
+    tree: Any, rules: Sequence[Rule], limits: Sequence[float | None], free: Sequence[dict[str, Any]]
+) -> Any:  # fmt: skip
     """What a constructor takes to make these groups anew over their trees; a plain tree as it is."""
     if not is_grouped(tree):
         return tree
     return [
-        {"params": item["params"], "max_norm": limit, **{name: getattr(rule, name) for name in hyperparameters(rule)}}
-        for item, rule, limit in zip(tree, rules, limits, strict=True)
+        {
+            "params": item["params"],
+            "max_norm": limit,
+            **free_keys,
+            **{name: getattr(rule, name) for name in hyperparameters(rule)},
+        }
+        for item, rule, limit, free_keys in zip(tree, rules, limits, free, strict=True)
     ]
