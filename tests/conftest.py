@@ -29,6 +29,7 @@ def pytest_addoption(parser):
         "--ptx",
         nargs="?",
         const="90",
+        choices=["80", "90", "100", "120"],
         metavar="ARCH",
         help="let the stand-in for CuPy execute PTX of this architecture, 90 unless said, in place of g++'s code",
     )

@@ -11,6 +11,11 @@ import numpy as np
 from fastadam.backend import backends
 from fastadam.host import threads
 
+EXECUTED = {  # how each backend's code has been executed by this project's own tests
+    "numpy": "run on CPUs, held against the papers in float64",
+    "numba": "run on CPUs, bit for bit numpy's",
+    "cuda": "PTX executed by interpreter, bit for bit numpy's; what a GPU here makes of it: python -m fastadam verify",
+}
 PACKAGES = ("fastadam", "numpy", "numba", "llvmlite", "cupy-cuda12x", "cupy-cuda13x", "torch", "scikit-learn", "rich")
 
 
@@ -122,6 +127,7 @@ def info() -> dict[str, Any]:
     ready = status == "ready"
     found |= {"cpu": _cpu(ready), "threading_layer": _layer(status), "cache": _cache(ready)}
     found |= {"threads": _threads(found["threading_layer"]["name"]), "huge_pages": _huge_pages()}
+    found["tested"] = EXECUTED
     found["subnormals"] = "flushed to zero, so results differ" if flushes_subnormals() else "kept"
     return found
 

@@ -39,6 +39,8 @@ def test_info_says_the_same_as_json_as_text_and_in_python(tmp_path):
     assert found["cache"] == {"directory": str(tmp_path / "new"), "state": "writable", "entries": 0, "bytes": 0}
     assert found["threading_layer"]["name"] in ("omp", "tbb", "workqueue")
     assert found["subnormals"] == "kept"
+    assert found["tested"].keys() == found["backends"].keys()
+    assert found["tested"]["cuda"].startswith("PTX executed by interpreter")
     if platform.machine() == "x86_64":
         assert found["cpu"]["vector_bits"] in (128, 256, 512)
         generic = json.loads(command("info", "--json", NUMBA_CPU_NAME="generic").stdout)["cpu"]
