@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
-from itertools import chain, islice
-from operator import is_, itemgetter
+from itertools import islice
+from operator import itemgetter
 from typing import Any
 from weakref import proxy
 
@@ -27,19 +27,11 @@ from fastadam.plans.streams import Streams, labels
 from fastadam.plans.table import EVERY, Table
 from fastadam.rules import Rule
 from fastadam.state.slots import has
-from fastadam.torch.formats import form, local
 from fastadam.torch.leaf import Leaf, Moved
 from fastadam.torch.method import Method
-from fastadam.torch.native import Forms, forms
+from fastadam.torch.seen import Seen
 
 EMPTY: dict[str, Any] = {}
-DATA_PTR = torch.Tensor.data_ptr
-EXACT = 1 << 24  # counts below it are float32 numbers
-
-
-def _same(now: list[Any], before: list[Any]) -> bool:
-    """Whether both hold the same objects."""
-    return len(now) == len(before) and all(map(is_, now, before))
 
 
 def _numbers(x: Any) -> Any:
@@ -126,15 +118,7 @@ class Walk:
         self._judge: Any = None if self._plan is None else Judge(self._plan, self._chores, self._names_of_leaves)
         self._params = [leaf.p for leaf in self.leaves]
         self._live: Any = EVERY  # which leaves take the step
-        self._cohorts: list[tuple[int, list[list[tuple[Any, Any]]]]] = []  # a leaf of each, and where its numbers go
-        self._missing: list[bool] | None = None  # which leaves had no gradient when last looked at
-        self._memory: Forms | None = None  # of the leaves and their state, and of gradients if every leaf has one
-        self._grads: Forms | None = None
-        self._numbers: list[tuple[Any, Any]] = []
-        self._values: list[Any] = []
-        self._stepping: list[tuple[int, Leaf]] = []  # the leaves whose numbers these are
-        self._gaps: list[Leaf] = []
-        self._stepped: list[Any] = []  # what a step changes and autograd may know
+        self._seen: Seen | None = None  # the leaves as the last step left them
 
     def _make_plan(self, formats: list[Streams]) -> Any:
         """The plan for leaves whose streams rest in these formats."""
@@ -191,17 +175,17 @@ class Walk:
 
     def _step(self, scale: float) -> StepInfo:
         self._refresh()
-        grads = [p.grad for p in self._params]
-        addresses = self._grads.places(grads) if self._grads else None
+        grads, seen = [p.grad for p in self._params], self._seen
+        addresses = seen.grads.places(grads) if seen and seen.grads else None
         missing = [g is None for g in grads] if addresses is None else [False] * len(grads)
         begun: list[int] = []
-        if looking := missing != self._missing or not self._as_before():
+        if looking := seen is None or missing != seen.missing or not seen.unchanged(self._opt):
             begun, addresses = self._look(missing), None
             if all(missing):
                 return NOTHING
         sparse: dict[int, Any] = {}
-        if addresses is None:
-            addresses = self._usual_gradients(grads)
+        if addresses is None and seen is not None:
+            addresses = seen.usual_gradients(grads)
         if addresses is None:
             sparse = self._sparse(grads)
             addresses = self._gradients(grads, sparse)
@@ -210,12 +194,13 @@ class Walk:
         if looking:
             for k in begun:
                 self._begin(k)
-            self._remember(missing)
+            seen = self._remember(missing)
+        assert seen is not None
         self._settle()
         self._plan.put_gradients(addresses)
-        numbers = [self._table.after(leaf) for leaf, _ in self._cohorts]
-        after = self._after(numbers)
-        for leaf in self._gaps:
+        numbers = seen.ahead(self._table)
+        after = seen.writes(numbers)
+        for leaf in seen.gaps:
             leaf.gather()
         self._begun = begun
         try:
@@ -226,31 +211,14 @@ class Walk:
         if self._chores.skip_nonfinite and info.skipped:
             self._forget()
             return info
-        increment_version(self._stepped)  # autograd refuses to go back through what has changed
-        if len(numbers) == len(numbers[0]) == 1 and numbers[0][0] < EXACT:
-            self._values[:] = numbers[0] * len(self._numbers)
-        else:
-            self._values[:] = [array[at] for array, at in self._numbers]
-        if self._opt.plain_numbers:
-            self._seen = self._contents()
-        for leaf in self._gaps:
+        increment_version(seen.stepped)  # autograd refuses to go back through what has changed
+        seen.note(self._opt, numbers)
+        for leaf in seen.gaps:
             leaf.scatter()
         return info
 
     def _settle(self) -> None:
         """Before each launch."""
-
-    def _after(self, numbers: list[tuple[Any, ...]]) -> list[tuple[Any, Any, Any]]:
-        """What launch has to write into the state: (array or dict, where, number)."""
-        if len(numbers) == 1 and len(numbers[0]) == 1 and self._numbers:  # one cohort, that counts and carries nothing
-            ((count,),) = numbers
-            return [(*place, count) for place in self._numbers]
-        return [
-            (array, at, x)
-            for (_, homes), new in zip(self._cohorts, numbers, strict=True)
-            for places, x in zip(homes, new, strict=False)
-            for array, at in places
-        ]
 
     def _launch(self, scale: float, sparse: dict[int, Any], after: list[Any]) -> StepInfo:
         part = Part(self._work(sparse), self._table.row, self._table.rows) if sparse else None
@@ -261,33 +229,16 @@ class Walk:
         for k in self._begun if not self._opt.numbers else ():
             self._opt.state.pop(self._params[k], None)
 
-    def _as_before(self) -> bool:
-        """Whether the memory of the leaves with a gradient, and the numbers in their state, are as they were left."""
-        return (
-            (not self._opt.plain_numbers or _same(list(self._opt.state.values()), self._states))
-            and _same(self._contents(), self._seen)
-            and (self._memory.unchanged() if self._memory else self._lies_unchanged())
-            and [array[at] for array, at in self._numbers] == self._values
-        )
-
-    def _lies_unchanged(self) -> bool:
-        """Whether all memory lies where and as it did, as Python says."""
-        for k, leaf in self._shared:
-            self._kept[k] = local(leaf.p)
-        return list(map(form, self._kept)) == self._forms and list(map(DATA_PTR, self._kept)) == self._addresses
-
-    def _contents(self) -> list[Any]:
-        """All that is in the states."""
-        return list(chain.from_iterable(map(dict.values, self._opt.state.values())))
-
     def _look(self, missing: list[bool]) -> list[int]:
         """Take up what has changed; returns the leaves that have no state yet."""
-        self._missing = self._grads = None
         begun: list[int] = []
-        table, new, values = self._table, 0, iter(self._values)
-        for k, leaf in self._stepping:  # as steps have left them
-            leaf.values = list(islice(values, len(leaf.places)))
-            leaf.history = table.counts.item(k), table.carried[k].tolist()
+        table, new = self._table, 0
+        if self._seen is not None:
+            self._seen.forget()
+            values = iter(self._seen.values)
+            for k, leaf in self._seen.leaves:  # as steps have left them
+                leaf.values = list(islice(values, len(leaf.places)))
+                leaf.history = table.counts.item(k), table.carried[k].tolist()
         for k, leaf in enumerate(self.leaves):
             if missing[k]:
                 continue
@@ -317,43 +268,12 @@ class Walk:
     def _place(self, k: int) -> None:
         self._plan.put(k, self.leaves[k].streams(self._kernel, self.leaves[k].addresses))
 
-    def _remember(self, missing: list[bool]) -> None:
-        """Keep what the next steps compare with, in lists that Python goes through quickly."""
-        live = [leaf for leaf, none in zip(self.leaves, missing, strict=True) if not none]
-        self._states = list(self._opt.state.values())
-        self._seen = self._contents()
-        self._stepped = [x for leaf in live for x in (leaf.p, *leaf.copied) if not x.is_inference()]
-        self._gaps = [leaf for leaf in live if leaf.gaps]
-        self._kept = [*(x for leaf in live for x in leaf.found), *(leaf.p for leaf in self._gaps)]
-        self._forms, self._addresses = list(map(form, self._kept)), list(map(DATA_PTR, self._kept))
-        self._stepping = [(k, leaf) for k, leaf in enumerate(self.leaves) if not missing[k]]
-        self._numbers = [place for leaf in live for place in leaf.places]
-        self._values = [value for leaf in live for value in leaf.values]
-        self._shared, at = [], 0
-        for leaf in live:
-            if leaf.shared and not leaf.gaps:
-                self._shared.append((at, leaf))
-            at += len(leaf.found)
-        rows, self._cohorts = self._table.row.tolist(), []
-        for first in self._table.cohorts:
-            places = [leaf.places for k, leaf in self._stepping if rows[k] == rows[first]]
-            self._cohorts.append((first, list(map(list, zip(*places, strict=True)))))
-        self._alike = not any(missing) and all(leaf.usual and id(leaf.p) not in self._by_row for leaf in live)
-        self._memory = None if self._shared else forms(self._kept)
-        self._grad_forms = [(leaf.dtype, leaf.shape, leaf.strides) for leaf in live]
-        homes = self._plan.gradients if self._alike and isinstance(self._plan, AddressPlan) else None
-        self._grads = forms([leaf.p for leaf in live], self._grad_forms, homes) if self._alike else None
-        self._missing = missing
-
-    def _usual_gradients(self, grads: list[Any]) -> list[int] | None:
-        """The address of each leaf's gradient if all leaves have one, and each lies as its parameter does."""
-        if self._grads or self._missing is None or not self._alike:
-            return None
-        try:
-            places = list(map(DATA_PTR, grads)) if list(map(form, grads)) == self._grad_forms else [0]
-        except RuntimeError:  # a layout that has no strides
-            return None
-        return places if all(places) else None
+    def _remember(self, missing: list[bool]) -> Seen:
+        """Keep what the next steps are compared with."""
+        usual = not any(missing) and all(leaf.usual and id(leaf.p) not in self._by_row for leaf in self.leaves)
+        homes = self._plan.gradients if usual and isinstance(self._plan, AddressPlan) else None
+        self._seen = Seen(self._opt, self.leaves, missing, self._table, usual, homes)
+        return self._seen
 
     def _gradients(self, grads: list[Any], sparse: dict[int, Any]) -> list[int]:
         """The address of each leaf's gradient, 0 where there is none; of a sparse one's values."""
