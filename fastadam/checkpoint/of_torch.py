@@ -162,8 +162,10 @@ class Match:
                 _real(p).copy_(values[path])
 
     def _tensor(self, key: str, path: str, complex_keys: list[str]) -> Any:
-        """One tensor, in memory of its of_p."""
+        """One tensor, in memory that nothing else has."""
         tensor = self._content["tensors"][f"{key}{path}"]
         flat = self._saved.elements(f"{key}{path}", raw=True)
-        x = torch.from_numpy(np.array(flat)).view(_dtype(tensor["dtype"])).reshape(tensor["shape"])
+        short = tensor["dtype"] == "bfloat16"  # which NumPy lacks
+        values = torch.from_numpy(np.array(flat).view(np.int16 if short else tensor["dtype"]))
+        x = values.view(_dtype(tensor["dtype"])).reshape(tensor["shape"])
         return torch.view_as_complex(x) if key in complex_keys else x
