@@ -1,8 +1,8 @@
 """What a kernel is made of: slots, coefficients, an element function; and the two functions NumPy lacks.
 
-An element function is plain Python that runs on NumPy arrays and on Numba's scalars alike. It may use + - * /,
-`np.sqrt`, `np.abs`, and `maximum` and `sign` from here: NumPy's own differ from Numba's in the sign of zero, and CUDA's
-`fmax` drops NaN. kernels/cpu/elements.py gives the same two functions to compiled code.
+An element function is plain Python that runs on NumPy arrays, and on numbers that write down code (cpu/tracing.py),
+alike. It may use + - * /, `np.sqrt`, `np.abs`, and `maximum` and `sign` from here: NumPy's own differ from Numba's in
+the sign of zero, and CUDA's `fmax` drops NaN.
 """
 
 from collections.abc import Callable

@@ -7,8 +7,6 @@ whole run is held against the NumPy backend's, bit for bit.
 
 import json
 import os
-import select
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +24,7 @@ from fastadam.optimizer import Optimizer
 from fastadam.tools import bounds, papers
 from fastadam.tools.cover import METHODS, Case, Stored, cases, chores_for, hostile, same_bits, state_arrays
 from fastadam.tools.diagnosis import flushes_subnormals
+from fastadam.tools.second import Second
 
 N = threads.PARALLEL_FROM + 1_001  # elements: enough for the parallel walk
 STEPS = 6
@@ -196,50 +195,14 @@ def check_backwards(everything: bool, only: str, serial: bool) -> None:
         print(json.dumps([k, *_outcome(todo[k])]), flush=True)
 
 
-class _Second:
-    """A second process, which checks the same cases from the other end: most of the work is compiling and oracles."""
-
-    def __init__(self, *which: Any) -> None:
-        program = f"from fastadam.tools.verify import check_backwards; check_backwards(*{which!r})"
-        environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}  # two processes share the processors
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
-        )
-        self._outcomes: dict[int, Any] = {}
-        self._begun: float = float("inf")
-        self._text, self._running = b"", True
-
-    def outcome(self, k: int) -> Any:
-        """The outcome of case k if this process has come so far, which is waited for; None if it has not, or died."""
-        self._read(0)
-        while self._begun <= k not in self._outcomes and self._running:
-            self._read(None)
-        return self._outcomes.get(k)
-
-    def _read(self, seconds: float | None) -> None:
-        """Take what it has printed, or wait for it. Without a thread: under workqueue that would end parallel walks."""
-        pipe: Any = self._process.stdout
-        while self._running and select.select([pipe], [], [], seconds)[0]:
-            seconds, data = 0, os.read(pipe.fileno(), 1 << 16)
-            self._running = bool(data)
-            *lines, self._text = (self._text + data).split(b"\n")
-            for k, *outcome in map(json.loads, lines):
-                self._begun = k
-                if outcome:
-                    self._outcomes[k] = outcome
-
-    def end(self) -> None:
-        self._process.kill()
-        self._process.communicate()
-
-
 @contextmanager
-def _second(todo: list[Case], *which: Any) -> Iterator[_Second | None]:
+def _second(todo: list[Case], *which: Any) -> Iterator[Second | None]:
     """The second process, where it is worth while."""
     if len(todo) < 20 or threads.get_num_threads() < 2:
         yield None
         return
-    second = _Second(*which)
+    program = f"from fastadam.tools.verify import check_backwards; check_backwards(*{which!r})"
+    second = Second(program)
     try:
         yield second
     finally:

@@ -13,8 +13,7 @@ import stat
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from time import perf_counter
@@ -30,12 +29,7 @@ from numba.core.serialize import dumps
 from numba.misc.appdirs import AppDirs
 
 from .. import LOADED, sources
-
-fcntl: Any
-try:
-    import fcntl
-except ImportError:  # no Unix: two processes may compile the same
-    fcntl = None
+from .claims import claimed, lock
 
 PACKAGE = __package__.rpartition(".")[0]  # this copy of kernels/, whatever it is called
 log = logging.getLogger("fastadam")
@@ -43,7 +37,6 @@ log = logging.getLogger("fastadam")
 ENTRY = 2**17  # bytes: as large as entries are
 LIMIT = 64 * 2**20  # bytes: as large as all entries of this version may become
 AGE = 30 * 86_400  # seconds: as old as entries of other versions may become since they were last loaded
-PATIENCE = 60.0  # seconds: as long as another process may take to compile one function
 SLOW = 0.5  # seconds of compiling until the log says so
 failures: list[str] = []  # what this process compiled and could not keep, and why
 HARMLESS = ("NUMBA_NUM_THREADS", "NUMBA_THREADING_LAYER", "NUMBA_CACHE_DIR")  # decide nothing about the code
@@ -130,7 +123,7 @@ def native(name: str, function: Any, signature: Any, of: str = "", for_c: bool =
         path = _path(name, signature, of)
         result = _load(path, name, of)
         if result is None:
-            with _claimed(path):
+            with claimed(path):
                 result = _load(path, name, of) or _compile(path, name, of, function, signature, for_c, nogil)
     return Code(result)
 
@@ -229,49 +222,13 @@ def _keep(path: Path, name: str, of: str, result: Any) -> None:
                 Path(temporary).unlink()
 
 
-@contextmanager
-def _claimed(path: Path | None) -> Iterator[None]:
-    """Let one process at a time compile an entry; the others wait until it is kept.
-
-    The claim is a lock on a file beside the entry, which the system lifts when its process dies. Where there are no
-    locks, or one is held for longer than any compilation takes, everyone compiles.
-    """
-    claim, file = None, -1
-    try:
-        with suppress(OSError):
-            if path is not None and fcntl is not None:
-                path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-                claim = path.with_suffix(".claim")
-                file = os.open(claim, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-                _lock(file)
-        yield
-    finally:
-        if claim is not None:
-            with suppress(OSError):
-                claim.unlink()  # who still waits for it will find the entry, or no one can keep it
-        if file >= 0:
-            os.close(file)
-
-
-def _lock(file: int) -> None:
-    """Wait for the lock on a file: by asking again and again, so that no stopped process is waited for for ever."""
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            time.sleep(0.01)
-
-
 @cache
 def _sweep(root: Path) -> None:
     """Remove, once a process, what no version has loaded for long, and of this version's the oldest beyond LIMIT."""
     folder = -1
     with suppress(OSError):  # another process may be at it
         folder = os.open(root, os.O_RDONLY | os.O_CLOEXEC)
-        if fcntl is not None:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(folder)
         _remove_old(root)
     if folder >= 0:
         os.close(folder)
