@@ -17,7 +17,6 @@ from fastadam import kernels
 from fastadam.arrays.host import separate
 from fastadam.backend import choose
 from fastadam.checks import positive
-from fastadam.group import Group
 from fastadam.host.addresses import AddressPlan
 from fastadam.host.judge import Judge
 from fastadam.plans.chores import NOTHING, StepInfo
@@ -27,39 +26,12 @@ from fastadam.plans.streams import Streams, labels
 from fastadam.plans.table import EVERY, Table
 from fastadam.rules import Rule
 from fastadam.state.slots import has
+from fastadam.torch.group import ParamGroup, differ, holds_memory, plain
 from fastadam.torch.leaf import Leaf, Moved
 from fastadam.torch.method import Method
 from fastadam.torch.seen import Seen
 
 EMPTY: dict[str, Any] = {}
-
-
-def _numbers(x: Any) -> Any:
-    """A hyperparameter without tensors and arrays, however deep they lie in tuples and lists."""
-    if isinstance(x, (torch.Tensor, np.ndarray, np.generic)):
-        x = x.tolist()
-    return tuple(map(_numbers, x)) if isinstance(x, (tuple, list)) else x
-
-
-def _holds_memory(x: Any) -> bool:
-    """Whether a hyperparameter may change in place: in a tensor, an array or a list."""
-    return isinstance(x, (torch.Tensor, np.ndarray, list)) or (isinstance(x, tuple) and any(map(_holds_memory, x)))
-
-
-class ParamGroup(Group):
-    """A group whose lr is torch's: taken over before each step, a number or a tensor of one."""
-
-    def lr_at(self, t: int) -> float:
-        lr: Any = self.lr
-        return lr.item() if isinstance(lr, torch.Tensor) else lr  # type: ignore[no-any-return]
-
-
-def _differ(now: tuple[Any, ...], before: tuple[Any, ...]) -> bool:
-    """Whether hyperparameters are others; arrays in place of numbers are."""
-    try:
-        return now != before
-    except (RuntimeError, ValueError):  # more than one element has no truth value
-        return True
 
 
 class Walk:
@@ -137,9 +109,9 @@ class Walk:
         if lacking := [name for name in self._names if name in self._opt.defaults and name not in own]:
             raise KeyError(f"param_groups[{k}] has no {lacking[0]!r}: was its state that of another optimizer?")
         given = {name: own[name] for name in self._names if name in own}
-        numbers = {name: _numbers(x) for name, x in given.items()}
+        numbers = {name: plain(x) for name, x in given.items()}
         self._read[k] = itemgetter(*given)
-        fixed = not any(map(_holds_memory, given.values()))  # else each step looks at the numbers
+        fixed = not any(map(holds_memory, given.values()))  # else each step looks at the numbers
         self._settings[k] = self._read[k](own) if fixed else None
         return self._opt.rule(**numbers, **self._opt.fixed)
 
@@ -147,7 +119,7 @@ class Walk:
         """Take up hyperparameters that have been set since the last step."""
         for k, group in enumerate(self.groups):
             own = self._opt.param_groups[k]
-            if self._settings[k] is None or _differ(self._read[k](own), self._settings[k]):
+            if self._settings[k] is None or differ(self._read[k](own), self._settings[k]):
                 rule = self._rule(k)
                 if rule.options != group._rule.options:
                     raise Moved
