@@ -19,6 +19,7 @@ from fastadam.host.threads import get_num_threads, num_threads, set_num_threads
 from fastadam.methods import SGD, AdaBelief, Adagrad, Adam, Adamax, AdamW, Lion, NAdam, RAdam, RMSprop
 from fastadam.optimizer import Optimizer
 from fastadam.plans.chores import StepInfo
+from fastadam.tools.advise import advise
 from fastadam.tools.diagnosis import info
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ __all__ = [
     "adagrad_step",
     "adam_step",
     "adamax_step",
+    "advise",
     "backends",
     "checkpoint",
     "get_num_threads",

@@ -87,6 +87,31 @@ def info(parser: argparse.ArgumentParser) -> Run:
     return run
 
 
+def advise(parser: argparse.ArgumentParser) -> Run:
+    """say what each format takes in memory and time on this machine, and which one to take"""
+    parser.add_argument("--params", required=True, type=float, metavar="N", help="the number of parameters, as 1.3e9")
+    parser.add_argument("--memory", metavar="SIZE", help="what they, gradients and state may take, as 24GB or 16GiB")
+    parser.add_argument("--gpu", metavar="NAME", help="times of an A100, H100 or H200, by a model")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+
+    def run(args: argparse.Namespace) -> int:
+        import json
+
+        from fastadam.tools.advise import advise, show
+
+        try:
+            advice = advise(args.params, args.memory, args.gpu)
+        except ValueError as error:
+            parser.error(str(error))
+        if args.json:
+            print(json.dumps(advice, indent=1))
+        else:
+            show(advice)
+        return 0
+
+    return run
+
+
 def verify(parser: argparse.ArgumentParser) -> Run:
     """hold every kernel, rule, dtype and backend against the papers and against NumPy's bits"""
     parser.add_argument("--all", action="store_true", help="the full product, not only all pairs")
@@ -135,7 +160,7 @@ def checkpoint(parser: argparse.ArgumentParser) -> Run:
     return run
 
 
-COMMANDS = (demo, info, verify, warmup, bench, checkpoint)
+COMMANDS = (demo, info, advise, verify, warmup, bench, checkpoint)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

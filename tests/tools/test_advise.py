@@ -1,0 +1,94 @@
+"""advise: its bytes are those of optimizers, its choice follows from them, its times from what was measured."""
+
+import json
+
+import ml_dtypes  # noqa: F401  # NumPy knows bfloat16 from then on
+import numpy as np
+import pytest
+
+import fastadam as fa
+from fastadam.tools import advise, cli
+
+N = 1 << 12
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Small steps: what they take is not looked at."""
+    monkeypatch.setattr(advise, "MEASURED", N)
+    monkeypatch.setattr(advise, "ROUNDS", 1)
+
+
+@pytest.mark.parametrize("way", advise.WAYS, ids=lambda way: way.name)
+def test_bytes_are_an_optimizers(way):
+    p = np.ones(N, way.params)
+    opt = fa.AdamW(p, moments=way.moments, master=way.master)
+    assert way.stored() * N == 2 * p.nbytes + opt.state_bytes
+    assert way.moved() * N == opt.bytes_per_step
+
+
+def test_ways_get_smaller():
+    sizes = [way.stored() for way in advise.WAYS]
+    assert sizes == sorted(sizes, reverse=True) == [16, 14, 12, 10.125, 10, 8.125, 8, 6.125]
+
+
+@pytest.mark.parametrize(
+    ("memory", "expected"),
+    [
+        (None, "float32 parameters"),
+        ("16GB", "float32 parameters"),
+        (15.9e9, "bfloat16 parameters, master='remainder'"),
+        ("12 GB", "float32 parameters, moments='bfloat16'"),
+        ("11 GiB", "float32 parameters, moments='8bit'"),
+        ("6.125GB", "bfloat16 parameters, moments='8bit'"),
+        ("6GB", None),
+    ],
+)
+def test_the_first_that_fits_is_recommended(memory, expected):
+    advice = fa.advise(1e9, memory, gpu="H100")
+    assert advice["recommended"] == expected
+    assert ("none fits" in advice["reason"]) == (expected is None)
+
+
+def test_times_of_a_gpu_are_a_model():
+    advice = fa.advise(1e9, gpu="H100")
+    assert "a model" in advice["basis"]
+    assert advice["formats"][0]["seconds"] == pytest.approx(28e9 / 3350e9, rel=1e-12)
+
+
+def test_times_of_this_machine_are_in_proportion(monkeypatch):
+    monkeypatch.setattr(advise, "measured", lambda: {way: 1e-9 for way in advise.WAYS[:1]})
+    rows = fa.advise({"a": np.ones((10, 10)), "b": [fa.FlatBuffer(np.ones(900))]})["formats"]
+    assert [row["seconds"] for row in rows] == [pytest.approx(1e-6), *[None] * 7]
+
+
+def test_text_and_json_say_the_same(quick, capsys):
+    assert cli.main(["advise", "--params", "1e6", "--memory", "13MB"]) == 0
+    text = capsys.readouterr().out
+    assert cli.main(["advise", "--params", "1e6", "--memory", "13MB", "--json"]) == 0
+    advice = json.loads(capsys.readouterr().out)
+    assert advice["recommended"] == "float32 parameters, moments='bfloat16'"
+    assert f"take: {advice['recommended']}\nbecause {advice['reason']}\n" in text
+    assert all(row["format"] in text and row["seconds"] > 0 for row in advice["formats"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0,), "params is 0, expected at least 1 parameter"),
+        (([1.5],), "params holds float, expected arrays, or the number of parameters"),
+        ((1, "24 apples"), "memory is '24 apples', expected a number of bytes or a size such as '24GB'"),
+        ((1, -1), "memory is -1, expected"),
+        ((1, None, "TPU"), "gpu is 'TPU', expected one of A100, H100, H200, or None for this machine"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises((TypeError, ValueError), match=message.replace("(", r"\(")):
+        fa.advise(*arguments)
+
+
+def test_the_command_names_them_too(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["advise", "--params", "1", "--memory", "x"])
+    assert end.value.code == 2
+    assert "memory is 'x', expected" in capsys.readouterr().err
