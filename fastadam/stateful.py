@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any, ClassVar, Self
 
 from fastadam.arrays.flat import move
 from fastadam.arrays.host import Array, writable
-from fastadam.arrays.tree import Structure, Tree, rebuild
+from fastadam.arrays.tree import Structure, Tree, named, rebuild
 from fastadam.checks import integer
 from fastadam.group import Group, is_grouped
 from fastadam.plans.chores import Chores
@@ -146,6 +146,34 @@ class Stateful:
         if self._window is not None:
             self._window.refill()
         self._introduce(self._state.converted(moments))
+
+    def reset(self, leaves: Iterable[str] | str | None = None) -> None:
+        """Let the state be as new beside the parameters as they are now: slots, averages, masters, counts.
+
+        leaves: paths of `paths`, or beginnings of them, such as "['encoder']"; None for all, and then the optimizer's
+            own count and `skipped` are 0 again, and what was accumulated is dropped.
+        Raises TypeError, ValueError naming a path that there is not, or where a device counts the steps and only some
+        leaves of a group are meant; then nothing has changed.
+        """
+        self._check_idle()
+        chosen = named(self.paths, leaves)
+        if self._window is not None:
+            for group in self.groups:
+                if len(split := set(group._leaves) & set(chosen)) not in (0, len(group._leaves)):
+                    raise ValueError(f"leaves has {self.paths[min(split)]!r}, expected whole groups: the device counts")
+        self.catch_up()
+        if self._window is not None:
+            self._window.pause()
+        table, first = self._table, list(self.rule.carried.values())
+        for leaf in chosen:
+            self._state.renew(leaf)
+            table.counts[leaf], table.carried[leaf] = 0, first
+        if leaves is None:
+            table.counts[-1] = table.skipped = 0
+            self.forget()
+        table.notice()
+        if self._window is not None:
+            self._window.restart()
 
     def refresh_master(self) -> None:
         """Take over parameters of 16 bits that were overwritten from outside: their master gets their values.

@@ -5,7 +5,7 @@ what register_container adds. Dicts keep the order in which keys were inserted.
 """
 
 from collections import UserDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from dataclasses import fields, is_dataclass
 from operator import is_
@@ -195,6 +195,24 @@ def _difference(container: Container, keys: list[Any], tree: Tree, name: str, ex
         return ValueError(f"{name} has no {missing[0]!r}, {expected} has")
     more = next(key for key in present if key not in keys)
     return ValueError(f"{name} has {more!r}, {expected} has not")
+
+
+def named(paths: list[str], wanted: Iterable[str] | None) -> list[int]:
+    """Return which leaves are meant: those whose path is one of `wanted` or lies below one; None: all.
+
+    Raises TypeError where a path is no text, ValueError naming one below which no leaf lies.
+    """
+    if wanted is None:
+        return list(range(len(paths)))
+    chosen: set[int] = set()
+    for start in [wanted] if isinstance(wanted, str) else wanted:
+        if not isinstance(start, str):
+            raise TypeError(f"leaves has {start!r}, expected paths such as {paths[0]!r}" if paths else f"{start!r}")
+        below = [k for k, path in enumerate(paths) if path == start or path.startswith((f"{start}[", f"{start}."))]
+        if not below:
+            raise ValueError(f"leaves has {start!r}, expected a path of opt.paths or the beginning of one")
+        chosen.update(below)
+    return sorted(chosen)
 
 
 def rebuild(tree: Tree, leaf: Callable[[Any], Any]) -> Tree:

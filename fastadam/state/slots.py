@@ -70,12 +70,28 @@ class State:
         for streams, of_leaf in zip(self.streams, slots, strict=True):
             streams.slots = of_leaf
         for group in self._groups:
-            initial = group._rule.initial()
             for leaf in group._leaves:
-                for slot, x in zip(self.kernel.slots, self.streams[leaf].slots, strict=True):
-                    if x is not None and slot.name in initial:
-                        start = np.full(self.params[leaf].size, initial[slot.name], self._formats[leaf].compute)
-                        self.home.write(x, encoded(start, x, slot))
+                self._begin_slots(leaf, group._rule)
+
+    def _begin_slots(self, leaf: int, rule: Rule) -> None:
+        """Fill a leaf's slots with what its rule begins with, where that is not 0."""
+        initial = rule.initial()
+        for slot, x in zip(self.kernel.slots, self.streams[leaf].slots, strict=True):
+            if x is not None and slot.name in initial:
+                start = np.full(self.params[leaf].size, initial[slot.name], self._formats[leaf].compute)
+                self.home.write(x, encoded(start, x, slot))
+
+    def renew(self, leaf: int) -> None:
+        """Let a leaf's memory be as construction would leave it beside the parameter as it is now."""
+        streams = self.streams[leaf]
+        with self.on_stream():
+            for x in (*streams.slots, streams.low):
+                if x is not None:
+                    x[:] = 0
+            for x in (streams.ema, streams.master):
+                if x is not None:
+                    x[:] = streams.p
+            self._begin_slots(leaf, next(group._rule for group in self._groups if leaf in group._leaves))
 
     def _beside(
         self, name: str, leaves: Sequence[int], format_for: Callable[[Format], Format]
