@@ -24,10 +24,10 @@ WALKS: dict[str, type[Walk]] = {"cpu": Walk, "cuda": CudaWalk}  # by the type of
 OWN = ("max_norm", "ema_decay", "copy_to", "skip_nonfinite", "stats", "moments", "master", "seed", "index_offset")
 
 
-def _listed(copies: Any) -> list[Any]:
-    if isinstance(copies, torch.Tensor) or not isinstance(copies, Iterable):
-        raise TypeError(f"copy_to is {type(copies).__name__}, expected an iterable of tensors, one per parameter")
-    return list(copies)
+def _listed(tensors: Any, name: str = "copy_to", each: str = ", one per parameter") -> list[Any]:
+    if isinstance(tensors, torch.Tensor) or not isinstance(tensors, Iterable):
+        raise TypeError(f"{name} is {type(tensors).__name__}, expected an iterable of tensors{each}")
+    return list(tensors)
 
 
 def _moved(x: Any, device: Any) -> Any:
@@ -259,6 +259,20 @@ class Fast(Method):
             for (p, _), own in zip(there, kept, strict=True):
                 p.copy_(own)
             self._averaging = False
+
+    def reset(self, params: Iterable[Any] | None = None) -> None:
+        """Let the state of some parameters be as new, of all where None: it is dropped, and the next step begins it.
+
+        params: parameters of this optimizer. Raises ValueError where one is not; then nothing has changed.
+        """
+        if self._averaging:
+            raise RuntimeError("reset inside averaged() would lose what the parameters were before")
+        members = {id(p) for group in self.param_groups for p in group["params"]}
+        chosen = list(self.state) if params is None else _listed(params, "params", "")
+        if strangers := [k for k, p in enumerate(chosen) if id(p) not in members]:
+            raise ValueError(f"params[{strangers[0]}] is no parameter of this optimizer")
+        for p in chosen:
+            self.state.pop(p, None)
 
     def refresh_master(self) -> None:
         """Take the parameters as they are now for the masters: call it when they were set from outside."""

@@ -211,3 +211,32 @@ def test_who_unscales_is_as_in_torch(name):
 @pytest.mark.parametrize("name", ["NAdam", "RAdam", "Adamax", "RMSprop"])
 def test_methods_that_torch_has_no_fused_form_of_leave_unscaling_to_the_scaler(name):
     assert not hasattr(optimizer(getattr(fat, name))[0], "_step_supports_amp_scaling")
+
+
+@pytest.mark.parametrize("own", [{}, {"ema_decay": 0.9}, {"moments": "8bit"}], ids=str)
+@pytest.mark.parametrize("name", [*COUNTING, "Lion", "SGD"])
+def test_a_reset_optimizer_is_a_new_one(name, own):
+    """For all parameters, and for one beside another that goes on as it would have."""
+    found = []
+    for reset in False, True:
+        opt, p = optimizer(getattr(fat, name), **own)
+        q = torch.nn.Parameter(torch.ones(4))
+        opt.add_param_group({"params": [q]})
+        q.grad = torch.ones(4)
+        steps(opt, p, 3, 0)
+        if reset:
+            opt.reset([p])
+            assert p not in opt.state
+            new, r = optimizer(getattr(fat, name), **own)
+            r.data.copy_(p)
+            steps(new, r, 2, 1)
+        steps(opt, p, 2, 1)
+        found.append(q.detach())
+    assert torch.equal(*found)
+    assert torch.equal(p, r)
+    opt.reset()
+    assert not opt.state
+    with pytest.raises(ValueError, match=r"params\[1\] is no parameter of this optimizer"):
+        opt.reset([p, torch.ones(3)])
+    with pytest.raises(TypeError, match="params is Parameter, expected an iterable of tensors"):
+        opt.reset(p)
