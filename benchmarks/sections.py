@@ -1,6 +1,6 @@
 """Writes what each table of benchmarks/README.md holds: Markdown, from the newest result of its suite."""
 
-from . import fidelity_report
+from . import advice, fidelity_report
 from .markdown import absent, by_format, table, taken_on, times, verdicts
 
 PEERS = "torch", "deepspeed", "bitsandbytes", "torchao"
@@ -79,4 +79,4 @@ def pytorch(result):
 
 
 SECTIONS = {"core": core, "chain": chain, "narrow": narrow, "pytorch": pytorch, "fidelity": fidelity_report.section}
-FRONT = {"core times": core_times}  # tables of README.md, each of the result that its first word names
+FRONT = {"core times": core_times, "advise": advice.section}  # other files' tables; the first word names the result

@@ -96,12 +96,11 @@ def measured() -> dict[Way, float]:
     """Seconds per parameter of a step of AdamW: the median of rounds in which all take turns."""
     steps: dict[Way, Any] = {}
     for way in WAYS:
-        if "bfloat16" in (way.params, way.moments):
-            try:
-                import ml_dtypes  # noqa: F401  # NumPy knows the name from then on
-            except ImportError:
-                continue
-        p, g = (np.full(MEASURED, value, way.params) for value in (1, 1e-3))
+        try:
+            p, g = (np.full(MEASURED, value, FORMATS[way.params].dtype) for value in (1, 1e-3))
+            FORMATS[way.moments].dtype  # noqa: B018
+        except ImportError:  # ml_dtypes
+            continue
         steps[way] = methods.AdamW(p, moments=way.moments, master=way.master), g
     seconds: dict[Way, list[float]] = {way: [] for way in steps}
     for turn in range(-1, ROUNDS):

@@ -421,8 +421,11 @@ def test_sizes_and_their_names():
 
 @pytest.mark.parametrize(
     ("file", "row"),
-    [("README.md", "| mlp:"), ("benchmarks/README.md", "| 2^24 whole:"), ("benchmarks/README.md", "| groups of 32 |")],
-)
+    [
+        ("README.md", "| mlp:"), ("benchmarks/README.md", "| 2^24 whole:"),
+        ("benchmarks/README.md", "| groups of 32 |"), ("fastadam/README.md", "| `float32 parameters` |"),
+    ],
+)  # fmt: skip
 def test_readme_is_what_report_writes(file, row, monkeypatch, tmp_path, capsys):
     assert report.main(["--check"]) == 0
     edited, text = tmp_path / "README.md", (ROOT / file).read_text()
