@@ -109,7 +109,7 @@ class CudaPlan(GradientsOnDevice, Plan):
         leaves_of: dict[int, list[int]] = {}
         for leaf, k in self._signature_of.items():
             leaves_of.setdefault(k, []).append(leaf)
-        with self._device:
+        with self.on_stream():  # whose work alone gets the tables' memory once they are freed
             own = [sorted(leaves) for leaves in leaves_of.values()]
             norm = None if self._asked is None else Norm(*self._asked, own, [p.size for p in self._params])
             scaled, noted = norm.flags if norm else (False, False)
