@@ -96,7 +96,7 @@ def check_equal(there, here):
         for key, x in mine.items():
             y = other[key]
             if key == "strides":
-                assert x == y
+                assert torch.equal(x, y)
                 continue
             assert (x.dtype, x.shape, x.stride()) == (y.dtype, y.shape, y.stride()) if key != "step" else x == y
             assert torch.equal(torch.as_tensor(x), torch.as_tensor(y))
