@@ -74,7 +74,11 @@ BACKENDS = {
 
 
 def backends() -> dict[str, str]:
-    """Every backend this version knows: "ready", or why it is not and the command that mends it."""
+    """Every backend this version knows: "ready", or why it is not and the command that mends it.
+
+    >>> fa.backends()["numpy"]
+    'ready'
+    """
     return {name: backend.status() for name, backend in BACKENDS.items()}
 
 

@@ -85,7 +85,13 @@ def adam_step(
     p: Array, g: Array, m: Array, v: Array, vmax: Array | None = None, *,
     t: int, decoupled: bool = False, grad_scale: float = 1.0, backend: str = "auto", **hyperparameters: Any,
 ) -> None:  # fmt: skip
-    """One step of Adam; of AdamW with decoupled=True; of AMSGrad with vmax."""
+    """One step of Adam; of AdamW with decoupled=True; of AMSGrad with vmax.
+
+    >>> p, g, m, v = np.ones(3), np.ones(3), np.zeros(3), np.zeros(3)
+    >>> fa.adam_step(p, g, m, v, t=1, lr=0.25)
+    >>> p.round(6).tolist()
+    [0.75, 0.75, 0.75]
+    """
     _decided(hyperparameters, amsgrad="vmax", decoupled_weight_decay="decoupled")
     rule = rules.Adam(amsgrad=vmax is not None, decoupled_weight_decay=decoupled, **hyperparameters)
     _step(rule, p, g, {"m": m, "v": v, "vmax": vmax}, t, grad_scale, backend)
@@ -96,7 +102,12 @@ def nadam_step(
     p: Array, g: Array, m: Array, v: Array, *,
     t: int, mu_product: float = 1.0, grad_scale: float = 1.0, backend: str = "auto", **hyperparameters: Any,
 ) -> float:  # fmt: skip
-    """One step of NAdam. mu_product: 1 at the first step, then what the step before returned."""
+    """One step of NAdam. mu_product: 1 at the first step, then what the step before returned.
+
+    >>> p, g, m, v = np.ones(3), np.ones(3), np.zeros(3), np.zeros(3)
+    >>> mu_product = fa.nadam_step(p, g, m, v, t=1)
+    >>> mu_product = fa.nadam_step(p, g, m, v, t=2, mu_product=mu_product)
+    """
     mu_product = number("mu_product", mu_product, low=0, most=1)
     rule = rules.NAdam(**hyperparameters)
     return _step(rule, p, g, {"m": m, "v": v}, t, grad_scale, backend, mu_product)[0]
@@ -107,7 +118,13 @@ def adamax_step(
     p: Array, g: Array, m: Array, u: Array, *,
     t: int, grad_scale: float = 1.0, backend: str = "auto", **hyperparameters: Any,
 ) -> None:  # fmt: skip
-    """One step of Adamax."""
+    """One step of Adamax.
+
+    >>> p, g, m, u = np.ones(3), np.ones(3), np.zeros(3), np.zeros(3)
+    >>> fa.adamax_step(p, g, m, u, t=1, lr=0.25)
+    >>> p.round(6).tolist()
+    [0.75, 0.75, 0.75]
+    """
     _step(rules.Adamax(**hyperparameters), p, g, {"m": m, "u": u}, t, grad_scale, backend)
 
 
@@ -116,7 +133,11 @@ def adabelief_step(
     p: Array, g: Array, m: Array, s: Array, *,
     t: int, grad_scale: float = 1.0, backend: str = "auto", **hyperparameters: Any,
 ) -> None:  # fmt: skip
-    """One step of AdaBelief."""
+    """One step of AdaBelief.
+
+    >>> p, g, m, s = np.ones(3), np.ones(3), np.zeros(3), np.zeros(3)
+    >>> fa.adabelief_step(p, g, m, s, t=1)
+    """
     _step(rules.AdaBelief(**hyperparameters), p, g, {"m": m, "s": s}, t, grad_scale, backend)
 
 
@@ -125,7 +146,13 @@ def lion_step(
     p: Array, g: Array, m: Array, *,
     t: int = 1, grad_scale: float = 1.0, backend: str = "auto", **hyperparameters: Any,
 ) -> None:  # fmt: skip
-    """One step of Lion, which does not depend on t unless lr does."""
+    """One step of Lion, which does not depend on t unless lr does.
+
+    >>> p, g, m = np.ones(3), np.ones(3), np.zeros(3)
+    >>> fa.lion_step(p, g, m, lr=0.25)
+    >>> p.tolist()
+    [0.75, 0.75, 0.75]
+    """
     _step(rules.Lion(**hyperparameters), p, g, {"m": m}, t, grad_scale, backend)
 
 
@@ -134,7 +161,13 @@ def momentum_step(
     p: Array, g: Array, m: Array | None = None, *,
     t: int, grad_scale: float = 1.0, backend: str = "auto", **hyperparameters: Any,
 ) -> None:  # fmt: skip
-    """One step of SGD; m where momentum is not 0."""
+    """One step of SGD; m where momentum is not 0.
+
+    >>> p, g = np.ones(3), np.ones(3)
+    >>> fa.momentum_step(p, g, t=1, lr=0.25)
+    >>> p.tolist()
+    [0.75, 0.75, 0.75]
+    """
     _step(rules.SGD(**hyperparameters), p, g, {"m": m}, t, grad_scale, backend)
 
 
@@ -143,7 +176,11 @@ def rmsprop_step(
     p: Array, g: Array, v: Array, mean: Array | None = None, m: Array | None = None, *,
     t: int = 1, grad_scale: float = 1.0, backend: str = "auto", **hyperparameters: Any,
 ) -> None:  # fmt: skip
-    """One step of RMSprop, centered with mean; m where momentum is not 0. It does not depend on t unless lr does."""
+    """One step of RMSprop, centered with mean; m where momentum is not 0. It does not depend on t unless lr does.
+
+    >>> p, g, v = np.ones(3), np.ones(3), np.zeros(3)
+    >>> fa.rmsprop_step(p, g, v)
+    """
     _decided(hyperparameters, centered="mean")
     rule = rules.RMSprop(centered=mean is not None, **hyperparameters)
     _step(rule, p, g, {"v": v, "mean": mean, "m": m}, t, grad_scale, backend)
@@ -154,5 +191,11 @@ def adagrad_step(
     p: Array, g: Array, sum: Array, *,
     t: int, grad_scale: float = 1.0, backend: str = "auto", **hyperparameters: Any,
 ) -> None:  # fmt: skip
-    """One step of Adagrad."""
+    """One step of Adagrad.
+
+    >>> p, g, sum = np.ones(3), np.ones(3), np.zeros(3)
+    >>> fa.adagrad_step(p, g, sum, t=1, lr=0.25)
+    >>> p.round(6).tolist()
+    [0.75, 0.75, 0.75]
+    """
     _step(rules.Adagrad(**hyperparameters), p, g, {"sum": sum}, t, grad_scale, backend)

@@ -19,7 +19,15 @@ class _Method(Optimizer):
             [base["params"].replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD), *kinds[0], *kinds[1]]
             + [p for p in base.values() if p.kind is p.KEYWORD_ONLY]
         )
-        cls.__doc__ = f"{cls.rule.__doc__}\n\nparams, backend, seed, capturable, errors: see Optimizer."
+        cls.__doc__ = (
+            f"{inspect.cleandoc(cls.rule.__doc__ or '')}\n\n"
+            f"params, backend, seed, capturable, errors: see Optimizer.\n\n"
+            f">>> weights = np.ones(3, np.float32)\n"
+            f">>> opt = fastadam.{cls.__name__}(weights)\n"
+            f">>> _ = opt.step(np.ones(3, np.float32))  # weights are smaller now\n"
+            f">>> opt.t, bool((weights < 1).all())\n"
+            f"(1, True)"
+        )
 
 
 class Adam(_Method):

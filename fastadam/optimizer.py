@@ -68,6 +68,13 @@ class Optimizer(Stateful):
     stats: "group" or "tensor": report the norms of gradients, updates and parameters, and the largest update, of each.
 
     Raises TypeError, ValueError that name the argument, what came and what was expected.
+
+    >>> params = {"w": np.ones(3, np.float32)}
+    >>> opt = fa.AdamW(params, lr=0.25, weight_decay=0.0, max_norm=1.0)
+    >>> opt.step({"w": np.array([2, 0, 0], np.float32)})
+    StepInfo(grad_norm=2.0, clip_factor=0.5, skipped=False, stats=None)
+    >>> params["w"].round(6).tolist()
+    [0.75, 1.0, 1.0]
     """
 
     rule: ClassVar[type[Rule]]

@@ -62,7 +62,11 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
 
 @dataclass(frozen=True)
 class Schedule:
-    """What every schedule has. It is checked when it is made, with a TypeError or ValueError naming the argument."""
+    """What every schedule has. It is checked when it is made, with a TypeError or ValueError naming the argument.
+
+    >>> fa.schedules.Constant(1e-3)(1)
+    0.001
+    """
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -99,7 +103,11 @@ def _cosine(start: float, end: float, share: float) -> float:
 
 @dataclass(frozen=True)
 class Constant(Schedule):
-    """lr at every step."""
+    """lr at every step.
+
+    >>> fa.schedules.Constant(1e-3)(1)
+    0.001
+    """
 
     lr: float
 
@@ -109,7 +117,11 @@ class Constant(Schedule):
 
 @dataclass(frozen=True)
 class Step(Schedule):
-    """lr·gamma^⌊k/every⌋: times gamma after every `every` steps. torch: StepLR."""
+    """lr·gamma^⌊k/every⌋: times gamma after every `every` steps. torch: StepLR.
+
+    >>> [fa.schedules.Step(1.0, every=2, gamma=0.5)(t) for t in (1, 2, 3, 4, 5)]
+    [1.0, 1.0, 0.5, 0.5, 0.25]
+    """
 
     lr: float
     every: int
@@ -124,6 +136,9 @@ class MultiStep(Schedule):
     """Times gamma after as many steps as each milestone says.
 
     torch: MultiStepLR; optax: piecewise_constant_schedule.
+
+    >>> [fa.schedules.MultiStep(1.0, (1, 3), gamma=0.5)(t) for t in (1, 2, 3, 4)]
+    [1.0, 0.5, 0.5, 0.25]
     """
 
     lr: float
@@ -136,7 +151,11 @@ class MultiStep(Schedule):
 
 @dataclass(frozen=True)
 class Exponential(Schedule):
-    """lr·gamma^(k/every), smoothly. torch: ExponentialLR (every=1); optax: exponential_decay."""
+    """lr·gamma^(k/every), smoothly. torch: ExponentialLR (every=1); optax: exponential_decay.
+
+    >>> [fa.schedules.Exponential(1.0, gamma=0.5)(t) for t in (1, 2, 3)]
+    [1.0, 0.5, 0.25]
+    """
 
     lr: float
     gamma: float
@@ -151,6 +170,9 @@ class Polynomial(Schedule):
     """end_lr + (lr - end_lr)·(1 - k/steps)^power; power 1 is linear.
 
     torch: PolynomialLR; optax: polynomial_schedule.
+
+    >>> [fa.schedules.Polynomial(1.0, steps=4)(t) for t in (1, 3, 5)]
+    [1.0, 0.5, 0.0]
     """
 
     lr: float
@@ -168,6 +190,9 @@ class Cosine(Schedule):
     """Half a cosine from lr to end_lr in `steps` steps: Loshchilov & Hutter 2017, equation 5, without restarts.
 
     torch: CosineAnnealingLR, which climbs again after T_max steps; optax: cosine_decay_schedule, which does not.
+
+    >>> [round(fa.schedules.Cosine(1.0, steps=4)(t), 6) for t in (1, 3, 5)]
+    [1.0, 0.5, 0.0]
     """
 
     lr: float
@@ -183,6 +208,9 @@ class CosineRestarts(Schedule):
     """Cosine begun anew after `steps` steps, each round `factor` times as long as the one before.
 
     Loshchilov & Hutter 2017, equation 5. torch: CosineAnnealingWarmRestarts(T_0=steps, T_mult=factor).
+
+    >>> [round(fa.schedules.CosineRestarts(1.0, 2)(t), 6) for t in (1, 2, 3)]
+    [1.0, 0.5, 1.0]
     """
 
     lr: float
@@ -204,6 +232,9 @@ class InverseSqrt(Schedule):
     """lr·min(t/warmup, √(warmup/t)): linear up to lr at step `warmup`, then 1/√t.
 
     Vaswani et al. 2017, equation 3, whose lr is 1/√(d_model·warmup). With warmup=1, lr/√t.
+
+    >>> fa.schedules.InverseSqrt(1.0, warmup=4)(16)
+    0.5
     """
 
     lr: float
@@ -220,6 +251,9 @@ class OneCycle(Schedule):
     Smith & Topin 2019. torch: OneCycleLR, whose max_lr and total_steps are lr and steps; the peak is where torch has
     it, at k = pct_start·steps - 1. three_phase: down to where it began, as slowly as it rose, and then to the end.
     The momentum is left as it is.
+
+    >>> round(fa.schedules.OneCycle(1.0, steps=100)(30), 6)
+    1.0
     """
 
     lr: float
@@ -252,6 +286,9 @@ class Warmup(Schedule):
 
     Goyal et al. 2017, section 2.2. torch: LinearLR and the other in SequentialLR; optax: linear_schedule and the other
     in join_schedules. From start_lr 0, as there, the first step only gathers moments.
+
+    >>> schedule = fa.schedules.Warmup(4, fa.schedules.Cosine(1e-3, steps=96))
+    >>> opt = fa.Adam(np.ones(3), lr=schedule)
     """
 
     steps: int

@@ -25,6 +25,12 @@ class FlatBuffer:
     names:   the path of each leaf in the tree, such as ['dense1']['weight'].
     shapes:  the shape of each leaf.
     offsets: where each leaf begins in array, in elements; without gaps, so concatenated gradients fit.
+
+    >>> buffer = fa.FlatBuffer({"a": np.zeros((2, 2)), "b": np.ones(3)})
+    >>> buffer.array.tolist()
+    [0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0]
+    >>> buffer.views["b"].shape
+    (3,)
     """
 
     def __init__(self, tree: Tree) -> None:

@@ -82,6 +82,13 @@ def register_container(
     make: a container and a dict of other children by the same keys -> another container like it, around the very
         objects of that dict.
     Raises TypeError where kind is no class, ValueError where it is registered already.
+
+    >>> class Layer:
+    ...     def __init__(self, w, b):
+    ...         self.w, self.b = w, b
+    >>> fa.register_container(Layer, vars, lambda layer, children: Layer(**children))
+    >>> fa.Adam(Layer(np.ones(2), np.ones(2))).paths
+    ["['w']", "['b']"]
     """
     if not isinstance(kind, type):
         raise TypeError(f"kind is {kind!r}, expected a class")

@@ -10,6 +10,12 @@ class Handle:
     """A save in the background. The process does not end before it has.
 
     done: whether it has ended, well or not.
+
+    >>> folder = fa.checkpoint.Folder("run7")
+    >>> handle = folder.save(fa.Adam(np.ones(3, np.float32)), background=True)
+    >>> _ = handle.wait()
+    >>> handle.done
+    True
     """
 
     def __init__(self, work: Callable[[], None]) -> None:

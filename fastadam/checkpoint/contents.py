@@ -33,6 +33,9 @@ class Shard:
     whole: the shape of the array it is cut from, elements counted in C order, which has the leaf's path; or a
         FlatBuffer, or a list of (path, shape), whose paths stand for the leaf's then. In 8 bits start is a multiple of
         64, and so is the end of all parts but the last.
+
+    >>> part = fa.Adam({"w": np.ones((50, 8), np.float32)}, index_offset=400)
+    >>> shards = {"['w']": fa.checkpoint.Shard(whole=(100, 8), start=400)}
     """
 
     whole: Any

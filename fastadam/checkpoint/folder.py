@@ -67,6 +67,12 @@ class Folder:
 
     One that fails, or is killed at any point, leaves the ones before it as they were. Several processes may save into
     one folder at once: each makes a checkpoint of its own.
+
+    >>> opt = fa.Adam(np.ones(3, np.float32))
+    >>> folder = fa.checkpoint.Folder("run7", keep=3)
+    >>> _ = folder.save(opt, extra={"epoch": 1})
+    >>> folder.load(opt)
+    {'epoch': 1}
     """
 
     def __init__(self, path: str | os.PathLike[str], keep: int = 3) -> None:
@@ -180,6 +186,8 @@ def save(
     """Save one checkpoint, in place of the one that was there; arguments and errors as of Folder.save.
 
     A save that fails or is killed leaves the one before it.
+
+    >>> _ = fa.checkpoint.save("model.ckpt", fa.Adam(np.ones(3, np.float32)))
     """
     where = os.path.abspath(os.fspath(path))
     if os.path.isdir(where) and numbered(where, DONE):
@@ -191,6 +199,11 @@ def load(path: str | os.PathLike[str], opt: Any, *, strict: bool = True, shards:
     """Load one checkpoint and return its extra; arguments and errors as of Folder.load.
 
     Raises FileNotFoundError where there is none, Damaged where it is not as it was written.
+
+    >>> opt = fa.Adam(np.ones(3, np.float32))
+    >>> _ = fa.checkpoint.save("model.ckpt", opt, extra={"epoch": 1})
+    >>> fa.checkpoint.load("model.ckpt", opt)
+    {'epoch': 1}
     """
     with open_newer(os.path.abspath(os.fspath(path))) as saved:
         return take_over(saved, opt, shards, strict)
@@ -205,6 +218,10 @@ def read(path: str | os.PathLike[str], name: str, rows: slice | None = None) -> 
     Returns an array that cannot be written: mapped from the file where it lies in one piece, decoded to float32 where
     it rests in 8 bits. The bytes it lies in are checked, and the up to 32 MB around them that share a checksum.
     Raises KeyError that lists the names, Damaged where a checksum differs.
+
+    >>> _ = fa.checkpoint.save("model.ckpt", fa.Adam({"w": np.ones(3, np.float32)}))
+    >>> fa.checkpoint.read("model.ckpt", "params['w']").tolist()
+    [1.0, 1.0, 1.0]
     """
     where = os.path.abspath(os.fspath(path))
     if not os.path.exists(os.path.join(where, manifest.NAME)) and (inside := Folder(where).checkpoints()):

@@ -36,7 +36,14 @@ MOST = 1 << 62
 
 
 class Damaged(ValueError):
-    """A checkpoint that is not as it was written."""
+    """A checkpoint that is not as it was written.
+
+    >>> try:
+    ...     fa.checkpoint.load("model.ckpt", fa.Adam(np.ones(3)))
+    ... except (OSError, fa.checkpoint.Damaged) as error:
+    ...     print("start anew")
+    start anew
+    """
 
 
 def check_json(where: str, x: Any) -> None:

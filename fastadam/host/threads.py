@@ -168,7 +168,12 @@ def limits() -> dict[str, int]:
 
 
 def get_num_threads() -> int:
-    """The threads that the next step of this thread of Python may use."""
+    """The threads that the next step of this thread of Python may use.
+
+    >>> with fa.num_threads(1):
+    ...     fa.get_num_threads()
+    1
+    """
     return min(limits().values())
 
 
@@ -177,6 +182,10 @@ def set_num_threads(n: int) -> None:
 
     The count is the least of n, the CPUs this process may run on, its container's quota and NUMBA_NUM_THREADS.
     Inside `with num_threads`, it holds until that ends. Raises TypeError, ValueError if n is no integer of at least 1.
+
+    >>> fa.set_num_threads(1)
+    >>> fa.get_num_threads()
+    1
     """
     global _chosen
     n = integer("n", n, low=1)
@@ -188,7 +197,11 @@ def set_num_threads(n: int) -> None:
 
 @contextmanager
 def num_threads(n: int) -> Iterator[None]:
-    """set_num_threads(n) for a while, in this thread of Python alone: `with num_threads(1): ...`."""
+    """set_num_threads(n) for a while, in this thread of Python alone: `with num_threads(1): ...`.
+
+    >>> with fa.num_threads(1):
+    ...     _ = fa.SGD(np.ones(3)).step(np.ones(3))
+    """
     token = _here.set(integer("n", n, low=1))
     try:
         yield

@@ -28,6 +28,9 @@ class StepInfo(NamedTuple):
     clip_factor: what max_norm multiplied the gradients by, at most 1; one number per group where a group has its own.
     skipped:     whether the step was left out because of a gradient that is not finite.
     stats:       {group or leaf: {"grad_norm", "update_norm", "param_norm", "largest_update"}}.
+
+    >>> fa.SGD(np.ones(2), max_norm=1.0).step(np.array([3.0, 4.0]))
+    StepInfo(grad_norm=5.0, clip_factor=0.2, skipped=False, stats=None)
     """
 
     grad_norm: float | None = None

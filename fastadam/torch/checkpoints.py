@@ -21,6 +21,11 @@ def convert(optimizer: torch.optim.Optimizer, **own: Any) -> Fast:
 
     own: our options, as the constructors take them. Both share groups and state: drop the old one.
     Raises TypeError where there is no such method here, ValueError as the constructor does.
+
+    >>> model = torch.nn.Linear(4, 2)
+    >>> opt = fat.convert(torch.optim.AdamW(model.parameters(), lr=0.01))
+    >>> opt.param_groups[0]["lr"]
+    0.01
     """
     method = getattr(methods, type(optimizer).__name__, None)
     if method is None or type(optimizer) is not getattr(torch.optim, type(optimizer).__name__, None):
@@ -41,6 +46,10 @@ def to_torch_state(opt: Fast) -> dict[str, Any]:
     """opt's state_dict as torch.optim's optimizer of that name has it: nothing of ours, and no tensor shared.
 
     Slots are as wide as the arithmetic: float32 for moments of 8 or 16 bits and for 16-bit parameters.
+
+    >>> model = torch.nn.Linear(4, 2)
+    >>> state = fat.to_torch_state(fat.AdamW(model.parameters(), moments="8bit"))
+    >>> torch.optim.AdamW(model.parameters()).load_state_dict(state)
     """
     state, slots = opt.state_dict(), set(opt.slots.values())
     leaves = {leaf.p: leaf for walk in opt._current() for leaf in walk.leaves}
@@ -66,6 +75,13 @@ def load_state_from(opt: Fast, state: dict[str, Any]) -> None:
     DeepSpeed's DeepSpeedCPUAdam, apex's FusedAdam (which counts in its groups), bitsandbytes' 32-bit and 8-bit
     optimizers (8-bit: blocks of one scale, decoded here). Whether weight decay is decoupled is opt's: their states do
     not say. Values are copied. Raises ValueError naming what does not fit; then nothing has changed.
+
+    >>> model = torch.nn.Linear(4, 2)
+    >>> state = torch.optim.AdamW(model.parameters(), lr=0.01).state_dict()  # or another library's, from a file
+    >>> opt = fat.AdamW(model.parameters())
+    >>> fat.load_state_from(opt, state)
+    >>> opt.param_groups[0]["lr"]
+    0.01
     """
     if lacking := {"state", "param_groups"} - set(state):
         raise ValueError(f"state has no {min(lacking)!r}, expected the state_dict of an optimizer")

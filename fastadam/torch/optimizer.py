@@ -84,6 +84,18 @@ class Fast(Method):
             own = [p.replace(kind=p.KEYWORD_ONLY) for p in inspect.signature(Fast.__init__).parameters.values()]
             own = [p for p in own if p.name in OWN]
             cls.__signature__ = inspect.Signature([*theirs, *own])  # type: ignore[attr-defined]
+            about = (
+                vars(cls).get("__doc__") or f"torch.optim.{cls.__name__} with one compiled pass in place of its step."
+            )
+            sparse = cls.__name__.startswith("Sparse")
+            model = "torch.nn.Embedding(4, 2, sparse=True)" if sparse else "torch.nn.Linear(4, 2)"
+            cls.__doc__ = (
+                f"{about}\n\nOptions beside torch's arguments: see fastadam.torch.\n\n"
+                f">>> model = {model}\n"
+                f">>> opt = fastadam.torch.{cls.__name__}(model.parameters(), lr=0.01)\n"
+                f">>> model(torch.{'zeros(1, dtype=torch.int64)' if sparse else 'ones(1, 4)'}).sum().backward()\n"
+                f">>> opt.step()"
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         own = {name: self.__dict__[name] for name in ("_chores", "_copy_to", "_storage", "_seed")}
