@@ -1,7 +1,7 @@
 """Every error that the library raises, as one text for review: tests/messages.txt.
 
-`python tests/test_messages.py` writes it anew; a change of a message then shows in its diff. A message is what stands in a
-raise statement, with the code of what is filled in between braces.
+`python tests/test_messages.py` writes it anew; a change of a message then shows in its diff. A message is what
+stands in a raise statement, with the code of what is filled in between braces.
 """
 
 import ast

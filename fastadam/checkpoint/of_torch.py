@@ -165,7 +165,7 @@ class Match:
         """One tensor, in memory that nothing else has."""
         tensor = self._content["tensors"][f"{key}{path}"]
         flat = self._saved.elements(f"{key}{path}", raw=True)
-        short = tensor["dtype"] == "bfloat16"  # which NumPy lacks
-        values = torch.from_numpy(np.array(flat).view(np.int16 if short else tensor["dtype"]))
-        x = values.view(_dtype(tensor["dtype"])).reshape(tensor["shape"])
+        dtype = _dtype(tensor["dtype"])
+        bits = torch.from_numpy(np.array(flat).view(f"i{dtype.itemsize}"))  # NumPy lacks some of torch's dtypes
+        x = bits.view(dtype).reshape(tensor["shape"])
         return torch.view_as_complex(x) if key in complex_keys else x

@@ -183,7 +183,7 @@ class Fast(Method):
         return bool(
             self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks
             or optimizer._global_optimizer_pre_hooks or optimizer._global_optimizer_post_hooks
-            or torch.autograd._profiler_enabled()
+            or torch.autograd._profiler_enabled()  # type: ignore[attr-defined]
         )  # fmt: skip
 
     def _step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -202,7 +202,7 @@ class Fast(Method):
         return loss
 
     _step_watched = torch.optim.Optimizer.profile_hook_step(_step)
-    _step_apart = torch._disable_dynamo(_step_watched)
+    _step_apart = torch._disable_dynamo(_step_watched)  # type: ignore[attr-defined]
 
     def _current(self) -> Iterable[Walk]:
         """The walks over the parameters as the groups have them now."""
