@@ -1,6 +1,12 @@
 """Adam and its family, run at the speed of memory, on the arrays you already have."""
 
+import os.path
 from typing import TYPE_CHECKING, Any
+
+if os.path.isfile(os.path.join(os.path.dirname(__file__), "kernels")):
+    raise ImportError(
+        "fastadam/kernels is a text file where a symbolic link should be: clone with git clone -c core.symlinks=true"
+    )
 
 from fastadam.arrays.flat import FlatBuffer
 from fastadam.arrays.tree import register_container

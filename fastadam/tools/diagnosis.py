@@ -3,6 +3,7 @@
 import os
 import platform
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -137,14 +138,26 @@ def info() -> dict[str, Any]:
 
 
 def lines(found: dict[str, Any]) -> list[str]:
-    """The same as text, a line each."""
+    """The same as text that fits one screen of 80 columns: a line for each backend and test, the rest in rows."""
     out = []
     for title, value in found.items():
-        if isinstance(value, dict):
-            out.append(f"{title.replace('_', ' ')}:")
-            for name, one in value.items():
-                words = ", ".join(f"{k} {v}" for k, v in one.items()) if isinstance(one, dict) else one
-                out.append(f"  {name:18s} {', '.join(words) if isinstance(words, list) else words}")
+        head = f"{title.replace('_', ' ')}: "
+        if not isinstance(value, dict):
+            out.append(f"{head}{value}")
+            continue
+        apart = ": " if title in ("backends", "tested") else " "
+        words = [f"{name}{apart}{_words(one)}" for name, one in value.items()]
+        if apart == ": ":
+            out += [head.rstrip(), *(f"  {line}" for line in words)]
         else:
-            out.append(f"{title.replace('_', ' ')}: {value}")
+            out += textwrap.wrap(
+                head + ", ".join(words), 80, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+            )
     return out
+
+
+def _words(value: Any) -> str:
+    """A value of info in words: lists and dicts in brackets."""
+    if isinstance(value, dict):
+        return f"({', '.join(f'{name} {one}' for name, one in value.items())})"
+    return f"({' '.join(map(str, value))})" if isinstance(value, list) else str(value)

@@ -59,7 +59,15 @@ def test_a_terminal_gets_a_bar(capsys, monkeypatch):
     out = capsys.readouterr().out
     assert "epoch" not in out
     assert "100%" in out
+    assert set(demo.BLOCKS) & set(out)
     assert out.splitlines()[-1].startswith("test accuracy ")
+
+
+def test_a_curve_of_losses_falls():
+    assert demo.curve([100, 10, 1, math.nan, 0.1]) == "█▆▃▁  100 to 0.1"
+    assert demo.curve([1.0] * 3) == "▁▁▁  1 to 1"
+    assert demo.curve([math.nan]) == ""
+    assert len(demo.curve(range(1, 1000)).split()[0]) == demo.WIDTH
 
 
 def accuracy(capsys):

@@ -49,6 +49,7 @@ def test_info_says_the_same_as_json_as_text_and_in_python(tmp_path):
     text = command("info").stdout
     assert "backends:" in text
     assert "threads:" in text
+    assert sum(1 + len(line) // 80 for line in text.splitlines()) <= 24  # a screen
 
 
 def test_info_names_a_cache_that_cannot_be_written(tmp_path):

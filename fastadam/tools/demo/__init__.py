@@ -4,9 +4,10 @@ models.py and texts.py hold the models, training.py the loop, compare.py the met
 """
 
 import importlib.util
+import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -80,17 +81,42 @@ def learning_rate(schedule: str, lr: float, steps: int) -> LearningRate:
     return Warmup(warmup, SCHEDULES[schedule.removeprefix("warmup-")](lr, max(1, steps - warmup)))
 
 
+BLOCKS = "▁▂▃▄▅▆▇█"
+WIDTH = 60  # characters of a curve
+
+
+def curve(losses: Sequence[float]) -> str:
+    """The losses of a run as a line of blocks on a logarithmic scale, followed by the first and the last."""
+    finite = [loss for loss in losses if 0 < loss < math.inf]
+    if not finite:
+        return ""
+    low, high = math.log(min(finite)), math.log(max(finite))
+    shown = [finite[k * len(finite) // min(WIDTH, len(finite))] for k in range(min(WIDTH, len(finite)))]
+    scale = (len(BLOCKS) - 1) / (high - low) if high > low else 0.0
+    blocks = "".join(BLOCKS[round((math.log(loss) - low) * scale)] for loss in shown)
+    return f"{blocks}  {finite[0]:.3g} to {finite[-1]:.3g}"
+
+
 @contextmanager
 def progress(epochs: int) -> Iterator[Report]:
-    """A bar if rich is installed and somebody watches, else five lines."""
+    """The curve of losses above a bar if rich is installed and somebody watches, else five lines."""
     if sys.stdout.isatty() and importlib.util.find_spec("rich"):
+        from rich.console import Group
+        from rich.live import Live
         from rich.progress import Progress
+        from rich.text import Text
 
-        with Progress() as bar:
-            task = bar.add_task("training", total=epochs)
-            yield lambda epoch, loss, share: bar.update(
-                task, completed=epoch, description=f"loss {loss:.4f}, training accuracy {100 * share:.1f} %"
-            )
+        bar, losses = Progress(), list[float]()
+        task = bar.add_task("training", total=epochs)
+
+        def draw(epoch: int, loss: float, share: float) -> None:
+            losses.append(loss)
+            said = f"loss {loss:.4f}, training accuracy {100 * share:.1f} %"
+            bar.update(task, completed=epoch, description=said)
+            live.update(Group(Text(curve(losses)), bar))
+
+        with Live(bar) as live:
+            yield draw
     else:
         every = -(-epochs // 5)
 
