@@ -113,7 +113,8 @@ class Group:
             rule = replace(self._rule, **changed)
             if (rule.options, rule.initial()) != (self._rule.options, self._rule.initial()):
                 names = [name for name in changed if getattr(rule, name) != getattr(self._rule, name)]
-                raise ValueError(f"{', '.join(names)} would change the state's layout, which construction decides")
+                what = f"{', '.join(names)} would change the state's layout, which construction decides"
+                raise ValueError(f"{what}: make another optimizer with it")
             self._check(rule)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{where}{error}") from None

@@ -93,7 +93,7 @@ def register_container(
     if not isinstance(kind, type):
         raise TypeError(f"kind is {kind!r}, expected a class")
     if kind in REGISTERED:
-        raise ValueError(f"kind is {kind.__name__}, which is registered already")
+        raise ValueError(f"kind is {kind.__name__}, which is registered already: expected a class that is not")
 
     def children(tree: Any, keys: list[Any]) -> list[Any]:
         present = items(tree)

@@ -120,7 +120,9 @@ class Leaf:
 def leaves_of(opt: Optimizer, shards: Mapping[str, Shard] | None) -> tuple[dict[str, Any], list[Leaf]]:
     """An optimizer's state_dict and its leaves; checks that shards name leaves."""
     if opt.averaging:
-        raise RuntimeError("a checkpoint inside averaged() would take the averages for the parameters")
+        raise RuntimeError(
+            "a checkpoint inside averaged() would take the averages for the parameters: save after that block"
+        )
     shards = shards or {}
     if unknown := [path for path in shards if path not in opt.paths]:
         raise ValueError(f"shards has {unknown[0]!r}, expected paths of leaves: {', '.join(opt.paths[:9])}")

@@ -76,7 +76,9 @@ def _check(opt: Any, shards: Shards) -> None:
     if shards:
         raise ValueError("shards is given, expected None for a PyTorch optimizer")
     if getattr(opt, "averaging", False):
-        raise RuntimeError("a checkpoint inside averaged() would take the averages for the parameters")
+        raise RuntimeError(
+            "a checkpoint inside averaged() would take the averages for the parameters: save after that block"
+        )
 
 
 def snapshot(opt: Any, shards: Shards) -> Snapshot:

@@ -94,7 +94,8 @@ def load_state_from(opt: Fast, state: dict[str, Any]) -> None:
     found: dict[int, Any] = {}
     for k, (group, own) in enumerate(zip(state["param_groups"], mine, strict=True)):
         if not group.get("bias_correction", True):
-            raise ValueError(f"state['param_groups'][{k}]['bias_correction'] is {group['bias_correction']}, not True")
+            asked = f"state['param_groups'][{k}]['bias_correction'] is {group['bias_correction']}"
+            raise ValueError(f"{asked}, expected True: no method here leaves the correction out")
         own.update({name: group[name] for name in TAKEN if name in group and name in own})
         for at, at_theirs, p in zip(own["params"], group["params"], opt.param_groups[k]["params"], strict=True):
             if at_theirs in state["state"]:

@@ -107,7 +107,7 @@ def test_load_state_from_apex():
     walk([a, b], 3, seed=1)
     assert_close(values(a), values(b))
     state["param_groups"][0]["bias_correction"] = False
-    with pytest.raises(ValueError, match=r"bias_correction.* is False, not True"):
+    with pytest.raises(ValueError, match=r"bias_correction.* is False, expected True"):
         fat.load_state_from(b, state)
     with pytest.raises(ValueError, match=r"groups of \[2\] parameters, this optimizer of \[1\]"):
         fat.load_state_from(fat.AdamW([Parameter(torch.ones(3))]), apex(a))
