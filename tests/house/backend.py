@@ -25,7 +25,9 @@ class TwinPlan(NumpyPlan):
             "from fastadam.host.twin import TwinPlan\n",
         ),
         Insertion(
-            "fastadam/backend.py", 'Backend("numpy", NumpyPlan, "numpy"),', ' Backend("twin", TwinPlan, "numpy"),'
+            "fastadam/backend.py",
+            'Backend("numpy", NumpyPlan, host.Judge, "numpy"),',
+            ' Backend("twin", TwinPlan, host.Judge, "numpy"),',
         ),
     ),
     proof="""
