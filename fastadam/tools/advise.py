@@ -15,7 +15,7 @@ from fastadam.host.threads import get_num_threads
 from fastadam.kernels.formats import FORMATS
 from fastadam.tools.console import Table
 
-MEASURED = 1 << 22  # parameters of the steps that are timed: more bytes than caches hold, and a few ms each
+MEASURED = 1 << 22  # parameters of the largest steps that are timed: more bytes than caches hold, a few ms each
 ROUNDS = 7
 UNITS = {"B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 GPUS = {"A100": 2039e9, "H100": 3350e9, "H200": 4800e9}  # bytes a second, by their makers' data sheets (80 GB, SXM)
@@ -80,6 +80,12 @@ def in_bytes(memory: str | float) -> float:
     return size
 
 
+def in_words(size: float) -> str:
+    """A number of bytes in three digits and a unit."""
+    unit = next((unit for unit in ("TB", "GB", "MB", "KB") if size >= UNITS[unit]), "B")
+    return f"{size / UNITS[unit]:.3g} {unit}"
+
+
 def count(params: Any) -> int:
     """The number of parameters: of a tree of arrays, or the number itself. Raises TypeError, ValueError."""
     if isinstance(params, int | float) and not isinstance(params, bool):
@@ -92,12 +98,12 @@ def count(params: Any) -> int:
     return max(1, sum((leaf.array if isinstance(leaf, FlatBuffer) else leaf).size for leaf in leaves))
 
 
-def measured() -> dict[Way, float]:
-    """Seconds per parameter of a step of AdamW: the median of rounds in which all take turns."""
+def measured(n: int) -> dict[Way, float]:
+    """Seconds of a step of AdamW over n parameters: the median of rounds in which all take turns."""
     steps: dict[Way, Any] = {}
     for way in WAYS:
         try:
-            p, g = (np.full(MEASURED, value, FORMATS[way.params].dtype) for value in (1, 1e-3))
+            p, g = (np.full(n, value, FORMATS[way.params].dtype) for value in (1, 1e-3))
             FORMATS[way.moments].dtype  # noqa: B018
         except ImportError:  # ml_dtypes
             continue
@@ -109,7 +115,7 @@ def measured() -> dict[Way, float]:
             opt.step(g)
             if turn >= 0:  # the turn before compiles, and touches the memory
                 seconds[way].append(time.perf_counter() - start)
-    return {way: float(np.median(times)) / MEASURED for way, times in seconds.items()}
+    return {way: float(np.median(times)) for way, times in seconds.items()}
 
 
 def advise(params: Any, memory: str | float | None = None, gpu: str | None = None) -> dict[str, Any]:
@@ -120,8 +126,8 @@ def advise(params: Any, memory: str | float | None = None, gpu: str | None = Non
     gpu: "A100", "H100" or "H200": step times of that GPU by a model, bytes over its data sheet's bandwidth, in place of
         this machine's. No step can be quicker; nobody has measured how much slower it is.
 
-    A step of AdamW is timed in each format on this machine, on 4,194,304 parameters, in about a second; the first time
-    Numba compiles before. Other sizes are predicted in proportion, so those that fit in a cache are quicker.
+    A step of AdamW is timed in each format on this machine, in about a second; the first time Numba compiles before.
+    More than 4,194,304 parameters are predicted from so many, in proportion: both exceed the caches.
 
     Returns {"parameters", "memory", "place", "basis", "formats", "recommended", "reason"}; "formats" lists {"format",
     "params", "moments", "master", "bytes", "bytes_per_step", "seconds", "fits", "cost"} with sizes in bytes and seconds
@@ -135,14 +141,15 @@ def advise(params: Any, memory: str | float | None = None, gpu: str | None = Non
     """
     n, room = count(params), None if memory is None else in_bytes(memory)
     if gpu is None:
-        speeds: dict[Way, float] = measured()
+        size = min(n, MEASURED)
+        seconds = {way: one * n / size for way, one in measured(size).items()}
         place = f"this machine, {choose('auto').name}, {get_num_threads()} threads"
-        basis = f"measured on {MEASURED:,} parameters, in proportion"
+        basis = f"measured on {size:,} parameters" + ", in proportion" * (size < n)
         load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
         if load > 0.5:
             basis += f"; not a quiet machine (load average {load:.1f}), so the times say less"
     elif isinstance(gpu, str) and gpu in GPUS:
-        speeds = {way: way.moved() / GPUS[gpu] for way in WAYS}
+        seconds = {way: way.moved() * n / GPUS[gpu] for way in WAYS}
         place = gpu
         basis = f"a model: bytes over {GPUS[gpu] / 1e9:,.0f} GB/s of the data sheet; never measured"
     else:
@@ -151,7 +158,7 @@ def advise(params: Any, memory: str | float | None = None, gpu: str | None = Non
         {
             "format": way.name, "params": way.params, "moments": way.moments, "master": way.master,
             "bytes": round(way.stored() * n), "bytes_per_step": round(way.moved() * n),
-            "seconds": speeds[way] * n if way in speeds else None,
+            "seconds": seconds.get(way),
             "fits": room is None or way.stored() * n <= room, "cost": way.cost,
         }
         for way in WAYS
@@ -159,11 +166,11 @@ def advise(params: Any, memory: str | float | None = None, gpu: str | None = Non
     best = next((row for row in rows if row["fits"]), None)
     if best is None:
         least = min(row["bytes"] for row in rows)
-        reason = f"none fits: the smallest takes {least / 1e9:.3g} GB; shard the parameters over several machines"
+        reason = f"none fits: the smallest takes {in_words(least)}; shard the parameters over several machines"
     elif room is None:
         reason = f"no limit was given, and with this one {best['cost']}"
     else:
-        reason = f"of those that fit in {room / 1e9:.3g} GB it rounds the least: {best['cost']}"
+        reason = f"of those that fit in {in_words(room)} it rounds the least: {best['cost']}"
     return {
         "parameters": n, "memory": room, "place": place, "basis": basis, "formats": rows,
         "recommended": None if best is None else best["format"], "reason": reason,
@@ -176,7 +183,7 @@ def show(advice: dict[str, Any]) -> None:
     table = Table("format", "memory", "ms a step", "what it does", title=title)
     for row in advice["formats"]:
         ms = "needs ml_dtypes" if row["seconds"] is None else f"{row['seconds'] * 1e3:.3g}"
-        table.add(row["format"], f"{row['bytes'] / 1e9:.3g} GB" + " (too much)" * (not row["fits"]), ms, row["cost"])
+        table.add(row["format"], in_words(row["bytes"]) + " (too much)" * (not row["fits"]), ms, row["cost"])
     table.show()
     print(f"times: {advice['basis']}")
     print(f"take: {advice['recommended'] or 'none'}\nbecause {advice['reason']}")

@@ -50,6 +50,14 @@ def test_the_first_that_fits_is_recommended(memory, expected):
     assert ("none fits" in advice["reason"]) == (expected is None)
 
 
+@pytest.mark.parametrize(
+    ("size", "words"), [(999, "999 B"), (1234, "1.23 KB"), (2e6, "2 MB"), (15.9e9, "15.9 GB"), (3e15, "3e+03 TB")]
+)
+def test_bytes_in_words(size, words):
+    assert advise.in_words(size) == words
+    assert advise.in_bytes(words) == pytest.approx(size, rel=0.005)
+
+
 def test_times_of_a_gpu_are_a_model():
     advice = fa.advise(1e9, gpu="H100")
     assert "a model" in advice["basis"]
@@ -57,9 +65,10 @@ def test_times_of_a_gpu_are_a_model():
 
 
 def test_times_of_this_machine_are_in_proportion(monkeypatch):
-    monkeypatch.setattr(advise, "measured", lambda: {way: 1e-9 for way in advise.WAYS[:1]})
-    rows = fa.advise({"a": np.ones((10, 10)), "b": [fa.FlatBuffer(np.ones(900))]})["formats"]
-    assert [row["seconds"] for row in rows] == [pytest.approx(1e-6), *[None] * 7]
+    monkeypatch.setattr(advise, "measured", lambda n: {way: n * 1e-9 for way in advise.WAYS[:1]})
+    for params, seconds in ({"a": np.ones((10, 10)), "b": [fa.FlatBuffer(np.ones(900))]}, 1e-6), (1e9, 1):
+        rows = fa.advise(params)["formats"]
+        assert [row["seconds"] for row in rows] == [pytest.approx(seconds), *[None] * 7]
 
 
 def test_text_and_json_say_the_same(quick, capsys):
