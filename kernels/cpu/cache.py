@@ -9,6 +9,7 @@ import hashlib
 import logging
 import os
 import pickle
+import re
 import stat
 import sys
 import tempfile
@@ -37,6 +38,7 @@ log = logging.getLogger("fastadam")
 ENTRY = 2**17  # bytes: as large as entries are
 LIMIT = 64 * 2**20  # bytes: as large as all entries of this version may become
 AGE = 30 * 86_400  # seconds: as old as entries of other versions may become since they were last loaded
+NAME = re.compile(r"[a-z_]+[0-9]*-[0-9a-f]{8}-[0-9a-f]{32}(\.bin|\.claim|.*\.part)")  # what this file alone writes
 SLOW = 0.5  # seconds of compiling until the log says so
 failures: list[str] = []  # what this process compiled and could not keep, and why
 HARMLESS = ("NUMBA_NUM_THREADS", "NUMBA_THREADING_LAYER", "NUMBA_CACHE_DIR")  # decide nothing about the code
@@ -54,13 +56,16 @@ def as_written() -> bool:
 
     Python takes their bytecode for current by date and size, which a change within the second may keep.
     """
-    for name, module in list(sys.modules.items()):
-        if name.startswith(PACKAGE):
-            loader: Any = module.__spec__.loader  # type: ignore[union-attr]
-            path = str(module.__file__)
-            if loader.get_code(name) != loader.source_to_code(loader.get_data(path), path):
-                return False
-    return True
+    return all(_is_as_written(name) for name in list(sys.modules) if name.startswith(PACKAGE))
+
+
+@cache
+def _is_as_written(name: str) -> bool:
+    """Looked at once a process: all modules take 50 ms, and `sources` shows whether a text has changed since."""
+    module = sys.modules[name]
+    loader: Any = module.__spec__.loader  # type: ignore[union-attr]
+    path = str(module.__file__)
+    return bool(loader.get_code(name) == loader.source_to_code(loader.get_data(path), path))
 
 
 def directory() -> Path | None:
@@ -207,7 +212,7 @@ def _keep(path: Path, name: str, of: str, result: Any) -> None:
         if not _private(path.parent):
             raise PermissionError("others may write there")
         payload = dumps(result._replace(type_annotation="")._reduce())  # that would be text, two thirds of an entry
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.stem, suffix=".part", delete=False) as file:
             temporary = file.name
             file.write(hashlib.sha256(payload).digest() + payload)
         os.replace(temporary, path)
@@ -224,7 +229,7 @@ def _keep(path: Path, name: str, of: str, result: Any) -> None:
 
 @cache
 def _sweep(root: Path) -> None:
-    """Remove, once a process, what no version has loaded for long, and of this version's the oldest beyond LIMIT."""
+    """Remove, once a process, entries not loaded for long, and of this version's the oldest beyond LIMIT."""
     folder = -1
     with suppress(OSError):  # another process may be at it
         folder = os.open(root, os.O_RDONLY | os.O_CLOEXEC)
@@ -238,10 +243,12 @@ def _remove_old(root: Path) -> None:
     own, now, entries = f"-{_hash(stamp())[:8]}-", time.time(), []
     for path in root.iterdir():
         with suppress(OSError):
-            info = path.stat()
+            info = path.lstat()
+            if NAME.fullmatch(path.name) is None or not stat.S_ISREG(info.st_mode):
+                continue  # a user's, who has chosen a directory that holds more
             if path.suffix == ".bin" and own in path.name:
                 entries.append((info.st_mtime, info.st_size, path))
-            elif stat.S_ISREG(info.st_mode) and now - info.st_mtime > AGE:
+            elif now - info.st_mtime > AGE:
                 path.unlink()
     size = sum(size for _, size, _ in entries)
     for _, each, path in sorted(entries):

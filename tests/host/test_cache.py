@@ -102,6 +102,20 @@ def test_what_other_versions_left_goes_when_nothing_has_loaded_it_for_a_month(di
     assert time.time() - only_of(directory, "double").stat().st_mtime < 86_400  # what is loaded is young again
 
 
+def test_no_file_goes_that_only_lies_in_the_same_directory(directory, call):
+    """Whoever sets FASTADAM_CACHE_DIR may name a directory that holds more."""
+    call()
+    cache._sweep.cache_clear()
+    theirs = ["thesis.tex", "data.bin", "part-1.bin", f"notes-{'0' * 8}.bin", "tmpabcdefgh", "x.claim", "y.part"]
+    entry = f"step-{'0' * 8}-{'0' * 32}"
+    ours = [f"{entry}.bin", f"{entry}.claim", f"{entry}x_8t4z.part"]
+    for name in theirs + ours:
+        (directory / name).write_text("")
+        aged(directory / name, 400)
+    call("other")
+    assert {path.name for path in directory.iterdir() if not path.name.startswith(("double-", "other-"))} == {*theirs}
+
+
 def others(directory, ages):
     """Entries of another version."""
     for days in ages:
