@@ -182,7 +182,7 @@ def show(advice: dict[str, Any]) -> None:
     title = f"AdamW over {advice['parameters']:,} parameters: {advice['place']}"
     table = Table("format", "memory", "ms a step", "what it does", title=title)
     for row in advice["formats"]:
-        ms = "needs ml_dtypes" if row["seconds"] is None else f"{row['seconds'] * 1e3:.3g}"
+        ms = "pip install ml_dtypes" if row["seconds"] is None else f"{row['seconds'] * 1e3:.3g}"
         table.add(row["format"], in_words(row["bytes"]) + " (too much)" * (not row["fits"]), ms, row["cost"])
     table.show()
     print(f"times: {advice['basis']}")
