@@ -180,7 +180,8 @@ def make_groups(params: Tree, default: Rule, arrays: list[Array]) -> Iterator[Gr
 def _check_free(where: str, key: Any, rule: Rule) -> None:
     """Refuse a key of a group that is no name, or looks as if something were meant that a group cannot say."""
     known, decided = hyperparameters(rule), {each.name for each in fields(rule)} | OF_OPTIMIZERS
-    if not isinstance(key, str) or key in decided or get_close_matches(key, [*known, "max_norm", "params"], 1, 0.8):
+    meant = [*known, "max_norm", "params", "learning_rate"]  # Keras's lr, which would be ignored without a word
+    if not isinstance(key, str) or key in decided or get_close_matches(key, meant, 1, 0.8):
         raise TypeError(
             f"{where} has {key!r}, expected 'params', 'max_norm', any of {', '.join(known)}, or a name of your own "
             "that is like none of them"

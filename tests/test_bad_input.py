@@ -784,6 +784,8 @@ def test_an_unknown_hyperparameter(method):
         method(p, *[0.1] * 12)
     with refused(TypeError, "params[0]", "'learning_rate'", "lr", keeps=p):
         method([{"params": p, "learning_rate": 0.1}])
+    with refused(TypeError, "params[0]", "'max_norms'", "max_norm", keeps=p):
+        method([{"params": p, "max_norms": 0.1}])
     with refused(AttributeError, "learning_rate", method.__name__, keeps=p, opt=opt):
         opt.groups[0].learning_rate = 0.1
     with refused(AttributeError, "learning_rate", method.__name__, keeps=p, opt=opt):

@@ -544,7 +544,7 @@ def test_the_tests_for_a_gpu_need_no_hypothesis(tmp_path):
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     for words, expected in (
         (["-m", "gpu", "tests/cuda/test_gpu.py"], "test_two_devices"),
-        (["-v", "tests", "--ignore=tests/torch"], "no hypothesis: "),
+        (["-v", "tests", "--ignore=tests/pytorch"], "no hypothesis: "),
     ):
         done = subprocess.run([*command, *words], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stdout + done.stderr

@@ -19,11 +19,18 @@ from fastadam.tools.verify import SLACK, worst_error
 
 
 def load(name, source, path, is_package=False):
-    """A module from changed text, which imports relatively to its name; the one that bears the name stays loaded."""
+    """A module from changed text, which imports relatively to its name, and is loaded under it no longer than that."""
     spec = importlib.util.spec_from_loader(name, loader=None, origin=str(path), is_package=is_package)
     module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(name, module)
-    exec(compile(source, str(path), "exec"), module.__dict__)
+    before = sys.modules.get(name)
+    sys.modules[name] = module  # where dataclasses look their module up
+    try:
+        exec(compile(source, str(path), "exec"), module.__dict__)
+    finally:
+        if before is None:
+            del sys.modules[name]
+        else:
+            sys.modules[name] = before
     return module
 
 
