@@ -18,6 +18,7 @@ from fastadam.arrays.flat import FlatBuffer
 from fastadam.arrays.host import Array, describe, memory_order
 from fastadam.arrays.tree import Structure
 from fastadam.checkpoint.tensors import Piece
+from fastadam.checks import integer
 from fastadam.kernels.codes import GROUP
 from fastadam.kernels.formats import CODES, format_of, is_signed
 from fastadam.optimizer import Optimizer
@@ -124,8 +125,12 @@ def leaves_of(opt: Optimizer, shards: Mapping[str, Shard] | None) -> tuple[dict[
             "a checkpoint inside averaged() would take the averages for the parameters: save after that block"
         )
     shards = shards or {}
-    if unknown := [path for path in shards if path not in opt.paths]:
-        raise ValueError(f"shards has {unknown[0]!r}, expected paths of leaves: {', '.join(opt.paths[:9])}")
+    for path, shard in shards.items():
+        if path not in opt.paths:
+            raise ValueError(f"shards has {path!r}, expected paths of leaves: {', '.join(opt.paths[:9])}")
+        if not isinstance(shard, Shard):
+            raise TypeError(f"shards[{path!r}] is {type(shard).__name__}, expected a checkpoint.Shard")
+        integer(f"shards[{path!r}].start", shard.start, low=0)
     state = opt.state_dict(copy=False)
     trees = zip(opt.paths, Structure(opt.params).leaves, strict=True)
     return state, [Leaf(path, x, state["leaves"][f"params{path}"], shards.get(path)) for path, x in trees]

@@ -134,6 +134,14 @@ def lock(path: str) -> int | None:
     return fd
 
 
+def unlock(fd: int) -> None:
+    """Give a lock back, although a process that was forked meanwhile still has the descriptor, and close it."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_UN)
+    finally:
+        os.close(fd)
+
+
 def is_still(path: str, fd: int) -> bool:
     """Whether a path still leads to the folder of this descriptor."""
     try:

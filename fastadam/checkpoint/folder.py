@@ -1,7 +1,9 @@
 """Folder, the checkpoints of a run; save, load and read of one checkpoint without it."""
 
+import errno
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -12,16 +14,23 @@ from fastadam.checkpoint.background import Handle
 from fastadam.checkpoint.contents import Shards
 from fastadam.checkpoint.disk import log
 from fastadam.checkpoint.manifest import Damaged
-from fastadam.checkpoint.places import DONE, Place, Series, Single, numbered
+from fastadam.checkpoint.places import DONE, Place, Series, Single, is_foreign, numbered
 from fastadam.checkpoint.reading import Opened, open_newer
 from fastadam.checkpoint.saving import Gather, Saving, Team
 from fastadam.checkpoint.source import Source
 from fastadam.checks import integer
+from fastadam.optimizer import Optimizer
+
+LACKING = errno.EMFILE, errno.ENFILE, errno.ENOMEM  # what this process has not enough of: no checkpoint is at fault
 
 
 def is_torch(opt: Any) -> bool:
-    """Whether an optimizer is one for PyTorch."""
-    return hasattr(opt, "param_groups")
+    """Whether an optimizer is one for PyTorch. Raises TypeError where it is no optimizer at all."""
+    if not (torch := hasattr(opt, "param_groups")) and not isinstance(opt, Optimizer):
+        raise TypeError(
+            f"opt is {type(opt).__name__}, expected an optimizer of fastadam, fastadam.torch or torch.optim"
+        )
+    return torch
 
 
 def prepared(place: Place, opt: Any, extra: Any, accumulated: bool, shards: Shards, team: Team) -> Saving:
@@ -81,7 +90,7 @@ class Folder:
         if os.path.exists(os.path.join(self.path, manifest.NAME)):
             raise ValueError(f"{self.path} is one checkpoint, expected a folder of them: checkpoint.load loads one")
         self._handle: Handle | None = None
-        self._room: Any = None  # what is copied for a save in the background, kept for the next one
+        self._rooms: list[Any] = []  # memory for the copies of saves in the background, while none uses it
 
     def save(
         self, opt: Any, extra: Any = None, *, background: bool = False, copy: bool = True, memory: int | None = None,
@@ -116,9 +125,12 @@ class Folder:
             saving.close()
             raise ValueError("copy is False, expected True for arrays on a device: only this thread's stream is theirs")
         failed: OSError | None = None
+        room: Any = None
         try:
+            with suppress(IndexError):
+                room = self._rooms.pop() if copy else None
             if copy:
-                self._room = saving.stage(self._room, limit)
+                room = saving.stage(room, limit)
         except OSError as error:
             failed = error
         except BaseException:
@@ -129,10 +141,18 @@ class Folder:
             if failed is not None:
                 saving.close()
                 raise failed
-            finish(saving)
+            try:
+                finish(saving)
+            finally:
+                if room is not None:
+                    self._rooms[:] = [room]
 
-        self._handle = Handle(work)
-        return self._handle
+        try:
+            self._handle = handle = Handle(work)
+        except BaseException:  # no thread can be started
+            saving.close()
+            raise
+        return handle
 
     def settle(self) -> None:
         """Wait for a save in the background, if there is one; what went wrong in it goes to the log."""
@@ -172,6 +192,8 @@ class Folder:
                 with Opened(paths[0]) as saved:
                     return use(saved)
             except (Damaged, OSError) as error:
+                if isinstance(error, OSError) and error.errno in LACKING:
+                    raise
                 reasons.append(f"{os.path.basename(paths[0])}: {error}")
                 log.warning("%s is passed over: %s", paths[0], error)
         if reasons and self.checkpoints():
@@ -192,6 +214,10 @@ def save(
     where = os.path.abspath(os.fspath(path))
     if os.path.isdir(where) and numbered(where, DONE):
         raise ValueError(f"{where} is a folder of checkpoints, expected another path, or checkpoint.Folder")
+    if is_foreign(where):
+        raise ValueError(
+            f"{where} has a {manifest.NAME} of something else, expected another path: it would be replaced"
+        )
     finish(prepared(Single(where), opt, extra, accumulated, shards, Team(rank, size, gather)))
 
 

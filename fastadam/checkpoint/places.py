@@ -31,6 +31,15 @@ def numbered(root: str, pattern: re.Pattern[str]) -> list[tuple[int, str]]:
     return sorted(((int(match[1]), name) for match, name in matches if match), reverse=True)
 
 
+def is_foreign(root: str) -> bool:
+    """Whether a folder has a file of the manifest's name that no checkpoint of ours, even a damaged one, explains."""
+    try:
+        with open(os.path.join(root, manifest.NAME), "rb") as file:
+            return manifest.FORMAT.encode() not in file.read(100) and not numbered(root, GENERATION)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
 class Place:
     """Where one save at a time puts its files: begin, then commit or abandon.
 
@@ -62,7 +71,7 @@ class Place:
                 self._lock = lock
                 return self.folder
             if lock is not None:  # somebody took it for a dead one's in the moment before it was locked
-                os.close(lock)
+                disk.unlock(lock)
 
     def _name(self, token: str) -> str:
         raise NotImplementedError
@@ -92,7 +101,7 @@ class Place:
     def _unlock(self) -> None:
         self.folder, lock, self._lock = "", self._lock, -1
         if lock >= 0:
-            os.close(lock)
+            disk.unlock(lock)
 
 
 class Series(Place):
@@ -123,8 +132,10 @@ class Series(Place):
 
     def _sweep(self) -> None:
         for _, name in numbered(self.root, DONE)[self.keep :]:
+            removed = os.path.join(self.root, REMOVED + secrets.token_hex(8))
             with suppress(FileNotFoundError):  # another saver's sweep
-                os.rename(os.path.join(self.root, name), os.path.join(self.root, REMOVED + secrets.token_hex(8)))
+                os.rename(os.path.join(self.root, name), removed)
+                disk.remove_folder(removed)  # without a lock, which not every file system has: nobody writes to it
         for name in os.listdir(self.root):
             if name.startswith((SAVING, REMOVED)):
                 _remove_if_dead(os.path.join(self.root, name))
@@ -132,6 +143,8 @@ class Series(Place):
 
 class Single(Place):
     """One checkpoint that is saved over."""
+
+    _superseded: frozenset[str] = frozenset()
 
     def _name(self, token: str) -> str:
         last = max((number for number, _ in numbered(self.root, GENERATION)), default=0)
@@ -147,23 +160,33 @@ class Single(Place):
         disk.write_whole(written, text)
         disk.sync_folder(self.folder)
         disk.sync_folder(self.root)
+        before = self._current() or frozenset()
         os.replace(written, os.path.join(self.root, manifest.NAME))
         self.folder = ""
         disk.sync_folder(self.root)
+        self._superseded = before
         return self.root
 
     def _sweep(self) -> None:
+        for name in self._superseded:  # without a lock, which not every file system has: nobody writes to them
+            if not self._is_current(name):
+                disk.remove_folder(os.path.join(self.root, name))
         for _, name in numbered(self.root, GENERATION):
             _remove_if_dead(os.path.join(self.root, name), partial(self._is_current, name))
 
     def _is_current(self, name: str) -> bool:
         """Whether the manifest speaks of this generation, or cannot be read."""
+        current = self._current()
+        return current is None or name in current
+
+    def _current(self) -> frozenset[str] | None:
+        """The generations that the manifest speaks of; None where there is none, or it cannot be read."""
         try:
             with open(os.path.join(self.root, manifest.NAME), "rb") as file:
                 files = manifest.decode(file.read())["files"]
-        except ValueError:
-            return True
-        return any(file["name"].startswith(f"{name}/") for file in files)
+        except (FileNotFoundError, ValueError):
+            return None
+        return frozenset(file["name"].partition("/")[0] for file in files)
 
 
 def _remove_if_dead(path: str, spare: Callable[[], bool] = lambda: False) -> None:
@@ -178,4 +201,4 @@ def _remove_if_dead(path: str, spare: Callable[[], bool] = lambda: False) -> Non
         if not spare():
             disk.remove_folder(path)
     finally:
-        os.close(lock)
+        disk.unlock(lock)

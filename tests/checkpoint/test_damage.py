@@ -321,3 +321,20 @@ def test_a_disk_that_cannot_be_read(run, monkeypatch, caplog):
     assert bits(opt) == before
     assert fa.checkpoint.Folder(run / "run").load(opt) == {"t": 1}
     assert "Input/output error" in caplog.text
+
+
+def test_a_process_without_descriptors_does_not_blame_the_checkpoint(run, monkeypatch):
+    """Nor does it go on from an older one."""
+    newest, opt, real = max(os.listdir(run / "run")), whole(), os.open
+    before = bits(opt)
+
+    def full(path, *rest, **named):
+        if newest in str(path):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), path)
+        return real(path, *rest, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", full)
+        with pytest.raises(OSError, match="Too many open files"):
+            fa.checkpoint.Folder(run / "run").load(opt)
+    assert bits(opt) == before

@@ -13,6 +13,7 @@ from checkpoint.replay import CALLS
 from checkpoint.team import together
 
 import fastadam as fa
+from fastadam.checkpoint import disk
 
 CHANGING = [name for name in CALLS if name != "close"]
 ERRORS = errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES
@@ -291,3 +292,96 @@ def test_savers_at_the_same_time_make_checkpoints_of_their_own(tmp_path, caplog)
         assert bits(fresh) == bits(opts[extra["t"] - 1])
     assert len(os.listdir(tmp_path / "one")) <= 5  # what a saver saw locked, the next one sweeps
     assert caplog.text == ""
+
+
+def test_one_folder_saves_from_several_threads_in_the_background(tmp_path):
+    """Each save's copy has memory of its own until it is on disk."""
+    folder = fa.checkpoint.Folder(tmp_path / "run", keep=50)
+    opts = [fa.SGD(np.full(200_000, k, np.float32), lr=0.5, backend="numpy") for k in range(4)]
+
+    def work(rank, gather):
+        for _ in range(5):
+            folder.save(opts[rank], rank, background=True).wait()
+
+    assert together(4, work) == [None] * 4
+    fresh = fa.SGD(np.full(200_000, -1, np.float32), lr=0.5, backend="numpy")
+    paths = folder.checkpoints()
+    assert len(paths) == 20
+    for path in paths:
+        rank = fa.checkpoint.load(path, fresh)
+        assert (fresh.params == rank).all()
+
+
+def test_a_file_system_without_locks_keeps_no_more_than_asked(tmp_path, monkeypatch):
+    def flock(fd, operation):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    opt, folder = optimizer(), fa.checkpoint.Folder(tmp_path / "run", keep=2)
+    for t in range(4):
+        step(opt)
+        folder.save(opt, t)
+        fa.checkpoint.save(tmp_path / "one", opt, t)
+    assert sorted(os.listdir(tmp_path / "run")) == ["00000003-step-3", "00000004-step-4"]
+    assert len(os.listdir(tmp_path / "one")) == 2
+    assert fa.checkpoint.load(tmp_path / "one", opt) == folder.load(opt) == 3
+
+
+def test_a_process_forked_during_a_save_keeps_no_lock(tmp_path):
+    """Its descriptors are copies of this one's, as dup makes them."""
+    from fastadam.checkpoint.places import Series
+
+    place = Series(str(tmp_path), 9)
+    place.begin()
+    copy = os.dup(place._lock)
+    path = os.path.join(tmp_path, place._publish(b"", 0))
+    place._unlock()
+    lock = disk.lock(path)
+    os.close(copy)
+    assert lock is not None
+    disk.unlock(lock)
+
+
+def test_a_manifest_of_something_else_is_not_replaced(tmp_path):
+    (tmp_path / "manifest.json").write_text('{"name": "an extension of a browser"}')
+    with pytest.raises(ValueError, match=r"has a manifest\.json of something else"):
+        fa.checkpoint.save(tmp_path, optimizer())
+    assert os.listdir(tmp_path) == ["manifest.json"]
+    one = tmp_path / "one"
+    for text in (b"", b"fastadam", None):  # a damaged one of ours is replaced, and one whose files are gone
+        fa.checkpoint.save(one, optimizer())
+        if text is None:
+            for name in os.listdir(one):
+                shutil.rmtree(one / name, ignore_errors=True)
+        else:
+            (one / "manifest.json").write_bytes(text)
+        fa.checkpoint.save(one, optimizer(), "again")
+        assert fa.checkpoint.load(one, optimizer()) == "again"
+
+
+def test_no_thread_for_the_background_is_an_error(tmp_path, monkeypatch):
+    """What the save has begun ends with it: no thread waits for ever, no folder stays."""
+    opt, folder, real = optimizer(), fa.checkpoint.Folder(tmp_path / "run"), threading.Thread.start
+
+    def start(thread):
+        if thread.name == "fastadam checkpoint":
+            raise RuntimeError("can't start new thread")
+        real(thread)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        with pytest.raises(RuntimeError, match="new thread"):
+            folder.save(opt, background=True)
+        with pytest.raises(RuntimeError, match="new thread"):
+            folder.save(opt, background=True, memory=0)
+    assert not [x for x in threading.enumerate() if x.name.startswith("fastadam checkpoint")]
+    assert os.listdir(tmp_path / "run") == []
+    folder.save(opt, "again", background=True).wait()
+    assert folder.load(opt) == "again"
+
+
+def test_what_is_no_optimizer_is_refused(tmp_path):
+    for opt in (None, {"w": 1}, fa.AdamW):
+        with pytest.raises(TypeError, match=f"opt is {type(opt).__name__}, expected an optimizer"):
+            fa.checkpoint.save(tmp_path / "one", opt)
+    assert not os.listdir(tmp_path)

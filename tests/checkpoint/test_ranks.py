@@ -152,6 +152,9 @@ def test_shards_are_checked(tmp_path):
     ):
         with pytest.raises(ValueError, match=words):
             fa.checkpoint.save(tmp_path / "one", opt, shards=shards)
+    for shard, words in (((200,), "is tuple, expected a checkpoint.Shard"), (Shard((200,), "0"), "start is '0'")):
+        with pytest.raises(TypeError, match=words):
+            fa.checkpoint.save(tmp_path / "one", opt, shards={"['w']": shard})
     fa.checkpoint.save(tmp_path / "one", opt)
     plain = fa.AdamW({"w": np.ones(100, np.float32)}, backend="numpy")
     with pytest.raises(ValueError, match=r"no piece of params\['w'\] that begins with its element 100"):
