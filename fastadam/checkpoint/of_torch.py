@@ -11,9 +11,12 @@ import numpy as np
 import torch
 
 from fastadam.checkpoint.contents import Shards, Snapshot
+from fastadam.checkpoint.disk import log
 from fastadam.checkpoint.reading import Opened
 from fastadam.checkpoint.tensors import NAMES, Piece
+from fastadam.kernels.formats import CODES
 
+STRIDES = "strides"  # the key in the state of fastadam.torch's that says how its blocks of 8 bits follow each other
 VERSION = 1  # of what stands in head and leaves
 
 
@@ -72,6 +75,12 @@ def _piece(key: str, path: str, x: Any) -> Piece:
     return Piece(key, path, dtype, tuple(real.shape), 0, real.numel(), values)
 
 
+def moments_of(opt: Any) -> str | None:
+    """What the constructor of one of fastadam.torch's was given as moments; None for torch.optim's."""
+    storage = vars(opt).get("_storage")
+    return None if storage is None else storage.moments
+
+
 def _check(opt: Any, shards: Shards) -> None:
     if shards:
         raise ValueError("shards is given, expected None for a PyTorch optimizer")
@@ -105,6 +114,7 @@ class Match:
         _check(opt, shards)
         self._opt, self._saved, self._content = opt, saved, saved.content
         self.differences: list[str] = []
+        self._conversions: set[str] = set()
         head = self._content["optimizer"]
         for key, of_optimizer in (("kind", "torch"), ("version", VERSION), ("method", type(opt).__name__)):
             if head.get(key) != of_optimizer:
@@ -134,8 +144,25 @@ class Match:
                 f"{_name(real)}{tuple(real.shape)}"
             )
         else:
-            return True
+            return not self._same_method or self._rest_alike(path)
         return False
+
+    def _rest_alike(self, path: str) -> bool:
+        """Whether the next step can take a parameter's slots; says what is not so, and what that step will round."""
+        tensors, moments = self._content["tensors"], moments_of(self._opt)
+        keys = self._content["leaves"][path]["tensors"]
+        for key in keys:
+            rests = tensors[f"{key}{path}"]["dtype"]
+            rests = CODES.name if STRIDES in keys and rests == CODES.rests else rests
+            if rests == CODES.name != moments:
+                self.differences.append(
+                    f"the checkpoint's {key}{path} is {rests}, this optimizer's moments are {moments!r}: load it into "
+                    "one with moments='8bit', whose state fastadam.torch.to_torch_state makes wide"
+                )
+                return False
+            if moments is not None and rests != moments and key in self._opt.slots.values():
+                self._conversions.add(f"{key} from {rests} to {moments}")
+        return True
 
     def load(self) -> None:
         """Read what fits, then take it over: nothing changes before everything is read and checked."""
@@ -157,6 +184,8 @@ class Match:
                 for group, group_now in groups
             ]
             self._opt.load_state_dict(state)
+            for conversion in sorted(self._conversions):
+                log.warning("%s: the next step rounds %s, to nearest", self._saved.path, conversion)
             if head["seed"] is not None and hasattr(self._opt, "seed"):
                 self._opt.seed = head["seed"]
         with torch.no_grad():

@@ -140,3 +140,30 @@ def test_torch_save_goes_on_working(tmp_path):
     steps(params, opt, 2, 4)
     steps(last, third, 2, 4)
     assert equal(last, params)
+
+
+@pytest.mark.parametrize("moments", [None, "bfloat16", "torch.optim"])
+def test_moments_of_8_bits_are_refused_before_anything_changes(moments, tmp_path):
+    """Nothing but an optimizer with moments="8bit" can step them."""
+    params, opt = make("8 bits")
+    steps(params, opt, 0, 2)
+    fa.checkpoint.save(tmp_path / "one", opt)
+    method, chosen = (torch.optim.AdamW, {}) if moments == "torch.optim" else (fa.torch.AdamW, {"moments": moments})
+    p = torch.nn.Parameter(torch.zeros(30, 40))
+    rest = [("t", torch.nn.Parameter(torch.zeros(6, 5)))]
+    last = [("s", torch.nn.Parameter(torch.zeros(()))), ("c", torch.nn.Parameter(torch.zeros(2, 5, 3, 4)))]
+    other = method([{"params": [("w", p), *rest]}, {"params": last}], lr=0.5, **chosen)
+    expected = None if moments == "torch.optim" else moments
+    with pytest.raises(ValueError, match=rf"exp_avg\[0\]\['w'\] is 8bit, this optimizer's moments are {expected!r}"):
+        fa.checkpoint.load(tmp_path / "one", other)
+    assert (p.abs().max(), other.param_groups[0]["lr"], len(other.state)) == (0, 0.5, 0)
+
+
+def test_moments_that_the_next_step_rounds_are_told(tmp_path, caplog):
+    (params, opt), (again, other) = make("AdamW"), make("8 bits")
+    steps(params, opt, 0, 2)
+    fa.checkpoint.save(tmp_path / "one", opt)
+    fa.checkpoint.load(tmp_path / "one", other)
+    assert "the next step rounds exp_avg from float32 to 8bit" in caplog.text
+    steps(again, other, 2, 3)
+    assert other.state[again["w"]]["exp_avg"].dtype is torch.uint8
