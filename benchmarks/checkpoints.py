@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 import fastadam as fa
+from fastadam.checkpoint.checksum import best
 from fastadam.tools.console import Table
 
 from . import files, machine
@@ -222,11 +223,12 @@ def main(argv=None):
         result = {
             "bench": "checkpoints", "date": machine.date(), "commit": machine.commit(), "machine": of,
             "versions": machine.versions(), "threads": fa.get_num_threads(), "bytes": nbytes,
-            "direct": has_direct(folder), "rounds": args.rounds, "absent": absent,
+            "direct": has_direct(folder), "checksum": best(), "rounds": args.rounds, "absent": absent,
             "cases": {"save": saves, **loads, "stall": measure_stalls(opt, folder, args.rounds)},
         }  # fmt: skip
     for case, against in (("save", "dd"), ("load, cold", "read"), ("load, warm", "read"), ("stall", "copy")):
         show(case, result["cases"][case], nbytes, against)
+    print(f"checksums: {result['checksum']}")
     for name, why in absent.items():
         print(f"absent: {name}: {why}")
     if args.json:

@@ -154,6 +154,9 @@ class Folder:
             raise
         return handle
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path, self.keep)  # a save that is under way is this process's
+
     def settle(self) -> None:
         """Wait for a save in the background, if there is one; what went wrong in it goes to the log."""
         if self._handle is not None:
@@ -201,6 +204,14 @@ class Folder:
         return None
 
 
+def path_of_one(path: str | os.PathLike[str]) -> str:
+    """A path, absolute. Raises ValueError where it leads to a folder of checkpoints."""
+    where = os.path.abspath(os.fspath(path))
+    if os.path.isdir(where) and numbered(where, DONE):
+        raise ValueError(f"{where} is a folder of checkpoints, expected another path, or checkpoint.Folder")
+    return where
+
+
 def save(
     path: str | os.PathLike[str], opt: Any, extra: Any = None, *, accumulated: bool = False, shards: Shards = None,
     rank: int = 0, size: int = 1, gather: Gather | None = None,
@@ -211,9 +222,7 @@ def save(
 
     >>> _ = fa.checkpoint.save("model.ckpt", fa.Adam(np.ones(3, np.float32)))
     """
-    where = os.path.abspath(os.fspath(path))
-    if os.path.isdir(where) and numbered(where, DONE):
-        raise ValueError(f"{where} is a folder of checkpoints, expected another path, or checkpoint.Folder")
+    where = path_of_one(path)
     if is_foreign(where):
         raise ValueError(
             f"{where} has a {manifest.NAME} of something else, expected another path: it would be replaced"
@@ -231,7 +240,7 @@ def load(path: str | os.PathLike[str], opt: Any, *, strict: bool = True, shards:
     >>> fa.checkpoint.load("model.ckpt", opt)
     {'epoch': 1}
     """
-    with open_newer(os.path.abspath(os.fspath(path))) as saved:
+    with open_newer(path_of_one(path)) as saved:
         return take_over(saved, opt, shards, strict)
 
 

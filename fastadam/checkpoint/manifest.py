@@ -33,6 +33,8 @@ LARGEST = 1 << 26  # bytes of a manifest that is read: 100,000 tensors take half
 FILE = re.compile(r"(?:\d{8,20}-[0-9a-f]{16}/)?rank-\d{5,9}\.safetensors")
 END = b', "checksum": "'
 MOST = 1 << 62
+DEEPEST = 100  # levels of what the user adds
+LONGEST = 1 << 13  # bits of its integers: Python reads no more than 4,300 digits
 
 
 class Damaged(ValueError):
@@ -46,20 +48,24 @@ class Damaged(ValueError):
     """
 
 
-def check_json(where: str, x: Any) -> None:
-    """Refuse, naming it, what JSON would not give back as it is."""
+def check_json(where: str, x: Any, depth: int = 0) -> None:
+    """Refuse, naming it, what JSON would not give back as it is, or only where enough of the stack is left."""
+    if depth > DEEPEST:
+        raise ValueError(f"{where[:80]}... is nested deeper than {DEEPEST}, expected less, and nothing within itself")
     if isinstance(x, dict):
         for key, value in x.items():
             if type(key) is not str:
                 raise TypeError(f"{where} has the key {key!r}, expected text: JSON has no other keys")
-            check_json(f"{where}[{key!r}]", value)
+            check_json(f"{where}[{key!r}]", value, depth + 1)
     elif isinstance(x, list):
         for k, value in enumerate(x):
-            check_json(f"{where}[{k}]", value)
+            check_json(f"{where}[{k}]", value, depth + 1)
     elif x is not None and type(x) not in (str, int, float, bool):
         raise TypeError(f"{where} is {type(x).__name__}, expected JSON: dict, list, str, int, float, bool or None")
     elif isinstance(x, float) and not math.isfinite(x):
         raise ValueError(f"{where} is {x}, expected a finite number: JSON has no others")
+    elif isinstance(x, int) and x.bit_length() > LONGEST:
+        raise ValueError(f"{where} is an integer of {x.bit_length():,} bits, expected at most {LONGEST:,}: as a text")
 
 
 def encode(

@@ -1,8 +1,10 @@
 """A disk that refuses: a clear error, the checkpoint before untouched, and in the background a loop that goes on."""
 
+import copy
 import errno
 import logging
 import os
+import pickle
 import shutil
 import threading
 import time
@@ -148,8 +150,9 @@ def test_the_two_kinds_of_folders_are_not_mixed(tmp_path):
     fa.checkpoint.Folder(tmp_path / "run").save(opt)
     with pytest.raises(ValueError, match="is one checkpoint"):
         fa.checkpoint.Folder(tmp_path / "one")
-    with pytest.raises(ValueError, match="is a folder of checkpoints"):
-        fa.checkpoint.save(tmp_path / "run", opt)
+    for work in (fa.checkpoint.save, fa.checkpoint.load):
+        with pytest.raises(ValueError, match="is a folder of checkpoints"):
+            work(tmp_path / "run", opt)
 
 
 # ---- in the background
@@ -233,6 +236,15 @@ fa.checkpoint.Folder(sys.argv[1]).save(opt, "at the end", background=True)
     assert fresh(text, tmp_path / "run") == ""
     opt = fa.SGD(np.zeros(100_000, np.float32), lr=0.5, momentum=0.5, backend="numpy")
     assert fa.checkpoint.Folder(tmp_path / "run").load(opt) == "at the end"
+
+
+def test_a_folder_is_copied_while_it_saves(tmp_path):
+    folder = fa.checkpoint.Folder(tmp_path / "run", keep=7)
+    folder.save(optimizer(), "saved", background=True)
+    for other in (copy.deepcopy(folder), pickle.loads(pickle.dumps(folder))):
+        assert (other.path, other.keep) == (folder.path, 7)
+    folder.settle()
+    assert other.load(optimizer()) == "saved"
 
 
 def test_copy_and_memory_are_for_the_background(tmp_path):
@@ -333,11 +345,11 @@ def test_a_process_forked_during_a_save_keeps_no_lock(tmp_path):
 
     place = Series(str(tmp_path), 9)
     place.begin()
-    copy = os.dup(place._lock)
+    inherited = os.dup(place._lock)
     path = os.path.join(tmp_path, place._publish(b"", 0))
     place._unlock()
     lock = disk.lock(path)
-    os.close(copy)
+    os.close(inherited)
     assert lock is not None
     disk.unlock(lock)
 

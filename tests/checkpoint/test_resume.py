@@ -265,6 +265,11 @@ def test_an_extra_of_no_number(tmp_path):
     opt = fa.SGD(np.ones(3, np.float32), lr=0.1)
     with pytest.raises(ValueError, match="nan"):
         fa.checkpoint.save(tmp_path / "one", opt, {"loss": float("nan")})
+    with pytest.raises(ValueError, match=r"extra\['n'\] is an integer of 20,001 bits"):
+        fa.checkpoint.save(tmp_path / "one", opt, {"n": 1 << 20_000})
+    (itself := []).append(itself)
+    with pytest.raises(ValueError, match=r"extra\[0\]\[0\].* is nested deeper than 100"):
+        fa.checkpoint.save(tmp_path / "one", opt, itself)
     fa.checkpoint.save(tmp_path / "one", opt, extra := {"a": [1, 2.5, None, True, "ü", {"b": -(2**70)}], "": 1e-300})
     assert fa.checkpoint.load(tmp_path / "one", opt) == extra
 
