@@ -17,6 +17,8 @@ from fastadam.checkpoint.tensors import NAMES, Piece
 from fastadam.kernels.formats import CODES
 
 STRIDES = "strides"  # the key in the state of fastadam.torch's that says how its blocks of 8 bits follow each other
+MASTERS = {"master": "float32", "remainder": "remainder"}  # keys in its state, and what its constructor calls them
+BESIDE = {"ema", *MASTERS}  # keys in its state that go stale where an optimizer steps without them
 VERSION = 1  # of what stands in head and leaves
 
 
@@ -75,10 +77,13 @@ def _piece(key: str, path: str, x: Any) -> Piece:
     return Piece(key, path, dtype, tuple(real.shape), 0, real.numel(), values)
 
 
-def moments_of(opt: Any) -> str | None:
-    """What the constructor of one of fastadam.torch's was given as moments; None for torch.optim's."""
-    storage = vars(opt).get("_storage")
-    return None if storage is None else storage.moments
+def rests_of(opt: Any) -> tuple[str | None, set[str]]:
+    """What the constructor of one of fastadam.torch's was given as moments, and which of BESIDE its state holds."""
+    storage, chores = (vars(opt).get(name) for name in ("_storage", "_chores"))
+    if storage is None or chores is None:  # torch.optim's
+        return None, set()
+    averages = set() if chores.ema_decay is None else {"ema"}
+    return storage.moments, averages | {key for key, master in MASTERS.items() if master == storage.master}
 
 
 def _check(opt: Any, shards: Shards) -> None:
@@ -149,8 +154,11 @@ class Match:
 
     def _rest_alike(self, path: str) -> bool:
         """Whether the next step can take a parameter's slots; says what is not so, and what that step will round."""
-        tensors, moments = self._content["tensors"], moments_of(self._opt)
+        tensors, (moments, beside) = self._content["tensors"], rests_of(self._opt)
         keys = self._content["leaves"][path]["tensors"]
+        if left := [key for key in keys if key in BESIDE and key not in beside]:
+            self.differences.append(f"the checkpoint has {left[0]}{path}, this optimizer has not")
+            return False
         for key in keys:
             rests = tensors[f"{key}{path}"]["dtype"]
             rests = CODES.name if STRIDES in keys and rests == CODES.rests else rests

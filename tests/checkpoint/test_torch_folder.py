@@ -167,3 +167,31 @@ def test_moments_that_the_next_step_rounds_are_told(tmp_path, caplog):
     assert "the next step rounds exp_avg from float32 to 8bit" in caplog.text
     steps(again, other, 2, 3)
     assert other.state[again["w"]]["exp_avg"].dtype is torch.uint8
+
+
+@pytest.mark.parametrize(
+    ("dtype", "chosen", "key"),
+    [
+        (torch.bfloat16, {"master": "remainder"}, "remainder"),
+        (torch.float16, {"master": "float32"}, "master"),
+        (torch.float32, {"ema_decay": 0.5}, "ema"),
+    ],
+)
+def test_what_would_go_stale_is_refused(dtype, chosen, key, tmp_path):
+    """An optimizer without a master would step the parameters and leave the master beside them as it was."""
+
+    def made(**named):
+        p = torch.nn.Parameter(torch.ones(5, dtype=dtype))
+        return p, fa.torch.AdamW([p], lr=0.1, **named)
+
+    p, opt = made(**chosen)
+    p.grad = torch.ones_like(p)
+    opt.step()
+    fa.checkpoint.save(tmp_path / "one", opt)
+    q, other = made()
+    with pytest.raises(ValueError, match=rf"the checkpoint has {key}\[0\]\[0\], this optimizer has not"):
+        fa.checkpoint.load(tmp_path / "one", other)
+    assert (q.min(), q.max(), len(other.state)) == (1, 1, 0)
+    r, alike = made(**chosen)
+    fa.checkpoint.load(tmp_path / "one", alike)
+    assert torch.equal(r, p)
