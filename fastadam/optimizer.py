@@ -1,11 +1,12 @@
 """Optimizer: construction and one step. methods.py names the methods, rules.py holds their arithmetic."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any, ClassVar
 
 from fastadam import kernels
 from fastadam.arrays.flat import FlatBuffer
+from fastadam.arrays.host import Array
 from fastadam.arrays.tree import Structure, Tree, rebuild
 from fastadam.backend import choose
 from fastadam.checks import SEEDS, integer, number
@@ -15,17 +16,17 @@ from fastadam.plans.chores import Chores, StepInfo, check_copies
 from fastadam.plans.storage import Storage
 from fastadam.plans.streams import labels
 from fastadam.plans.table import EVERY, Table
+from fastadam.replacing import Replacing
 from fastadam.rules import Rule
 from fastadam.state import sparse
 from fastadam.state.slots import State
 from fastadam.state.totals import Totals
-from fastadam.stateful import Stateful
 
 ONE = 1.0  # the default scale, known by identity: nothing to check
 ACCUMULATED = object()  # what step takes the accumulated gradients for
 
 
-class Optimizer(Stateful):
+class Optimizer(Replacing):
     """One method's state over a tree of parameters, which its steps change in place.
 
     params: numpy.ndarrays of float64, float32, bfloat16 (ml_dtypes) or float16, dense in any axis order, writable, in
@@ -133,26 +134,30 @@ class Optimizer(Stateful):
             self._kernel, self.groups, self._structure.names, self._structure.leaves, arrays, self._backend.home,
             stored, asked.ema_decay is not None, copies,
         )  # fmt: skip
-        state.fill_copies()
+        state.fill_copies(range(len(arrays)))
         self._table = Table(self.rule, self.groups, asked, seed)
         self._behind = sparse.Behind(*self._table.rows.shape)
-        self._introduce(state)
+        self._introduce(state, self._copies)
         self._built = frozenset(vars(self)) - before | {"_built"}
 
-    def _introduce(self, state: State) -> None:
-        """Let steps change this state from here on: work out what they have to do, then take it over."""
+    def _introduce(self, state: State, copies: Sequence[Array]) -> None:
+        """Let steps change this state from here on: work out what they have to do, then take it over.
+
+        copies: per leaf, the user's array of copy_to, if any.
+        """
         if state.draws:
             self._table.draw()
         firsts = list(accumulate((p.size for p in state.params), initial=state.storage.index_offset))[:-1]
         names = [labels(self._kernel, path) for path in state.paths]
         plan = self._backend.plan(self._kernel, names, state.owners, state.streams, self._table, self._chores, firsts)
-        plan.copies = self._copies
+        plan.copies = copies
         judge = self._backend.judge(plan, self._chores, state.paths)
         window = self._backend.window(plan, judge, self._chores, state.paths, self._capturable)
         if window is not None:
             for group in self.groups:
                 group.__dict__["_changed"] = window.rewrite
         self._state, self._plan, self._judge, self._window = state, plan, judge, window
+        self._copies = copies
 
     @property
     def t(self) -> int:

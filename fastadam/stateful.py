@@ -49,7 +49,7 @@ class Stateful:
     ) -> None:  # fmt: skip
         raise NotImplementedError
 
-    def _introduce(self, state: State) -> None:
+    def _introduce(self, state: State, copies: Sequence[Array]) -> None:
         raise NotImplementedError
 
     @property
@@ -145,7 +145,7 @@ class Stateful:
         self.catch_up()
         if self._window is not None:
             self._window.refill()
-        self._introduce(self._state.converted(moments))
+        self._introduce(self._state.converted(moments), self._copies)
 
     def reset(self, leaves: Iterable[str] | str | None = None) -> None:
         """Let the state be as new beside the parameters as they are now: slots, averages, masters, counts.

@@ -8,6 +8,7 @@ from collections import UserDict
 from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from dataclasses import fields, is_dataclass
+from itertools import count
 from operator import is_
 from typing import Any, NamedTuple
 
@@ -236,3 +237,9 @@ def rebuild(tree: Tree, leaf: Callable[[Any], Any]) -> Tree:
     if not all(map(is_, children_of(container, new, keys), children)):
         raise ValueError(f"a {type(tree).__name__} holds other objects than it was rebuilt from, expected the same")
     return new
+
+
+def replaced(tree: Tree, at: int, leaf: Any) -> Tree:
+    """A tree of the same shape with one leaf, counted in the order of the tree, in place of the one there."""
+    leaves = count()
+    return rebuild(tree, lambda x: leaf if next(leaves) == at else x)

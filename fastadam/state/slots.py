@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from copy import copy
 from dataclasses import replace
@@ -196,10 +196,10 @@ class State:
                         self.home.write(y, encoded(self._decoded(x, slot, p), y, slot))
         return other
 
-    def fill_copies(self) -> None:
-        """Round the parameters into copy_to's arrays."""
+    def fill_copies(self, leaves: Iterable[int]) -> None:
+        """Round the parameters of some leaves into copy_to's arrays."""
         with np.errstate(all="ignore"), self.on_stream():
-            for streams in self.streams:
+            for streams in (self.streams[leaf] for leaf in leaves):
                 if streams.copy is not None:
                     values = self.home.get(streams.p).astype(np.float32)
                     self.home.write(streams.copy, values.astype(streams.copy.dtype))

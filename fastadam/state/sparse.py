@@ -45,7 +45,9 @@ class Behind:
             self.table = np.concatenate([self.table, np.zeros((self._room, self.table.shape[1]))])
         if count - self._start[leaf] == self._room:
             own = self._history(leaf)
-            if (done := int(self.at[leaf].min()) - self._start[leaf]) > self._room // 2:  # no row needs the older half
+            if (
+                done := int(self.at[leaf].min(initial=count)) - self._start[leaf]
+            ) > self._room // 2:  # no row needs the older half
                 own[: self._room - done] = own[done:].copy()
                 self._start[leaf] += done
             else:
@@ -54,6 +56,11 @@ class Behind:
                 wider[:, : self._room] = history.reshape(len(self.at), self._room, -1)
                 self.table = np.concatenate([general, wider.reshape(-1, self.table.shape[1])])
                 self._room *= 2
+
+    def replace(self, leaf: int, rows: Array, count: int) -> None:
+        """Let a leaf's rows be others, each as far behind as the one it continues, or at `count`; see accept_rows."""
+        if leaf in self.at:
+            self.at[leaf] = np.where(rows >= 0, np.append(self.at[leaf], count)[rows], count)
 
     def index(self, leaf: int, count: int) -> int:
         """Where in `table` the coefficients of the step from `count` on lie."""

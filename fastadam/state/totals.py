@@ -10,6 +10,7 @@ import numpy as np
 from fastadam.arrays.host import Array, shaped_like
 from fastadam.kernels.formats import compute
 from fastadam.plans.plan import Plan
+from fastadam.state.rows import follow
 from fastadam.state.slots import State
 
 
@@ -61,6 +62,15 @@ class Totals:
         """Other totals, of function(array) for each array; the counts are copied."""
         other = Totals(len(self.counts) - 1)
         other.arrays, other.counts = list(map(function, self.arrays)), self.counts.copy()
+        return other
+
+    def with_leaf(self, state: State, leaf: int, new: Array, rows: Array) -> Totals:
+        """Totals in which a leaf's sum follows the rows of an array in its place; see accept_rows."""
+        other = self.map(lambda x: x)
+        if self.arrays:
+            with state.on_stream():
+                other.arrays[leaf] = state.home.allocate(new.size, compute(new.dtype))
+                follow(state.home, self.arrays[leaf], state.params[leaf], other.arrays[leaf], new, rows)
         return other
 
     def check_empty(self) -> None:

@@ -1,0 +1,81 @@
+"""Rows: a leaf that grows or shrinks along its first axis, and the state that follows its rows."""
+
+from __future__ import annotations
+
+from copy import copy
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from fastadam.arrays.host import Array, Host, describe, shaped_like
+from fastadam.group import Group
+from fastadam.kernels.formats import encoded, format_of
+from fastadam.state.slots import State
+
+
+def accept_rows(name: str, old: Any, new: Any, rows: Any) -> Array:
+    """Return the row of `old` that each row of `new` continues: (len(new),) int64, -1 for a row that begins anew.
+
+    rows: as Optimizer.replace takes it. Raises IndexError, TypeError, ValueError that name what does not fit.
+    """
+    if not old.ndim or new.ndim != old.ndim or new.shape[1:] != old.shape[1:] or new.dtype != old.dtype:
+        raise ValueError(
+            f"array is {describe(new)}, {name} is {describe(old)}: expected its dtype, and any number of its rows"
+        )
+    given = np.arange(len(new)) if rows is None else np.asarray(rows)
+    if given.size and given.dtype.kind not in "iu":
+        raise TypeError(f"rows is {describe(given)}, expected integers")
+    if given.shape != (len(new),):
+        raise ValueError(f"rows is {describe(given)}, expected one index for each of the {len(new)} rows of array")
+    index = given.astype(np.int64)
+    if len(bad := np.flatnonzero(index < -1)):
+        raise IndexError(f"rows[{bad[0]}] is {index[bad[0]]}, expected -1 for a row that begins anew, or an index")
+    return np.where(index < len(old), index, -1)
+
+
+def follow(home: Host, x: Array, old: Array, y: Array, new: Array, rows: Array, kept: Array | None = None) -> None:
+    """Let a flat stream y of `new` have the rows that the stream x of `old` has, but where rows says -1.
+
+    kept: which elements of these rows are meant; None: all.
+    """
+    values, continued = home.get(y), rows >= 0
+    target, source = shaped_like(values, new), shaped_like(home.get(x), old)[rows[continued]]
+    target[continued] = source if kept is None else np.where(kept, source, target[continued])
+    home.write(y, values)
+
+
+def with_leaf(state: State, leaf: int, owner: Any, new: Array, rows: Array, copied: Array | None) -> State:
+    """Return a state in which `new` stands in a leaf's place, its memory following the rows, and which shares the rest.
+
+    owner: what the user gave for `new`. rows: see accept_rows. copied: copy_to's flat array.
+    """
+    group = next(group for group in state._groups if leaf in group._leaves)
+    old, before, home = state.params[leaf], state.streams[leaf], state.home
+    alone = State(
+        state.kernel, [Group(group._rule, group._where, range(1), group._dtypes)], [state.paths[leaf]], [owner], [new],
+        home, state.storage, before.ema is not None, None if copied is None else [copied],
+    )  # fmt: skip
+    after = alone.streams[0]
+    with np.errstate(all="ignore"), alone.on_stream():
+        for slot, x, y in zip(state.kernel.slots, before.slots, after.slots, strict=True):
+            if x is not None and format_of(x.dtype).block == 1:
+                follow(home, x, old, y, new, rows)
+            elif x is not None:
+                values = alone._decoded(y, slot, new)
+                follow(Host(), state._decoded(x, slot, old), old, values, new, rows)
+                home.write(y, encoded(values, y, slot))
+        if before.ema is not None:
+            follow(home, before.ema, old, after.ema, new, rows)
+        for x, y in ((before.low, after.low), (before.master, after.master)):
+            if x is not None:  # the bits that p lacks, which mean nothing beside another p
+                halves = [home.get(p).view(np.uint16) for p in (old, new)]
+                same = halves[0][rows[rows >= 0]] == halves[1][rows >= 0]
+                follow(home, x, old, y, new, rows, same)
+    other = copy(state)
+    for name, value in {"params": new, "owners": owner, "streams": after}.items():
+        of_leaves = list(getattr(state, name))
+        of_leaves[leaf] = value
+        setattr(other, name, of_leaves)
+    other.streams = [replace(streams, g=None) for streams in other.streams]
+    return other
