@@ -18,6 +18,9 @@ master: "remainder" or "float32": the other 16 bits of bfloat16 parameters, or a
     rounded from, in the state under that name or "master". opt.refresh_master() once parameters were set from outside.
 seed, index_offset: of stochastic rounding; neither is in state_dict. Each rank of FSDP2 counts its shards' elements
     from index_offset: give each another, such as rank * 2**40, or all round alike.
+opt.replace(old, new, rows) puts a tensor of more rows or fewer in a parameter's place, its state following the rows:
+what Gaussian splatting's densification does by torch.cat over the state's tensors, which is right here for all but
+moments of 8 bits, whose flat blocks have no rows.
 `opt.info` is a fastadam.StepInfo: what the last step found out. `with opt.averaged():` swaps the averages in.
 
 A step changes memory where it lies: float32, float64 and complex tensors in any dense order of axes, on the CPU through

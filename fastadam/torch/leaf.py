@@ -38,7 +38,7 @@ class Leaf:
         self, name: str, p: Any, group: int, slots: dict[str, Slot | None], numbers: Sequence[str], by_row: bool,
         storage: Storage,
     ) -> None:  # fmt: skip
-        self.name, self.p, self.group = name, p, group
+        self.name, self.p, self.group, self._storage = name, p, group, storage
         here = local(p)
         format = FORMATS.get(here.dtype)
         if format is None or not format.is_float:
@@ -87,6 +87,11 @@ class Leaf:
         self.places: list[tuple[Any, Any]] = []  # of the numbers
         self.values: list[float] = []
         self.history: tuple[int, list[float]] = (0, [])  # the steps taken, and what the rule has accumulated in them
+
+    def beside(self, p: Any) -> Leaf:
+        """A leaf of the same method for another parameter, to lay out its state."""
+        slots = {key: self._slots.get(key) for key in self.slots if key not in ("master", "remainder")}
+        return Leaf(self.name, p, self.group, slots, self.keys[len(self.slots) :], False, self._storage)
 
     def dense(self, dtype: Any = None) -> Any:
         """A new tensor that lies as a walk wants it, of p's dtype unless told otherwise."""

@@ -17,7 +17,7 @@ from fastadam.plans.chores import NOTHING, Chores, StepInfo
 from fastadam.plans.storage import Storage
 from fastadam.torch.cuda import CudaWalk
 from fastadam.torch.formats import ORDER, SHORT, STORED, local
-from fastadam.torch.method import Method
+from fastadam.torch.replacing import Replacing
 from fastadam.torch.walk import Walk
 
 WALKS: dict[str, type[Walk]] = {"cpu": Walk, "cuda": CudaWalk}  # by the type of the device
@@ -34,7 +34,7 @@ def _moved(x: Any, device: Any) -> Any:
     return x.to(device) if isinstance(x, torch.Tensor) else x
 
 
-class Fast(Method):
+class Fast(Replacing):
     """A torch.optim optimizer whose step is one walk over memory; see fastadam.torch."""
 
     def __init__(
