@@ -179,7 +179,7 @@ class Stateful:
         """Take over parameters of 16 bits that were overwritten from outside: their master gets their values.
 
         Without it the next step goes on from the master; a remainder left beside other parameters makes it a number
-        near them, or NaN beside 0.
+        near them: within half of bfloat16's last place, and 0 beside 0 or a number that small.
         """
         self._check_idle()
         self.catch_up()

@@ -107,8 +107,14 @@ def split(x: Any, dtype: Any) -> tuple[Any, Any]:
 
 
 def join(high: Any, low: Any) -> Any:
-    """Return the float32 that `split` took apart."""
-    return ((high.view(np.uint16).astype(np.uint32) << np.uint32(16)) + low.astype(np.uint32)).view(np.float32)
+    """Return the float32 that `split` took apart.
+
+    Of halves that make a NaN, the high one alone: `split` gives none such but of a NaN, which has no low half. So 0 set
+    from outside beside a negative low half is 0, and infinity beside a positive one is infinity.
+    """
+    alone = high.view(np.uint16).astype(np.uint32) << np.uint32(16)
+    value = (alone + low.astype(np.uint32)).view(np.float32)
+    return np.where(np.isnan(value), alone.view(np.float32), value)
 
 
 Draw = tuple[int, int] | None  # the key and the first element's index of random bits; None: to nearest

@@ -107,9 +107,10 @@ def encode(builder: Any, value: Any, format: Format, draw: Any = None, safe: boo
 
 
 def join(builder: Any, high: Any, low: Any) -> Any:
-    """The float32 that `split` took apart."""
-    bits = builder.add(builder.shl(builder.zext(high, _I32), _I32(16)), builder.sext(low, _I32))
-    return builder.bitcast(bits, _F32)
+    """The float32 that `split` took apart; of halves that make a NaN, the high one alone."""
+    alone = builder.shl(builder.zext(high, _I32), _I32(16))
+    value = builder.bitcast(builder.add(alone, builder.sext(low, _I32)), _F32)
+    return builder.select(builder.fcmp_unordered("uno", value, value), builder.bitcast(alone, _F32), value)
 
 
 def split(builder: Any, value: Any) -> tuple[Any, Any]:

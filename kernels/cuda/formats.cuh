@@ -85,6 +85,9 @@ DEVICE void take_apart(f32 value, unsigned short& high, unsigned short& low) {
     const unsigned bits = value != value ? (bits_of(value) | 0x400000) & 0xffff0000 : bits_of(value);
     high = (unsigned short)((bits + 0x8000) >> 16), low = (unsigned short)bits;
 }
+// Of halves that make a NaN, the high one alone.
 DEVICE f32 joined(unsigned short high, unsigned short low) {
-    return of_bits((unsigned(high) << 16) + unsigned(int(short(low))));
+    const unsigned alone = unsigned(high) << 16;
+    const f32 value = of_bits(alone + unsigned(int(short(low))));
+    return value != value ? of_bits(alone) : value;
 }

@@ -8,9 +8,10 @@ import pytest
 from cases import label, same_bits
 from ml_dtypes import bfloat16
 from test_cuda import differing, moved
-from test_formats import F16, F32, F64, tree_of
+from test_formats import F16, F32, F64, beside, impossible_halves, tree_of
 
 import fastadam as fa
+from fastadam.kernels.formats import join
 from fastadam.tools import cover, verify
 from fastadam.tools.cover import chores_for
 
@@ -190,6 +191,13 @@ def test_leaves_of_many_formats_in_one_tree(cupy):
             a.step(grads)
             b.step([moved(cupy, g) for g in grads])
         assert differing(params, on, a, b) == []
+
+
+def test_halves_that_make_a_nan_are_the_high_one_alone(cupy):
+    p, low, means = impossible_halves()
+    opt = beside(moved(cupy, p), low, "cuda")
+    opt.step([moved(cupy, np.zeros_like(p))])
+    assert same_bits(join(opt.params[0].get(), opt.state_dict()["leaves"]["params[0]"]["remainder"]), means)
 
 
 @pytest.mark.parametrize(

@@ -465,6 +465,38 @@ def test_splitting_loses_nothing():
     assert (off <= np.maximum(np.abs(x[usual]).astype(F64) * 2.0**-8, 2.0**-134)).all()
 
 
+def impossible_halves(*more):
+    """bfloat16 beside low halves, of which `split` never gives some together, and the float32 that they mean."""
+    highs = 0x0000, 0x8000, 0x0001, 0x3F80, 0xBF80, 0x7F7F, *more
+    pairs = [(high, low) for high in highs for low in (-(2**15), -5, -1, 0, 1, 5, 2**15 - 1)]
+    bits = [((high << 16) + low) % 2**32 for high, low in pairs]
+    means = [high << 16 if b % 2**31 > 0x7F800000 else b for b, (high, _) in zip(bits, pairs, strict=True)]
+    high, low = np.array(pairs).T
+    return high.astype(np.uint16).view(bfloat16), low.astype(np.int16), np.array(means, np.uint32).view(F32)
+
+
+def beside(p, low, backend):
+    """An optimizer whose steps change nothing, over bfloat16 parameters beside these low halves."""
+    opt = fa.Adam([p], lr=0.0, master="remainder", backend=backend)
+    state = opt.state_dict()
+    state["leaves"]["params[0]"]["remainder"] = low
+    opt.load_state_dict(state)
+    return opt
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_halves_that_make_a_nan_are_the_high_one_alone(backend):
+    p, low, means = impossible_halves(0x7F80, 0xFF80)
+    assert same_bits(formats.join(p, low), means)
+    assert not np.isnan(means).any()
+    p, low, means = impossible_halves()  # of infinity a step makes NaN: l2 is 0
+    opt = beside(p, low, backend)
+    opt.step([np.zeros_like(p)])
+    high, rest = formats.split(means, bfloat16)
+    assert same_bits(p, high)
+    assert same_bits(opt.state_dict()["leaves"]["params[0]"]["remainder"], rest)
+
+
 @pytest.mark.parametrize("master", ["remainder", "float32"])
 def test_parameters_from_outside(master):
     """After refresh_master, steps go on from the values that were written."""
