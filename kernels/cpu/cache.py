@@ -17,6 +17,7 @@ import time
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from threading import Event, Thread
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -124,12 +125,13 @@ def native(name: str, function: Any, signature: Any, of: str = "", for_c: bool =
     signature: Numba's, of its result and arguments. name and `of` tell it from all others. for_c: callable from C, by
     address; else from Python, and then `nogil` says whether it lets other threads of Python run.
     """
+    path = _path(name, signature, of)
     with global_compiler_lock:
-        path = _path(name, signature, of)
         result = _load(path, name, of)
-        if result is None:
-            with claimed(path):
-                result = _load(path, name, of) or _compile(path, name, of, function, signature, for_c, nogil)
+    if result is None:
+        _registered().wait()  # for a thread that takes the same lock
+        with global_compiler_lock, claimed(path):
+            result = _load(path, name, of) or _compile(path, name, of, function, signature, for_c, nogil)
     return Code(result)
 
 
@@ -168,6 +170,28 @@ def _load(path: Path | None, name: str, of: str) -> Any:
             os.utime(path)  # what is in use is not old
     log.debug("%s loaded for %s in %.3f s", name, of or "all", perf_counter() - began)
     return result
+
+
+@cache
+def _registered() -> Event:
+    """Set when Numba has registered all that it can compile, for which a thread takes half a second.
+
+    No signal's handler runs there: half registered, as after Ctrl-C, Numba compiles nothing until the process ends.
+    """
+    done = Event()  # Thread.join, once interrupted, takes a thread for ended
+
+    def register() -> None:
+        try:
+            with global_compiler_lock:
+                cpu_target.target_context.refresh()
+        finally:
+            done.set()
+
+    try:
+        Thread(target=register).start()
+    except RuntimeError:  # there may be no more threads, as at Python's end: then whoever compiles registers
+        done.set()
+    return done
 
 
 _spent = 0.0  # seconds that this process has compiled; infinity once the log has said so

@@ -559,6 +559,36 @@ compiler.compile_extra = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
     assert only(directory)
 
 
+def test_after_ctrl_c_amid_numbas_registering_the_process_compiles(directory, fresh):
+    """The moment is amid a list of Numba's overloads, in whichever thread: what is left of it would be lost."""
+    interrupted = """
+import os, signal
+from numba.core.typing import templates
+pressed = []
+def press(registered):
+    begin = 0
+    while True:
+        end = len(registered)
+        if end > 40 and not pressed:
+            pressed.append(end)
+            os.kill(os.getpid(), signal.SIGINT)
+            for _ in range(10_000):
+                pass
+        yield iter(registered[begin:end])
+        begin = end
+templates.utils.stream_list = press
+try:
+    exec(call)
+    raise SystemExit("not interrupted")
+except KeyboardInterrupt:
+    pass
+exec(call)
+import numba
+assert numba.njit(lambda x: x + 1)(1) == 2
+"""
+    assert uses(fresh(LOG + f"call = {CALL!r}" + interrupted)) == COMPILED
+
+
 def test_no_process_is_waited_for_for_ever(directory, call, monkeypatch):
     """One that is stopped while it compiles holds its claim."""
     call()
