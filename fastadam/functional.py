@@ -19,7 +19,7 @@ from fastadam.group import Group
 from fastadam.kernels.formats import compute
 from fastadam.plans.streams import Streams, labels
 from fastadam.plans.table import Table
-from fastadam.rules import Rule
+from fastadam.rule import Rule
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -31,7 +31,7 @@ def _step(
     """Check everything, then step once. Returns the new values of what the rule carries."""
     t = integer("t", t, low=1, most=2**63 - 1)
     chosen = choose(backend, [p])
-    owned, p = p, chosen.home.own("p", p)
+    owned, p = p, chosen.home.owned("p", p)
     kernel = kernels.ALL[rule.kernel]
     flats: list[Array | None] = []
     for slot in kernel.slots:
@@ -43,7 +43,7 @@ def _step(
         if x is None:
             flats.append(None)
         else:
-            x = chosen.home.own(slot.name, x)
+            x = chosen.home.owned(slot.name, x)
             if (x.shape, compute(x.dtype)) != (p.shape, compute(p.dtype)) or flat_like(x, p) is None:
                 both = f"{slot.name} is {describe(x)}, p is {describe(p)}"
                 raise ValueError(f"{both}: expected one shape and order of axes, and either both in float64 or none")
@@ -62,10 +62,10 @@ def _hyperparameters_of(rule: type[Rule], *decided: str) -> Callable[[Function],
     """Let help() show the method's hyperparameters, but for those that an argument of the function decides."""
 
     def shown(function: Function) -> Function:
-        own = inspect.signature(function).parameters.values()
+        parameters = inspect.signature(function).parameters.values()
         taken = [p for p in inspect.signature(rule).parameters.values() if p.name not in decided]
         function.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-            [p for p in own if p.kind is not p.VAR_KEYWORD] + [p.replace(kind=p.KEYWORD_ONLY) for p in taken],
+            [p for p in parameters if p.kind is not p.VAR_KEYWORD] + [p.replace(kind=p.KEYWORD_ONLY) for p in taken],
             return_annotation=inspect.signature(function).return_annotation,
         )
         return function

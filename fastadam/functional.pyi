@@ -1,7 +1,7 @@
 # Written by tests/test_typing.py from the functions and the rules.
 
 from fastadam.arrays.host import Array
-from fastadam.rules import LearningRate
+from fastadam.rule import LearningRate
 
 def adam_step(
     p: Array,

@@ -13,7 +13,7 @@ from fastadam.arrays.host import Array
 from fastadam.arrays.tree import Structure, Tree
 from fastadam.checks import at_count, positive
 from fastadam.kernels.formats import compute
-from fastadam.rules import Rule
+from fastadam.rule import Rule
 
 OF_OPTIMIZERS = {
     "backend", "moments", "master", "seed", "index_offset", "max_value", "ema_decay", "copy_to", "zero_grads",
@@ -162,13 +162,13 @@ def make_groups(params: Tree, default: Rule, arrays: list[Array]) -> Iterator[Gr
     if not is_grouped(params):
         yield Group(default, "groups[0].", range(len(arrays)), {compute(a.dtype) for a in arrays})
         return
-    first, known = 0, hyperparameters(default)
+    first, names = 0, hyperparameters(default)
     for k, item in enumerate(params):
-        free = {key: value for key, value in item.items() if key not in ("params", "max_norm", *known)}
+        free = {key: value for key, value in item.items() if key not in ("params", "max_norm", *names)}
         for key in free:
             _check_free(f"params[{k}]", key, default)
         try:
-            rule = replace(default, **{name: item[name] for name in known if name in item})
+            rule = replace(default, **{name: item[name] for name in names if name in item})
         except (TypeError, ValueError) as error:
             raise type(error)(f"params[{k}]: {error}") from None
         leaves = range(first, first + len(Structure(item["params"]).leaves))
@@ -179,10 +179,10 @@ def make_groups(params: Tree, default: Rule, arrays: list[Array]) -> Iterator[Gr
 
 def _check_free(where: str, key: Any, rule: Rule) -> None:
     """Refuse a key of a group that is no name, or looks as if something were meant that a group cannot say."""
-    known, decided = hyperparameters(rule), {each.name for each in fields(rule)} | OF_OPTIMIZERS
-    meant = [*known, "max_norm", "params", "learning_rate"]  # Keras's lr, which would be ignored without a word
+    names, decided = hyperparameters(rule), {each.name for each in fields(rule)} | OF_OPTIMIZERS
+    meant = [*names, "max_norm", "params", "learning_rate"]  # Keras's lr, which would be ignored without a word
     if not isinstance(key, str) or key in decided or get_close_matches(key, meant, 1, 0.8):
         raise TypeError(
-            f"{where} has {key!r}, expected 'params', 'max_norm', any of {', '.join(known)}, or a name of your own "
+            f"{where} has {key!r}, expected 'params', 'max_norm', any of {', '.join(names)}, or a name of your own "
             "that is like none of them"
         )

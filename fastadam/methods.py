@@ -12,9 +12,12 @@ class _Method(Optimizer):
     def __init_subclass__(cls) -> None:
         if "rule" not in vars(cls):  # a user's own subclass documents itself
             return
-        own = list(inspect.signature(cls.rule).parameters.values())
+        parameters = list(inspect.signature(cls.rule).parameters.values())
         base = inspect.signature(Optimizer.__init__).parameters
-        kinds = [p for p in own if p.kind is not p.KEYWORD_ONLY], [p for p in own if p.kind is p.KEYWORD_ONLY]
+        kinds = (
+            [p for p in parameters if p.kind is not p.KEYWORD_ONLY],
+            [p for p in parameters if p.kind is p.KEYWORD_ONLY],
+        )
         cls.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
             [base["params"].replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD), *kinds[0], *kinds[1]]
             + [p for p in base.values() if p.kind is p.KEYWORD_ONLY]

@@ -5,7 +5,7 @@ from typing import TypedDict, Unpack
 
 from fastadam.arrays.tree import Tree
 from fastadam.optimizer import Optimizer
-from fastadam.rules import LearningRate
+from fastadam.rule import LearningRate
 
 class Options(TypedDict, total=False):
     backend: str

@@ -17,7 +17,7 @@ from fastadam.plans.storage import Storage
 from fastadam.plans.streams import labels
 from fastadam.plans.table import EVERY, Table
 from fastadam.replacing import Replacing
-from fastadam.rules import Rule
+from fastadam.rule import Rule
 from fastadam.state import sparse
 from fastadam.state.slots import State
 from fastadam.state.totals import Totals
@@ -119,7 +119,7 @@ class Optimizer(Replacing):
         arrays = []
         for name, leaf in zip(self._structure.names, self._structure.leaves, strict=True):
             array = leaf.array if isinstance(leaf, FlatBuffer) else leaf
-            arrays.append(self._backend.home.own(f"params{name}", array))
+            arrays.append(self._backend.home.owned(f"params{name}", array))
         self.groups = tuple(make_groups(params, default, arrays))
         self._chores, self._copy_to = asked, copy_to
         copies = None

@@ -5,8 +5,7 @@ before, which is what torch's schedulers call the epoch and optax the count. So 
 has before the first scheduler.step(). Where a schedule has an end, the last value holds from there on.
 
 Schedules are plain frozen dataclasses: they print, compare, copy and pickle as their arguments, and remember nothing.
-Any other function of t that gives a number is a learning rate too; those of optax count from 0, so
-`lr=lambda t: schedule(t - 1)` makes them equal to these.
+Any other function of t that gives a number serves too; optax's count from 0: `lr=lambda t: schedule(t - 1)`.
 """
 
 import math
@@ -17,7 +16,7 @@ from itertools import pairwise
 from typing import Any
 
 from fastadam.checks import integer, number
-from fastadam.rules import LearningRate
+from fastadam.rule import LearningRate
 
 
 def _milestones(name: str, value: Any) -> tuple[int, ...]:
@@ -287,8 +286,7 @@ class Warmup(Schedule):
     Goyal et al. 2017, section 2.2. torch: LinearLR and the other in SequentialLR; optax: linear_schedule and the other
     in join_schedules. From start_lr 0, as there, the first step only gathers moments.
 
-    >>> schedule = fa.schedules.Warmup(4, fa.schedules.Cosine(1e-3, steps=96))
-    >>> opt = fa.Adam(np.ones(3), lr=schedule)
+    >>> opt = fa.Adam(np.ones(3), lr=fa.schedules.Warmup(4, fa.schedules.Cosine(1e-3, steps=96)))
     """
 
     steps: int

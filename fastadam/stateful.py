@@ -15,7 +15,7 @@ from fastadam.group import Group, is_grouped
 from fastadam.plans.chores import Chores
 from fastadam.plans.plan import Plan
 from fastadam.plans.table import Table
-from fastadam.rules import Rule
+from fastadam.rule import Rule
 from fastadam.state import saved
 from fastadam.state.slots import State
 from fastadam.state.sparse import Behind

@@ -48,9 +48,9 @@ def step(
                     for values, like, slot in zip(new[1:], slots, kernel.slots, strict=True)
                 ]
                 if flags.stats:
-                    here, after = notes[k, : -(-n // BLOCK)], _whole(stored[0], other).astype(wide, copy=False)
-                    here[:, 0], here[:, 1] = sum_of_squares(gradient), sum_of_squares(after)
-                    here[:, 2], here[:, 3] = sum_of_squares(after - before), largest(after - before)
+                    noted, after = notes[k, : -(-n // BLOCK)], _whole(stored[0], other).astype(wide, copy=False)
+                    noted[:, 0], noted[:, 1] = sum_of_squares(gradient), sum_of_squares(after)
+                    noted[:, 2], noted[:, 3] = sum_of_squares(after - before), largest(after - before)
             new_p, *new_slots = stored
             stepped = Columns(new_p, None, tuple(new_slots), new_ema, encoded(new[0], pieces.copy), other)
             for x, values in zip(pieces.row, stepped.row, strict=True):
@@ -81,10 +81,10 @@ def measure(streams: Any, chunks: Any, row: Any, notes: Any) -> None:
                 notes[k, : len(squares), 0], notes[k, : len(squares), 3] = squares, largest(g)
 
 
-def sums(chunks: Any, notes: Any, row: Any, found: Any) -> None:
+def sums(chunks: Any, notes: Any, row: Any, sums_of_leaves: Any) -> None:
     """found[leaf] <- the notes of its blocks, the first columns added in pairs of neighbours, the last's largest."""
     for leaf in np.unique(chunks[:, 0]):
         if row[leaf] >= 0:
-            own = [notes[k, : -(-n // BLOCK)] for k, (at, _, n, *_) in enumerate(chunks) if at == leaf]
-            blocks = np.concatenate(own)
-            found[leaf] = [*(in_pairs(blocks[:, j].tolist()) for j in range(NOTES - 1)), blocks[:, -1].max()]
+            notes_of_chunks = [notes[k, : -(-n // BLOCK)] for k, (at, _, n, *_) in enumerate(chunks) if at == leaf]
+            blocks = np.concatenate(notes_of_chunks)
+            sums_of_leaves[leaf] = [*(in_pairs(blocks[:, j].tolist()) for j in range(NOTES - 1)), blocks[:, -1].max()]

@@ -238,3 +238,28 @@ def test_an_optimizers_own_is_its_own():
     library = [path for path in LIBRARY if "torch" not in path.parts]
     assert [where(path, node) for path in library for node in peeking(tree(path))] == []
     assert len(list(peeking(ast.parse("def convert(opt): return opt._slots, self._opt._table, opt.t")))) == 2
+
+
+# ---- names
+
+PRONOUNS = {"own", "found", "here", "there", "made", "known"}
+
+
+def pronouns(text):
+    """The variables and parameters of a text that say of nothing what it is."""
+    for node in ast.walk(text):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id in PRONOUNS:
+            yield node
+        if isinstance(node, ast.arg) and node.arg in PRONOUNS:
+            yield node
+
+
+def test_no_pronoun_names_a_value():
+    assert len(list(pronouns(ast.parse("found, x = 1, here\ndef f(own): pass")))) == 2
+    assert [where(path, node) for path in LIBRARY for node in pronouns(tree(path))] == []
+
+
+def test_no_module_is_longer_than_a_reader_holds():
+    lengths = sorted(len(path.read_text().splitlines()) for path in LIBRARY)
+    assert lengths[-1] <= 300
+    assert lengths[len(lengths) // 2] <= 150

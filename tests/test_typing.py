@@ -49,7 +49,7 @@ def signature(function, first=(), options=None):
 def methods_stub():
     head = "# Written by tests/test_typing.py from the rules.\n\nfrom collections.abc import Callable\n"
     head += "from typing import TypedDict, Unpack\n\nfrom fastadam.arrays.tree import Tree\n"
-    head += "from fastadam.optimizer import Optimizer\nfrom fastadam.rules import LearningRate\n"
+    head += "from fastadam.optimizer import Optimizer\nfrom fastadam.rule import LearningRate\n"
     own = inspect.signature(Optimizer.__init__).parameters.values()
     own = [p for p in own if p.kind is p.KEYWORD_ONLY]
     options = "".join(f"    {argument(p.replace(default=p.empty))}\n" for p in own)
@@ -63,7 +63,7 @@ def methods_stub():
 def functional_stub():
     head = "# Written by tests/test_typing.py from the functions and the rules.\n\n"
     head += "from fastadam.arrays.host import Array\n"
-    head += "from fastadam.rules import LearningRate\n"
+    head += "from fastadam.rule import LearningRate\n"
     functions = [f for name, f in vars(functional).items() if name.endswith("_step") and not name.startswith("_")]
     text = head
     for f in functions:

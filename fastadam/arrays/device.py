@@ -137,11 +137,11 @@ def joined(others: Iterable[Any]) -> ExitStack:
     """Within it the current stream comes after what other streams have to do; they wait for it afterwards."""
     import cupy
 
-    stack, here = ExitStack(), cupy.cuda.get_current_stream()
+    stack, current = ExitStack(), cupy.cuda.get_current_stream()
     for other in others:
-        if other is not None and other.ptr != here.ptr:
-            _wait(here, other)
-            stack.callback(_wait, other, here)
+        if other is not None and other.ptr != current.ptr:
+            _wait(current, other)
+            stack.callback(_wait, other, current)
     return stack
 
 
@@ -160,7 +160,7 @@ class Device(Host):
         return stack
 
     @staticmethod
-    def own(name: str, x: Any) -> Array:
+    def owned(name: str, x: Any) -> Array:
         view = _view(name, x, written=True)
         if view.dtype.name not in FLOATS or not view.dtype.isnative:
             expected = f"one of {', '.join(FLOATS)}, in native byte order"
@@ -170,8 +170,8 @@ class Device(Host):
                 f"{name} has strides {view.strides} for shape {view.shape}, expected dense memory in any axis order, "
                 "without gaps"
             )
-        own: Array = view
-        return own
+        owned: Array = view
+        return owned
 
     @staticmethod
     def is_array(x: Any) -> bool:

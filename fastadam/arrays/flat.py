@@ -58,9 +58,9 @@ class FlatBuffer:
 
         def view(_: Any) -> Array:
             leaf, offset = next(pieces)
-            here = self.array[offset : offset + leaf.size].reshape(leaf.shape)
-            here[...] = leaf
-            return here
+            piece = self.array[offset : offset + leaf.size].reshape(leaf.shape)
+            piece[...] = leaf
+            return piece
 
         with home.near(leaves), nullcontext() if home is HOST else joined(map(stream_of, structure.leaves)):
             self.views = rebuild(tree, view)
@@ -106,7 +106,7 @@ def move(leaf: Any, where: str) -> Any:
         return FlatBuffer(rebuild(leaf.views, lambda x: move(x, where)))
     if where == "cuda":
         return DEVICE.put(leaf)
-    there = DEVICE.read(leaf)
-    order = memory_order(there)
+    on_device_leaf = DEVICE.read(leaf)
+    order = memory_order(on_device_leaf)
     with stream_of(leaf) or nullcontext():
-        return DEVICE.get(there.transpose(order)).transpose(np.argsort(order).tolist())
+        return DEVICE.get(on_device_leaf.transpose(order)).transpose(np.argsort(order).tolist())

@@ -167,11 +167,11 @@ class Host:
         return nullcontext()
 
     @staticmethod
-    def own(name: str, x: Any) -> Array:
+    def owned(name: str, x: Any) -> Array:
         """The array to update in place; raises TypeError, ValueError where it is none."""
         check_owned(name, x)
-        own: Array = x
-        return own
+        owned: Array = x
+        return owned
 
     @staticmethod
     def is_array(x: Any) -> bool:
@@ -189,8 +189,8 @@ class Host:
         """What is_array took, as an array to write to; raises ValueError where it is read-only."""
         if not x.flags.writeable:
             raise ValueError(f"{name} is read-only, expected an array that can be written")
-        own: Array = x
-        return own
+        written: Array = x
+        return written
 
     @staticmethod
     def get(x: Array) -> Array:

@@ -111,7 +111,7 @@ class Leaf:
     def __init__(self, path: str, leaf: Any, state: dict[str, Any], shard: Shard | None) -> None:
         self.path, self.home = path, home_of([leaf])
         array = leaf.array if isinstance(leaf, FlatBuffer) else leaf
-        self.array = self.home.own(f"params{path}", array)
+        self.array = self.home.owned(f"params{path}", array)
         self.layout = Layout(path, leaf, self.array, shard)
         arrays = {name: x for name, x in state.items() if hasattr(x, "dtype")}
         self.streams = {"params": self.array, **arrays}

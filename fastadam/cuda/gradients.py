@@ -29,7 +29,7 @@ class GradientsOnDevice(Gradients):
         self._cupy = cupy
         # Where another library owns a parameter: how to look at it again, since its memory may move.
         self._foreign = {k: p for k, p in enumerate(owners) if foreign(p)}
-        viewed = [DEVICE.own(names[k].p, p) if k in self._foreign else p for k, p in enumerate(owners)]
+        viewed = [DEVICE.owned(names[k].p, p) if k in self._foreign else p for k, p in enumerate(owners)]
         super().__init__(kernel, names, viewed, *rest)  # type: ignore[call-arg]  # of the plan
         first: Any = self._params[0] if self._params else None
         self._device = cupy.cuda.Device() if first is None else first.device
@@ -47,11 +47,11 @@ class GradientsOnDevice(Gradients):
         self._others: list[Any] = []  # the streams of gradients whose owners name one
 
     def accept(self, grads: list[Any]) -> int:
-        ndarray, known, missing, new = self._cupy.ndarray, self._known, 0, []
+        ndarray, addresses, missing, new = self._cupy.ndarray, self._known, 0, []
         for leaf, g in enumerate(grads):
             if g is None:
                 missing += 1
-            elif type(g) is not ndarray or (g.data.ptr, g.shape, g.strides, g.dtype) != known[leaf]:
+            elif type(g) is not ndarray or (g.data.ptr, g.shape, g.strides, g.dtype) != addresses[leaf]:
                 new.append(leaf)
         for leaf in self._foreign:
             self.check_unmoved(leaf)
@@ -104,7 +104,7 @@ class GradientsOnDevice(Gradients):
         p, anchor = self._params[leaf], self._anchors[leaf]
         name = self._names[leaf].p
         if leaf in self._foreign:
-            p = DEVICE.own(name, self._foreign[leaf])
+            p = DEVICE.owned(name, self._foreign[leaf])
         now, then = [(extent(x) if x.size else 0, x.dtype, x.shape, x.strides) for x in (p, anchor)]
         if now != then:
             raise ValueError(f"{name} is {describe(p)} and was {describe(anchor)}: expected the memory of construction")
@@ -112,10 +112,10 @@ class GradientsOnDevice(Gradients):
     def _as_array(self, name: str, both: str, g: Any) -> Array:
         if not on_device(g):
             raise TypeError(f"{both}, expected an array on a CUDA device or None: cupy.asarray(...) makes one")
-        here: Any = DEVICE.read(g, name)
-        if here.device.id != self._index:
+        array: Any = DEVICE.read(g, name)
+        if array.device.id != self._index:
             raise ValueError(f"{both}, expected one device")
-        return here  # type: ignore[no-any-return]
+        return array  # type: ignore[no-any-return]
 
     def accept_indices(self, leaf: int, indices: Any) -> Array:
         """On the host: from a device they are fetched, on their owner's stream, which is waited for."""
@@ -127,11 +127,11 @@ class GradientsOnDevice(Gradients):
     def _by_row(self, leaf: int, indices: Array, values: Any) -> RowGradient:
         if self.norm is not None:
             raise only_on_host("step_rows with max_norm, skip_nonfinite or stats, which look at all rows first")
-        here: Any = DEVICE.read(values)
-        if here.device.id != self._index:
+        array: Any = DEVICE.read(values)
+        if array.device.id != self._index:
             name, p = self._names[leaf].p, self._params[leaf]
             raise ValueError(
-                f"rows{name.removeprefix('params')}'s values are {describe(here)}, {name} is {describe(p)}: "
+                f"rows{name.removeprefix('params')}'s values are {describe(array)}, {name} is {describe(p)}: "
                 "expected one device"
             )
         groups = by_row(indices)
@@ -140,13 +140,13 @@ class GradientsOnDevice(Gradients):
     def place_rows(self, leaf: int, values: Any) -> None:
         if (stream := stream_of(values)) is not None:
             self._others.append(stream)
-        here, p = DEVICE.read(values), self._params[leaf]
-        self._values[leaf] = flat_like(here, p)
+        array, p = DEVICE.read(values), self._params[leaf]
+        self._values[leaf] = flat_like(array, p)
         if self._values[leaf] is None:  # another order of axes than p's, or gaps
             order = memory_order(p)
             with self.on_stream():
-                home = self._cupy.empty([here.shape[axis] for axis in order], here.dtype)
-                home[...] = here.transpose(order)
+                home = self._cupy.empty([array.shape[axis] for axis in order], array.dtype)
+                home[...] = array.transpose(order)
             self._values[leaf] = home.reshape(-1)
 
     def on_stream(self) -> AbstractContextManager[Any]:

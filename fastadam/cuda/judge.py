@@ -41,40 +41,40 @@ class Judge(judge.Judge):
             return self.nothing(scale) if norm else NOTHING
         with plan.on_stream():
             norm.send(scale, 1.0 if plan.window is None else scale)
-            found, totals = norm.room(captured=plan.window is not None and plan.stream().is_capturing())
+            findings, totals = norm.room(captured=plan.window is not None and plan.stream().is_capturing())
             steps = plan.steps()
             if norm.measured:
-                deque(starmap(call, [*norm.measure(plan.signatures, steps), norm.decide(found)]), maxlen=0)
-            if norm.raising and (values := found.get())[1] > 0:
+                deque(starmap(call, [*norm.measure(plan.signatures, steps), norm.decide(findings)]), maxlen=0)
+            if norm.raising and (values := findings.get())[1] > 0:
                 deque(starmap(setitem, used), maxlen=0)
                 raise self.refuse(int(np.argmin(np.isfinite(values[2 + len(self._table.groups) :]))))
-            noted = norm.total(found, totals) if norm.noted else []
+            noted = norm.total(findings, totals) if norm.noted else []
             rest = [(setitem, *one) for one in after]
             deque(starmap(call, [*steps, *noted, *plan.counting(), *rest]), maxlen=0)
-            return DeviceInfo(self, norm, found, totals, scale, plan.stream())  # type: ignore[return-value]
+            return DeviceInfo(self, norm, findings, totals, scale, plan.stream())  # type: ignore[return-value]
 
-    def read(self, norm: Norm, found: Array, totals: Array, scale: float) -> StepInfo:
+    def read(self, norm: Norm, findings: Array, totals: Array, scale: float) -> StepInfo:
         """The report of a step from what it has found, now on the host."""
-        if norm.skipping and found[1] > 0:
+        if norm.skipping and findings[1] > 0:
             return StepInfo(skipped=True)
         n, groups = len(self._names), len(self._table.groups)
-        verdict = Verdict(None, found.item(0), found[2 : 2 + groups].tolist()) if norm.clipping else Verdict()
+        verdict = Verdict(None, findings.item(0), findings[2 : 2 + groups].tolist()) if norm.clipping else Verdict()
         return self.report(verdict, totals.reshape(-1, NOTES)[:n] if norm.noted else None, scale)
 
 
 class DeviceInfo:
     """A StepInfo whose numbers lie on a device: whoever asks for one waits until the step has been taken."""
 
-    def __init__(self, judge: Judge, norm: Norm, found: Any, totals: Any, scale: float, stream: Any) -> None:
-        self._judge, self._norm, self._found, self._totals = judge, norm, found, totals
+    def __init__(self, judge: Judge, norm: Norm, findings: Any, totals: Any, scale: float, stream: Any) -> None:
+        self._judge, self._norm, self._found, self._totals = judge, norm, findings, totals
         self._scale, self._stream = scale, stream
 
     def read(self) -> StepInfo:
         """Everything; waits for the device."""
         norm = self._norm
-        found = self._found.get(stream=self._stream) if norm.measured else np.zeros(self._found.size)
+        findings = self._found.get(stream=self._stream) if norm.measured else np.zeros(self._found.size)
         totals = self._totals.get(stream=self._stream) if norm.noted else np.zeros(self._totals.size)
-        return self._judge.read(norm, found, totals, self._scale)
+        return self._judge.read(norm, findings, totals, self._scale)
 
     def __getattr__(self, name: str) -> Any:
         if not hasattr(StepInfo, name):

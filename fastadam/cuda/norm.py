@@ -109,21 +109,21 @@ class Norm:
     def room(self, captured: bool) -> tuple[Any, Any]:
         """Memory for what a step finds, and for each leaf's totals: the same for all steps of captured graphs."""
         empty = self._cupy.empty
-        found = self._found if captured else empty(self._found.size, np.float64)
-        return found, self._totals if captured or not self.noted else empty(self._totals.size, np.float64)
+        findings = self._found if captured else empty(self._found.size, np.float64)
+        return findings, self._totals if captured or not self.noted else empty(self._totals.size, np.float64)
 
     def measure(self, signatures: Sequence[Signature], steps: Sequence[tuple[Any, ...]]) -> list[Any]:
         """The calls that note what the gradients of these steps, one call for each signature, are like."""
         calls = [self._measure(one, table) for one, (*_, (_, _, table, _)) in zip(signatures, steps, strict=True)]
         return [*calls, *self._add_up()]
 
-    def decide(self, found: Any) -> tuple[Any, ...]:
+    def decide(self, findings: Any) -> tuple[Any, ...]:
         """The call that lets the device decide on what was measured, and write down in `found` what it finds."""
-        return self._function("JUDGE"), (1,), (THREADS,), (self._case(found),)
+        return self._function("JUDGE"), (1,), (THREADS,), (self._case(findings),)
 
-    def total(self, found: Any, totals: Any) -> list[Any]:
+    def total(self, findings: Any, totals: Any) -> list[Any]:
         """The calls that add up what a step has noted down, for each leaf."""
-        return [*self._add_up(), (self._function("TOTALS"), (1,), (THREADS,), (self._case(found), totals))]
+        return [*self._add_up(), (self._function("TOTALS"), (1,), (THREADS,), (self._case(findings), totals))]
 
     def _measure(self, signature: Signature, table: Array) -> tuple[Any, ...]:
         where = "ByValue" if table.dtype["words"].shape else "Uploaded"
@@ -136,6 +136,6 @@ class Norm:
         add_up = self._function("ADD_UP")
         return [(add_up, (n,), (THREADS,), (pieces, self.notes, apart)) for pieces, n, apart in self._levels]
 
-    def _case(self, found: Any) -> Array:
-        homes = self._first, self._from, self._asked.memory, self.notes, self._room, self.rulings, found
+    def _case(self, findings: Any) -> Array:
+        homes = self._first, self._from, self._asked.memory, self.notes, self._room, self.rulings, findings
         return np.array((len(self._sizes), len(self._groups), *(x.data.ptr for x in homes)), CASE)

@@ -75,7 +75,7 @@ class CudaPlan(GradientsOnDevice, Plan):
         if self.window is not None:
             with self.on_stream():
                 if self.stream().is_capturing():
-                    leaf = next(k for k, known in enumerate(self._g_dtypes) if known != g_dtypes[k])
+                    leaf = next(k for k, dtype in enumerate(self._g_dtypes) if dtype != g_dtypes[k])
                     raise TypeError(
                         f"{self._names[leaf].g} is {g_dtypes[leaf]} and was {self._g_dtypes[leaf]}: expected what the "
                         "step before had, while a graph is captured"
@@ -110,12 +110,16 @@ class CudaPlan(GradientsOnDevice, Plan):
         for leaf, k in self._signature_of.items():
             leaves_of.setdefault(k, []).append(leaf)
         with self.on_stream():  # whose work alone gets the tables' memory once they are freed
-            own = [sorted(leaves) for leaves in leaves_of.values()]
-            norm = None if self._asked is None else Norm(*self._asked, own, [p.size for p in self._params])
+            leaves_of_signatures = [sorted(leaves) for leaves in leaves_of.values()]
+            norm = (
+                None
+                if self._asked is None
+                else Norm(*self._asked, leaves_of_signatures, [p.size for p in self._params])
+            )
             scaled, noted = norm.flags if norm else (False, False)
             stepped = [streams.columns for streams in self._streams]
             asked, signatures = Riding(self._flags.limit, self._flags.clear, scaled, noted), []
-            for k, leaves in enumerate(own):
+            for k, leaves in enumerate(leaves_of_signatures):
                 more = [norm.columns(k, j) if norm else [0, 0] for j in range(len(self._params))]
                 signatures.append(
                     Signature(
@@ -169,10 +173,10 @@ class CudaPlan(GradientsOnDevice, Plan):
                 columns, more = np.arange(3 if clear else 1), [[0, 0]] * len(totals) if clear else ()
                 some = [(one.leaves.tolist(), streams, one.g_dtype) for one in self.signatures]
                 self._adding += [
-                    Signature("accumulate", *own, 2, columns, Riding(clear=clear), 0, more) for own in some
+                    Signature("accumulate", *parts, 2, columns, Riding(clear=clear), 0, more) for parts in some
                 ]
-            for one, own in zip(self._adding, self.signatures, strict=True):
-                one.words[: len(one.leaves)] = own.words[: len(one.leaves)]
+            for one, parts in zip(self._adding, self.signatures, strict=True):
+                one.words[: len(one.leaves)] = parts.words[: len(one.leaves)]
             calls = [one.launch(row, rows, NO_WINDOW) for one in self._adding]
             deque(starmap(call, [*calls, *((setitem, *one) for one in (*self.unread, *after))]), maxlen=0)
 

@@ -86,19 +86,22 @@ class Signature:
         self._rounded = width - bool(firsts)
         width = self._rounded + chores.scaled * 8 // self.real.itemsize + drawn
         self.width = width
-        own = []
+        columns_of_leaf = []
         for leaf in leaves:
             at = Columns.of(0 if x is None else x.data.ptr for x in streams[leaf].row)
             riding = [at.ema, at.copy, *more[leaf]] if more else []
             low = [] if kinds.low is None else [at.low]
-            own.append([at.p, *at.slots, *riding, *low, *firsts[leaf : leaf + drawn]])
+            columns_of_leaf.append([at.p, *at.slots, *riding, *low, *firsts[leaf : leaf + drawn]])
         self.threads = self._steps[0].threads
-        self._places = [at // kinds.p.bytes for at, *_ in own]  # in elements
+        self._places = [at // kinds.p.bytes for at, *_ in columns_of_leaf]  # in elements
         heads = [0 if self._steps[0].blocked else place % self._steps[0].width for place in self._places]
         chunks = chunk_table([streams[leaf].p.size for leaf in leaves], heads, self._steps[0].chunk)
         self.blocks = len(chunks)
         self._blocks_before = np.searchsorted(chunks["leaf"], np.arange(len(leaves) + 1))  # each leaf's
-        self._chunks, self._own = cupy.asarray(chunks.view(np.uint8)), cupy.asarray(np.array(own, np.uint64))
+        self._chunks, self._own = (
+            cupy.asarray(chunks.view(np.uint8)),
+            cupy.asarray(np.array(columns_of_leaf, np.uint64)),
+        )
         n = len(leaves)
         self._rows_at = n + (n + 1) // 2
         self._here, self._there = np.zeros((), BY_VALUE), np.zeros((), UPLOADED)
@@ -136,13 +139,13 @@ class Signature:
         if rows.shape[-1] == self._rounded == self.width:
             return rows
         with np.errstate(all="ignore"):
-            found = [rows[..., : self._rounded].astype(self.real)]
+            pieces = [rows[..., : self._rounded].astype(self.real)]
         if self._unrounded:
-            found.append(rows[..., :1].copy().view(self.real))
+            pieces.append(rows[..., :1].copy().view(self.real))
         if self._drawn:
             key = rows[..., -1:].astype(np.uint64)
-            found.append((key ^ key >> np.uint64(32)).astype(np.uint32).view(self.real))
-        return np.concatenate(found, axis=-1)
+            pieces.append((key ^ key >> np.uint64(32)).astype(np.uint32).view(self.real))
+        return np.concatenate(pieces, axis=-1)
 
     def load(self, rows: int, ahead: bool = False) -> tuple[Any, Array, int]:
         """The function for a table with so many rows, compiled or loaded; that table, with memory for it; its words if

@@ -47,10 +47,10 @@ class Uploaded:
     def calls(self, values: Array) -> list[tuple[Any, ...]]:
         """What does so outside a capture, to be called at once, and before `calls` again. All memory is there then."""
         stream, given = self._cupy.cuda.get_current_stream(), values.reshape(-1).view(np.uint8)
-        found = next((one for one in self._buffers if one[1].done), None)
-        if found is None:
-            self._buffers.append(found := self._buffer())
-        source, event = found[0][: given.size], found[1]
+        free = next((one for one in self._buffers if one[1].done), None)
+        if free is None:
+            self._buffers.append(free := self._buffer())
+        source, event = free[0][: given.size], free[1]
         source[:] = given
         return [(self.memory[: given.size].set, source, stream), (event.record, stream)]
 
@@ -62,9 +62,9 @@ class Uploaded:
         carry, words = function(self.memory.device.id, Pass("CARRY")), np.zeros(-(-given.size // 8), np.uint64)
         words.view(np.uint8)[: given.size] = given
         for k in range(0, words.size, WORDS):
-            piece, own = np.zeros((), BY_VALUE), words[k : k + WORDS]
-            piece["leaves"], piece["words"][: own.size] = own.size, own
-            carry((-(-own.size // THREADS),), (THREADS,), (self.memory[8 * k :], piece))
+            piece, part = np.zeros((), BY_VALUE), words[k : k + WORDS]
+            piece["leaves"], piece["words"][: part.size] = part.size, part
+            carry((-(-part.size // THREADS),), (THREADS,), (self.memory[8 * k :], piece))
 
 
 class AnySize:

@@ -150,13 +150,13 @@ class Window:
         now = self._carried[taken - 1] if taken and table.carries else table.carried.copy()
         room = max(self._room, steps)
         with self._plan.on_stream():
-            sending, known = self._sending(rows, room)
-            known |= {"_steps": len(rows), "_room": room, "_carried": carried, "_error": error}
-            known |= {"_wanted": steps or self._wanted}
+            sending, fields = self._sending(rows, room)
+            fields |= {"_steps": len(rows), "_room": room, "_carried": carried, "_error": error}
+            fields |= {"_wanted": steps or self._wanted}
             sending += self._place.calls(np.array([0, len(rows), 0]))
             sending += [(setitem, table.counts, ..., table.counts + taken), (setitem, table.carried, ..., now)]
             sending += [(setattr, table, "skipped", table.skipped + skipped)]
-            sending += [(setitem, self._launched, ..., 0), (vars(self).update, known)]
+            sending += [(setitem, self._launched, ..., 0), (vars(self).update, fields)]
             # In C from the first row to the last count: no signal handler runs between, and all memory is there.
             deque(starmap(call, sending), maxlen=0)
 

@@ -170,10 +170,10 @@ class NumbaPlan(Plan):
         self._run_all(work, tags, after, self._table, row, rows, counted)
 
     def _measure(self, work: Sequence[Work], row: Array, squares: bool, largest: bool) -> None:
-        there = THERE if squares else None, THERE if largest else None
+        flags = THERE if squares else None, THERE if largest else None
 
         def make(workers: int) -> Calls:
-            tags = [self._elements.Measure(tag.p, tag.g, *there) for tag in (self._tags[one.signature] for one in work)]
+            tags = [self._elements.Measure(tag.p, tag.g, *flags) for tag in (self._tags[one.signature] for one in work)]
             return self._calls_for(workers, work, tags, self._table, row, self.table.rows, False)
 
         def run(workers: int) -> None:

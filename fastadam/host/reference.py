@@ -54,7 +54,7 @@ class NumpyPlan(Plan):
         deque(starmap(setitem, [*done, *self.unread, *after]), maxlen=0)
 
     def sums(self, work: Sequence[Work], row: Array) -> Array:
-        found = np.zeros((len(self._params), NOTES))
+        notes_of_leaves = np.zeros((len(self._params), NOTES))
         for one in work:
-            reference.sums(one.chunks, one.notes, row, found)
-        return found
+            reference.sums(one.chunks, one.notes, row, notes_of_leaves)
+        return notes_of_leaves

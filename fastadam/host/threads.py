@@ -93,11 +93,11 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)
 
 
-def _quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
+def _quota(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> float:
     """The CPUs that this process may use at once by its cgroup and those above it; infinity without a limit."""
     least = math.inf
     try:
-        lines = own.read_text().splitlines()
+        lines = membership.read_text().splitlines()
     except OSError:  # not Linux
         return least
     for line in lines:
@@ -127,16 +127,16 @@ def _affinity() -> int:
 
 def _fixed() -> dict[str, int]:
     """The limits that do not change while a process runs, but for Numba's, which is known once Numba is loaded."""
-    found = {}
+    limits = {}
     if (quota := _quota()) < math.inf:
-        found["cgroup quota"] = max(1, math.ceil(quota))
+        limits["cgroup quota"] = max(1, math.ceil(quota))
     if (module := _numba("numba.core.config")) is not None:
-        found["NUMBA_NUM_THREADS"] = int(getattr(module, "NUMBA_NUM_THREADS", 1))
+        limits["NUMBA_NUM_THREADS"] = int(getattr(module, "NUMBA_NUM_THREADS", 1))
     else:
         asked = os.environ.get("NUMBA_NUM_THREADS", "").strip()
         if asked.isdecimal() and int(asked) > 0:
-            found["NUMBA_NUM_THREADS"] = int(asked)
-    return found
+            limits["NUMBA_NUM_THREADS"] = int(asked)
+    return limits
 
 
 _limits = _fixed()
@@ -157,14 +157,14 @@ def limits() -> dict[str, int]:
     """Every limit on the number of threads, by what sets it."""
     if (exact := _exactly.get()) is not None:
         return {"exactly": exact}
-    found = {"affinity": _affinity(), **_limits}
+    limit_of = {"affinity": _affinity(), **_limits}
     if _serial:
-        found["fork under OpenMP"] = 1
-    if (here := _here.get()) is not None:
-        found["num_threads"] = here
+        limit_of["fork under OpenMP"] = 1
+    if (of_thread := _here.get()) is not None:
+        limit_of["num_threads"] = of_thread
     elif _chosen is not None:
-        found["set_num_threads"] = _chosen
-    return found
+        limit_of["set_num_threads"] = _chosen
+    return limit_of
 
 
 def get_num_threads() -> int:

@@ -87,7 +87,7 @@ def check_copies(
     home: Host, names: Sequence[str], leaves: Sequence[Any], arrays: Sequence[Array], copies: Sequence[Any]
 ) -> list[Array]:
     """The arrays of copy_to as flat ones in their parameters' order, or an error that names the first bad one."""
-    found = []
+    checked = []
     for name, leaf, p, copy in zip(names, leaves, arrays, copies, strict=True):
         both = f"copy_to{name} is {describe(copy)}, params{name} is {describe(leaf)}"
         if isinstance(copy, FlatBuffer):
@@ -101,5 +101,5 @@ def check_copies(
         straight = flat_like(copy, p)
         if straight is None:
             raise ValueError(f"{both}: expected dense memory in the same order of axes")
-        found.append(straight)
-    return found
+        checked.append(straight)
+    return checked

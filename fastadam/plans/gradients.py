@@ -52,7 +52,9 @@ class Gradients:
         self.unread = []
         if self._flags.clear:
             self.check_clearable(usable)
-        dtypes = [known if g is None else g.dtype for g, known in zip(usable, self._g_dtypes, strict=True)]
+        dtypes = [
+            dtype_before if g is None else g.dtype for g, dtype_before in zip(usable, self._g_dtypes, strict=True)
+        ]
         if dtypes != self._g_dtypes:
             self._lay_out(dtypes)
         for leaf, g in enumerate(usable):
@@ -91,9 +93,9 @@ class Gradients:
         if isinstance(g, FlatBuffer):
             if not isinstance(owner, FlatBuffer):
                 raise ValueError(both)
-            for own, other in zip_longest(owner.layout(), g.layout(), fillvalue="nothing"):
-                if own != other:
-                    raise ValueError(f"{g_name} holds {other} where {p_name} holds {own}")
+            for expected, other in zip_longest(owner.layout(), g.layout(), fillvalue="nothing"):
+                if expected != other:
+                    raise ValueError(f"{g_name} holds {other} where {p_name} holds {expected}")
             g = g.array
         number = isinstance(g, (np.generic, float, int)) and not isinstance(g, bool)
         g = self._kept(leaf, g, both) if number and p.shape == () else self._as_array(g_name, both, g)
@@ -109,8 +111,8 @@ class Gradients:
         """g where it lies; `both` begins the error if that is nowhere that this plan reaches."""
         if not isinstance(g, np.ndarray) or isinstance(g, np.ma.MaskedArray):
             raise TypeError(f"{both}, expected a numpy.ndarray or None")
-        here: Array = g
-        return here
+        array: Array = g
+        return array
 
     def _kept(self, leaf: int, g: Any, both: str) -> Array:
         """A number, which is what NumPy gives for arrays of no dimension, as an array that lives until the next one."""
@@ -140,8 +142,8 @@ class Gradients:
         rows = self.accept_indices(leaf, indices)
         if any(x is not None and format_of(x.dtype).block > 1 for x in self._streams[leaf].slots):
             raise ValueError(f"{g_name} are rows, {p_name} has moments of 8 bits, expected others: 64 share a scale")
-        here = check_values(p_name, g_name, self._owners[leaf], rows, values, self.home)
-        if (touched := self._memory.touched_by(here)) is not None:
+        array = check_values(p_name, g_name, self._owners[leaf], rows, values, self.home)
+        if (touched := self._memory.touched_by(array)) is not None:
             raise ValueError(f"{g_name}'s values and {touched} share memory, expected separate arrays")
         return self._by_row(leaf, rows, values)
 

@@ -114,16 +114,16 @@ class Plan(Gradients):
     def dense_chunks(self, leaf: int) -> Array:
         """The chunks of a whole leaf."""
         chunks = self.everything[self._signature_of[leaf]].chunks
-        own: Array = chunks[chunks[:, 0] == leaf]
-        return own
+        chunks_of_leaf: Array = chunks[chunks[:, 0] == leaf]
+        return chunks_of_leaf
 
     def work(self, chunks: Sequence[Any]) -> Any:
         """What a walk over these chunks, each array of one leaf, has to do: at least one signature, of no chunk."""
-        found: dict[int, list[Array]] = {}
+        chunks_of_signature: dict[int, list[Array]] = {}
         for some in chunks:
             if len(some):
-                found.setdefault(self._signature_of[int(some[0, 0])], []).append(some)
-        pieces = {k: np.concatenate(each) for k, each in found.items()} or {0: np.empty((0, 6), np.int64)}
+                chunks_of_signature.setdefault(self._signature_of[int(some[0, 0])], []).append(some)
+        pieces = {k: np.concatenate(each) for k, each in chunks_of_signature.items()} or {0: np.empty((0, 6), np.int64)}
         return [Work(k, some, self._notes(some, self._flags.stats)) for k, some in pieces.items()]
 
     def _notes(self, chunks: Array, wanted: bool) -> Array:

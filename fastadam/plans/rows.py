@@ -57,11 +57,11 @@ def check_values(p_name: str, g_name: str, owner: Any, indices: Array, values: A
         f"{g_name}'s values are {describe(values)}, expected {owner.dtype}{expected}{where}: "
         f"{p_name} is {describe(owner)}"
     )
-    if not home.is_array(values) or (here := home.read(values, f"{g_name}'s values")).dtype.name not in FLOATS:
+    if not home.is_array(values) or (array := home.read(values, f"{g_name}'s values")).dtype.name not in FLOATS:
         raise TypeError(both)
-    if here.shape != expected:
+    if array.shape != expected:
         raise ValueError(both)
-    return here
+    return array
 
 
 def by_row(indices: Array) -> ByRow:

@@ -15,7 +15,7 @@ from fastadam.group import Group
 from fastadam.kernels.chores import Numbers
 from fastadam.kernels.formats import key
 from fastadam.plans.chores import PLAIN, Chores
-from fastadam.rules import Rule
+from fastadam.rule import Rule
 
 EVERY = True  # of `live`: every leaf takes the step
 

@@ -10,7 +10,7 @@ from fastadam.arrays.host import describe
 from fastadam.checks import SEEDS, integer, number
 from fastadam.group import Group, hyperparameters, is_grouped
 from fastadam.plans.table import Table
-from fastadam.rules import Rule
+from fastadam.rule import Rule
 from fastadam.state.slots import State
 
 VERSION = 1  # of the layout

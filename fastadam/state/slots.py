@@ -17,7 +17,7 @@ from fastadam.kernels.contract import Kernel, Slot
 from fastadam.kernels.formats import CODES, REMAINDER, Format, decoded, encoded, format_of
 from fastadam.plans.storage import Storage
 from fastadam.plans.streams import Streams, labels
-from fastadam.rules import Rule
+from fastadam.rule import Rule
 
 
 class State:

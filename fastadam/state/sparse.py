@@ -44,11 +44,11 @@ class Behind:
             self.at[leaf], self._start[leaf] = np.full(rows, count), count
             self.table = np.concatenate([self.table, np.zeros((self._room, self.table.shape[1]))])
         if count - self._start[leaf] == self._room:
-            own = self._history(leaf)
+            rows_of_leaf = self._history(leaf)
             if (
                 done := int(self.at[leaf].min(initial=count)) - self._start[leaf]
             ) > self._room // 2:  # no row needs the older half
-                own[: self._room - done] = own[done:].copy()
+                rows_of_leaf[: self._room - done] = rows_of_leaf[done:].copy()
                 self._start[leaf] += done
             else:
                 general, history = self.table[: self._general], self.table[self._general :]

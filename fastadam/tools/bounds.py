@@ -84,6 +84,6 @@ def one_step(kernel, dtype, streams, row, host):
     exact = [Running(x.astype(wide), 0.0, unit) if isinstance(x, np.ndarray) else x for x in streams]
     hosts = np.broadcast_to(host, len(row))
     c = kernel.Coefficients(*(Running(wide(x), abs(x) * (h + unit[0]), unit) for x, h in zip(row, hosts, strict=True)))
-    there = {**kernel.element.__globals__, "maximum": _maximum, "sign": _sign}
-    element = FunctionType(kernel.element.__code__, there, closure=kernel.element.__closure__)
+    names = {**kernel.element.__globals__, "maximum": _maximum, "sign": _sign}
+    element = FunctionType(kernel.element.__code__, names, closure=kernel.element.__closure__)
     return [None if x is None else x.error for x in element(*exact, c)]

@@ -80,8 +80,8 @@ def info(parser: argparse.ArgumentParser) -> Run:
 
         from fastadam.tools.diagnosis import info, lines
 
-        found = info()
-        print(json.dumps(found, indent=1) if args.json else "\n".join(lines(found)))
+        report = info()
+        print(json.dumps(report, indent=1) if args.json else "\n".join(lines(report)))
         return 0
 
     return run

@@ -81,14 +81,14 @@ Variant = tuple[type[Optimizer], dict[str, Any]]
 
 def variants(**fixed: Any) -> list[Variant]:
     """(method, hyperparameters) for every method and every combination of what can be switched on and off."""
-    found = []
+    pairs = []
     for method in METHODS:
-        own = [each for each in fields(method.rule) if each.init]
-        base = {each.name: BITING[each.name] for each in own if each.name in BITING}
+        fields_of_rule = [each for each in fields(method.rule) if each.init]
+        base = {each.name: BITING[each.name] for each in fields_of_rule if each.name in BITING}
         switches: dict[str, Sequence[Any]] = {
-            each.name: (False, True) for each in own if each.type is bool and each.name not in fixed
+            each.name: (False, True) for each in fields_of_rule if each.type is bool and each.name not in fixed
         }
-        if "momentum" in {each.name for each in own}:
+        if "momentum" in {each.name for each in fields_of_rule}:
             switches["momentum"] = (0.0, 0.7)
         for values in product(*switches.values()):
             chosen = {**base, **fixed, **dict(zip(switches, values, strict=True))}
@@ -98,8 +98,8 @@ def variants(**fixed: Any) -> list[Variant]:
                 method.rule(**chosen)
             except ValueError:  # Nesterov without momentum
                 continue
-            found.append((method, chosen))
-    return found
+            pairs.append((method, chosen))
+    return pairs
 
 
 def _signature(variant: Variant) -> Any:
@@ -110,10 +110,10 @@ def _signature(variant: Variant) -> Any:
 
 def kernels_in_use() -> list[Variant]:
     """One (method, hyperparameters) for every kernel and every set of optional slots: what can be compiled."""
-    known: dict[Any, Variant] = {}
+    variant_of: dict[Any, Variant] = {}
     for variant in variants(maximize=False):
-        known.setdefault(_signature(variant), variant)
-    return list(known.values())
+        variant_of.setdefault(_signature(variant), variant)
+    return list(variant_of.values())
 
 
 def label(variant: Variant) -> str:
@@ -131,12 +131,12 @@ def pairwise(*factors: Sequence[Any]) -> list[tuple[int, ...]]:
         return set(combinations(enumerate(choice), 2))
 
     missing: set[Any] = set().union(*map(pairs, choices)) if choices else set()
-    found = []
+    rows = []
     while missing:
         best = max(choices, key=lambda choice: len(pairs(choice) & missing))
-        found.append(best)
+        rows.append(best)
         missing -= pairs(best)
-    return found
+    return rows
 
 
 def _installed(*names: str | None) -> bool:
@@ -149,9 +149,9 @@ def _installed(*names: str | None) -> bool:
 
 def chores() -> list[dict[str, Any]]:
     """Sets of chores in which every pair of their values occurs; formats of ml_dtypes only where that is installed."""
-    known = {name: [x for x in all_ if _installed(x)] for name, all_ in CHORES.items()}
-    sets = pairwise(*known.values())
-    return [{name: all_[i] for (name, all_), i in zip(known.items(), which, strict=True)} for which in sets]
+    installed = {name: [x for x in all_ if _installed(x)] for name, all_ in CHORES.items()}
+    sets = pairwise(*installed.values())
+    return [{name: all_[i] for (name, all_), i in zip(installed.items(), which, strict=True)} for which in sets]
 
 
 def stored() -> list[Stored]:
@@ -161,10 +161,10 @@ def stored() -> list[Stored]:
 
 def chores_for(asked: dict[str, Any], params: Sequence[Array], master: str | None = None) -> dict[str, Any]:
     """The arguments of an optimizer over a list of arrays that ask for these chores; no copies of params that are."""
-    found = {name: value for name, value in asked.items() if value is not None}
-    if (kind := found.pop("copy_to", None)) and master != "float32":
-        found["copy_to"] = [home_of(params).put(np.zeros(p.shape, FORMATS[kind].dtype)) for p in params]
-    return found
+    arguments = {name: value for name, value in asked.items() if value is not None}
+    if (kind := arguments.pop("copy_to", None)) and master != "float32":
+        arguments["copy_to"] = [home_of(params).put(np.zeros(p.shape, FORMATS[kind].dtype)) for p in params]
+    return arguments
 
 
 @dataclass(frozen=True)
@@ -207,22 +207,30 @@ def cases(everything: bool = False, backends: Sequence[str] = ON_HOST) -> list[C
             ),
         ]
     kernels = kernels_in_use()
-    found = [Case(kernels[k], DTYPES[d], *walks[w]) for k, d, w in pairwise(kernels, DTYPES, walks)]
-    compiled = {_signature(case.variant): case for case in sorted(found, key=lambda case: case.backend != "numpy")}
-    covered = {label(case.variant) for case in found}
+    collected = [Case(kernels[k], DTYPES[d], *walks[w]) for k, d, w in pairwise(kernels, DTYPES, walks)]
+    compiled = {_signature(case.variant): case for case in sorted(collected, key=lambda case: case.backend != "numpy")}
+    covered = {label(case.variant) for case in collected}
     for variant in variants():  # the other rules run on what is compiled already
         if label(variant) not in covered:
             home = compiled[_signature(variant)]
-            found.append(Case(variant, home.dtype, home.backend, home.threads))
+            collected.append(Case(variant, home.dtype, home.backend, home.threads))
     for name in dict.fromkeys(name for name, _ in walks if name != "numpy"):
-        own = [walk for walk in walks if walk[0] == name]
+        walks_of_backend = [walk for walk in walks if walk[0] == name]
         for k, asked in enumerate(chores()):
-            walk = own[-1 - k % len(own)]
-            found.append(Case(kernels[k % len(kernels)], DTYPES[k % len(DTYPES)], *walk, asked))
+            walk = walks_of_backend[-1 - k % len(walks_of_backend)]
+            collected.append(Case(kernels[k % len(kernels)], DTYPES[k % len(DTYPES)], *walk, asked))
         for k, one in enumerate(stored()):
             asked = chores()[k % len(chores())] if k % 3 == 0 else {}
-            found.append(Case(kernels[k % len(kernels)], one.dtypes()[0], *own[-1 - k % len(own)], asked, one))
-    return found
+            collected.append(
+                Case(
+                    kernels[k % len(kernels)],
+                    one.dtypes()[0],
+                    *walks_of_backend[-1 - k % len(walks_of_backend)],
+                    asked,
+                    one,
+                )
+            )
+    return collected
 
 
 def hostile(rng: np.random.Generator, n: int, dtype: Any, bad: bool = True) -> Array:
@@ -255,7 +263,7 @@ def state_arrays(opt: Optimizer) -> dict[str, Array]:
     """Every array of state by leaf and slot."""
     return {
         f"{leaf}.{slot}": x
-        for leaf, own in opt.state_dict()["leaves"].items()
-        for slot, x in own.items()
+        for leaf, state in opt.state_dict()["leaves"].items()
+        for slot, x in state.items()
         if isinstance(x, np.ndarray)
     }

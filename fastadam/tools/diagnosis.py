@@ -23,17 +23,17 @@ PACKAGES = ("fastadam", "numpy", "numba", "llvmlite", "cupy-cuda12x", "cupy-cuda
 def _versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version  # half of what importing the library would take
 
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "not installed"
+            versions[name] = "not installed"
     import fastadam
 
-    if found["fastadam"] == "not installed":
-        found["fastadam"] = f"{fastadam.__version__}, not installed: from {Path(fastadam.__file__).parents[1]}"
-    return found
+    if versions["fastadam"] == "not installed":
+        versions["fastadam"] = f"{fastadam.__version__}, not installed: from {Path(fastadam.__file__).parents[1]}"
+    return versions
 
 
 def _cpu(ready: bool) -> dict[str, Any]:
@@ -53,10 +53,10 @@ def _cpu(ready: bool) -> dict[str, Any]:
     text = next(iter(probe.inspect_asm().values()))
     widths = [bits for name, bits in (("z", 512), ("y", 256), ("x", 128)) if re.search(rf"addps.*%{name}mm", text)]
     _, name, features = cpu_target.target_context.codegen().magic_tuple()  # of NUMBA_CPU_NAME, if that is set
-    known = ("avx512f", "avx2", "avx", "sse4.2", "neon", "sve", "fma")
+    names = ("avx512f", "avx2", "avx", "sse4.2", "neon", "sve", "fma")
     return {
         "name": name,
-        "features": [name for name in known if f"+{name}" in features.split(",")],
+        "features": [name for name in names if f"+{name}" in features.split(",")],
         "vector_bits": widths[0] if widths else None,
     }
 
@@ -127,20 +127,20 @@ def info() -> dict[str, Any]:
     >>> fa.info()["backends"]["numpy"]
     'ready'
     """
-    found: dict[str, Any] = {"versions": _versions(), "backends": backends()}
-    status = found["backends"]["numba"]
+    report: dict[str, Any] = {"versions": _versions(), "backends": backends()}
+    status = report["backends"]["numba"]
     ready = status == "ready"
-    found |= {"cpu": _cpu(ready), "threading_layer": _layer(status), "cache": _cache(ready)}
-    found |= {"threads": _threads(found["threading_layer"]["name"]), "huge_pages": _huge_pages()}
-    found["tested"] = EXECUTED
-    found["subnormals"] = "flushed to zero, so results differ" if flushes_subnormals() else "kept"
-    return found
+    report |= {"cpu": _cpu(ready), "threading_layer": _layer(status), "cache": _cache(ready)}
+    report |= {"threads": _threads(report["threading_layer"]["name"]), "huge_pages": _huge_pages()}
+    report["tested"] = EXECUTED
+    report["subnormals"] = "flushed to zero, so results differ" if flushes_subnormals() else "kept"
+    return report
 
 
-def lines(found: dict[str, Any]) -> list[str]:
+def lines(report: dict[str, Any]) -> list[str]:
     """The same as text that fits one screen of 80 columns: a line for each backend and test, the rest in rows."""
     out = []
-    for title, value in found.items():
+    for title, value in report.items():
         head = f"{title.replace('_', ' ')}: "
         if not isinstance(value, dict):
             out.append(f"{head}{value}")

@@ -66,8 +66,8 @@ def worst_error(
     rng = np.random.default_rng(11)
     p = (rng.standard_normal(n) * 10.0 ** rng.integers(-3, 3, n)).astype(dtype)
     home = BACKENDS[backend].home
-    there = home.put(p)
-    opt = method(there, backend=backend, **chosen)
+    params = home.put(p)
+    opt = method(params, backend=backend, **chosen)
     if taken_before:
         state = opt.state_dict()
         state["t"] = state["leaves"]["params"]["count"] = taken_before
@@ -78,14 +78,14 @@ def worst_error(
         g = hostile(rng, n, dtype, bad=False)
         before = {key.rpartition(".")[2]: x for key, x in state_arrays(opt).items()}
         state = {slot: x.astype(wide) for slot, x in before.items()} | carried
-        p = home.get(there)
+        p = home.get(params)
         start = before | {"p": p}
         streams = [start["p"], g, *(before.get(slot.name) for slot in kernel.slots)]
         row = opt.groups[0].coefficients_at(t, chosen["lr"], 1.0, *carried.values())[: len(kernel.Coefficients._fields)]  # type: ignore[attr-defined]
         limits = bounds.one_step(kernel, dtype, streams, row, host_error(method.rule(**chosen), t))
         exact, new = oracle(t, p.astype(wide), g.astype(wide), state, **taken)
         opt.step(home.put(g))
-        after = {key.rpartition(".")[2]: x for key, x in state_arrays(opt).items()} | {"p": home.get(there)}
+        after = {key.rpartition(".")[2]: x for key, x in state_arrays(opt).items()} | {"p": home.get(params)}
         carried = {key: new[key] for key in carried}
         for slot, limit in zip(("p", *(slot.name for slot in kernel.slots)), limits, strict=True):
             if limit is not None:
@@ -116,16 +116,16 @@ def same_as_numpy(
         p = [home.put(stored_as(hostile(rng, n, np.float32 if stored else dtype, bad=False), p_dtype))]
         more = chores_for(asked, p, formats.get("master"))
         opt = method(p, backend=name, **chosen, **more, **formats)
-        found = []
+        findings = []
         for t in range(STEPS):
             bad = t == STEPS - 1 if spreading else t != 1
             g = [home.put(stored_as(hostile(rng, n, np.float32 if stored else dtype, bad), g_dtype))]
-            found.append(repr(opt.step(g)))
-            found.append(repr(home.get(g[0])[:9]))
+            findings.append(repr(opt.step(g)))
+            findings.append(repr(home.get(g[0])[:9]))
         copies = {f"copy {k}": home.get(x).astype(np.float32) for k, x in enumerate(more.get("copy_to", ()))}
-        outcomes.append(({"p": home.get(p[0]), **state_arrays(opt), **copies}, found))
-    (ours, found), (theirs, others) = outcomes
-    return found == others and all(same_bits(x, theirs[key]) for key, x in ours.items())
+        outcomes.append(({"p": home.get(p[0]), **state_arrays(opt), **copies}, findings))
+    (ours, findings), (theirs, others) = outcomes
+    return findings == others and all(same_bits(x, theirs[key]) for key, x in ours.items())
 
 
 def stored_as(x: Any, dtype: Any) -> Any:
@@ -223,12 +223,12 @@ def run(everything: bool = False, only: str = "") -> int:
     from fastadam.tools.console import Table, track
 
     _start_two_threads()
-    found = fa.backends()
+    statuses = fa.backends()
     todo = _to_check(everything, only, False)
     if only and not todo:
         print(f"no case has {only!r} in its line, such as: {cases()[0]}")
         return 1
-    serial = _why_not_parallel() if found["numba"] == "ready" else ""
+    serial = _why_not_parallel() if statuses["numba"] == "ready" else ""
     if serial:  # their rules and chores are verified all the same
         todo = _to_check(everything, only, True)
     table = Table("method", "dtype", "backend", "error / bound", "error in ulp", "NumPy's bits", "")
@@ -252,7 +252,7 @@ def run(everything: bool = False, only: str = "") -> int:
     for name in kernels.ALL.keys() - {method.rule.kernel for method in METHODS}:
         failed += 1
         print(f"FAILED: kernel {name}: no method uses it, so nothing here steps with it")
-    for name, status in found.items():
+    for name, status in statuses.items():
         if status != "ready":
             print(f"not verified: {name}: {status}")
     if serial:

@@ -16,7 +16,7 @@ WRAPPED = "__bnb_optimizer_quant_state__"  # where bitsandbytes keeps what load_
 TAKEN = ("lr", "betas", "eps", "weight_decay", "momentum", "alpha", "amsgrad")
 
 
-def convert(optimizer: torch.optim.Optimizer, **own: Any) -> Fast:
+def convert(optimizer: torch.optim.Optimizer, **options: Any) -> Fast:
     """Our optimizer in place of one of torch.optim, with its groups, state and hooks; schedulers go on working.
 
     own: our options, as the constructors take them. Both share groups and state: drop the old one.
@@ -34,9 +34,9 @@ def convert(optimizer: torch.optim.Optimizer, **own: Any) -> Fast:
     for group in optimizer.param_groups:
         method.check_group(group)
     new: Fast = method.__new__(method)
-    if unknown := own.keys() - set(OWN):
+    if unknown := options.keys() - set(OWN):
         raise TypeError(f"convert got {min(unknown)!r}, expected any of {', '.join(OWN)}")
-    new._choose(**own)
+    new._choose(**options)
     new.__setstate__(vars(optimizer))
     new._check_own()
     return new
@@ -54,19 +54,19 @@ def to_torch_state(opt: Fast) -> dict[str, Any]:
     state, slots = opt.state_dict(), set(opt.slots.values())
     leaves = {leaf.p: leaf for walk in opt._current() for leaf in walk.leaves}
     params = [p for group in opt.param_groups for p in group["params"]]  # as state_dict numbers them
-    own: dict[Any, Any] = {}
+    of_torch: dict[Any, Any] = {}
     for k, each in state["state"].items():
-        own[k] = {}
+        of_torch[k] = {}
         for key, x in each.items():
             if key in slots and isinstance(x, torch.Tensor):
                 order = each[ORDER].tolist() if ORDER in each else None
-                own[k][key] = leaves[params[k]].decoded(key, x, order)
+                of_torch[k][key] = leaves[params[k]].decoded(key, x, order)
             elif key in slots or key in type(opt).numbers:
-                own[k][key] = x.clone() if isinstance(x, torch.Tensor) else x
+                of_torch[k][key] = x.clone() if isinstance(x, torch.Tensor) else x
                 if key in opt.rule.carried:  # float64 here
-                    own[k][key] = x.to(torch.get_default_dtype(), copy=True)
+                    of_torch[k][key] = x.to(torch.get_default_dtype(), copy=True)
     groups = [{name: x for name, x in group.items() if name not in OWN} for group in state["param_groups"]]
-    return {"state": own, "param_groups": groups}
+    return {"state": of_torch, "param_groups": groups}
 
 
 def load_state_from(opt: Fast, state: dict[str, Any]) -> None:
@@ -91,42 +91,42 @@ def load_state_from(opt: Fast, state: dict[str, Any]) -> None:
             f"state has groups of {[len(group['params']) for group in state['param_groups']]} parameters, "
             f"this optimizer of {[len(group['params']) for group in mine]}"
         )
-    found: dict[int, Any] = {}
-    for k, (group, own) in enumerate(zip(state["param_groups"], mine, strict=True)):
+    taken: dict[int, Any] = {}
+    for k, (group, target) in enumerate(zip(state["param_groups"], mine, strict=True)):
         if not group.get("bias_correction", True):
             asked = f"state['param_groups'][{k}]['bias_correction'] is {group['bias_correction']}"
             raise ValueError(f"{asked}, expected True: no method here leaves the correction out")
-        own.update({name: group[name] for name in TAKEN if name in group and name in own})
-        for at, at_theirs, p in zip(own["params"], group["params"], opt.param_groups[k]["params"], strict=True):
+        target.update({name: group[name] for name in TAKEN if name in group and name in target})
+        for at, at_theirs, p in zip(target["params"], group["params"], opt.param_groups[k]["params"], strict=True):
             if at_theirs in state["state"]:
-                found[at] = _one(opt, f"state['state'][{at_theirs}]", state["state"][at_theirs], group, p)
-    opt.load_state_dict({"state": found, "param_groups": mine})
+                taken[at] = _one(opt, f"state['state'][{at_theirs}]", state["state"][at_theirs], group, p)
+    opt.load_state_dict({"state": taken, "param_groups": mine})
 
 
 def _one(opt: Fast, where: str, theirs: dict[str, Any], group: dict[str, Any], p: Any) -> dict[str, Any]:
     """One parameter's state under torch's keys."""
     theirs = {**theirs, **theirs.get(WRAPPED, {})}
-    found: dict[str, Any] = {}
+    taken: dict[str, Any] = {}
     if "step" in type(opt).numbers:
         if (step := theirs.get("step", group.get("step"))) is None:
             raise ValueError(f"{where} has no 'step', nor has its group")
-        found["step"] = torch.tensor(float(step), device="cpu")
+        taken["step"] = torch.tensor(float(step), device="cpu")
     keys = list(opt.slots.values())
     for k, key in enumerate(keys, start=1):
         if f"state{k}" in theirs:  # bitsandbytes numbers them
-            found[key] = _decoded(theirs, str(k), p)
+            taken[key] = _decoded(theirs, str(k), p)
         elif key in theirs:
-            found[key] = theirs[key].detach().clone()
+            taken[key] = theirs[key].detach().clone()
     always = [opt.slots[slot.name] for slot in kernels.ALL[opt.rule.kernel].slots if not slot.optional] or keys[:1]
     needed = [*always, *(["max_exp_avg_sq"] if group.get("amsgrad") else [])]
-    if lacking := [key for key in needed if key not in found]:
+    if lacking := [key for key in needed if key not in taken]:
         other = f"state{keys.index(lacking[0]) + 1}"
         raise ValueError(f"{where} has {', '.join(map(repr, theirs))}, expected {lacking[0]!r} or {other!r}")
-    for key in found.keys() & set(keys):
-        if found[key].numel() != p.numel():
-            raise ValueError(f"{where} has {found[key].numel()} numbers for a parameter of shape {tuple(p.shape)}")
-        found[key] = found[key].reshape(p.shape)
-    return found
+    for key in taken.keys() & set(keys):
+        if taken[key].numel() != p.numel():
+            raise ValueError(f"{where} has {taken[key].numel()} numbers for a parameter of shape {tuple(p.shape)}")
+        taken[key] = taken[key].reshape(p.shape)
+    return taken
 
 
 def _decoded(theirs: dict[str, Any], k: str, p: Any) -> Any:

@@ -90,12 +90,12 @@ class CudaWalk(Walk):
             self._judge = cuda.judge(self._plan, self._chores, self._names_of_leaves)
 
     def _sparse(self, grads: list[Any]) -> dict[int, tuple[Any, int, Any]]:
-        found, chosen = super()._sparse(grads), self._chores
+        by_rows, chosen = super()._sparse(grads), self._chores
         limits = [chosen.max_norm, *(group.max_norm for group in self.groups)]
-        if found and (any(limits) or chosen.skip_nonfinite or chosen.stats):
-            name = self.leaves[min(found)].name
+        if by_rows and (any(limits) or chosen.skip_nonfinite or chosen.stats):
+            name = self.leaves[min(by_rows)].name
             raise only_on_host(f"the sparse gradient of {name} with max_norm, skip_nonfinite or stats")
-        return found
+        return by_rows
 
     def _work(self, sparse: dict[int, tuple[Any, int, Any]]) -> Any:
         return [

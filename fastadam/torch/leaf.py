@@ -39,25 +39,25 @@ class Leaf:
         storage: Storage,
     ) -> None:  # fmt: skip
         self.name, self.p, self.group, self._storage = name, p, group, storage
-        here = local(p)
-        format = FORMATS.get(here.dtype)
+        tensor = local(p)
+        format = FORMATS.get(tensor.dtype)
         if format is None or not format.is_float:
             raise TypeError(
-                f"{name} is {describe(here)}, expected float32, float64, bfloat16, float16, complex64 or complex128"
+                f"{name} is {describe(tensor)}, expected float32, float64, bfloat16, float16, complex64 or complex128"
             )
         self.format, self.short = format, format.is_short
         # What state rests in and steps are worked out in: float32 where p is shorter.
         self.wide: Any = format.compute
-        self.state_dtype = torch.float32 if self.short else here.dtype
-        self.dtype, self.shape, self._complex = here.dtype, here.shape, here.is_complex()
-        storage.check(name, format, describe(here))
+        self.state_dtype = torch.float32 if self.short else tensor.dtype
+        self.dtype, self.shape, self._complex = tensor.dtype, tensor.shape, tensor.is_complex()
+        storage.check(name, format, describe(tensor))
         stored, computed = storage.slot_format(format), format_of(format.compute)
         if stored not in DTYPES:
             fits = ", ".join(repr(each.name) for each in DTYPES if each.moments)
             raise ValueError(f"moments is {stored.name!r}, {name} is {describe(p)}: expected one of {fits}, or None")
-        if not stored.is_compute and (self._complex or (stored.block > 1 and here is not p)):
+        if not stored.is_compute and (self._complex or (stored.block > 1 and tensor is not p)):
             reason = (
-                "the shape of a DTensor says nothing of its blocks" if here is not p else "expected real parameters"
+                "the shape of a DTensor says nothing of its blocks" if tensor is not p else "expected real parameters"
             )
             raise ValueError(f"moments is {storage.moments!r}, {name} is {describe(p)}: {reason}")
         self.formats: dict[str, Format] = {key: computed if slot is None else stored for key, slot in slots.items()}
@@ -67,13 +67,13 @@ class Leaf:
         self.blocked = any(each.block > 1 for each in self.formats.values())
         self._slots = {key: slot for key, slot in slots.items() if slot is not None}
         self.slots, self.keys = tuple(self.kinds), (*self.kinds, *numbers)
-        self.size = here.numel() * (2 if self._complex else 1)
+        self.size = tensor.numel() * (2 if self._complex else 1)
         order = torch.contiguous_format if by_row else torch.preserve_format
-        self.strides = torch.empty_like(here, device="meta", memory_format=order).stride()
-        self.gaps, self.shared = self.strides != here.stride(), here is not p
+        self.strides = torch.empty_like(tensor, device="meta", memory_format=order).stride()
+        self.gaps, self.shared = self.strides != tensor.stride(), tensor is not p
         # Strides alone show how its gradient lies: a negated view, of the imaginary part of a conjugate, has gaps.
-        self.usual = not self._complex and not self.shared and here.dim() > 0
-        self.form = form(here)
+        self.usual = not self._complex and not self.shared and tensor.dim() > 0
+        self.form = form(tensor)
         self.uncounted = False  # whether torch's own state has no count
         self._scratch: Any = None
         self.copied: list[Any] = []  # the tensor of copy_to, if any
@@ -81,7 +81,9 @@ class Leaf:
         self.state: Any = None
         self.tensors: list[str] = []  # the keys of its tensors
         self.seen: list[Any] = []  # these
-        self.found = [self.dense() if self.gaps else here]  # p, or its copy, and then this process's share of the state
+        self.found = [
+            self.dense() if self.gaps else tensor
+        ]  # p, or its copy, and then this process's share of the state
         self.addresses: list[int] = []  # of these, and how they lie
         self.forms: list[Any] = []
         self.places: list[tuple[Any, Any]] = []  # of the numbers
@@ -120,10 +122,10 @@ class Leaf:
             raise ValueError(f"{both}: expected None with master='float32', where that is the copy")
         if copy.dtype not in SHORT or self._complex:
             raise TypeError(f"{both}: expected bfloat16 or float16")
-        copy, here = local(copy), local(self.p).detach()
-        if copy.shape != self.shape or copy.stride() != self.strides or copy.device != here.device:
+        copy, tensor = local(copy), local(self.p).detach()
+        if copy.shape != self.shape or copy.stride() != self.strides or copy.device != tensor.device:
             raise ValueError(f"{both}: expected its shape, and dense memory in the same order of axes")
-        copy.detach().copy_(here.float())  # as the walk does: float64 goes through float32
+        copy.detach().copy_(tensor.float())  # as the walk does: float64 goes through float32
         self.copied = [copy]
 
     def zeros(self, key: str) -> Any:
@@ -202,10 +204,10 @@ class Leaf:
         """Whether anything is not as it was when last looked at."""
         if self.shared and not self.gaps:
             self.found[0] = local(self.p)
-        now, here = [state.get(key) for key in self.tensors], local(self.p)
+        now, tensor = [state.get(key) for key in self.tensors], local(self.p)
         return (
             self.state is not state
-            or form(here) != self.form
+            or form(tensor) != self.form
             or not all(map(is_, now, self.seen))
             or list(map(form, self.found)) != self.forms
             or [x.data_ptr() for x in self.found] != self.addresses
@@ -229,15 +231,15 @@ class Leaf:
 
         Raises ValueError where the state does not fit, Moved where p is not what it was.
         """
-        here = local(self.p)
-        if form(here) != self.form:
+        tensor = local(self.p)
+        if form(tensor) != self.form:
             raise Moved
         lies = [(form(x), x.data_ptr()) for x in self.copied]
         if self.state is not None and lies != list(zip(self.forms, self.addresses, strict=True))[1 : 1 + len(lies)]:
             raise Moved  # the copy is filled anew
         for key in self.slots:
             x, kind, format = local(state[key]), self.kinds[key], self.formats[key]
-            blocks = here.device, (format.length(self.size),)
+            blocks = tensor.device, (format.length(self.size),)
             if format.block > 1 and kind is x.dtype and (x.device, x.shape) == blocks and x.is_contiguous():
                 if ORDER in state and (order := tuple(state[ORDER].tolist())) != self.strides:
                     state[key] = self.encoded(key, self.decoded(key, x, order))
@@ -246,12 +248,12 @@ class Leaf:
             came_in, wide = FORMATS.get(x.dtype), set() if format is REMAINDER else {self.state_dtype}
             other = wide and x.is_floating_point() and (self.short or came_in is BFLOAT16)
             fits = other or x.dtype in (wide if format.block > 1 else {kind, *wide})
-            if not fits or x.shape != self.shape or x.device != here.device:
+            if not fits or x.shape != self.shape or x.device != tensor.device:
                 hint = ": moments of 8 bits need moments='8bit', or to_torch_state" * (
                     kind is not x.dtype and came_in is CODES
                 )
                 raise ValueError(
-                    f"state[{key!r}] of {self.name} is {describe(x)}, {self.name} is {describe(here)}{hint}"
+                    f"state[{key!r}] of {self.name} is {describe(x)}, {self.name} is {describe(tensor)}{hint}"
                 )
             if x.stride() != self.strides or x.dtype is not kind or x.is_conj() or x.is_neg():
                 if self.shared:
@@ -269,7 +271,7 @@ class Leaf:
                 state[key] = state[key].to(torch.float32 if key == "step" else torch.float64)
         self.state, self.tensors = state, [key for key in self.keys if isinstance(state[key], Tensor)]
         self.seen = [state[key] for key in self.tensors]
-        self.found = [self.found[0] if self.gaps else here, *self.copied, *map(local, self.seen)]
+        self.found = [self.found[0] if self.gaps else tensor, *self.copied, *map(local, self.seen)]
         self.addresses = [self.address(x, "a tensor") for x in self.found]
         self.forms = list(map(form, self.found))
         # A number is a tensor, or Python's own.

@@ -8,7 +8,7 @@ import torch
 
 from fastadam.plans.chores import Chores
 from fastadam.plans.storage import Storage
-from fastadam.rules import Rule
+from fastadam.rule import Rule
 from fastadam.torch.formats import FORMATS, local
 from fastadam.torch.leaf import Leaf
 

@@ -43,7 +43,7 @@ class Lion(Fast, torch.optim.Optimizer):
     def __init__(
         self, params: Any, lr: float | torch.Tensor = 1e-4, betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0.0, *, maximize: bool = False, foreach: bool | None = None, capturable: bool = False,
-        differentiable: bool = False, fused: bool | None = None, **own: Any,
+        differentiable: bool = False, fused: bool | None = None, **options: Any,
     ) -> None:  # fmt: skip
         if not lr >= 0.0:
             raise ValueError(f"Invalid learning rate: {lr}")
@@ -56,7 +56,7 @@ class Lion(Fast, torch.optim.Optimizer):
             "lr": lr, "betas": betas, "weight_decay": weight_decay, "maximize": maximize, "foreach": foreach,
             "capturable": capturable, "differentiable": differentiable, "fused": fused,
         }  # fmt: skip
-        super().__init__(params, defaults, **own)
+        super().__init__(params, defaults, **options)
         if fused:
             self._step_supports_amp_scaling = True
 

@@ -35,9 +35,9 @@ class Interface(NamedTuple):
 
     def ask(self, question: str, x: Any) -> int:
         """What a function says of a tensor."""
-        found = ctypes.c_int64(0)
-        failed = self.library["aoti_torch_get_" + question](ctypes.c_void_p(id(x) + self.handle), ctypes.byref(found))
-        return -1 if failed else found.value
+        answer = ctypes.c_int64(0)
+        failed = self.library["aoti_torch_get_" + question](ctypes.c_void_p(id(x) + self.handle), ctypes.byref(answer))
+        return -1 if failed else answer.value
 
 
 @cache
@@ -58,9 +58,9 @@ def interface() -> Interface | None:
     except (AttributeError, OSError, ValueError) as error:
         log.info("torch %s is asked through Python how its tensors lie: %s", torch.__version__, error)
         return None
-    found = Interface(handle, np.array(functions, np.int64), library)
-    if all(_as_python_says(found, x) for x in probes):
-        return found
+    asked = Interface(handle, np.array(functions, np.int64), library)
+    if all(_as_python_says(asked, x) for x in probes):
+        return asked
     log.info("torch %s is asked through Python how its tensors lie: its C functions say otherwise", torch.__version__)
     return None
 
@@ -74,12 +74,12 @@ def _offset(x: Any, library: Any) -> int:
     pointer = ctypes.c_int64.from_address(handle.value or 0).value
     library["aoti_torch_delete_tensor_object"](handle)
     words = range(object.__basicsize__, torch.Tensor.__basicsize__, 8)
-    (there,) = (k for k in words if ctypes.c_int64.from_address(id(x) + k).value == pointer)
-    return there
+    (offset,) = (k for k in words if ctypes.c_int64.from_address(id(x) + k).value == pointer)
+    return offset
 
 
-def _as_python_says(found: Interface, x: Any) -> bool:
-    homes = Forms(found, [x], [form(x)]).places([x])
+def _as_python_says(interface_: Interface, x: Any) -> bool:
+    homes = Forms(interface_, [x], [form(x)]).places([x])
     return homes is not None and homes.tolist() == [x.data_ptr()]
 
 
@@ -90,23 +90,23 @@ class Forms:
     """
 
     def __init__(
-        self, found: Interface, tensors: Sequence[Any], forms: Sequence[tuple[Any, Any, Any]], homes: Any = None
+        self, functions: Interface, tensors: Sequence[Any], forms: Sequence[tuple[Any, Any, Any]], homes: Any = None
     ) -> None:
-        layout = found.ask("layout", torch.empty(0, device="cpu"))
+        layout = functions.ask("layout", torch.empty(0, device="cpu"))
         rows = [
-            [layout, found.ask("dtype", torch.empty(0, dtype=dtype, device="cpu")), len(shape), *shape, *strides]
+            [layout, functions.ask("dtype", torch.empty(0, dtype=dtype, device="cpu")), len(shape), *shape, *strides]
             for dtype, shape, strides in forms
         ]
         n = len(rows)
         self.homes = np.zeros(n, np.int64) if homes is None else homes
         objects = np.zeros(n, np.int64)
         self._note = partial(struct.Struct(f"{n}q").pack_into, objects.data, 0)
-        firsts, known = [0, *accumulate(map(len, rows))][:n], [x for row in rows for x in row]
-        arrays = [np.array(x, np.int64) for x in (list(map(id, KINDS)), known, firsts)]
-        self._kept = [list(tensors), objects, arrays, found]  # their addresses and ids stay theirs
+        firsts, words = [0, *accumulate(map(len, rows))][:n], [x for row in rows for x in row]
+        arrays = [np.array(x, np.int64) for x in (list(map(id, KINDS)), words, firsts)]
+        self._kept = [list(tensors), objects, arrays, functions]  # their addresses and ids stay theirs
         kinds, forms_at, firsts_at = (x.ctypes.data for x in arrays)
         self._args = (
-            n, objects.ctypes.data, kinds, found.handle, found.functions.ctypes.data, forms_at, firsts_at,
+            n, objects.ctypes.data, kinds, functions.handle, functions.functions.ctypes.data, forms_at, firsts_at,
             self.homes.ctypes.data, self.homes.strides[0],
         )  # fmt: skip
         from fastadam.kernels.cpu.tensors import differing  # not before it is needed: it imports Numba
@@ -128,9 +128,9 @@ def forms(tensors: Sequence[Any], lie: Sequence[tuple[Any, Any, Any]] | None = N
 
     Where the tensors lie counts as found.
     """
-    found = interface()
-    if found is None or not all(type(x) in KINDS and x.layout is torch.strided for x in tensors):
+    functions = interface()
+    if functions is None or not all(type(x) in KINDS and x.layout is torch.strided for x in tensors):
         return None
-    own = Forms(found, tensors, lie or list(map(form, tensors)), homes)
-    own.places(tensors)
-    return own
+    asking = Forms(functions, tensors, lie or list(map(form, tensors)), homes)
+    asking.places(tensors)
+    return asking

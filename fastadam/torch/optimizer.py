@@ -52,13 +52,13 @@ class Fast(Replacing):
 
     def _choose(
         self, copy_to: Iterable[Any] | None = None, moments: str | None = None, master: str | None = None,
-        seed: int = 0, index_offset: int = 0, **own: Any,
+        seed: int = 0, index_offset: int = 0, **chores_asked: Any,
     ) -> None:  # fmt: skip
         """Take our own options."""
         offset = integer("index_offset", index_offset, low=0, most=2**62)
         self._storage = Storage(moments=moments, master=master, index_offset=offset)
         self._seed = integer("seed", seed, **SEEDS)
-        self._chores, self._copy_to = Chores(**own), None
+        self._chores, self._copy_to = Chores(**chores_asked), None
         if copy_to is not None:
             self._copy_to = _listed(copy_to)
         self._walks: list[Walk] | None = None
@@ -81,9 +81,9 @@ class Fast(Replacing):
         if "rule" in vars(cls):
             torchs = next(base for base in cls.__mro__ if "__init__" in vars(base) and base is not Fast)
             theirs = [p for p in inspect.signature(torchs).parameters.values() if p.kind is not p.VAR_KEYWORD]
-            own = [p.replace(kind=p.KEYWORD_ONLY) for p in inspect.signature(Fast.__init__).parameters.values()]
-            own = [p for p in own if p.name in OWN]
-            cls.__signature__ = inspect.Signature([*theirs, *own])  # type: ignore[attr-defined]
+            options = [p.replace(kind=p.KEYWORD_ONLY) for p in inspect.signature(Fast.__init__).parameters.values()]
+            options = [p for p in options if p.name in OWN]
+            cls.__signature__ = inspect.Signature([*theirs, *options])  # type: ignore[attr-defined]
             about = (
                 vars(cls).get("__doc__") or f"torch.optim.{cls.__name__} with one compiled pass in place of its step."
             )
@@ -98,8 +98,8 @@ class Fast(Replacing):
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {name: self.__dict__[name] for name in ("_chores", "_copy_to", "_storage", "_seed")}
-        return {**super().__getstate__(), **own}
+        settings = {name: self.__dict__[name] for name in ("_chores", "_copy_to", "_storage", "_seed")}
+        return {**super().__getstate__(), **settings}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, but state in a format of its own keeps that."""
@@ -149,7 +149,7 @@ class Fast(Replacing):
         group = dict(param_group)
         self.check_group({**self.defaults, **group})
         copies = group.pop("copy_to", None)
-        before = sum(len(own["params"]) for own in self.param_groups)
+        before = sum(len(group_before["params"]) for group_before in self.param_groups)
         super().add_param_group(group)
         added = len(self.param_groups[-1]["params"])
         try:
@@ -193,8 +193,8 @@ class Fast(Replacing):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        found, scale = self.__dict__.get("found_inf"), self.__dict__.get("grad_scale")  # a GradScaler's
-        if found is not None and found.item():
+        found_inf, scale = self.__dict__.get("found_inf"), self.__dict__.get("grad_scale")  # a GradScaler's
+        if found_inf is not None and found_inf.item():
             self.info = StepInfo(skipped=True)
             return loss
         for walk in self._current():
@@ -206,13 +206,13 @@ class Fast(Replacing):
 
     def _current(self) -> Iterable[Walk]:
         """The walks over the parameters as the groups have them now."""
-        own = [group["params"] for group in self.param_groups]
-        lengths = list(map(len, own))
+        params_of_groups = [group["params"] for group in self.param_groups]
+        lengths = list(map(len, params_of_groups))
         if (
             self._walks is None or lengths != self._lengths
-            or not all(map(is_, chain.from_iterable(own), self._members))
+            or not all(map(is_, chain.from_iterable(params_of_groups), self._members))
         ):  # fmt: skip
-            now = list(chain.from_iterable(own))
+            now = list(chain.from_iterable(params_of_groups))
             copies = [None] * len(now) if self._copy_to is None else self._copy_to
             if len(copies) != len(now):
                 raise ValueError(f"copy_to has {len(copies)} tensors for {len(now)} parameters")
@@ -223,19 +223,19 @@ class Fast(Replacing):
 
     def _by_device(self) -> Iterator[tuple[type[Walk], list[list[tuple[str, Any]]]]]:
         """For each device, the walk that serves it and the parameters of each group that lie there."""
-        found: dict[Any, list[list[tuple[str, Any]]]] = {}
+        groups_of: dict[Any, list[list[tuple[str, Any]]]] = {}
         for k, group in enumerate(self.param_groups):
             names = group.get("param_names") or range(len(group["params"]))
             for n, p in zip(names, group["params"], strict=True):
-                members = found.setdefault(local(p).device, [[] for _ in self.param_groups])
+                members = groups_of.setdefault(local(p).device, [[] for _ in self.param_groups])
                 members[k].append((f"params[{k}][{n!r}]", p))
         chosen = self._chores
-        if len(found) > 1 and (chosen.max_norm or chosen.skip_nonfinite or chosen.stats):
-            devices = ", ".join(map(str, found))
+        if len(groups_of) > 1 and (chosen.max_norm or chosen.skip_nonfinite or chosen.stats):
+            devices = ", ".join(map(str, groups_of))
             raise ValueError(f"the parameters lie on {devices}: max_norm, skip_nonfinite and stats need one device")
-        for device, members in found.items():
+        for device, members in groups_of.items():
             if device.type not in WALKS:
-                name = next(name for own in members for name, _ in own)
+                name = next(name for members_of_group in members for name, _ in members_of_group)
                 raise ValueError(f"{name} lies on {device}, expected {' or '.join(WALKS)}")
             yield WALKS[device.type], members
 
@@ -260,16 +260,16 @@ class Fast(Replacing):
             raise ValueError("averaged() needs averages: expected an optimizer made with ema_decay")
         if self._averaging:
             raise RuntimeError("averaged() is in use already: the parameters hold the averaged weights")
-        there = [(p.detach(), state["ema"]) for p, state in self.state.items() if "ema" in state]
-        kept = [p.clone() for p, _ in there]
+        averages = [(p.detach(), state["ema"]) for p, state in self.state.items() if "ema" in state]
+        kept = [p.clone() for p, _ in averages]
         try:
             self._averaging = True
-            for p, average in there:
+            for p, average in averages:
                 p.copy_(average)
             yield
         finally:
-            for (p, _), own in zip(there, kept, strict=True):
-                p.copy_(own)
+            for (p, _), values in zip(averages, kept, strict=True):
+                p.copy_(values)
             self._averaging = False
 
     def reset(self, params: Iterable[Any] | None = None) -> None:

@@ -24,7 +24,7 @@ from fastadam.plans.judge import Part
 from fastadam.plans.rows import row_chunks
 from fastadam.plans.streams import Streams, labels
 from fastadam.plans.table import EVERY, Table
-from fastadam.rules import Rule
+from fastadam.rule import Rule
 from fastadam.state.slots import has
 from fastadam.torch.group import ParamGroup, differ, holds_memory, plain
 from fastadam.torch.leaf import Leaf, Moved
@@ -80,8 +80,10 @@ class Walk:
                     raise ValueError(
                         f"{leaf.name} is a DTensor: max_norm, skip_nonfinite and stats would see one shard"
                     )
-            own = range(len(self.leaves), len(self.leaves) + len(leaves))
-            self.groups.append(ParamGroup(rule, f"param_groups[{k}]: ", own, {leaf.wide for leaf in leaves}, limit))
+            leaves_of_group = range(len(self.leaves), len(self.leaves) + len(leaves))
+            self.groups.append(
+                ParamGroup(rule, f"param_groups[{k}]: ", leaves_of_group, {leaf.wide for leaf in leaves}, limit)
+            )
             self.leaves += leaves
         self._names_of_leaves = [leaf.name.removeprefix("params") for leaf in self.leaves]
         drawing = any(format.draws for leaf in self.leaves for format in (leaf.format, *leaf.formats.values()))
@@ -105,28 +107,28 @@ class Walk:
 
     def _rule(self, k: int) -> Rule:
         """The rule that group k's hyperparameters make."""
-        own = self._opt.param_groups[k]
-        if lacking := [name for name in self._names if name in self._opt.defaults and name not in own]:
+        settings = self._opt.param_groups[k]
+        if lacking := [name for name in self._names if name in self._opt.defaults and name not in settings]:
             raise KeyError(f"param_groups[{k}] has no {lacking[0]!r}: was its state that of another optimizer?")
-        given = {name: own[name] for name in self._names if name in own}
+        given = {name: settings[name] for name in self._names if name in settings}
         numbers = {name: plain(x) for name, x in given.items()}
         self._read[k] = itemgetter(*given)
         fixed = not any(map(holds_memory, given.values()))  # else each step looks at the numbers
-        self._settings[k] = self._read[k](own) if fixed else None
+        self._settings[k] = self._read[k](settings) if fixed else None
         return self._opt.rule(**numbers, **self._opt.fixed)
 
     def _refresh(self) -> None:
         """Take up hyperparameters that have been set since the last step."""
         for k, group in enumerate(self.groups):
-            own = self._opt.param_groups[k]
-            if self._settings[k] is None or differ(self._read[k](own), self._settings[k]):
+            settings = self._opt.param_groups[k]
+            if self._settings[k] is None or differ(self._read[k](settings), self._settings[k]):
                 rule = self._rule(k)
                 if rule.options != group._rule.options:
                     raise Moved
                 group._check(rule)
                 group.__dict__["_rule"] = rule
-            group.__dict__["lr"] = own["lr"]
-            if (limit := own.get("max_norm")) != group.max_norm:
+            group.__dict__["lr"] = settings["lr"]
+            if (limit := settings.get("max_norm")) != group.max_norm:
                 if (limit is None) != (group.max_norm is None):
                     raise Moved  # other things are measured
                 group.__dict__["max_norm"] = positive(f"param_groups[{k}]: max_norm", limit)
@@ -258,7 +260,7 @@ class Walk:
         """What leaf.rows says of each sparse gradient. Raises RuntimeError for what this method does not take."""
         if not self._opt.by_row and not [g for g in grads if g is not None and g.layout is not torch.strided]:
             return EMPTY  # type: ignore[return-value]
-        found = {}
+        by_rows = {}
         for k, (leaf, g) in enumerate(zip(self.leaves, grads, strict=True)):
             if g is not None:
                 self._opt._check_layout(leaf, g)
@@ -269,8 +271,8 @@ class Walk:
                         self._by_row.add(id(leaf.p))
                         if not leaf.p.is_contiguous():
                             raise Moved
-                    found[k] = leaf.rows(g)
-        return found
+                    by_rows[k] = leaf.rows(g)
+        return by_rows
 
     def _work(self, sparse: dict[int, tuple[Any, int, Any]]) -> Any:
         """The walk over some rows of these leaves, and over the whole of the others."""

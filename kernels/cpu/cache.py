@@ -264,13 +264,13 @@ def _sweep(root: Path) -> None:
 
 
 def _remove_old(root: Path) -> None:
-    own, now, entries = f"-{_hash(stamp())[:8]}-", time.time(), []
+    stamp_now, now, entries = f"-{_hash(stamp())[:8]}-", time.time(), []
     for path in root.iterdir():
         with suppress(OSError):
             info = path.lstat()
             if NAME.fullmatch(path.name) is None or not stat.S_ISREG(info.st_mode):
                 continue  # a user's, who has chosen a directory that holds more
-            if path.suffix == ".bin" and own in path.name:
+            if path.suffix == ".bin" and stamp_now in path.name:
                 entries.append((info.st_mtime, info.st_size, path))
             elif now - info.st_mtime > AGE:
                 path.unlink()

@@ -98,12 +98,12 @@ def _in_one(builder: Any, most: list[Any]) -> Any:
     low, high = ([k + d for k in range(0, LANES, 4) for d in (a, LANES + a, a + 1, LANES + a + 1)] for a in (0, 2))
     pairs = [_larger(builder, *(_lanes(builder, a, at, b) for at in (low, high))) for a, b in (most[:2], most[2:])]
     low, high = ([k + d for k in range(0, LANES, 4) for d in (a, a + 1, LANES + a, LANES + a + 1)] for a in (0, 2))
-    found = _larger(builder, *(_lanes(builder, pairs[0], at, pairs[1]) for at in (low, high)))
-    while found.type.count > TOGETHER:
-        half = found.type.count // 2
-        halves = (_lanes(builder, found, list(range(at, at + half))) for at in (0, half))
-        found = _larger(builder, *halves)
-    return found
+    largest = _larger(builder, *(_lanes(builder, pairs[0], at, pairs[1]) for at in (low, high)))
+    while largest.type.count > TOGETHER:
+        half = largest.type.count // 2
+        halves = (_lanes(builder, largest, list(range(at, at + half))) for at in (0, half))
+        largest = _larger(builder, *halves)
+    return largest
 
 
 def _scales(builder: Any, largest: Any, signed: bool) -> tuple[Any, Any, Any]:

@@ -114,8 +114,8 @@ class Step(NamedTuple):
     def _types(self) -> list[str]:
         p, g, *slots = self.streams
         of_p = "split" if self.split else text_of(p) + "_p" * (p is not None and p.draws)
-        own = ALL[self.kernel].slots if slots else ()
-        of_slots = [text_of(format, slot, k) for k, (format, slot) in enumerate(zip(slots, own, strict=True))]
+        kinds = ALL[self.kernel].slots if slots else ()
+        of_slots = [text_of(format, slot, k) for k, (format, slot) in enumerate(zip(slots, kinds, strict=True))]
         return [text_of(format_of(self.real)), of_p, text_of(g), *of_slots]
 
     @property
@@ -168,12 +168,12 @@ def _exact(number: Any) -> str:
 
 def source(steps: Sequence[Step | Pass]) -> str:
     """The program that holds these steps and `advance`. One text without #include: CuPy's cache looks at no other."""
-    here = Path(__file__).parent
+    folder = Path(__file__).parent
     kernels = sorted({step.kernel for step in steps if isinstance(step, Step)})
     files = [
-        here / "ieee.cuh", here / "formats.cuh", here / "chores.cuh", here / "norm.cuh", here / "codes.cuh",
-        *((here if name == "accumulate" else here.parent / name) / f"{name}.cuh" for name in kernels),
-        here / "traversal.cu", here / "rows.cu", here / "carry.cu", here / "norm.cu",
+        folder / "ieee.cuh", folder / "formats.cuh", folder / "chores.cuh", folder / "norm.cuh", folder / "codes.cuh",
+        *((folder if name == "accumulate" else folder.parent / name) / f"{name}.cuh" for name in kernels),
+        folder / "traversal.cu", folder / "rows.cu", folder / "carry.cu", folder / "norm.cu",
     ]  # fmt: skip
     head = f"constexpr int WORDS = {WORDS}, BLOCK = {BLOCK}, LANES = {LANES};\n"
     head += f"constexpr unsigned MIX0 = {MIX[0]}u, MIX1 = {MIX[1]}u, MIX2 = {MIX[2]}u;\n" + _coding()

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import fastadam as fa
-from fastadam.rules import LearningRate
+from fastadam.rule import LearningRate
 from fastadam.schedules import (
     Cosine,
     CosineRestarts,

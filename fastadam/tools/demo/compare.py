@@ -143,13 +143,13 @@ def measure(model: str, epochs: int, batch_size: int, seeds: int) -> dict[str, t
     """
     processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        known: dict[Job, Run] = {}
+        run_of: dict[Job, Run] = {}
 
         def do(jobs: Sequence[Job], what: str) -> None:
-            new = [job for job in dict.fromkeys(jobs) if job not in known]
+            new = [job for job in dict.fromkeys(jobs) if job not in run_of]
             futures = [pool.submit(work, job) for job in new]
             for job, future in zip(new, track(futures, what), strict=True):
-                known[job] = future.result()
+                run_of[job] = future.result()
 
         def job(method: str, lr: float, seed: int) -> Job:
             return Job(model, method, lr, seed, epochs, batch_size)
@@ -158,7 +158,7 @@ def measure(model: str, epochs: int, batch_size: int, seeds: int) -> dict[str, t
         few = range(min(seeds, TRIALS[model].seeds))
         do([job(name, lr, seed) for name in METHODS for lr in SWEEP for seed in few], "sweep of learning rates")
         best = {
-            name: min(SWEEP, key=lambda lr: np.mean([known[job(name, lr, seed)].end for seed in few]))
+            name: min(SWEEP, key=lambda lr: np.mean([run_of[job(name, lr, seed)].end for seed in few]))
             for name in METHODS
         }
         do(
@@ -167,7 +167,7 @@ def measure(model: str, epochs: int, batch_size: int, seeds: int) -> dict[str, t
         )
 
     def row(method: str, lr: float) -> Row:
-        return Row(lr, [known[job(method, lr, seed)] for seed in range(seeds)])
+        return Row(lr, [run_of[job(method, lr, seed)] for seed in range(seeds)])
 
     return {name: (row(name, default[name]), row(name, best[name])) for name in METHODS}
 

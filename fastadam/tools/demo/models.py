@@ -91,9 +91,9 @@ def forward(model: Model, params: Params, x: Array) -> tuple[list[Array], list[A
     """(what each layer's w multiplies, what each layer gives); x: (images, pixels). The last gives the logits."""
     inputs: list[Array] = []
     outputs: list[Array] = []
-    for layer, own in zip(model, params, strict=True):
+    for layer, params_of_layer in zip(model, params, strict=True):
         inputs.append(layer.gather(np.maximum(outputs[-1], 0) if outputs else x))
-        outputs.append(inputs[-1] @ own["w"] + own["b"])
+        outputs.append(inputs[-1] @ params_of_layer["w"] + params_of_layer["b"])
     return inputs, outputs
 
 

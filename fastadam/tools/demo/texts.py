@@ -56,14 +56,14 @@ def passages() -> list[Passage]:
     """
     root = Path(sysconfig.get_path("stdlib"))
     packages = [path.parent for path in root.glob("*/__init__.py") if path.parent.name not in ("test", "encodings")]
-    found = []
+    collected = []
     for file, path in enumerate(sorted(path for folder in (root, *packages) for path in folder.glob("*.py"))):
         with tokenize.open(path) as opened:
             kinds = words_by_kind(opened.read())
         for kind, words in enumerate(kinds):
             ends = range(PASSAGE, len(words) + 1, PASSAGE)
-            found += [Passage(file, kind, words[end - PASSAGE : end]) for end in ends]
-    return found
+            collected += [Passage(file, kind, words[end - PASSAGE : end]) for end in ends]
+    return collected
 
 
 def features(words: list[str]) -> Iterator[str]:
@@ -92,13 +92,13 @@ def bags_without(held: frozenset[int]) -> tuple[Bags, int, Array]:
 
     held: the files that are held out. Row 0 is for all features that only they have; it never gets a gradient.
     """
-    found, vocabulary = passages(), dict[str, int]()
-    for passage in found:
+    documents, vocabulary = passages(), dict[str, int]()
+    for passage in documents:
         if passage.file not in held:
             for feature in features(passage.words):
                 vocabulary.setdefault(feature, len(vocabulary) + 1)
-    rows = [np.array([vocabulary.get(feature, 0) for feature in features(passage.words)]) for passage in found]
-    return Bags(rows), len(vocabulary) + 1, np.array([passage.file in held for passage in found])
+    rows = [np.array([vocabulary.get(feature, 0) for feature in features(passage.words)]) for passage in documents]
+    return Bags(rows), len(vocabulary) + 1, np.array([passage.file in held for passage in documents])
 
 
 def loss_and_grads(params: Any, bags: list[Array], y: Array) -> tuple[float, Any, int]:

@@ -1,0 +1,67 @@
+"""What every rule has: hyperparameters that are checked when it is made, and the parts that coefficients share."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+from fastadam.checks import number
+
+LearningRate = float | Callable[[int], float]
+
+
+_AT_LEAST_0 = {"eps", "weight_decay", "momentum", "alpha", "lr_decay", "initial_accumulator_value", "momentum_decay"}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What every method has. A rule is checked when it is made; all numbers become floats."""
+
+    kernel: ClassVar[str]
+    _logs: ClassVar[tuple[float, ...]]  # each instance's own: the logarithms of its betas
+    carried: ClassVar[dict[str, float]] = {}  # numbers that each leaf accumulates from step to step, and their start
+
+    maximize: bool = field(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if each.name == "lr":
+                checked: Any = value if callable(value) else number("lr", value, low=0)
+            elif each.name == "betas":
+                if not isinstance(value, (tuple, list)) or len(value) != 2:
+                    raise TypeError(f"betas is {value!r}, expected a pair of numbers")
+                checked = tuple(number(f"betas[{k}]", beta, low=0, below=1) for k, beta in enumerate(value))
+                object.__setattr__(self, "_logs", tuple(math.log(beta) if beta else -math.inf for beta in checked))
+            elif each.type is bool:
+                if value is not True and value is not False:
+                    raise TypeError(f"{each.name} is {value!r}, expected True or False")
+                checked = value
+            else:
+                checked = number(each.name, value, low=0 if each.name in _AT_LEAST_0 else -math.inf)
+            object.__setattr__(self, each.name, checked)
+
+    @property
+    def options(self) -> frozenset[str]:
+        """The kernel's optional slots that this rule uses."""
+        return frozenset()
+
+    def initial(self) -> dict[str, float]:
+        """The value with which a slot starts, where that is not 0."""
+        return {}
+
+    def coefficients(self, t: int, lr: float, *carried: float) -> tuple[float, ...]:
+        """The kernel's numbers at the leaf's count t = 1, 2, ... and this step's lr; then the new carried numbers."""
+        raise NotImplementedError
+
+    def _bias(self, k: int, t: int) -> float:
+        """1 - betas[k]^t, whose difference would lose the digits that betas[k] shares with 1."""
+        return -math.expm1(t * self._logs[k])
+
+    @property
+    def _sign(self) -> float:
+        return -1.0 if self.maximize else 1.0
+
+    def _decay(self, lr: float, decoupled: bool) -> tuple[float, float]:
+        """(l2, decay): weight decay coupled into the gradient, or decoupled from it."""
+        return (0.0, 1 - lr * self.weight_decay) if decoupled else (self.weight_decay, 1.0)  # type: ignore[attr-defined]
