@@ -38,7 +38,7 @@ class Replacing(Stateful):
         leaf, home, copies = self.paths.index(path), self._backend.home, list(self._copies)
         if isinstance(self._structure.leaves[leaf], FlatBuffer):
             raise TypeError(f"params{path} is a FlatBuffer, expected the path of an array: a buffer has no rows")
-        new, old = home.own("array", array), self._state.params[leaf]
+        new, old = home.owned("array", array), self._state.params[leaf]
         index = accept_rows(f"params{path}", old, new, rows)
         if leaf in self._behind.at and memory_order(new)[0] != 0:
             raise ValueError(

@@ -16,7 +16,7 @@ from torch.nn import Parameter  # noqa: E402
 import fastadam.torch as fat  # noqa: E402
 from fastadam.backend import BACKENDS  # noqa: E402
 from fastadam.cuda.plan import CudaPlan  # noqa: E402
-from fastadam.torch import cuda, leaf, optimizer  # noqa: E402
+from fastadam.torch import cuda, formats, optimizer  # noqa: E402
 
 F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
 pytestmark = pytest.mark.skipif(cuda_host.COMPILER is None, reason="no g++: the .cu text cannot run on the host")
@@ -250,7 +250,7 @@ def test_gradients_that_come_and_go_lay_out_nothing_anew(device, monkeypatch):
 def test_numbers_on_the_device():
     """A count that lies there is read once, and again when somebody writes it."""
     x = torch.tensor(3.0)
-    there = leaf.OnDevice(x)
+    there = formats.OnDevice(x)
     assert there[()] == 3.0
     there[()] = 4
     assert (there[()], x.item()) == (4.0, 4.0)

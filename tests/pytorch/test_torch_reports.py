@@ -6,9 +6,10 @@ import pickle
 
 import numpy as np
 import pytest
-import torch
 
-import fastadam.torch as fat
+torch = pytest.importorskip("torch", reason='needs PyTorch: pip install ".[torch]"')
+
+import fastadam.torch as fat  # noqa: E402
 
 COUNTING = ["Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop", "Adagrad"]
 WITH_BETAS = ["Adam", "AdamW", "NAdam", "RAdam", "Adamax"]
