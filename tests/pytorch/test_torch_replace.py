@@ -6,10 +6,11 @@ The oracle is an optimizer made anew whose state is put together by hand; of 8 b
 from copy import deepcopy
 
 import pytest
-import torch
 
-import fastadam.torch as fat
-from fastadam.torch.formats import ORDER
+torch = pytest.importorskip("torch", reason='needs PyTorch: pip install ".[torch]"')
+
+import fastadam.torch as fat  # noqa: E402
+from fastadam.torch.formats import ORDER  # noqa: E402
 
 ROWS = [4, 2, -1, 2, 0, 99]  # of 5: some go, one comes twice, two begin anew
 NAMES = ["SGD", "Adagrad", "Adam", "AdamW", "Adamax", "Lion", "NAdam", "RAdam", "RMSprop"]
