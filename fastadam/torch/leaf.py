@@ -179,7 +179,7 @@ class Leaf:
         return self.address(g, "the gradient")
 
     def address(self, x: Any, what: str) -> int:
-        """Where x lies. Raises RuntimeError where it has no memory, as torch's fake tensors have none."""
+        """Return the address of x. Raises RuntimeError where it has no memory, as torch's fake tensors have none."""
         address: int = x.data_ptr()
         if not address and self.size:
             raise RuntimeError(
@@ -286,5 +286,5 @@ class Leaf:
         self.found[0].copy_(local(self.p).detach())
 
     def scatter(self) -> None:
-        """Write it back."""
+        """Write the copy that stands in for p back into p."""
         local(self.p).detach().copy_(self.found[0])

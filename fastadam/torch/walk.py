@@ -192,7 +192,7 @@ class Walk:
         return info
 
     def _settle(self) -> None:
-        """Before each launch."""
+        """Make ready what a launch needs; a walk on a device builds its plan."""
 
     def _launch(self, scale: float, sparse: dict[int, Any], after: list[Any]) -> StepInfo:
         part = Part(self._work(sparse), self._table.row, self._table.rows) if sparse else None

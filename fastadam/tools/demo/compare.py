@@ -173,7 +173,7 @@ def measure(model: str, epochs: int, batch_size: int, seeds: int) -> dict[str, t
 
 
 def show(compared: dict[str, tuple[Row, Row]], goal: float) -> None:
-    """The table."""
+    """Print one line a method: its rate, what it reaches and how soon."""
     to = f"to {100 * goal:.0f} %"
     table = Table("method", "usual lr", "test accuracy", to, "best lr", "test accuracy", to, "update")
     edges = min(SWEEP), max(SWEEP)
