@@ -35,8 +35,10 @@ def device(cupy, monkeypatch):
         for one in plan.signatures:
             for k in one.leaves:
                 if address := int(addresses[k]):
-                    nbytes = plan._params[k].size * one.g_dtype.itemsize
-                    cupy.state.memory.borrow(address, address + nbytes)
+                    memory, end = cupy.state.memory, address + plan._params[k].size * one.g_dtype.itemsize
+                    # A sparse gradient has fewer values than its parameter: they end before the device's next array.
+                    after = [x.first for x in memory._near(address, end) if x.stream is not None and x.first > address]
+                    memory.borrow(address, min([end, *after]))
         put(plan, addresses)
 
     monkeypatch.setattr(CudaPlan, "put_gradients", put_gradients)
