@@ -21,7 +21,7 @@ import numpy as np
 
 import fastadam as fa
 from fastadam.checkpoint.checksum import best
-from fastadam.tools.console import Table
+from fastadam.tools.console import TextTable
 
 from . import files, machine
 
@@ -192,7 +192,7 @@ def measure_stalls(opt, folder, rounds):
 
 def show(title, seconds, nbytes, against):
     """Print a table of medians, and of how many times as fast as another each is."""
-    table = Table("", "seconds", "GB/s", f"times {against}", "p10-p90 of the ratio", title=title)
+    table = TextTable("", "seconds", "GB/s", f"times {against}", "p10-p90 of the ratio", title=title)
     for name, each in sorted(seconds.items(), key=lambda item: statistics.median(item[1])):
         ratios = sorted(b / a for a, b in zip(each, seconds[against], strict=True))
         low, high = ratios[len(ratios) // 10], ratios[-1 - len(ratios) // 10]

@@ -33,7 +33,7 @@ FEWEST, MOST = 3, 60  # ratios of a row in a pair
 QUICK = ("core 2^10", "core mlp", "pytorch mlp")
 
 
-class Refused(Exception):
+class Incomparable(Exception):
     """Raised when nothing can be compared; its text says why."""
 
 
@@ -71,7 +71,7 @@ class Side:
         except (OSError, ValueError):
             self._errors.seek(0)
             words = self._errors.read().decode(errors="replace").strip().splitlines()
-            raise Refused(f"a process ended: {words[-1] if words else 'it said nothing'}") from None
+            raise Incomparable(f"a process ended: {words[-1] if words else 'it said nothing'}") from None
 
     def prepare(self, row):
         """Make a row's contestant; return how many calls a turn should have, and a checksum of its results."""
@@ -91,12 +91,14 @@ class Side:
 
 @contextmanager
 def checkout(commit):
-    """Check a commit out into a folder while it is needed. Raises Refused if there is no such commit."""
+    """Check a commit out into a folder while it is needed. Raises Incomparable if there is no such commit."""
 
     def git(*words):
         done = subprocess.run(["git", "-C", str(machine.ROOT), *words], capture_output=True, text=True)
         if done.returncode:
-            raise Refused(f"argument --against: {commit!r}, expected a commit of this clone; {done.stderr.strip()}")
+            raise Incomparable(
+                f"argument --against: {commit!r}, expected a commit of this clone; {done.stderr.strip()}"
+            )
         return done.stdout.strip()
 
     sha = git("rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}")
@@ -194,7 +196,7 @@ def main(argv=None):
             medians, other_bits = measure(
                 chosen, lambda: opened(old, machine.ROOT, args.threads), args.pairs, args.seconds
             )
-    except Refused as why:
+    except Incomparable as why:
         print(f"compare: {why}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from fastadam.tools.console import Table
+from fastadam.tools.console import TextTable
 
 from . import bench
 
@@ -114,7 +114,7 @@ def measure(rounds, threads):
 def show(times):
     """Print a result: medians over the rounds, each round's ratio to the loop of the same round."""
     title = f"first step of AdamW over {N:,} float32, empty caches, in plain parallel loops that Numba compiles"
-    table = Table("first step", "seconds", "plain loops", "of processor time", "asked", "", title=title)
+    table = TextTable("first step", "seconds", "plain loops", "of processor time", "asked", "", title=title)
     table.add("the loop", _median(seconds for seconds, _ in times["loop"]), "1", "1", "", "")
     for name, asked in ASKED.items():
         for what, most in zip((name, f"{name}, further"), asked, strict=True):

@@ -47,7 +47,7 @@ class Contestant:
     on_request = ""  # why it runs only if asked for by name
     device = "cpu"
     judged = STEPS  # steps whose error is held against the bound
-    peer = True  # see truth.Method
+    peer = True  # see truth.Papers
     spare = 2  # arrays of temporaries
     chose = ""  # what it chose for itself, for the result
     needs_wall = False  # a library with CUDA streams of its own, which no event sees

@@ -8,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from fastadam.tools.console import Table
+from fastadam.tools.console import TextTable
 
 from . import bench, compiling, files, machine
 from .everyone import everyone
@@ -115,7 +115,7 @@ def once(task, env):
 def show(result):
     """Print a result: medians, ranges where there are several rounds."""
     rounds = max((len(of["empty"]) for case in result["cases"].values() for of in case.values()), default=0)
-    table = Table("first step", "case", "empty caches", "warm caches", title=f"median (range) of {rounds} rounds")
+    table = TextTable("first step", "case", "empty caches", "warm caches", title=f"median (range) of {rounds} rounds")
     for case, entry in result["cases"].items():
         for name, of in entry.items():
             table.add(name, case, *(spread(of[how]) for how in HOW))

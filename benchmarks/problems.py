@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastadam.tools.demo import models, training
+from fastadam.tools.demo import learning, models
 
 f32 = np.float32
 ALIGN = 256  # every leaf begins a group, of whatever size up to this
@@ -63,7 +63,7 @@ class Digits:
 
     def __init__(self, model, epochs, seed):
         self.rng, self.epochs = np.random.default_rng(seed), epochs
-        self.task = training.digits(model, self.rng)
+        self.task = learning.digits(model, self.rng)
         start = self.task.init(self.rng)
         self.shapes = [leaf.shape for layer in start for leaf in layer.values()]
         self.p, self.g = room(self.shapes), room(self.shapes)

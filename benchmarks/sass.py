@@ -26,7 +26,7 @@ from tempfile import TemporaryDirectory
 
 from fastadam.benchmarks import files
 from fastadam.benchmarks.machine import ROOT
-from fastadam.kernels.cuda import OPTIONS, Step, source
+from fastadam.kernels.cuda import OPTIONS, Instantiation, source
 
 ARCHITECTURE, BYTES_PER_SECOND, ISSUED = "90", 3.35e12, 132 * 4 * 32 * 1.755e9  # thread-instructions a second
 BOUND = ISSUED / BYTES_PER_SECOND  # a byte: 8.85
@@ -164,7 +164,7 @@ def row_of(step, registers, instructions, labels):
 
 def modelled(steps):
     """{name: numbers} of these instantiations, whole leaves alone."""
-    steps = [step for step in steps if isinstance(step, Step) and step.table == "ByValue"]
+    steps = [step for step in steps if isinstance(step, Instantiation) and step.table == "ByValue"]
     code, log = cubin(source(steps))
     registers = dict(re.findall(r"Compiling entry function '(\w+)'.*?Used (\d+) registers", log, re.DOTALL))
     kernels = disassembled(code)

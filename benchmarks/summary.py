@@ -2,7 +2,7 @@
 
 import statistics
 
-from fastadam.tools.console import Table
+from fastadam.tools.console import TextTable
 
 from . import cases, clock
 
@@ -113,7 +113,7 @@ def table(name, entry):
     if "skipped" in entry:
         return f"{what}: skipped: {entry['skipped']}"
     main, place = ours(entry), "hot in the caches" if entry["in"] == "cache" else "in DRAM"
-    out = Table(*HEAD, title=f"{what}, {place}")
+    out = TextTable(*HEAD, title=f"{what}, {place}")
     for one, of in entry["contestants"].items():
         ratio = entry["contestants"][main]["times_faster_than"].get(one) if main else None
         if main and one == limit_of(main):
@@ -167,7 +167,7 @@ def show(result):
         return
     names = dict.fromkeys(name for _, c in columns for name in c["contestants"])
     title = f"{result['rule']} {result['dtype']}: speed, and how many times as fast as each other (×)"
-    out = Table(ours(columns[0][1]), *(k for k, _ in columns), title=title)
+    out = TextTable(ours(columns[0][1]), *(k for k, _ in columns), title=title)
     entries = [c["contestants"][ours(c)] for _, c in columns]
     out.add("ns/param", *(digits(of["ns_per_param"]) for of in entries))
     out.add("GB/s", *(digits(of["gb_per_s"]) for of in entries))

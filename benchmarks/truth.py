@@ -100,7 +100,7 @@ class Trivial:
             yield p.value, p.error
 
 
-class Method:
+class Papers:
     """Is what a setting's paper computes.
 
     peer: whether numbers that 1 - β enters may be off as float32 has them, and operations in another order.
@@ -186,7 +186,7 @@ def factor(one, grads):
 
 def oracle(one):
     """Return what a contestant's results are held against."""
-    return Trivial(one.setting.rule.lr) if one.paper is None else Method(one.paper, one.peer)
+    return Trivial(one.setting.rule.lr) if one.paper is None else Papers(one.paper, one.peer)
 
 
 def check(contestants, start, rng, report=lambda name: None):

@@ -9,7 +9,7 @@ from fastadam.arrays.host import describe, memory_order
 from fastadam.arrays.tree import Structure, replaced
 from fastadam.backend import Backend
 from fastadam.plans.chores import check_copies
-from fastadam.state.rows import accept_rows, with_leaf
+from fastadam.state.resized import accept_rows, with_leaf
 from fastadam.stateful import Stateful
 
 

@@ -94,7 +94,7 @@ def _view(name: str, x: Any, written: bool) -> Any:
     return cupy.ndarray(shape, dtype, cupy.cuda.MemoryPointer(memory, -low), strides)
 
 
-class _Handle:
+class _ForeignStream:
     """A stream that another library owns, as CuPy takes it."""
 
     def __init__(self, handle: int) -> None:
@@ -125,7 +125,7 @@ def stream_of(x: Any) -> Any:
         return None
     if handle in (0, 1):  # the default stream, as a pointer and as __cuda_array_interface__ calls it
         return cupy.cuda.Stream.null
-    return cupy.cuda.Stream.ptds if handle == 2 else cupy.cuda.Stream.from_external(_Handle(int(handle)))
+    return cupy.cuda.Stream.ptds if handle == 2 else cupy.cuda.Stream.from_external(_ForeignStream(int(handle)))
 
 
 def _wait(first: Any, second: Any) -> None:

@@ -102,7 +102,7 @@ class Layout:
         return self.start // GROUP, -(-self.stop // GROUP), -(-self.total // GROUP)
 
 
-class Leaf:
+class SavedLeaf:
     """One leaf of an optimizer: its layout, its memory by stream, its numbers.
 
     path: in params. home: where its arrays lie.
@@ -118,7 +118,7 @@ class Leaf:
         self.numbers = {name: x for name, x in state.items() if name not in arrays and name != "order"}
 
 
-def leaves_of(opt: Optimizer, shards: Mapping[str, Shard] | None) -> tuple[dict[str, Any], list[Leaf]]:
+def leaves_of(opt: Optimizer, shards: Mapping[str, Shard] | None) -> tuple[dict[str, Any], list[SavedLeaf]]:
     """An optimizer's state_dict and its leaves; checks that shards name leaves."""
     if opt.averaging:
         raise RuntimeError(
@@ -133,7 +133,7 @@ def leaves_of(opt: Optimizer, shards: Mapping[str, Shard] | None) -> tuple[dict[
         integer(f"shards[{path!r}].start", shard.start, low=0)
     state = opt.state_dict(copy=False)
     trees = zip(opt.paths, Structure(opt.params).leaves, strict=True)
-    return state, [Leaf(path, x, state["leaves"][f"params{path}"], shards.get(path)) for path, x in trees]
+    return state, [SavedLeaf(path, x, state["leaves"][f"params{path}"], shards.get(path)) for path, x in trees]
 
 
 def snapshot(opt: Optimizer, shards: Mapping[str, Shard] | None, accumulated: bool = False) -> Snapshot:

@@ -58,7 +58,7 @@ def take_over(saved: Opened, opt: Any, shards: Shards, strict: bool) -> Any:
     if is_torch(opt):
         from fastadam.checkpoint import of_torch
 
-        match: Any = of_torch.Match(opt, saved, shards)
+        match: Any = of_torch.TorchMatch(opt, saved, shards)
     else:
         match = matching.Match(opt, saved, shards)
     if strict and match.differences:

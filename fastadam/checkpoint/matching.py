@@ -7,7 +7,7 @@ import numpy as np
 from fastadam import kernels
 from fastadam.arrays.host import Array, memory_order
 from fastadam.arrays.tree import Structure, rebuild
-from fastadam.checkpoint.contents import ACCUMULATED, HEAD, Leaf, Shards, leaves_of, signed_slots
+from fastadam.checkpoint.contents import ACCUMULATED, HEAD, SavedLeaf, Shards, leaves_of, signed_slots
 from fastadam.checkpoint.disk import log
 from fastadam.checkpoint.reading import Opened
 from fastadam.checkpoint.source import Source
@@ -77,7 +77,7 @@ class Match:
             merged.append({**group, "lr": lr})
         return {**{key: head[key] for key in HEAD}, "groups": merged}
 
-    def _fits(self, leaf: Leaf) -> bool:
+    def _fits(self, leaf: SavedLeaf) -> bool:
         """Whether all of a leaf is in the checkpoint; says what is not."""
         before, saved_leaves = len(self.differences), self._content["leaves"]
         parts = list(leaf.layout.parts())
@@ -105,7 +105,7 @@ class Match:
             self._match_numbers(leaf)
         return len(self.differences) == before
 
-    def _match_numbers(self, leaf: Leaf) -> None:
+    def _match_numbers(self, leaf: SavedLeaf) -> None:
         """Say where a leaf's counts are not one leaf's, and what the checkpoint has of it beside."""
         paths = [path for path, *_ in leaf.layout.parts()]
         numbers = [self._content["leaves"][path] for path in paths]
@@ -124,7 +124,7 @@ class Match:
                 if self._source.shape(stream, path) is not None:
                     self.differences.append(f"the checkpoint has {stream}{path}, this optimizer has not")
 
-    def _blocks_alike(self, leaf: Leaf, stream: str) -> str | None:
+    def _blocks_alike(self, leaf: SavedLeaf, stream: str) -> str | None:
         """The name of the codes that can be taken as they are: they begin with the same leaf."""
         layout = leaf.layout
         if not layout.paths or (at := self._source.coded.get((stream, layout.paths[0]))) is None:
@@ -135,11 +135,11 @@ class Match:
         return at[0] if alike and (whole or coded["order"] == sorted(coded["order"])) else None
 
     @staticmethod
-    def _plain_streams(leaf: Leaf) -> list[tuple[str, Array]]:
+    def _plain_streams(leaf: SavedLeaf) -> list[tuple[str, Array]]:
         return [(stream, x) for stream, x in leaf.streams.items() if not stream.endswith("_scales")]
 
     @staticmethod
-    def _rests(leaf: Leaf, stream: str, x: Array) -> str:
+    def _rests(leaf: SavedLeaf, stream: str, x: Array) -> str:
         return CODES.name if f"{stream}_scales" in leaf.streams else x.dtype.name
 
     def load(self) -> None:
@@ -163,7 +163,7 @@ class Match:
             self._accumulate(sums)
         self._refresh_copies()
 
-    def _sums(self, leaf: Leaf) -> Array | None:
+    def _sums(self, leaf: SavedLeaf) -> Array | None:
         """The sum of a leaf's gradients that was saved; None where there is none."""
         parts = list(leaf.layout.parts())
         if not parts or any(self._source.shape(ACCUMULATED, path) != shape for path, shape, *_ in parts):
@@ -184,7 +184,7 @@ class Match:
 
             self._opt.accumulate(rebuild(trees, gradient), micro_batches=count)
 
-    def _state_of(self, leaf: Leaf) -> dict[str, Any]:
+    def _state_of(self, leaf: SavedLeaf) -> dict[str, Any]:
         parts = list(leaf.layout.parts())
         state = dict(self._content["leaves"][parts[0][0]]) if parts else dict(leaf.numbers)
         for stream, x in self._plain_streams(leaf):
@@ -196,7 +196,7 @@ class Match:
                     state[stream] = self._assemble(leaf, stream, self._slots.get(stream))
         return state
 
-    def _assemble(self, leaf: Leaf, stream: str, slot: Slot | None = None) -> Array:
+    def _assemble(self, leaf: SavedLeaf, stream: str, slot: Slot | None = None) -> Array:
         """A leaf's stream in the leaf's shape and dtype."""
         like = leaf.streams.get(stream, leaf.array)
         parts = [self._source.wide(stream, path, first, stop) for path, _, first, stop, _ in leaf.layout.parts()]
@@ -208,7 +208,7 @@ class Match:
                 flat = encoded(flat, np.empty(0, like.dtype), slot)
         return flat.reshape(leaf.array.shape)
 
-    def _codes(self, leaf: Leaf, stream: str) -> tuple[Array, Array, list[int]]:
+    def _codes(self, leaf: SavedLeaf, stream: str) -> tuple[Array, Array, list[int]]:
         """The blocks of a slot of 8 bits, and the order of axes that they follow: as saved where they lie alike."""
         order = list(memory_order(leaf.array))
         parts = list(leaf.layout.parts())

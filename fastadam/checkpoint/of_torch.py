@@ -112,7 +112,7 @@ def snapshot(opt: Any, shards: Shards) -> Snapshot:
     return Snapshot({**head, "seed": getattr(opt, "seed", None), "groups": groups}, leaves, pieces, int(taken))
 
 
-class Match:
+class TorchMatch:
     """How a checkpoint fits a PyTorch optimizer; see matching.Match."""
 
     def __init__(self, opt: Any, saved: Opened, shards: Shards) -> None:

@@ -6,13 +6,13 @@ import logging
 from functools import cache
 from typing import Any
 
-from fastadam.kernels.cuda import OPTIONS, Pass, Step, source
+from fastadam.kernels.cuda import OPTIONS, Instantiation, Pass, source
 
 log = logging.getLogger("fastadam")
 
 
 @cache
-def function(device: int, step: Step | Pass | None) -> Any:
+def function(device: int, step: Instantiation | Pass | None) -> Any:
     """The compiled step, or `advance` for None. CuPy keeps what it compiled on disk; a module belongs to one device."""
     import cupy
 

@@ -18,8 +18,7 @@ from fastadam.cuda.signature import NO_WINDOW, Signature, Touched
 from fastadam.cuda.upload import AnySize
 from fastadam.kernels.chores import Numbers
 from fastadam.kernels.contract import Kernel
-from fastadam.kernels.cuda import Chores as Riding
-from fastadam.kernels.cuda import Pass
+from fastadam.kernels.cuda import Pass, Riding
 from fastadam.kernels.formats import format_of, is_drawn
 from fastadam.kernels.streams import Columns
 from fastadam.plans.chores import PLAIN, Chores

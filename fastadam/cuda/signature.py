@@ -10,7 +10,7 @@ import numpy as np
 from fastadam.arrays.host import Array
 from fastadam.cuda.nvrtc import function
 from fastadam.cuda.upload import BY_VALUE, Uploaded
-from fastadam.kernels.cuda import THREADS, WORDS, Chores, Step
+from fastadam.kernels.cuda import THREADS, WORDS, Instantiation, Riding
 from fastadam.kernels.formats import FLOAT32, format_of
 from fastadam.kernels.streams import Columns
 
@@ -64,7 +64,7 @@ class Signature:
 
     def __init__(
         self, kernel: str, leaves: list[int], streams: Sequence[Columns], g_dtype: Any, most_rows: int,
-        columns: Array, chores: Chores, number: int, more: Sequence[Sequence[int]], firsts: Sequence[int] = (),
+        columns: Array, chores: Riding, number: int, more: Sequence[Sequence[int]], firsts: Sequence[int] = (),
     ) -> None:  # fmt: skip
         """streams: per leaf, what is stepped. columns: of rows, the last the key of random bits if `firsts` are given.
 
@@ -75,9 +75,9 @@ class Signature:
         kinds = Columns.of(None if x is None else format_of(x.dtype) for x in streams[leaves[0]].row)
         drawn = bool(firsts) and kinds.p.compute is FLOAT32.compute
         chores = chores._replace(ema=kinds.ema, copy=kinds.copy)
-        chores = chores._replace(more=bool(more) and not chores.riding, drawn=drawn)
+        chores = chores._replace(more=bool(more) and not chores.rides, drawn=drawn)
         self._steps = tuple(
-            Step(kernel, table, (kinds.p, format_of(g_dtype), *kinds.slots), chores, kinds.low is not None)
+            Instantiation(kernel, table, (kinds.p, format_of(g_dtype), *kinds.slots), chores, kinds.low is not None)
             for table in ("ByValue", "Uploaded")
         )
         self._functions: list[Any] = [None, None]

@@ -61,7 +61,7 @@ class NumbaPlan(Plan):
         ids = [np.array(list(map(id, each)), np.int64) for each in (self._params, self._anchors, self._grads)]
         nbytes = np.array([p.size * g.itemsize for p, g in zip(self._params, self._grads, strict=True)], np.int64)
         starts, ends = (np.ascontiguousarray(x, np.int64) for x in (self._memory.starts, self._memory.ends))
-        seen = self._ndarray.Seen(
+        seen = self._ndarray.Headers(
             leaves=len(self._params), objects=_at(self._objects), params=_at(ids[0]), anchors=_at(ids[1]),
             grads=_at(ids[2]), nbytes=_at(nbytes), none=id(None), ndarray=id(np.ndarray),
             pieces=len(starts), starts=_at(starts), ends=_at(ends),

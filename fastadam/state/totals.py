@@ -10,7 +10,7 @@ import numpy as np
 from fastadam.arrays.host import Array, shaped_like
 from fastadam.kernels.formats import compute
 from fastadam.plans.plan import Plan
-from fastadam.state.rows import follow
+from fastadam.state.resized import follow
 from fastadam.state.slots import State
 
 

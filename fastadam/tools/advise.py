@@ -13,7 +13,7 @@ from fastadam.arrays.tree import Structure
 from fastadam.backend import choose
 from fastadam.host.threads import get_num_threads
 from fastadam.kernels.formats import FORMATS
-from fastadam.tools.console import Table
+from fastadam.tools.console import TextTable
 
 MEASURED = 1 << 22  # parameters of the largest steps that are timed: more bytes than caches hold, a few ms each
 ROUNDS = 7
@@ -180,7 +180,7 @@ def advise(params: Any, memory: str | float | None = None, gpu: str | None = Non
 def show(advice: dict[str, Any]) -> None:
     """Print an advice as a table, and the recommendation below it."""
     title = f"AdamW over {advice['parameters']:,} parameters: {advice['place']}"
-    table = Table("format", "memory", "ms a step", "what it does", title=title)
+    table = TextTable("format", "memory", "ms a step", "what it does", title=title)
     for row in advice["formats"]:
         ms = "pip install ml_dtypes" if row["seconds"] is None else f"{row['seconds'] * 1e3:.3g}"
         table.add(row["format"], in_words(row["bytes"]) + " (too much)" * (not row["fits"]), ms, row["cost"])

@@ -48,9 +48,9 @@ def demo(parser: argparse.ArgumentParser) -> Run:
         from fastadam.tools import demo
 
         if args.compare:
-            from fastadam.tools.demo import compare
+            from fastadam.tools.demo import sweep
 
-            return compare.run(args.model, args.epochs, args.batch_size, **chosen)
+            return sweep.run(args.model, args.epochs, args.batch_size, **chosen)
         return demo.run(args.model, args.epochs, args.batch_size, **chosen)
 
     return run
@@ -153,9 +153,9 @@ def checkpoint(parser: argparse.ArgumentParser) -> Run:
     parser.add_argument("path", metavar="PATH")
 
     def run(args: argparse.Namespace) -> int:
-        from fastadam.checkpoint import report
+        from fastadam.checkpoint import listing
 
-        return report.run(args.path)
+        return listing.run(args.path)
 
     return run
 

@@ -46,7 +46,7 @@ def _lines(items: Sequence[T], what: str) -> Iterator[T]:
         yield item
 
 
-class Table:
+class TextTable:
     """Rows of text under a head."""
 
     def __init__(self, *head: str, title: str = "") -> None:
@@ -99,16 +99,16 @@ class Live:
         if self._live is not None:
             self._live.stop()
 
-    def show(self, what: "str | Table") -> None:
+    def show(self, what: "str | TextTable") -> None:
         """Draw this in place of what was there."""
         if self._live is not None:
-            self._live.update(what.rich() if isinstance(what, Table) else what)
+            self._live.update(what.rich() if isinstance(what, TextTable) else what)
 
-    def print(self, what: "str | Table") -> None:
+    def print(self, what: "str | TextTable") -> None:
         """Leave this above, for good."""
         if self._live is not None:
-            self._live.console.print(what.rich() if isinstance(what, Table) else what)
-        elif isinstance(what, Table):
+            self._live.console.print(what.rich() if isinstance(what, TextTable) else what)
+        elif isinstance(what, TextTable):
             what.show()
         else:
             print(what, flush=True)

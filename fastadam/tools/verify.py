@@ -220,7 +220,7 @@ def _matching(todo: list[Case], only: str) -> list[Case]:
 
 def run(everything: bool = False, only: str = "") -> int:
     """Check all cases, or those whose line has a text, print a table, and return the exit status: 1 if any failed."""
-    from fastadam.tools.console import Table, track
+    from fastadam.tools.console import TextTable, track
 
     _start_two_threads()
     statuses = fa.backends()
@@ -231,7 +231,7 @@ def run(everything: bool = False, only: str = "") -> int:
     serial = _why_not_parallel() if statuses["numba"] == "ready" else ""
     if serial:  # their rules and chores are verified all the same
         todo = _to_check(everything, only, True)
-    table = Table("method", "dtype", "backend", "error / bound", "error in ulp", "NumPy's bits", "")
+    table = TextTable("method", "dtype", "backend", "error / bound", "error in ulp", "NumPy's bits", "")
     failed, most = 0, 0.0
     with _second(todo, everything, only, bool(serial)) as second:
         for k, case in enumerate(track(todo, "verifying")):

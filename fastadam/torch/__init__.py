@@ -41,7 +41,7 @@ then leave p.grad unscaled, here it stays as it was. Without it the scaler unsca
 in between, as Lightning's gradient_clip_val does. NAdam's "mu_product" is float64 in the state, as it runs.
 """
 
-from fastadam.torch.checkpoints import convert, load_state_from, to_torch_state
+from fastadam.torch.conversion import convert, load_state_from, to_torch_state
 from fastadam.torch.methods import SGD, Adagrad, Adam, Adamax, AdamW, Lion, NAdam, RAdam, RMSprop, SparseAdam
 
 __all__ = [

@@ -109,7 +109,7 @@ class Forms:
             n, objects.ctypes.data, kinds, functions.handle, functions.functions.ctypes.data, forms_at, firsts_at,
             self.homes.ctypes.data, self.homes.strides[0],
         )  # fmt: skip
-        from fastadam.kernels.cpu.tensors import differing  # not before it is needed: it imports Numba
+        from fastadam.kernels.cpu.handles import differing  # not before it is needed: it imports Numba
 
         self._call = differing()
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fastadam.state.rows import accept_rows
+from fastadam.state.resized import accept_rows
 from fastadam.torch.formats import ORDER, describe
 from fastadam.torch.method import Method
 

@@ -20,7 +20,7 @@ TYPE, (_DATA, _ND, _DIMENSIONS, _STRIDES, _, _DESCR, _FLAGS) = 1, range(2, 9)  #
 _WRITEABLE = 0x0400
 
 
-class Seen(NamedTuple):
+class Headers(NamedTuple):
     """What `place` gets: numbers and addresses, those of arrays of int64."""
 
     leaves: int  # how many
@@ -39,7 +39,7 @@ class Seen(NamedTuple):
 
 
 LEAVES, OBJECTS, PARAMS, ANCHORS, GRADS, NBYTES, NONE, NDARRAY, PIECES, STARTS, ENDS, TABLE, COLUMNS = range(
-    len(Seen._fields)
+    len(Headers._fields)
 )
 
 
@@ -69,7 +69,7 @@ def readable() -> bool:
 def _place(seen):
     """Write the address of every gradient into column 1 of a table, or refuse without judging.
 
-    seen: the address of a Seen. Returns how many gradients are None; or -1 - k where leaf k needs Python's judgement:
+    seen: the address of Headers. Returns how many gradients are None; or -1 - k where leaf k needs Python's judgement:
     not an ndarray of the very dtype, shape and strides as before, or overlapping a parameter; or a parameter that is
     not as it was.
     """

@@ -212,7 +212,7 @@ def walk() -> Any:
     return native("walk", _walk, types.void(types.int64)).entry_point
 
 
-class Layer(NamedTuple):
+class ThreadingLayer(NamedTuple):
     """The addresses of what a parallel walk calls: one worker's share, and the threading layer's functions."""
 
     share: int
@@ -222,7 +222,7 @@ class Layer(NamedTuple):
 
 
 @cache
-def layer() -> Layer | None:
+def layer() -> ThreadingLayer | None:
     """What a job needs for more than one worker; None where Numba has no threading layer."""
     try:  # loads the threading layer
         numba.get_num_threads()
@@ -231,4 +231,4 @@ def layer() -> Layer | None:
         return None
     share = native("share", _share, types.void(*[types.int64] * 4), for_c=True)
     symbols = map(address_of_symbol, ("numba_parallel_for", "get_num_threads", "set_num_threads"))
-    return Layer(share.address, *symbols)
+    return ThreadingLayer(share.address, *symbols)

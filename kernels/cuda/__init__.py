@@ -39,7 +39,7 @@ def text_of(format: Format | None, slot: Slot | None = None, number: int = 0) ->
 FLAGS = "limit", "clear", "scaled", "noted", "more", "drawn"
 
 
-class Chores(NamedTuple):
+class Riding(NamedTuple):
     """What rides along with a step: flags as kernels/chores.py has them, the formats of the average and the copy."""
 
     limit: bool = False
@@ -52,7 +52,7 @@ class Chores(NamedTuple):
     drawn: bool = False  # rows and tables say what random bits depend on
 
     @property
-    def riding(self) -> bool:
+    def rides(self) -> bool:
         """Whether any chore is done."""
         flags = self.limit, self.clear, self.scaled, self.noted
         return any(flags) or self.ema is not None or self.copy is not None
@@ -64,16 +64,16 @@ class Chores(NamedTuple):
         return f"Chores<{' | '.join(flags) or 0}, {text_of(self.ema)}, {text_of(self.copy)}>"
 
 
-NO_CHORES = Chores()
+NO_RIDING = Riding()
 
 
-class Step(NamedTuple):
+class Instantiation(NamedTuple):
     """One instantiation: a kernel's name, what it is told, each stream's format (None: it is absent)."""
 
     kernel: str
     table: str  # ByValue or Uploaded: where a step's table lies; Rows: rows of one leaf are stepped, nothing else
     streams: tuple[Format | None, ...]
-    chores: Chores = NO_CHORES
+    chores: Riding = NO_RIDING
     split: bool = False  # whether p is bfloat16 whose other bits rest beside it
 
     @property
@@ -106,7 +106,7 @@ class Step(NamedTuple):
 
     @property
     def name(self) -> str:
-        riding = re.findall(r"\w+", self.chores.types) if self.chores.types != NO_CHORES.types else []
+        riding = re.findall(r"\w+", self.chores.types) if self.chores.types != NO_RIDING.types else []
         codes = [re.sub(r"\W+", "_", each).strip("_") for each in self._types]
         return "_".join([self.kernel, self.table, *codes, *riding])
 
@@ -166,10 +166,10 @@ def _exact(number: Any) -> str:
     return f"{float(number).hex()}f"
 
 
-def source(steps: Sequence[Step | Pass]) -> str:
+def source(steps: Sequence[Instantiation | Pass]) -> str:
     """The program that holds these steps and `advance`. One text without #include: CuPy's cache looks at no other."""
     folder = Path(__file__).parent
-    kernels = sorted({step.kernel for step in steps if isinstance(step, Step)})
+    kernels = sorted({step.kernel for step in steps if isinstance(step, Instantiation)})
     files = [
         folder / "ieee.cuh", folder / "formats.cuh", folder / "chores.cuh", folder / "norm.cuh", folder / "codes.cuh",
         *((folder if name == "accumulate" else folder.parent / name) / f"{name}.cuh" for name in kernels),

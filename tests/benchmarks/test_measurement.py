@@ -433,7 +433,7 @@ def test_broken_rich_costs_the_colours_alone(monkeypatch, capsys):
     try:
         with console.Live() as live:
             live.show("not seen")
-            table = console.Table("a", "b", title="what")
+            table = console.TextTable("a", "b", title="what")
             table.add("1", "2")
             live.print(table)
             assert list(console.track([1, 2], "counted")) == [1, 2]

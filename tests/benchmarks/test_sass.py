@@ -7,7 +7,7 @@ import pytest
 from fastadam.benchmarks import sass
 from fastadam.benchmarks.machine import ROOT
 from fastadam.kernels import ALL
-from fastadam.kernels.cuda import Chores, Step
+from fastadam.kernels.cuda import Instantiation, Riding
 from fastadam.kernels.formats import BFLOAT16, CODES, FLOAT32
 
 pytest.importorskip("cuda.bindings.nvrtc", reason="no cuda-bindings: pip install '.[cuda-ci]'")
@@ -16,20 +16,22 @@ try:
 except RuntimeError as error:
     pytest.skip(str(error), allow_module_level=True)
 
-DRAWN = Chores(drawn=True)
+DRAWN = Riding(drawn=True)
 MOST = 0.75  # of what can be issued while memory is busy
 
 
 def plain(format, chores):
     """Every kernel with all of its required slots in one format, nothing else."""
     return [
-        Step(name, "ByValue", (format, format, *(None if slot.optional else format for slot in kernel.slots)), chores)
+        Instantiation(
+            name, "ByValue", (format, format, *(None if slot.optional else format for slot in kernel.slots)), chores
+        )
         for name, kernel in ALL.items()
     ]
 
 
 def test_memory_binds_every_plain_kernel():
-    steps = plain(FLOAT32, Chores()) + plain(BFLOAT16, DRAWN)
+    steps = plain(FLOAT32, Riding()) + plain(BFLOAT16, DRAWN)
     rows = sass.modelled(steps)
     assert rows.keys() == {step.name for step in steps}
     over = {name: row["issue"] for name, row in rows.items() if row["issue"] is None or row["issue"] > MOST}
@@ -38,7 +40,7 @@ def test_memory_binds_every_plain_kernel():
 
 def test_slots_of_8_bits_are_within_what_was_reached():
     """With bfloat16 10 a byte were hoped for; exact divisions, roots and hashes of what is drawn are the format's."""
-    adam = [Step("adam", "ByValue", (p, p, CODES, CODES, None), DRAWN) for p in (FLOAT32, BFLOAT16)]
+    adam = [Instantiation("adam", "ByValue", (p, p, CODES, CODES, None), DRAWN) for p in (FLOAT32, BFLOAT16)]
     narrow, short = sass.modelled(adam).values()
     assert narrow["a_byte"] <= 8.0
     assert short["a_byte"] <= 10.5
@@ -57,7 +59,7 @@ def test_the_shortest_path_makes_all_accesses():
 
 
 def test_bytes_and_accesses_of_a_step():
-    adam = Step("adam", "ByValue", (FLOAT32, FLOAT32, FLOAT32, FLOAT32, None))
+    adam = Instantiation("adam", "ByValue", (FLOAT32, FLOAT32, FLOAT32, FLOAT32, None))
     assert (sass.bytes_of(adam), sass.accesses_of(adam)) == (28, (7, 0))
     codes = adam._replace(streams=(BFLOAT16, BFLOAT16, CODES, CODES, None))
     assert (sass.bytes_of(codes), sass.accesses_of(codes)) == (10.25, (3 + 4, 4))

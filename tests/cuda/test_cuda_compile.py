@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 from cuda_host import steps, stored_steps
 
-from fastadam.kernels.cuda import OPTIONS, PASSES, Step, source
+from fastadam.kernels.cuda import OPTIONS, PASSES, Instantiation, source
 
 nvrtc = pytest.importorskip("cuda.bindings.nvrtc", reason="no cuda-bindings: pip install '.[cuda-ci]'")
 
@@ -131,7 +131,7 @@ def test_formats_spill_nothing_and_keep_to_one_type(formats):
         operations = re.findall(r"\b(?:add|sub|mul|div|sqrt)(?:\.\w+)*\.f\d\d\b", text)
         assert all(".rn.f" in operation for operation in operations), step.name
         assert not re.search(r"\b(ld|st)\.(v\d|f\d|u\d|b\d|local)", text), step.name  # generic, or the stack
-        if isinstance(step, Step) and not step.chores.noted:
+        if isinstance(step, Instantiation) and not step.chores.noted:
             other = "f32" if step.real == "float64" else "f64"
             assert step.chores.scaled or not re.search(rf"\b(add|sub|mul|div|sqrt)\.rn\.{other}\b", text), step.name
 
@@ -139,7 +139,7 @@ def test_formats_spill_nothing_and_keep_to_one_type(formats):
 def test_whole_accesses_of_16_bits_are_of_16_bytes(formats):
     found = bodies(formats[0])
     for step in stored_steps():
-        if not isinstance(step, Step) or step.table == "Rows" or step.width != 8:
+        if not isinstance(step, Instantiation) or step.table == "Rows" or step.width != 8:
             continue
         short = [format for format in step.streams if format is not None and format.bytes == 2]
         # Of 8 bits a thread loads the words which hold its codes.

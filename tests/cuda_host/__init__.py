@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from fastadam import kernels
-from fastadam.kernels.cuda import PASSES, Chores, Pass, Step, source
+from fastadam.kernels.cuda import PASSES, Instantiation, Pass, Riding, source
 from fastadam.kernels.formats import DTYPES, FORMATS, format_of, is_drawn
 from fastadam.plans.storage import Storage
 from fastadam.tools.cover import Stored, chores, kernels_in_use, label, stored, variants
@@ -46,7 +46,7 @@ def riding(asked, dtype, grouped=False):
     ema = None if asked["ema_decay"] is None else format_of(np.dtype(dtype))
     copy = asked["copy_to"] and FORMATS[asked["copy_to"]]
     scaled = asked["max_norm"] is not None or asked["skip_nonfinite"] or grouped
-    return Chores(asked["max_value"] is not None, asked["zero_grads"], scaled, asked["stats"] is not None, ema, copy)
+    return Riding(asked["max_value"] is not None, asked["zero_grads"], scaled, asked["stats"] is not None, ema, copy)
 
 
 @cache
@@ -55,12 +55,12 @@ def steps():
     found = []
     for variant, dtype in product(kernels_in_use(), DTYPES):
         name, streams = streams_of(variant, dtype)
-        found += [Step(name, table, streams) for table in ("ByValue", "Uploaded", "Rows")]
+        found += [Instantiation(name, table, streams) for table in ("ByValue", "Uploaded", "Rows")]
     for k, variant, dtype, asked in chored():
         name, streams = streams_of(variant, dtype)
         own = riding(asked, dtype, k % 3 == 0)
-        found.append(Step(name, "ByValue", streams, own))
-        found.append(Step(name, "Rows", streams, own._replace(scaled=False, noted=False)))
+        found.append(Instantiation(name, "ByValue", streams, own))
+        found.append(Instantiation(name, "Rows", streams, own._replace(scaled=False, noted=False)))
     return tuple(dict.fromkeys([*found, *PASSES]))
 
 
@@ -84,7 +84,7 @@ def covering_steps():
     """What is launched for them."""
     return tuple(
         dict.fromkeys(
-            Step(
+            Instantiation(
                 *streams_of(variant, dtype)[:1], "ByValue", streams_of(variant, dtype)[1], riding(asked, dtype, grouped)
             )
             for variant, dtype, asked, grouped, _ in covering()
@@ -115,7 +115,7 @@ def stored_step(variant, one, asked, **changed):
     riding_along = riding(asked, p.compute)._replace(drawn=drawn)
     streams = format_of(p.compute) if master else p, g, *kinds
     copied = riding_along._replace(copy=p) if master else riding_along
-    return Step(name, "ByValue", streams, copied, split)._replace(**changed)
+    return Instantiation(name, "ByValue", streams, copied, split)._replace(**changed)
 
 
 @cache

@@ -247,7 +247,7 @@ def one_block_more(monkeypatch):
 
 
 def threads_for_half(monkeypatch):
-    monkeypatch.setattr(cuda_host.Step, "threads", property(lambda step: 64))
+    monkeypatch.setattr(cuda_host.Instantiation, "threads", property(lambda step: 64))
 
 
 def chunks_that_overlap(monkeypatch):

@@ -12,7 +12,7 @@ import pytest
 
 import fastadam as fa
 from fastadam.tools import cli, demo
-from fastadam.tools.demo import models, texts, training
+from fastadam.tools.demo import learning, models, texts
 from fastadam.tools.demo.models import Layer, convolution, dense_on_pooled
 
 ROOT = Path(__file__).parents[2]
@@ -98,7 +98,7 @@ def test_the_command_knows_what_the_demo_has():
 
 def test_split_takes_a_share_of_every_class():
     y = np.repeat(np.arange(3), (8, 40, 100))
-    learn, test = training.split(y, np.random.default_rng(0))
+    learn, test = learning.split(y, np.random.default_rng(0))
     assert np.bincount(y[test]).tolist() == [2, 10, 25]
     assert sorted([*learn, *test]) == list(range(len(y)))
 
@@ -232,7 +232,7 @@ def few_passages(monkeypatch):
 
 
 def test_whole_modules_are_held_out(few_passages):
-    task = training.text(np.random.default_rng(0))
+    task = learning.text(np.random.default_rng(0))
     files = np.array([passage.file for passage in few_passages])
     assert not set(files[task.learn]) & set(files[task.test])
     assert len(task.learn) + len(task.test) == len(few_passages)
@@ -246,7 +246,7 @@ def test_whole_modules_are_held_out(few_passages):
 
 def test_text_has_the_gradient_of_a_dense_layer(few_passages):
     """Of the same logistic regression on a matrix of counts, in float64; roundings of sums of up to 4·57 terms."""
-    task = training.text(np.random.default_rng(0))
+    task = learning.text(np.random.default_rng(0))
     rng = np.random.default_rng(1)
     params = {"embedding": rng.standard_normal((task.rows, 3)), "bias": rng.standard_normal(3)}
     bags, y = task.x[task.learn[:4]], task.y[task.learn[:4]]
@@ -263,10 +263,10 @@ def test_exact_rows_learn_what_the_dense_step_learns(few_passages):
     learned = []
     for way in "exact", "dense":
         rng = np.random.default_rng(0)
-        task = training.text(rng, way)
+        task = learning.text(rng, way)
         params = task.init(rng)
         opt = fa.Adam(params, lr=0.01)
-        for _ in training.train(task, params, opt, 2, 32, rng):
+        for _ in learning.train(task, params, opt, 2, 32, rng):
             pass
         opt.catch_up()
         learned.append(params)
@@ -298,11 +298,11 @@ def test_numpy_leaves_exact_rows_out_and_says_so(few_passages, capsys):
 def test_methods_are_compared(tmp_path, monkeypatch, capsys):
     pytest.importorskip("sklearn.datasets")
     pytest.importorskip("matplotlib")
-    from fastadam.tools.demo import compare
+    from fastadam.tools.demo import sweep
 
     names = "Adam", "SGD", "momentum"
-    monkeypatch.setattr(compare, "METHODS", {name: compare.METHODS[name] for name in names})
-    monkeypatch.setattr(compare, "SWEEP", (1e-3, 1e-1))
+    monkeypatch.setattr(sweep, "METHODS", {name: sweep.METHODS[name] for name in names})
+    monkeypatch.setattr(sweep, "SWEEP", (1e-3, 1e-1))
     picture = tmp_path / "a.png"
     few = ["--model", "logistic", "--epochs", "3", "--seeds", "2", "--out", str(picture)]
     assert cli.main(["demo", "--compare", *few]) == 0
@@ -318,9 +318,9 @@ def test_methods_are_compared(tmp_path, monkeypatch, capsys):
 def test_a_picture_that_could_not_be_saved_is_refused_at_once(place, tmp_path, monkeypatch, capsys):
     pytest.importorskip("sklearn.datasets")
     pytest.importorskip("matplotlib")
-    from fastadam.tools.demo import compare
+    from fastadam.tools.demo import sweep
 
-    monkeypatch.setattr(compare, "measure", None)
+    monkeypatch.setattr(sweep, "measure", None)
     (tmp_path / "file").touch()
     assert cli.main(["demo", "--compare", "--out", str(tmp_path / place)]) == 1
     out, err = capsys.readouterr()
@@ -331,7 +331,7 @@ def test_a_picture_that_could_not_be_saved_is_refused_at_once(place, tmp_path, m
 
 
 def test_a_look_whether_a_picture_can_be_saved_changes_nothing(tmp_path):
-    from fastadam.tools.demo.compare import unwritable
+    from fastadam.tools.demo.sweep import unwritable
 
     old = tmp_path / "old.png"
     old.write_bytes(b"picture")
@@ -342,10 +342,10 @@ def test_a_look_whether_a_picture_can_be_saved_changes_nothing(tmp_path):
 def test_every_point_of_a_curve_is_of_two_batches_or_more():
     """43 batches an epoch, the last of 3 images."""
     pytest.importorskip("sklearn.datasets")
-    from fastadam.tools.demo.compare import TRIALS, Job, work
+    from fastadam.tools.demo.sweep import TRIALS, Training, work
 
     for epochs in 1, 3:
-        run = work(Job("logistic", "SGD", 0.1, 0, epochs, 32))
+        run = work(Training("logistic", "SGD", 0.1, 0, epochs, 32))
         assert run.step[-1] == 43 * epochs
         assert run.examples.sum() == epochs * 1347
         assert run.examples.min() >= 32 + 3
@@ -353,20 +353,20 @@ def test_every_point_of_a_curve_is_of_two_batches_or_more():
 
 
 def made_up(steps, points, seeds, lr=0.1):
-    from fastadam.tools.demo import compare
+    from fastadam.tools.demo import sweep
 
-    at = compare.ends(steps, points)
-    one = compare.Run(at, 2 / np.sqrt(at), np.linspace(0, 1, points), np.full(points, 99), 1e-5)
-    return {name: (compare.Row(1e-3, [one] * seeds), compare.Row(lr, [one] * seeds)) for name in compare.METHODS}
+    at = sweep.ends(steps, points)
+    one = sweep.Run(at, 2 / np.sqrt(at), np.linspace(0, 1, points), np.full(points, 99), 1e-5)
+    return {name: (sweep.Row(1e-3, [one] * seeds), sweep.Row(lr, [one] * seeds)) for name in sweep.METHODS}
 
 
 @pytest.mark.parametrize(("steps", "points"), [(516, 60), (129, 20), (500, 12), (60000, 60), (6, 3)])
 def test_no_words_of_the_picture_lie_on_others_or_outside(steps, points):
     pytest.importorskip("matplotlib")
-    from fastadam.tools.demo import compare
+    from fastadam.tools.demo import sweep
 
-    longest = max((trial.about for trial in compare.TRIALS.values()), key=len)
-    figure = compare.draw(made_up(steps, points, 25), f"{longest}, batches of 1024")
+    longest = max((trial.about for trial in sweep.TRIALS.values()), key=len)
+    figure = sweep.draw(made_up(steps, points, 25), f"{longest}, batches of 1024")
     figure.canvas.draw()
     for text in figure.texts:
         extent = text.get_window_extent()
@@ -384,18 +384,18 @@ def test_no_words_of_the_picture_lie_on_others_or_outside(steps, points):
 
 
 def test_a_best_learning_rate_at_the_edge_of_the_sweep_is_marked(capsys):
-    from fastadam.tools.demo import compare
+    from fastadam.tools.demo import sweep
 
-    compare.show(made_up(500, 12, 2), 0.9)
+    sweep.show(made_up(500, 12, 2), 0.9)
     assert "*" not in capsys.readouterr().out
-    compare.show(made_up(500, 12, 2, lr=1.0), 0.9)
+    sweep.show(made_up(500, 12, 2, lr=1.0), 0.9)
     *_, row, last = capsys.readouterr().out.splitlines()
     assert " 1* " in row
     assert last == "* the edge of the sweep, 0.0001 to 1: a better one may lie beyond"
 
 
 def test_a_training_that_fails_is_no_ones_best():
-    from fastadam.tools.demo.compare import Run
+    from fastadam.tools.demo.sweep import Run
 
     at, never = np.arange(1, 21), np.zeros(20)
     counts = np.append(np.full(19, 96), 32)

@@ -232,7 +232,7 @@ def test_progress_is_a_bar_on_a_terminal_and_a_few_lines_elsewhere(fresh):
 
 def test_a_table_on_a_narrow_terminal_drops_no_letter():
     pytest.importorskip("rich")
-    program = "from fastadam.tools.console import Table\nt = Table(*'abcdefg')\n"
+    program = "from fastadam.tools.console import TextTable\nt = TextTable(*'abcdefg')\n"
     program += "t.add('Adam-' + 'x' * 30 + '-1', *['y' * 20] * 6)\nt.show()"
     seen = on_a_terminal(program)
     assert "…" not in seen

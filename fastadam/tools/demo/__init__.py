@@ -1,6 +1,6 @@
 """python -m fastadam demo: small models, their gradients by hand in NumPy, and how well they learn.
 
-models.py and texts.py hold the models, training.py the loop, compare.py the methods side by side.
+models.py and texts.py hold the models, learning.py the tasks and the loop, sweep.py the methods side by side.
 """
 
 import importlib.util
@@ -27,9 +27,9 @@ from fastadam.schedules import (
     Step,
     Warmup,
 )
-from fastadam.tools.console import Table
+from fastadam.tools.console import TextTable
 from fastadam.tools.demo import models
-from fastadam.tools.demo.training import WAYS, Task, digits, one_thread, text, train
+from fastadam.tools.demo.learning import WAYS, Task, digits, one_thread, text, train
 
 Report = Callable[[int, float, float], None]  # epoch, loss, share of hits
 
@@ -158,7 +158,7 @@ def run(
     lr = entry.lr.get(optimizer, method.rule.lr) if lr is None else lr
     ways: list[Callable[[np.random.Generator], Task]]
     ways = [partial(text, way=way) for way in WAYS] if model == "text" else [entry.task]
-    compared = Table("update", "ms a step", "of it to spread the gradient out", "test accuracy")
+    compared = TextTable("update", "ms a step", "of it to spread the gradient out", "test accuracy")
     for number, make in enumerate(ways):
         rng = np.random.default_rng(seed)
         try:

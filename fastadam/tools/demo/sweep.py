@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import fastadam as fa
-from fastadam.tools.console import Table, track
+from fastadam.tools.console import TextTable, track
 from fastadam.tools.demo import MODELS
-from fastadam.tools.demo.training import one_thread, train
+from fastadam.tools.demo.learning import one_thread, train
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -78,7 +78,7 @@ class Run(NamedTuple):
         return float(self.step[reached[0]]) if reached.size else math.inf
 
 
-class Job(NamedTuple):
+class Training(NamedTuple):
     model: str
     method: str
     lr: float
@@ -93,7 +93,7 @@ def ends(steps: int, most: int) -> NDArray[np.int64]:
     return np.arange(1, points + 1) * steps // points
 
 
-def work(job: Job) -> Run:
+def work(job: Training) -> Run:
     """One training, in whatever process."""
     method, named = METHODS[job.method]
     rng = np.random.default_rng(job.seed)
@@ -143,16 +143,16 @@ def measure(model: str, epochs: int, batch_size: int, seeds: int) -> dict[str, t
     """
     processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        run_of: dict[Job, Run] = {}
+        run_of: dict[Training, Run] = {}
 
-        def do(jobs: Sequence[Job], what: str) -> None:
+        def do(jobs: Sequence[Training], what: str) -> None:
             new = [job for job in dict.fromkeys(jobs) if job not in run_of]
             futures = [pool.submit(work, job) for job in new]
             for job, future in zip(new, track(futures, what), strict=True):
                 run_of[job] = future.result()
 
-        def job(method: str, lr: float, seed: int) -> Job:
-            return Job(model, method, lr, seed, epochs, batch_size)
+        def job(method: str, lr: float, seed: int) -> Training:
+            return Training(model, method, lr, seed, epochs, batch_size)
 
         default = {name: float(method.rule().lr) for name, (method, _) in METHODS.items()}  # type: ignore[attr-defined]
         few = range(min(seeds, TRIALS[model].seeds))
@@ -175,7 +175,7 @@ def measure(model: str, epochs: int, batch_size: int, seeds: int) -> dict[str, t
 def show(compared: dict[str, tuple[Row, Row]], goal: float) -> None:
     """Print one line a method: its rate, what it reaches and how soon."""
     to = f"to {100 * goal:.0f} %"
-    table = Table("method", "usual lr", "test accuracy", to, "best lr", "test accuracy", to, "update")
+    table = TextTable("method", "usual lr", "test accuracy", to, "best lr", "test accuracy", to, "update")
     edges = min(SWEEP), max(SWEEP)
     for name, (default, best) in compared.items():
         cells = [(f"{row.lr:g}", row.accuracy(), row.steps_to(goal)) for row in (default, best)]

@@ -106,7 +106,7 @@ def text(rng: np.random.Generator, way: str = "lazy") -> Task:
 WAYS = "lazy", "exact", "dense"  # Optimizer.step_rows with either semantics, and Optimizer.step
 
 
-class Step(NamedTuple):
+class Progress(NamedTuple):
     epoch: int  # from 1
     examples: int
     loss: float
@@ -115,7 +115,9 @@ class Step(NamedTuple):
     spreading: float  # of these, what spreading the gradient out took: it comes as rows, and the dense step wants all
 
 
-def train(task: Task, params: Any, opt: Any, epochs: int, batch_size: int, rng: np.random.Generator) -> Iterator[Step]:
+def train(
+    task: Task, params: Any, opt: Any, epochs: int, batch_size: int, rng: np.random.Generator
+) -> Iterator[Progress]:
     """Train params in place, a step at a time."""
     for epoch in range(1, epochs + 1):
         order = rng.permutation(len(task.learn))
@@ -129,7 +131,7 @@ def train(task: Task, params: Any, opt: Any, epochs: int, batch_size: int, rng: 
             grads = task.spread(grads)
             spreading = time.perf_counter() - start
             task.update(opt, grads)
-            yield Step(epoch, len(batch), loss, hits, seconds + time.perf_counter() - start, spreading)
+            yield Progress(epoch, len(batch), loss, hits, seconds + time.perf_counter() - start, spreading)
 
 
 @contextmanager
