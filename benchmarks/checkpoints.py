@@ -46,8 +46,8 @@ def optimizer(n):
 
 def arrays(opt):
     """Return the tensors that everyone saves."""
-    own = opt.state_dict(copy=False)["leaves"]["params['w']"]
-    return {"p": opt.params["w"], "m": own["m"], "v": own["v"]}
+    leaf = opt.state_dict(copy=False)["leaves"]["params['w']"]
+    return {"p": opt.params["w"], "m": leaf["m"], "v": leaf["v"]}
 
 
 def savers(opt, folder):

@@ -132,9 +132,9 @@ def measure(args):
     ]
     os.environ.update(WORKER)
     with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
-        made_up = [pool.submit(fidelity, (beta2, list(EVERY), args.library, args.steps)) for beta2 in BETAS2]
+        invented = [pool.submit(fidelity, (beta2, list(EVERY), args.library, args.steps)) for beta2 in BETAS2]
         trained = pool.map(train, jobs, chunksize=2)
-        for beta2, future in zip(BETAS2, made_up, strict=True):
+        for beta2, future in zip(BETAS2, invented, strict=True):
             result["synthetic"][str(beta2)] = future.result()
             print(f"made-up gradients, β2 {beta2}: {result['synthetic'][str(beta2)]}", flush=True)
         for (problem, name, beta2, _, seed), losses in zip(jobs, trained, strict=True):

@@ -266,7 +266,7 @@ class Stateful:
             "limits": [group.max_norm for group in self.groups], "chores": self._chores,
             "free": [group._free for group in self.groups],
             "storage": self._state.storage, "state": state, "behind": deepcopy(self._behind), "totals": totals,
-            "own": {name: value for name, value in vars(self).items() if name not in self._built},  # a subclass's
+            "of_subclass": {name: value for name, value in vars(self).items() if name not in self._built},
         }  # fmt: skip
 
     def __setstate__(self, pickled: dict[str, Any]) -> None:
@@ -279,7 +279,7 @@ class Stateful:
         )  # fmt: skip
         self.load_state_dict(pickled["state"])
         self._behind, self._totals = pickled["behind"], pickled["totals"].map(writable)
-        vars(self).update(pickled["own"])
+        vars(self).update(pickled["of_subclass"])
 
     def _check_idle(self, what: str = "a step inside averaged() would be lost") -> None:
         if self._state.averaging:

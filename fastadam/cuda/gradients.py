@@ -42,12 +42,12 @@ class GradientsOnDevice(Gradients):
         self._index = self._device.id
         self._values: dict[int, Any] = {}  # the gradients of rows
         # What a gradient was like that was accepted before: (shape, strides, dtype, address).
-        self._known: list[Any] = [None] * len(self._params)
+        self._accepted: list[Any] = [None] * len(self._params)
         self._separate: list[Any] = []  # where the gradients began that were last found separate
         self._others: list[Any] = []  # the streams of gradients whose owners name one
 
     def accept(self, grads: list[Any]) -> int:
-        ndarray, addresses, missing, new = self._cupy.ndarray, self._known, 0, []
+        ndarray, addresses, missing, new = self._cupy.ndarray, self._accepted, 0, []
         for leaf, g in enumerate(grads):
             if g is None:
                 missing += 1
@@ -79,10 +79,10 @@ class GradientsOnDevice(Gradients):
             straight = self._scratch[leaf]
             with self.on_stream():
                 shaped_like(straight, p)[...] = g
-            self._known[leaf] = None
+            self._accepted[leaf] = None
             self.unread += [(g, ..., 0)] * self._flags.clear
         else:
-            self._known[leaf] = g.data.ptr, g.shape, g.strides, g.dtype
+            self._accepted[leaf] = g.data.ptr, g.shape, g.strides, g.dtype
         self._place(leaf, straight)
 
     def _check_separate(self, grads: Sequence[Any], usable: dict[int, Any]) -> None:

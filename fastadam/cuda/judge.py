@@ -66,13 +66,13 @@ class DeviceInfo:
     """A StepInfo whose numbers lie on a device: whoever asks for one waits until the step has been taken."""
 
     def __init__(self, judge: Judge, norm: Norm, findings: Any, totals: Any, scale: float, stream: Any) -> None:
-        self._judge, self._norm, self._found, self._totals = judge, norm, findings, totals
+        self._judge, self._norm, self._findings, self._totals = judge, norm, findings, totals
         self._scale, self._stream = scale, stream
 
     def read(self) -> StepInfo:
         """Everything; waits for the device."""
         norm = self._norm
-        findings = self._found.get(stream=self._stream) if norm.measured else np.zeros(self._found.size)
+        findings = self._findings.get(stream=self._stream) if norm.measured else np.zeros(self._findings.size)
         totals = self._totals.get(stream=self._stream) if norm.noted else np.zeros(self._totals.size)
         return self._judge.read(norm, findings, totals, self._scale)
 

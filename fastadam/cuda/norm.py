@@ -58,7 +58,7 @@ class Norm:
         )
         self._room = cupy.empty(2 * len(sizes) + 1, np.float64)
         self._asked, self._sent = Uploaded(8 * (4 + len(groups))), b""
-        self._found = cupy.empty(2 + len(groups) + len(sizes), np.float64)  # where a captured graph leaves it
+        self._findings = cupy.empty(2 + len(groups) + len(sizes), np.float64)  # where a captured graph leaves it
         self._totals = cupy.empty(max(1, len(sizes)) * NOTES, np.float64)
         self._levels, apart = [], 1
         while apart < max(counts, default=0):
@@ -109,7 +109,7 @@ class Norm:
     def room(self, captured: bool) -> tuple[Any, Any]:
         """Memory for what a step finds, and for each leaf's totals: the same for all steps of captured graphs."""
         empty = self._cupy.empty
-        findings = self._found if captured else empty(self._found.size, np.float64)
+        findings = self._findings if captured else empty(self._findings.size, np.float64)
         return findings, self._totals if captured or not self.noted else empty(self._totals.size, np.float64)
 
     def measure(self, signatures: Sequence[Signature], steps: Sequence[tuple[Any, ...]]) -> list[Any]:
@@ -118,7 +118,7 @@ class Norm:
         return [*calls, *self._add_up()]
 
     def decide(self, findings: Any) -> tuple[Any, ...]:
-        """The call that lets the device decide on what was measured, and write down in `found` what it finds."""
+        """The call that lets the device decide on what was measured, and write down in `findings` what it finds."""
         return self._function("JUDGE"), (1,), (THREADS,), (self._case(findings),)
 
     def total(self, findings: Any, totals: Any) -> list[Any]:

@@ -94,7 +94,7 @@ class CudaPlan(GradientsOnDevice, Plan):
         before = self._home if self._laid else {}
         key = tuple(dtype.name for dtype in self._g_dtypes)
         if key not in self._laid:
-            self._laid[key] = self._made()
+            self._laid[key] = self._layout()
         self.signatures, self.norm, self._home, self._adding = self._laid[key]
         for leaf in before.keys() & self._home.keys():
             (old, at), (new, k) = before[leaf], self._home[leaf]
@@ -102,7 +102,7 @@ class CudaPlan(GradientsOnDevice, Plan):
         if self.window is not None:
             self.load()
 
-    def _made(self) -> Laid:
+    def _layout(self) -> Laid:
         """Signatures and norm for gradients of the dtypes as they come now."""
         cupy = self._cupy
         leaves_of: dict[int, list[int]] = {}

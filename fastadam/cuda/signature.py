@@ -20,7 +20,7 @@ WINDOW = np.dtype([("rows", "u8"), ("at", "u8"), ("width", "i8")])
 NO_WINDOW = np.zeros((), WINDOW)
 ROWS = np.dtype(
     [(name, "i8") for name in ["count", "width", "threads"]]
-    + [(name, "u8") for name in ["own", "values", "first", "missed", "start", "place", "last"]]
+    + [(name, "u8") for name in ["leaf", "values", "first", "missed", "start", "place", "last"]]
 )
 
 
@@ -98,16 +98,16 @@ class Signature:
         chunks = chunk_table([streams[leaf].p.size for leaf in leaves], heads, self._steps[0].chunk)
         self.blocks = len(chunks)
         self._blocks_before = np.searchsorted(chunks["leaf"], np.arange(len(leaves) + 1))  # each leaf's
-        self._chunks, self._own = (
+        self._chunks, self._addresses = (
             cupy.asarray(chunks.view(np.uint8)),
             cupy.asarray(np.array(columns_of_leaf, np.uint64)),
         )
         n = len(leaves)
         self._rows_at = n + (n + 1) // 2
-        self._here, self._there = np.zeros((), BY_VALUE), np.zeros((), UPLOADED)
-        self._here["leaves"] = self._there["leaves"] = n
+        self._by_value, self._uploaded = np.zeros((), BY_VALUE), np.zeros((), UPLOADED)
+        self._by_value["leaves"] = self._uploaded["leaves"] = n
         self._most = self._words(most_rows)
-        self.words = self._here["words"] if self._most <= WORDS else np.zeros(self._most, np.uint64)
+        self.words = self._by_value["words"] if self._most <= WORDS else np.zeros(self._most, np.uint64)
         self._row = self.words[n : self._rows_at].view(np.int32)[:n]
         rest = self.words[self._rows_at :].view(self.real)
         self._coefficients = rest[: len(rest) // width * width].reshape(-1, width)
@@ -127,11 +127,11 @@ class Signature:
         used = self._used if window is NO_WINDOW else 0
         self._coefficients[:used] = self.packed(rows[:used, self._columns])
         step, table, words = self.load(used)
-        if table is self._there:
+        if table is self._uploaded:
             self._upload(self.words[:words])
         elif words:
             table["words"][:words] = self.words[:words]
-        return step, (self.blocks,), (self.threads,), (self._chunks, self._own, table, window)
+        return step, (self.blocks,), (self.threads,), (self._chunks, self._addresses, table, window)
 
     def packed(self, rows: Array) -> Array:
         """Rows of float64 as the kernel reads them: rounded; the gradient's scale once more as it was, where norm.cu
@@ -154,15 +154,15 @@ class Signature:
         ahead: whether all that a graph will need is to be loaded, too.
         """
         if self._most <= WORDS:
-            return self._functions[0] or self._function(0), self._here, 0
+            return self._functions[0] or self._function(0), self._by_value, 0
         words = self._words(rows)
-        table = self._here if words <= WORDS else self._there
-        if table is self._there and self._upload is None:
+        table = self._by_value if words <= WORDS else self._uploaded
+        if table is self._uploaded and self._upload is None:
             self._upload = Uploaded(8 * self._most)
             table["words"] = self._upload.address
-        if ahead and table is self._there:
+        if ahead and table is self._uploaded:
             self._upload.load()
-        return self._function(int(table is self._there)), table, words
+        return self._function(int(table is self._uploaded)), table, words
 
     def _function(self, which: int) -> Any:
         """0, 1: of whole leaves, whose table travels by value, is uploaded."""
@@ -188,7 +188,7 @@ class Signature:
         told = np.zeros((), ROWS)
         told["count"], told["width"] = len(touched.first), touched.width
         told["threads"] = threads = int((-(-(touched.width + phases) // step.width)).max())
-        told["own"] = self._own[k : k + 1].data.ptr
+        told["leaf"] = self._addresses[k : k + 1].data.ptr
         told["values"] = 0 if touched.values is None else touched.values.data.ptr
         tables = touched.first, touched.missed, touched.start, touched.place
         for name, table in zip(("first", "missed", "start", "place"), tables, strict=True):

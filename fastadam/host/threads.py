@@ -20,8 +20,8 @@ from fastadam.checks import integer
 PARALLEL_FROM = 32_768
 
 _chosen: int | None = None
-_here: ContextVar[int | None] = ContextVar(
-    "_here", default=None
+_of_thread: ContextVar[int | None] = ContextVar(
+    "_of_thread", default=None
 )  # num_threads' choice, for this thread of Python alone
 _exactly: ContextVar[int | None] = ContextVar("_exactly", default=None)
 _held: list[Any] = []  # the locks of Numba's compiler, during a fork
@@ -160,7 +160,7 @@ def limits() -> dict[str, int]:
     limit_of = {"affinity": _affinity(), **_limits}
     if _serial:
         limit_of["fork under OpenMP"] = 1
-    if (of_thread := _here.get()) is not None:
+    if (of_thread := _of_thread.get()) is not None:
         limit_of["num_threads"] = of_thread
     elif _chosen is not None:
         limit_of["set_num_threads"] = _chosen
@@ -189,10 +189,10 @@ def set_num_threads(n: int) -> None:
     """
     global _chosen
     n = integer("n", n, low=1)
-    if _here.get() is None:
+    if _of_thread.get() is None:
         _chosen = n
     else:
-        _here.set(n)
+        _of_thread.set(n)
 
 
 @contextmanager
@@ -202,11 +202,11 @@ def num_threads(n: int) -> Iterator[None]:
     >>> with fa.num_threads(1):
     ...     _ = fa.SGD(np.ones(3)).step(np.ones(3))
     """
-    token = _here.set(integer("n", n, low=1))
+    token = _of_thread.set(integer("n", n, low=1))
     try:
         yield
     finally:
-        _here.reset(token)
+        _of_thread.reset(token)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import torch
 from fastadam import kernels
 from fastadam.torch import methods
 from fastadam.torch.formats import ORDER
-from fastadam.torch.optimizer import OWN, Fast
+from fastadam.torch.optimizer import OPTIONS, Fast
 
 WRAPPED = "__bnb_optimizer_quant_state__"  # where bitsandbytes keeps what load_state_dict must not cast
 TAKEN = ("lr", "betas", "eps", "weight_decay", "momentum", "alpha", "amsgrad")
@@ -19,7 +19,7 @@ TAKEN = ("lr", "betas", "eps", "weight_decay", "momentum", "alpha", "amsgrad")
 def convert(optimizer: torch.optim.Optimizer, **options: Any) -> Fast:
     """Our optimizer in place of one of torch.optim, with its groups, state and hooks; schedulers go on working.
 
-    own: our options, as the constructors take them. Both share groups and state: drop the old one.
+    options: ours, as the constructors take them. Both share groups and state: drop the old one.
     Raises TypeError where there is no such method here, ValueError as the constructor does.
 
     >>> model = torch.nn.Linear(4, 2)
@@ -34,11 +34,11 @@ def convert(optimizer: torch.optim.Optimizer, **options: Any) -> Fast:
     for group in optimizer.param_groups:
         method.check_group(group)
     new: Fast = method.__new__(method)
-    if unknown := options.keys() - set(OWN):
-        raise TypeError(f"convert got {min(unknown)!r}, expected any of {', '.join(OWN)}")
+    if unknown := options.keys() - set(OPTIONS):
+        raise TypeError(f"convert got {min(unknown)!r}, expected any of {', '.join(OPTIONS)}")
     new._choose(**options)
     new.__setstate__(vars(optimizer))
-    new._check_own()
+    new._check_options()
     return new
 
 
@@ -65,7 +65,7 @@ def to_torch_state(opt: Fast) -> dict[str, Any]:
                 of_torch[k][key] = x.clone() if isinstance(x, torch.Tensor) else x
                 if key in opt.rule.carried:  # float64 here
                     of_torch[k][key] = x.to(torch.get_default_dtype(), copy=True)
-    groups = [{name: x for name, x in group.items() if name not in OWN} for group in state["param_groups"]]
+    groups = [{name: x for name, x in group.items() if name not in OPTIONS} for group in state["param_groups"]]
     return {"state": of_torch, "param_groups": groups}
 
 

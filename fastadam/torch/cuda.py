@@ -73,12 +73,12 @@ class CudaWalk(Walk):
 
         owners: list[Any] = []
         streams = []
-        with cupy.cuda.Device(self.leaves[0].found[0].device.index):
+        with cupy.cuda.Device(self.leaves[0].memory[0].device.index):
             for leaf in self.leaves:
                 if leaf.addresses:
-                    views = (DEVICE.to_write(leaf.name, Exposed(x)) for x in leaf.found)
+                    views = (DEVICE.to_write(leaf.name, Exposed(x)) for x in leaf.memory)
                     streams.append(leaf.streams(self._kernel, views))
-                    owners.append(Exposed(leaf.found[0]))
+                    owners.append(Exposed(leaf.memory[0]))
                 else:  # without a state
                     owners.append(cupy.empty(0, leaf.wide))
                     streams.append(Streams(owners[-1], slots=[None] * len(self._kernel.slots)))

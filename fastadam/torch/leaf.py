@@ -81,7 +81,7 @@ class Leaf:
         self.state: Any = None
         self.tensors: list[str] = []  # the keys of its tensors
         self.seen: list[Any] = []  # these
-        self.found = [
+        self.memory = [
             self.dense() if self.gaps else tensor
         ]  # p, or its copy, and then this process's share of the state
         self.addresses: list[int] = []  # of these, and how they lie
@@ -100,7 +100,7 @@ class Leaf:
         return torch.empty_strided(self.shape, self.strides, dtype=dtype or self.dtype, device=local(self.p).device)
 
     def streams(self, kernel: Kernel, values: Iterable[Any]) -> Streams:
-        """Things for each of `found`, in that order, by name."""
+        """Things for each of `memory`, in that order, by name."""
         named = dict(zip(("p", *["copy"] * len(self.copied), *self.slots), values, strict=False))
         slots = {slot.name: named[key] for key, slot in self._slots.items()}
         return Streams(
@@ -110,7 +110,7 @@ class Leaf:
 
     @property
     def resting(self) -> list[Format]:
-        """The formats of p, of its copy and of what its state holds, in the order of `found`."""
+        """The formats of p, of its copy and of what its state holds, in the order of `memory`."""
         return [self.format, *(FORMATS[x.dtype] for x in self.copied), *self.formats.values()]
 
     def copy_into(self, copy: Any) -> None:
@@ -130,7 +130,7 @@ class Leaf:
 
     def zeros(self, key: str) -> Any:
         """A new tensor of zeros for a slot, in memory of its own, where a walk does not wait for it."""
-        x, kind, format = self.found[0].detach(), self.kinds[key], self.formats[key]
+        x, kind, format = self.memory[0].detach(), self.kinds[key], self.formats[key]
         if self.shared or x.nbytes < PAGE or x.device.type != "cpu":
             if format.block > 1:
                 return torch.zeros(format.length(self.size), dtype=kind, device=x.device)
@@ -203,14 +203,14 @@ class Leaf:
     def changed(self, state: dict[str, Any]) -> bool:
         """Whether anything is not as it was when last looked at."""
         if self.shared and not self.gaps:
-            self.found[0] = local(self.p)
+            self.memory[0] = local(self.p)
         now, tensor = [state.get(key) for key in self.tensors], local(self.p)
         return (
             self.state is not state
             or form(tensor) != self.form
             or not all(map(is_, now, self.seen))
-            or list(map(form, self.found)) != self.forms
-            or [x.data_ptr() for x in self.found] != self.addresses
+            or list(map(form, self.memory)) != self.forms
+            or [x.data_ptr() for x in self.memory] != self.addresses
             or [array[at] for array, at in self.places] != self.values
         )
 
@@ -271,9 +271,9 @@ class Leaf:
                 state[key] = state[key].to(torch.float32 if key == "step" else torch.float64)
         self.state, self.tensors = state, [key for key in self.keys if isinstance(state[key], Tensor)]
         self.seen = [state[key] for key in self.tensors]
-        self.found = [self.found[0] if self.gaps else tensor, *self.copied, *map(local, self.seen)]
-        self.addresses = [self.address(x, "a tensor") for x in self.found]
-        self.forms = list(map(form, self.found))
+        self.memory = [self.memory[0] if self.gaps else tensor, *self.copied, *map(local, self.seen)]
+        self.addresses = [self.address(x, "a tensor") for x in self.memory]
+        self.forms = list(map(form, self.memory))
         # A number is a tensor, or Python's own.
         numbers = [(key, state[key]) for key in self.keys[len(self.slots) :]]
         self.places = [place(x) if isinstance(x, Tensor) else (state, key) for key, x in numbers]
@@ -283,8 +283,8 @@ class Leaf:
 
     def gather(self) -> None:
         """Fill the copy that stands in for p."""
-        self.found[0].copy_(local(self.p).detach())
+        self.memory[0].copy_(local(self.p).detach())
 
     def scatter(self) -> None:
         """Write the copy that stands in for p back into p."""
-        local(self.p).detach().copy_(self.found[0])
+        local(self.p).detach().copy_(self.memory[0])

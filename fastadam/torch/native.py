@@ -119,14 +119,14 @@ class Forms:
         return self.homes if self._call(*self._args, False) < 0 else None
 
     def unchanged(self) -> bool:
-        """Whether the tensors that were given to `places` last lie so, where it found them."""
+        """Whether the tensors that were given to `places` last lie so, where they lay then."""
         return self._call(*self._args, True) < 0  # type: ignore[no-any-return]
 
 
 def forms(tensors: Sequence[Any], lie: Sequence[tuple[Any, Any, Any]] | None = None, homes: Any = None) -> Forms | None:
     """The forms of tensors, or of others that they stand for: (dtype, shape, strides) of each; None: Python is asked.
 
-    Where the tensors lie counts as found.
+    Where they lie now is what `unchanged` compares with.
     """
     functions = interface()
     if functions is None or not all(type(x) in KINDS and x.layout is torch.strided for x in tensors):

@@ -21,7 +21,7 @@ from fastadam.torch.replacing import Replacing
 from fastadam.torch.walk import Walk
 
 WALKS: dict[str, type[Walk]] = {"cpu": Walk, "cuda": CudaWalk}  # by the type of the device
-OWN = ("max_norm", "ema_decay", "copy_to", "skip_nonfinite", "stats", "moments", "master", "seed", "index_offset")
+OPTIONS = ("max_norm", "ema_decay", "copy_to", "skip_nonfinite", "stats", "moments", "master", "seed", "index_offset")
 
 
 def _listed(tensors: Any, name: str = "copy_to", each: str = ", one per parameter") -> list[Any]:
@@ -48,7 +48,7 @@ class Fast(Replacing):
             moments=moments, master=master, seed=seed, index_offset=index_offset,
         )  # fmt: skip
         super().__init__(params, *args, **named)
-        self._check_own()
+        self._check_options()
 
     def _choose(
         self, copy_to: Iterable[Any] | None = None, moments: str | None = None, master: str | None = None,
@@ -68,7 +68,7 @@ class Fast(Replacing):
         self._averaging = False
         self.info: StepInfo = NOTHING
 
-    def _check_own(self) -> None:
+    def _check_options(self) -> None:
         """Refuse now what does not fit of our options, and fill the copies."""
         self._built = True
         lazy = any(map(torch.nn.parameter.is_lazy, chain.from_iterable(g["params"] for g in self.param_groups)))
@@ -82,7 +82,7 @@ class Fast(Replacing):
             torchs = next(base for base in cls.__mro__ if "__init__" in vars(base) and base is not Fast)
             theirs = [p for p in inspect.signature(torchs).parameters.values() if p.kind is not p.VAR_KEYWORD]
             options = [p.replace(kind=p.KEYWORD_ONLY) for p in inspect.signature(Fast.__init__).parameters.values()]
-            options = [p for p in options if p.name in OWN]
+            options = [p for p in options if p.name in OPTIONS]
             cls.__signature__ = inspect.Signature([*theirs, *options])  # type: ignore[attr-defined]
             about = (
                 vars(cls).get("__doc__") or f"torch.optim.{cls.__name__} with one compiled pass in place of its step."
@@ -139,7 +139,7 @@ class Fast(Replacing):
                 "differentiable is True, expected False: a step changes memory in place, where autograd cannot follow"
             )
         positive("max_norm of a param group", group.get("max_norm"))
-        if given := [name for name in OWN if name in group and name not in ("max_norm", "copy_to")]:
+        if given := [name for name in OPTIONS if name in group and name not in ("max_norm", "copy_to")]:
             raise ValueError(f"a param group has {given[0]!r}, expected it as an argument of the optimizer")
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

@@ -50,7 +50,7 @@ class Seen:
         self._states, self._held = list(opt.state.values()), _contents(opt)
         self.stepped = [x for leaf in live for x in (leaf.p, *leaf.copied) if not x.is_inference()]
         self.gaps = [leaf for leaf in live if leaf.gaps]
-        self._kept = [*(x for leaf in live for x in leaf.found), *(leaf.p for leaf in self.gaps)]
+        self._kept = [*(x for leaf in live for x in leaf.memory), *(leaf.p for leaf in self.gaps)]
         self._forms, self._addresses = list(map(form, self._kept)), list(map(DATA_PTR, self._kept))
         self.numbers = [place for leaf in live for place in leaf.places]
         self.values = [value for leaf in live for value in leaf.values]
@@ -59,7 +59,7 @@ class Seen:
         for leaf in live:
             if leaf.shared and not leaf.gaps:
                 self._shared.append((at, leaf))
-            at += len(leaf.found)
+            at += len(leaf.memory)
         self._cohorts: list[tuple[int, list[list[Any]]]] = []  # a leaf of each, and where each of its numbers goes
         rows = table.row.tolist()
         for first in table.cohorts:

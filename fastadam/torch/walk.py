@@ -282,6 +282,6 @@ class Walk:
 
     def _check_separate(self) -> None:
         """Leaves that share memory would be stepped by two threads at once."""
-        homes = [(leaf.name, leaf.found[0]) for leaf in self.leaves if leaf.size]
+        homes = [(leaf.name, leaf.memory[0]) for leaf in self.leaves if leaf.size]
         homes += [(f"copy_to for {leaf.name}", copy) for leaf in self.leaves if leaf.size for copy in leaf.copied]
         separate(((x.data_ptr(), x.data_ptr() + x.nbytes, name) for name, x in homes), "tensors")
