@@ -111,6 +111,7 @@ class Optimizer(Replacing):
     ) -> None:  # fmt: skip
         """What construction and copies have in common."""
         before = set(vars(self))
+        self._averaging = False
         trees = [item["params"] for item in params] if is_grouped(params) else params
         trees = rebuild(trees, lambda leaf: leaf)  # the arrays are the user's; the containers may change later
         self._tree = [{"params": tree} for tree in trees] if is_grouped(params) else trees
@@ -189,7 +190,7 @@ class Optimizer(Replacing):
         reduction: without grads, the step takes the "mean" or the "sum" of what has been accumulated.
         Raises TypeError, ValueError before anything has changed.
         """
-        if self._state.averaging:
+        if self._averaging:
             self._check_idle()
         scale = grad_scale if grad_scale is ONE else number("grad_scale", grad_scale)
         after: Any = ()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from copy import deepcopy
 from typing import Any, ClassVar, Self
 
@@ -14,15 +14,17 @@ from fastadam.checks import integer
 from fastadam.group import Group, is_grouped
 from fastadam.plans.chores import Chores
 from fastadam.plans.plan import Plan
+from fastadam.plans.streams import Streams
 from fastadam.plans.table import Table
 from fastadam.rule import Rule
 from fastadam.state import saved
+from fastadam.state.averages import Averaging
 from fastadam.state.slots import State
 from fastadam.state.sparse import Behind
 from fastadam.state.totals import Totals
 
 
-class Stateful:
+class Stateful(Averaging):
     """The part of an Optimizer that takes no step: it asks the State, Table and Totals that construction made."""
 
     rule: ClassVar[type[Rule]]
@@ -68,11 +70,6 @@ class Stateful:
         return self._state.storage.index_offset
 
     @property
-    def averaging(self) -> bool:
-        """Whether params hold the averaged weights: within `averaged`."""
-        return self._state.averaging
-
-    @property
     def copy_to(self) -> Tree:
         """The copies in 16 bits that steps write: the tree given, or after `to` one like it; None without copy_to."""
         return self._copy_to
@@ -88,16 +85,12 @@ class Stateful:
     def _tree_of_arrays(self) -> Tree:
         return [item["params"] for item in self._tree] if is_grouped(self._tree) else self._tree
 
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """`with opt.averaged():` params hold the averaged weights, and get their own bits back afterwards."""
-        if self._chores.ema_decay is None:
-            raise ValueError("averaged() needs averages: expected an optimizer made with ema_decay")
-        if self._state.averaging:
-            raise RuntimeError("averaged() is in use already: params hold the averaged weights")
+    def _kept(self) -> Sequence[Streams]:
         self.catch_up()
-        with self._state.averaged():
-            yield
+        return self._state.streams
+
+    def _on_stream(self) -> AbstractContextManager[Any]:
+        return self._state.on_stream()
 
     def accumulate(self, grads: Tree, micro_batches: int = 1) -> None:
         """Add one micro-batch's gradients, a tree as `step` takes it, to those that the next `step()` uses.
@@ -174,16 +167,6 @@ class Stateful:
         table.notice()
         if self._window is not None:
             self._window.restart()
-
-    def refresh_master(self) -> None:
-        """Take over parameters of 16 bits that were overwritten from outside: their master gets their values.
-
-        Without it the next step goes on from the master; a remainder left beside other parameters makes it a number
-        near them: within half of bfloat16's last place, and 0 beside 0 or a number that small.
-        """
-        self._check_idle()
-        self.catch_up()
-        self._state.refresh_masters()
 
     @property
     def state_bytes(self) -> int:
@@ -280,7 +263,3 @@ class Stateful:
         self.load_state_dict(pickled["state"])
         self._behind, self._totals = pickled["behind"], pickled["totals"].map(writable)
         vars(self).update(pickled["of_subclass"])
-
-    def _check_idle(self, what: str = "a step inside averaged() would be lost") -> None:
-        if self._state.averaging:
-            raise RuntimeError(f"{what}: params hold the averaged weights there")

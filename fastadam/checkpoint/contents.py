@@ -118,12 +118,17 @@ class SavedLeaf:
         self.numbers = {name: x for name, x in state.items() if name not in arrays and name != "order"}
 
 
-def leaves_of(opt: Optimizer, shards: Mapping[str, Shard] | None) -> tuple[dict[str, Any], list[SavedLeaf]]:
-    """An optimizer's state_dict and its leaves; checks that shards name leaves."""
-    if opt.averaging:
+def check_not_averaging(opt: Any) -> None:
+    """Refuse an optimizer, PyTorch's own too, whose parameters hold their averages now."""
+    if getattr(opt, "averaging", False):
         raise RuntimeError(
             "a checkpoint inside averaged() would take the averages for the parameters: save after that block"
         )
+
+
+def leaves_of(opt: Optimizer, shards: Mapping[str, Shard] | None) -> tuple[dict[str, Any], list[SavedLeaf]]:
+    """An optimizer's state_dict and its leaves; checks that shards name leaves."""
+    check_not_averaging(opt)
     shards = shards or {}
     for path, shard in shards.items():
         if path not in opt.paths:

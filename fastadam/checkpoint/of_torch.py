@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastadam.checkpoint.contents import Shards, Snapshot
+from fastadam.checkpoint.contents import Shards, Snapshot, check_not_averaging
 from fastadam.checkpoint.disk import log
 from fastadam.checkpoint.reading import Opened
 from fastadam.checkpoint.tensors import NAMES, Piece
@@ -89,10 +89,7 @@ def rests_of(opt: Any) -> tuple[str | None, set[str]]:
 def _check(opt: Any, shards: Shards) -> None:
     if shards:
         raise ValueError("shards is given, expected None for a PyTorch optimizer")
-    if getattr(opt, "averaging", False):
-        raise RuntimeError(
-            "a checkpoint inside averaged() would take the averages for the parameters: save after that block"
-        )
+    check_not_averaging(opt)
 
 
 def snapshot(opt: Any, shards: Shards) -> Snapshot:

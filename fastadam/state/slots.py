@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from copy import copy
 from dataclasses import replace
 from typing import Any
@@ -27,7 +27,6 @@ class State:
     owners:    per leaf, what the user gave for it: that array, a FlatBuffer around it, another library's array.
     paths:     per leaf, its path in the user's tree, such as ['w'].
     streams:   per leaf, its memory by name.
-    averaging: whether the parameters hold their averages now.
     """
 
     def __init__(
@@ -35,7 +34,7 @@ class State:
         params: Sequence[Array], home: Host, storage: Storage, averages: bool, copies: Sequence[Array] | None,
     ) -> None:  # fmt: skip
         """Allocate all of it. averages: whether there are any. copies: copy_to's arrays, flat."""
-        self.kernel, self.home, self.storage, self.averaging = kernel, home, storage, False
+        self.kernel, self.home, self.storage = kernel, home, storage
         self.params, self.owners, self.paths, self._groups = params, owners, paths, groups
         self._formats = [format_of(p.dtype) for p in params]
         for path, p, kind in zip(paths, params, self._formats, strict=True):
@@ -203,32 +202,6 @@ class State:
                 if streams.copy is not None:
                     values = self.home.get(streams.p).astype(np.float32)
                     self.home.write(streams.copy, values.astype(streams.copy.dtype))
-
-    def refresh_masters(self) -> None:
-        """Take the parameters as they are now for the masters; see Optimizer.refresh_master."""
-        with self.on_stream():
-            for streams in self.streams:
-                if streams.master is not None:
-                    streams.master[:] = streams.p
-                if streams.low is not None:
-                    streams.low[:] = 0
-
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Within it the parameters hold their averages; afterwards they get their own bits back."""
-        with self.on_stream():
-            before = [streams.p.copy() for streams in self.streams]
-        try:
-            self.averaging = True
-            with self.on_stream():
-                for streams in self.streams:
-                    streams.p[:] = streams.ema
-            yield
-        finally:
-            with self.on_stream():
-                for streams, values in zip(self.streams, before, strict=True):
-                    streams.p[:] = values
-            self.averaging = False
 
     @property
     def nbytes(self) -> int:

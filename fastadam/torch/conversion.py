@@ -10,7 +10,7 @@ import torch
 from fastadam import kernels
 from fastadam.torch import methods
 from fastadam.torch.formats import ORDER
-from fastadam.torch.optimizer import OPTIONS, Fast
+from fastadam.torch.optimizer import OPTIONS, Fast, in_place_of
 
 WRAPPED = "__bnb_optimizer_quant_state__"  # where bitsandbytes keeps what load_state_dict must not cast
 TAKEN = ("lr", "betas", "eps", "weight_decay", "momentum", "alpha", "amsgrad")
@@ -33,13 +33,9 @@ def convert(optimizer: torch.optim.Optimizer, **options: Any) -> Fast:
         raise TypeError(f"optimizer is {name}, expected one of torch.optim that fastadam.torch has")
     for group in optimizer.param_groups:
         method.check_group(group)
-    new: Fast = method.__new__(method)
     if unknown := options.keys() - set(OPTIONS):
         raise TypeError(f"convert got {min(unknown)!r}, expected any of {', '.join(OPTIONS)}")
-    new._choose(**options)
-    new.__setstate__(vars(optimizer))
-    new._check_options()
-    return new
+    return in_place_of(optimizer, method, options)
 
 
 def to_torch_state(opt: Fast) -> dict[str, Any]:
@@ -52,7 +48,7 @@ def to_torch_state(opt: Fast) -> dict[str, Any]:
     >>> torch.optim.AdamW(model.parameters()).load_state_dict(state)
     """
     state, slots = opt.state_dict(), set(opt.slots.values())
-    leaves = {leaf.p: leaf for walk in opt._current() for leaf in walk.leaves}
+    leaves = {leaf.p: leaf for walk in opt.walks() for leaf in walk.leaves}
     params = [p for group in opt.param_groups for p in group["params"]]  # as state_dict numbers them
     of_torch: dict[Any, Any] = {}
     for k, each in state["state"].items():

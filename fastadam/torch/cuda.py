@@ -82,7 +82,7 @@ class CudaWalk(Walk):
                 else:  # without a state
                     owners.append(cupy.empty(0, leaf.wide))
                     streams.append(Streams(owners[-1], slots=[None] * len(self._kernel.slots)))
-            firsts = list(accumulate([leaf.size for leaf in self.leaves], initial=self._opt._storage.index_offset))
+            firsts = list(accumulate([leaf.size for leaf in self.leaves], initial=self._storage.index_offset))
             cuda = BACKENDS["cuda"]
             self._plan = cuda.plan(
                 self._kernel, self._labels(), owners, streams, self._table, self._chores, firsts[:-1],

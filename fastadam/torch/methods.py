@@ -65,7 +65,7 @@ class SGD(Fast, torch.optim.SGD):
     rule, slots, numbers = rules.SGD, {"m": "momentum_buffer"}, ()
     by_row = True
 
-    def _check_layout(self, leaf: Leaf, g: Any) -> None:
+    def check_layout(self, leaf: Leaf, g: Any) -> None:
         if g.layout is torch.strided:
             return
         group = self.param_groups[leaf.group]
@@ -84,7 +84,7 @@ class Adagrad(Fast, torch.optim.Adagrad):
     rule, slots = rules.Adagrad, {"sum": "sum"}
     by_row = True
 
-    def _check_layout(self, leaf: Leaf, g: Any) -> None:
+    def check_layout(self, leaf: Leaf, g: Any) -> None:
         if g.layout is not torch.strided and self.param_groups[leaf.group]["weight_decay"] != 0:
             raise RuntimeError("weight_decay option is not compatible with sparse gradients")
 
@@ -93,6 +93,6 @@ class SparseAdam(Fast, torch.optim.SparseAdam):
     rule, slots, fixed = rules.Adam, MOMENTS, {"eps_hat": True}
     by_row = plain_numbers = True
 
-    def _check_layout(self, leaf: Leaf, g: Any) -> None:
+    def check_layout(self, leaf: Leaf, g: Any) -> None:
         if g.layout is torch.strided:
             raise RuntimeError("SparseAdam does not support dense gradients, please consider Adam instead")

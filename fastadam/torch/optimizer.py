@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from itertools import chain
 from operator import is_
 from typing import Any
 
 import torch
-from torch.optim import optimizer
+from torch.optim import optimizer as base
 
 from fastadam.checks import SEEDS, integer, positive
 from fastadam.plans.chores import NOTHING, Chores, StepInfo
 from fastadam.plans.storage import Storage
+from fastadam.plans.streams import Streams
 from fastadam.torch.cuda import CudaWalk
 from fastadam.torch.formats import ORDER, SHORT, STORED, local
+from fastadam.torch.method import Options
 from fastadam.torch.replacing import Replacing
 from fastadam.torch.walk import Walk
 
@@ -73,7 +74,7 @@ class Fast(Replacing):
         self._built = True
         lazy = any(map(torch.nn.parameter.is_lazy, chain.from_iterable(g["params"] for g in self.param_groups)))
         if (self._copy_to is not None or self._storage != Storage()) and not lazy:
-            self._current()
+            self.walks()
 
     def __init_subclass__(cls) -> None:
         """A method's signature: torch's, then our options."""
@@ -182,13 +183,13 @@ class Fast(Replacing):
         """Whether anyone wants to know of this step: a hook or the profiler."""
         return bool(
             self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks
-            or optimizer._global_optimizer_pre_hooks or optimizer._global_optimizer_post_hooks
+            or base._global_optimizer_pre_hooks or base._global_optimizer_post_hooks
             or torch.autograd._profiler_enabled()  # type: ignore[attr-defined]
         )  # fmt: skip
 
     def _step(self, closure: Callable[[], Any] | None = None) -> Any:
         if self._averaging:
-            raise RuntimeError("a step inside averaged() would be lost: the parameters hold the averaged weights there")
+            self._check_idle()
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -197,15 +198,15 @@ class Fast(Replacing):
         if found_inf is not None and found_inf.item():
             self.info = StepInfo(skipped=True)
             return loss
-        for walk in self._current():
+        for walk in self.walks():
             self.info = walk.step(self, 1.0 if scale is None else 1.0 / scale.item())
         return loss
 
     _step_watched = torch.optim.Optimizer.profile_hook_step(_step)
     _step_apart = torch._disable_dynamo(_step_watched)  # type: ignore[attr-defined]
 
-    def _current(self) -> Iterable[Walk]:
-        """The walks over the parameters as the groups have them now."""
+    def walks(self) -> Iterable[Walk]:
+        """Return the walks over the parameters as the groups have them now, one for each device."""
         params_of_groups = [group["params"] for group in self.param_groups]
         lengths = list(map(len, params_of_groups))
         if (
@@ -217,7 +218,8 @@ class Fast(Replacing):
             if len(copies) != len(now):
                 raise ValueError(f"copy_to has {len(copies)} tensors for {len(now)} parameters")
             by_id = dict(zip(map(id, now), copies, strict=True))
-            self._walks = [kind(self, members, by_id) for kind, members in self._by_device()]
+            options = Options(self._chores, self._storage, self._seed)
+            self._walks = [kind(self, members, by_id, options) for kind, members in self._by_device()]
             self._members, self._lengths = now, lengths
         return self._walks
 
@@ -240,11 +242,6 @@ class Fast(Replacing):
             yield WALKS[device.type], members
 
     @property
-    def averaging(self) -> bool:
-        """Whether the parameters hold the averages: within `averaged`."""
-        return self._averaging
-
-    @property
     def seed(self) -> int:
         """The seed of stochastic rounding; it is not in state_dict, and may be set between steps."""
         return self._seed
@@ -252,33 +249,23 @@ class Fast(Replacing):
     @seed.setter
     def seed(self, value: int) -> None:
         self._seed = integer("seed", value, **SEEDS)
+        for walk in self._walks or ():
+            walk.reseed(self._seed)
 
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Within it the parameters hold their averages; afterwards they get their own bits back."""
-        if self._chores.ema_decay is None:
-            raise ValueError("averaged() needs averages: expected an optimizer made with ema_decay")
-        if self._averaging:
-            raise RuntimeError("averaged() is in use already: the parameters hold the averaged weights")
-        averages = [(p.detach(), state["ema"]) for p, state in self.state.items() if "ema" in state]
-        kept = [p.clone() for p, _ in averages]
-        try:
-            self._averaging = True
-            for p, average in averages:
-                p.copy_(average)
-            yield
-        finally:
-            for (p, _), values in zip(averages, kept, strict=True):
-                p.copy_(values)
-            self._averaging = False
+    def _kept(self) -> list[Streams]:
+        kept = []
+        for p, state in self.state.items():
+            beside = (state.get(key) for key in ("ema", "remainder", "master"))
+            ema, low, master = (None if x is None else local(x).detach() for x in beside)
+            kept.append(Streams(local(p).detach(), ema=ema, low=low, master=master))
+        return kept
 
     def reset(self, params: Iterable[Any] | None = None) -> None:
         """Let the state of some parameters be as new, of all where None: it is dropped, and the next step begins it.
 
         params: parameters of this optimizer. Raises ValueError where one is not; then nothing has changed.
         """
-        if self._averaging:
-            raise RuntimeError("reset inside averaged() would lose what the parameters were before")
+        self._check_idle("reset inside averaged() would lose what they were before")
         members = {id(p) for group in self.param_groups for p in group["params"]}
         chosen = list(self.state) if params is None else _listed(params, "params", "")
         if strangers := [k for k, p in enumerate(chosen) if id(p) not in members]:
@@ -286,11 +273,11 @@ class Fast(Replacing):
         for p in chosen:
             self.state.pop(p, None)
 
-    def refresh_master(self) -> None:
-        """Take the parameters as they are now for the masters: call it when they were set from outside."""
-        with torch.no_grad():
-            for p, state in self.state.items():
-                if "master" in state:
-                    state["master"].copy_(p)
-                if "remainder" in state:
-                    state["remainder"].zero_()
+
+def in_place_of(optimizer: torch.optim.Optimizer, method: type[Fast], options: dict[str, Any]) -> Fast:
+    """Return an optimizer of a method, with options of ours, that shares another one's groups, state and hooks."""
+    new = method.__new__(method)
+    new._choose(**options)
+    new.__setstate__(vars(optimizer))
+    new._check_options()
+    return new

@@ -8,19 +8,19 @@ from typing import Any
 
 import torch
 
+from fastadam.state.averages import Averaging
 from fastadam.state.resized import accept_rows
 from fastadam.torch.formats import ORDER, describe
 from fastadam.torch.method import Method
 
 
-class Replacing(Method):
+class Replacing(Averaging, Method):
     """The part of an optimizer that puts other tensors in the place of parameters, as Gaussian splatting needs it."""
 
     _copy_to: list[Any] | None
-    _averaging: bool
     _walks: list[Any] | None
 
-    def _current(self) -> Iterable[Any]:
+    def walks(self) -> Iterable[Any]:
         raise NotImplementedError
 
     @torch.no_grad()
@@ -36,8 +36,7 @@ class Replacing(Method):
         nearest in new's blocks. A master or a remainder is kept where new has old's bits, and begins anew elsewhere.
         Raises IndexError, TypeError, ValueError naming what does not fit; then nothing has changed.
         """
-        if self._averaging:
-            raise RuntimeError("a parameter replaced inside averaged() would be replaced by an average")
+        self._check_idle("a parameter replaced inside averaged() would be replaced by an average")
         members = list(chain.from_iterable(group["params"] for group in self.param_groups))
         at = next((k for k, p in enumerate(members) if p is old), None)
         if at is None:
@@ -62,7 +61,7 @@ class Replacing(Method):
             self._copy_to = [*copies[:at], copy_to, *copies[at + 1 :]]
         self._swap(old, new)
         try:
-            self._current()
+            self.walks()
         except (RuntimeError, TypeError, ValueError):
             self._copy_to = copies
             self._swap(new, old)
@@ -80,7 +79,7 @@ class Replacing(Method):
         """The state of `new`, None where old has none. rows: see accept_rows."""
         if old not in self.state:
             return None
-        walk, leaf = next((walk, leaf) for walk in self._current() for leaf in walk.leaves if leaf.p is old)
+        walk, leaf = next((walk, leaf) for walk in self.walks() for leaf in walk.leaves if leaf.p is old)
         state, other, initial = dict(self.state[old]), leaf.beside(new), walk._rule(leaf.group).initial()
         names = {key: name for name, key in self.slots.items()}
         index = torch.from_numpy(rows).to(old.device)

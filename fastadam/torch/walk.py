@@ -28,7 +28,7 @@ from fastadam.rule import Rule
 from fastadam.state.slots import has
 from fastadam.torch.group import ParamGroup, differ, holds_memory, plain
 from fastadam.torch.leaf import Leaf, Moved
-from fastadam.torch.method import Method
+from fastadam.torch.method import Method, Options, begin, count_if_asked
 from fastadam.torch.seen import Seen
 
 EMPTY: dict[str, Any] = {}
@@ -38,16 +38,20 @@ class Walk:
     """One optimizer's leaves on one device, here the CPU.
 
     members: per param group, (name, parameter) of those that lie here. copies: by parameter's id, its copy or None.
+    options: what the optimizer was asked for.
     """
 
     backend = "numba"
 
-    def __init__(self, opt: Method, members: Sequence[Sequence[tuple[str, Any]]], copies: dict[int, Any]) -> None:
+    def __init__(
+        self, opt: Method, members: Sequence[Sequence[tuple[str, Any]]], copies: dict[int, Any], options: Options
+    ) -> None:  # fmt: skip
         choose(self.backend)
         # Between steps a weak reference: in a cycle the state of a deleted optimizer would wait for the collector.
         self._opt: Method = proxy(opt)  # type: ignore[assignment]
         self._weakly = self._opt
-        self._members, self._copies, self._chores = members, copies, opt._chores
+        self._members, self._copies = members, copies
+        self._chores, self._storage, self._seed = options
         self._kernel = kernels.ALL[opt.rule.kernel]
         self._names = [each.name for each in fields(opt.rule) if each.init and each.name != "lr"]
         self._begun: list[int] = []  # the leaves to whose state this step is the first
@@ -57,7 +61,7 @@ class Walk:
     def _lay_out(self) -> None:
         """Leaves, groups and plan, from what the optimizer's groups say now."""
         opt, averaged = self._opt, self._chores.ema_decay is not None
-        opt._count_if_asked()
+        count_if_asked(opt, self._chores, self._storage)
         self._read: list[Any] = [None] * len(self._members)
         self._settings: list[Any] = [None] * len(self._members)
         self.leaves: list[Leaf] = []
@@ -67,7 +71,7 @@ class Walk:
             rule = self._rule(k)
             slots = {opt.slots[slot.name]: slot for slot in self._kernel.slots if has(rule, slot)}
             keys: dict[str, Any] = {**slots, **({"ema": None} if averaged else {})}
-            leaves = [Leaf(name, p, k, keys, opt.numbers, id(p) in self._by_row, opt._storage) for name, p in members]
+            leaves = [Leaf(name, p, k, keys, opt.numbers, id(p) in self._by_row, self._storage) for name, p in members]
             for leaf in leaves:
                 leaf.uncounted = not opt.__class__.numbers
                 leaf.copy_into(self._copies[id(leaf.p)])
@@ -87,7 +91,7 @@ class Walk:
             self.leaves += leaves
         self._names_of_leaves = [leaf.name.removeprefix("params") for leaf in self.leaves]
         drawing = any(format.draws for leaf in self.leaves for format in (leaf.format, *leaf.formats.values()))
-        self._table = Table(opt.rule, self.groups, self._chores, opt._seed, drawing)
+        self._table = Table(opt.rule, self.groups, self._chores, self._seed, drawing)
         self._plan: Any = self._make_plan(formats)
         self._judge: Any = None if self._plan is None else Judge(self._plan, self._chores, self._names_of_leaves)
         self._params = [leaf.p for leaf in self.leaves]
@@ -98,8 +102,12 @@ class Walk:
         """The plan for leaves whose streams rest in these formats."""
         return AddressPlan(
             self._kernel, self._labels(), [leaf.size for leaf in self.leaves], formats,
-            self._opt._storage.index_offset, self._table, self._chores,
+            self._storage.index_offset, self._table, self._chores,
         )  # fmt: skip
+
+    def reseed(self, seed: int) -> None:
+        """Let random bits depend on another seed from the next step on."""
+        self._seed = self._table.seed = seed
 
     def _labels(self) -> list[Streams]:
         """What errors call each leaf's streams."""
@@ -235,7 +243,7 @@ class Walk:
     def _begin(self, k: int) -> None:
         """Give a leaf the state that it lacks."""
         leaf = self.leaves[k]
-        self._opt._begin(leaf)
+        begin(self._opt, leaf)
         leaf.look(self._opt.state.get(leaf.p) or EMPTY)
         self._place(k)
 
@@ -263,7 +271,7 @@ class Walk:
         by_rows = {}
         for k, (leaf, g) in enumerate(zip(self.leaves, grads, strict=True)):
             if g is not None:
-                self._opt._check_layout(leaf, g)
+                self._opt.check_layout(leaf, g)
                 if g.layout is not torch.strided:
                     if leaf.blocked:
                         raise ValueError(f"{leaf.name} has a sparse gradient and moments of 8 bits: 64 share a scale")

@@ -68,7 +68,7 @@ def test_hundred_steps(name, dtype, master):
         exact[1:] = [
             (np.zeros(N) if x is None else x) if key in there else None for key, x in zip(keys, exact[1:], strict=True)
         ]
-        (walk,) = b._current()
+        (walk,) = b.walks()
         row = walk._table.rows[0, : walk._table.width].copy()
         for k, (unit, kind) in enumerate(zip(units, (storage, np.float64), strict=True)):
             wide = np.longdouble if kind is np.float64 else np.float64
