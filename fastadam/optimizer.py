@@ -19,8 +19,9 @@ from fastadam.plans.table import EVERY, Table
 from fastadam.replacing import Replacing
 from fastadam.rule import Rule
 from fastadam.state import sparse
-from fastadam.state.slots import State
+from fastadam.state.slots import Leaves, State
 from fastadam.state.totals import Totals
+from fastadam.stateful import Settings
 
 ONE = 1.0  # the default scale, known by identity: nothing to check
 ACCUMULATED = object()  # what step takes the accumulated gradients for
@@ -99,17 +100,13 @@ class Optimizer(Replacing):
         default = self.rule(*hyperparameters, **named)
         if capturable is not True and capturable is not False:
             raise TypeError(f"capturable is {capturable!r}, expected True or False")
-        offset = integer("index_offset", index_offset, low=0, most=2**62)
-        stored = Storage(moments=moments, master=master, index_offset=offset)
-        self._build(
-            params, default, backend, integer("seed", seed, **SEEDS), Chores(**asked), copy_to, stored, capturable
-        )
+        storage = Storage(moments=moments, master=master, index_offset=index_offset)
+        seed = integer("seed", seed, **SEEDS)
+        self._build(params, default, Settings(backend, seed, Chores(**asked), copy_to, storage, capturable))
 
-    def _build(
-        self, params: Tree, default: Rule, backend: str, seed: int, asked: Chores, copy_to: Tree | None,
-        stored: Storage, capturable: bool,
-    ) -> None:  # fmt: skip
-        """What construction and copies have in common."""
+    def _build(self, params: Tree, default: Rule, settings: Settings) -> None:
+        """Do what construction and copies have in common."""
+        backend, seed, asked, copy_to, storage, capturable = settings
         before = set(vars(self))
         self._averaging = False
         trees = [item["params"] for item in params] if is_grouped(params) else params
@@ -131,10 +128,8 @@ class Optimizer(Replacing):
         self._capturable = capturable
         self._kernel = kernels.ALL[self.rule.kernel]
         self._totals = Totals(len(arrays))
-        state = State(
-            self._kernel, self.groups, self._structure.names, self._structure.leaves, arrays, self._backend.home,
-            stored, asked.ema_decay is not None, copies,
-        )  # fmt: skip
+        leaves = Leaves(self._structure.names, self._structure.leaves, arrays, copies)
+        state = State(self._kernel, self.groups, leaves, self._backend.home, storage, asked.ema_decay is not None)
         state.fill_copies(range(len(arrays)))
         self._table = Table(self.rule, self.groups, asked, seed)
         self._behind = sparse.Behind(*self._table.rows.shape)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from copy import deepcopy
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 from fastadam.arrays.flat import move
 from fastadam.arrays.host import Array, writable
@@ -14,6 +14,7 @@ from fastadam.checks import integer
 from fastadam.group import Group, is_grouped
 from fastadam.plans.chores import Chores
 from fastadam.plans.plan import Plan
+from fastadam.plans.storage import Storage
 from fastadam.plans.streams import Streams
 from fastadam.plans.table import Table
 from fastadam.rule import Rule
@@ -22,6 +23,17 @@ from fastadam.state.averages import Averaging
 from fastadam.state.slots import State
 from fastadam.state.sparse import Behind
 from fastadam.state.totals import Totals
+
+
+class Settings(NamedTuple):
+    """What construction and copies are given beside parameters and hyperparameters; see Optimizer's arguments."""
+
+    backend: str
+    seed: int
+    chores: Chores
+    copy_to: Tree | None
+    storage: Storage
+    capturable: bool
 
 
 class Stateful(Averaging):
@@ -45,10 +57,7 @@ class Stateful(Averaging):
     _copies: Sequence[Array] = ()  # per leaf, the user's array of copy_to
     _built: frozenset[str]  # the attributes that are not a subclass's
 
-    def _build(
-        self, params: Tree, default: Rule, backend: str, seed: int, asked: Chores, copy_to: Tree | None,
-        stored: Any, capturable: bool,
-    ) -> None:  # fmt: skip
+    def _build(self, params: Tree, default: Rule, settings: Settings) -> None:
         raise NotImplementedError
 
     def _introduce(self, state: State, copies: Sequence[Array]) -> None:
@@ -256,10 +265,11 @@ class Stateful(Averaging):
         # Whatever arrived read-only, as from joblib's workers, is copied: it is this optimizer's now.
         tree, copy_to = (rebuild(pickled[name], writable) for name in ("params", "copy_to"))
         tree = saved.regrouped(tree, pickled["rules"], pickled["limits"], pickled["free"])
-        self._build(
-            tree, pickled["rules"][0], pickled["backend"], pickled["state"]["seed"], pickled["chores"], copy_to,
-            pickled["storage"], pickled["capturable"],
+        settings = Settings(
+            pickled["backend"], pickled["state"]["seed"], pickled["chores"], copy_to, pickled["storage"],
+            pickled["capturable"],
         )  # fmt: skip
+        self._build(tree, pickled["rules"][0], settings)
         self.load_state_dict(pickled["state"])
         self._behind, self._totals = pickled["behind"], pickled["totals"].map(writable)
         vars(self).update(pickled["of_subclass"])

@@ -14,7 +14,7 @@ from fastadam.arrays.host import Array
 from fastadam.cuda.gradients import GradientsOnDevice
 from fastadam.cuda.norm import Norm
 from fastadam.cuda.nvrtc import function
-from fastadam.cuda.signature import NO_WINDOW, Signature, Touched
+from fastadam.cuda.signature import NO_WINDOW, Notes, RowTable, Signature, Touched
 from fastadam.cuda.upload import AnySize
 from fastadam.kernels.chores import Numbers
 from fastadam.kernels.contract import Kernel
@@ -117,15 +117,14 @@ class CudaPlan(GradientsOnDevice, Plan):
             )
             scaled, noted = norm.flags if norm else (False, False)
             stepped = [streams.columns for streams in self._streams]
+            rows = RowTable(len(self.table.rows), self.columns, self._firsts if self._drawing else ())
             asked, signatures = Riding(self._flags.limit, self._flags.clear, scaled, noted), []
             for k, leaves in enumerate(leaves_of_signatures):
-                more = [norm.columns(k, j) if norm else [0, 0] for j in range(len(self._params))]
+                addresses = [norm.columns(k, j) if norm else [0, 0] for j in range(len(self._params))]
+                notes = Notes(k, addresses if self._riding else ())
                 signatures.append(
-                    Signature(
-                        self._kernel.name, leaves, stepped, self._g_dtypes[leaves[0]], len(self.table.rows),
-                        self.columns, asked, k, more if self._riding else (), self._firsts if self._drawing else (),
-                    )
-                )  # fmt: skip
+                    Signature(self._kernel.name, leaves, stepped, self._g_dtypes[leaves[0]], rows, asked, notes)
+                )
             cupy.cuda.get_current_stream().synchronize()  # zeros and tables are there, whichever stream steps first
         signatures = [one for one in signatures if one.blocks]
         # Who steps a leaf, and as the how-manieth of its leaves.
@@ -169,11 +168,10 @@ class CudaPlan(GradientsOnDevice, Plan):
         with self.on_stream():
             if not self._adding:
                 streams = [Columns(x, None) for x in totals]
-                columns, more = np.arange(3 if clear else 1), [[0, 0]] * len(totals) if clear else ()
+                told = RowTable(2, np.arange(3 if clear else 1))
+                notes = Notes(addresses=[[0, 0]] * len(totals) if clear else ())
                 some = [(one.leaves.tolist(), streams, one.g_dtype) for one in self.signatures]
-                self._adding += [
-                    Signature("accumulate", *parts, 2, columns, Riding(clear=clear), 0, more) for parts in some
-                ]
+                self._adding += [Signature("accumulate", *parts, told, Riding(clear=clear), notes) for parts in some]
             for one, parts in zip(self._adding, self.signatures, strict=True):
                 one.words[: len(one.leaves)] = parts.words[: len(one.leaves)]
             calls = [one.launch(row, rows, NO_WINDOW) for one in self._adding]

@@ -55,6 +55,30 @@ class Touched(NamedTuple):
     place: Array
 
 
+class RowTable(NamedTuple):
+    """What a launch's table tells of the leaves and of the steps, beside addresses.
+
+    most:    how many rows of coefficients a step has at the most.
+    columns: which columns of these rows kernels read; the last is the key of random bits where `firsts` are given.
+    firsts:  per leaf, the index of its first element among all, which random bits depend on; nothing without them.
+    """
+
+    most: int
+    columns: Array
+    firsts: Sequence[int] = ()
+
+
+class Notes(NamedTuple):
+    """Where what is measured of one signature's gradients goes.
+
+    number:    which of the norm's signatures it is.
+    addresses: per leaf, of its ruling and of its notes; nothing where rows have no numbers of chores.
+    """
+
+    number: int = 0
+    addresses: Sequence[Sequence[int]] = ()
+
+
 class Signature:
     """The leaves whose streams have the same formats: what one launch steps.
 
@@ -63,15 +87,13 @@ class Signature:
     """
 
     def __init__(
-        self, kernel: str, leaves: list[int], streams: Sequence[Columns], g_dtype: Any, most_rows: int,
-        columns: Array, chores: Riding, number: int, more: Sequence[Sequence[int]], firsts: Sequence[int] = (),
+        self, kernel: str, leaves: list[int], streams: Sequence[Columns], g_dtype: Any, rows: RowTable, chores: Riding,
+        notes: Notes,
     ) -> None:  # fmt: skip
-        """streams: per leaf, what is stepped. columns: of rows, the last the key of random bits if `firsts` are given.
-
-        chores: but for what the streams tell. more: per leaf, two addresses; nothing where there are no numbers.
-        """
+        """Lay out the tables. streams: per leaf, what is stepped. chores: but for what the streams tell."""
         import cupy
 
+        (most_rows, columns, firsts), (number, more) = rows, notes
         kinds = Columns.of(None if x is None else format_of(x.dtype) for x in streams[leaves[0]].row)
         drawn = bool(firsts) and kinds.p.compute is FLOAT32.compute
         chores = chores._replace(ema=kinds.ema, copy=kinds.copy)

@@ -6,18 +6,9 @@ The arithmetic is float32, or float64 for float64 parameters; kernels/formats.py
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from fastadam.kernels.formats import (
-    BFLOAT16,
-    FLOAT16,
-    FORMATS,
-    Format,
-    format_of,
-)
-
-if TYPE_CHECKING:
-    pass
+from fastadam.checks import integer
+from fastadam.kernels.formats import BFLOAT16, FLOAT16, FORMATS, Format, format_of
 
 MOMENTS = [name for name, format in FORMATS.items() if format.moments]
 MASTERS = "remainder", "float32"
@@ -32,6 +23,8 @@ class Storage:
     index_offset: int = 0
 
     def __post_init__(self) -> None:
+        offset = integer("index_offset", self.index_offset, low=0, most=2**62)
+        object.__setattr__(self, "index_offset", offset)
         for name, allowed in ("moments", MOMENTS), ("master", MASTERS):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, str) and value in allowed):

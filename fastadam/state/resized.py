@@ -11,7 +11,7 @@ import numpy as np
 from fastadam.arrays.host import Array, Host, describe, shaped_like
 from fastadam.group import Group
 from fastadam.kernels.formats import encoded, format_of
-from fastadam.state.slots import State
+from fastadam.state.slots import Leaves, State
 
 
 def accept_rows(name: str, old: Any, new: Any, rows: Any) -> Array:
@@ -52,10 +52,9 @@ def with_leaf(state: State, leaf: int, owner: Any, new: Array, rows: Array, copi
     """
     group = next(group for group in state._groups if leaf in group._leaves)
     old, before, home = state.params[leaf], state.streams[leaf], state.home
-    alone = State(
-        state.kernel, [Group(group._rule, group._where, range(1), group._dtypes)], [state.paths[leaf]], [owner], [new],
-        home, state.storage, before.ema is not None, None if copied is None else [copied],
-    )  # fmt: skip
+    groups = [Group(group._rule, group._where, range(1), group._dtypes)]
+    leaves = Leaves([state.paths[leaf]], [owner], [new], None if copied is None else [copied])
+    alone = State(state.kernel, groups, leaves, home, state.storage, before.ema is not None)
     after = alone.streams[0]
     with np.errstate(all="ignore"), alone.on_stream():
         for slot, x, y in zip(state.kernel.slots, before.slots, after.slots, strict=True):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from copy import copy
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,42 +20,54 @@ from fastadam.plans.streams import Streams, labels
 from fastadam.rule import Rule
 
 
+class Leaves(NamedTuple):
+    """What the user gave for each leaf.
+
+    paths:  its path in the user's tree, such as ['w'].
+    owners: what holds it: an array, a FlatBuffer around it, another library's array.
+    params: its array.
+    copies: copy_to's array, flat; None without copy_to.
+    """
+
+    paths: Sequence[str]
+    owners: Sequence[Any]
+    params: Sequence[Array]
+    copies: Sequence[Array] | None = None
+
+
 class State:
     """The memory of every leaf: slots, averages, masters and remainders, beside the parameters that they belong to.
 
-    params:    per leaf, the user's array.
-    owners:    per leaf, what the user gave for it: that array, a FlatBuffer around it, another library's array.
-    paths:     per leaf, its path in the user's tree, such as ['w'].
-    streams:   per leaf, its memory by name.
+    paths, owners, params: see Leaves. streams: per leaf, its memory by name.
     """
 
     def __init__(
-        self, kernel: Kernel, groups: Sequence[Group], paths: Sequence[str], owners: Sequence[Any],
-        params: Sequence[Array], home: Host, storage: Storage, averages: bool, copies: Sequence[Array] | None,
-    ) -> None:  # fmt: skip
-        """Allocate all of it. averages: whether there are any. copies: copy_to's arrays, flat."""
+        self, kernel: Kernel, groups: Sequence[Group], leaves: Leaves, home: Host, storage: Storage, averages: bool
+    ) -> None:
+        """Allocate all of it. averages: whether there are any."""
         self.kernel, self.home, self.storage = kernel, home, storage
-        self.params, self.owners, self.paths, self._groups = params, owners, paths, groups
-        self._formats = [format_of(p.dtype) for p in params]
-        for path, p, kind in zip(paths, params, self._formats, strict=True):
+        self.paths, self.owners, self.params, copies = leaves
+        self._groups = groups
+        self._formats = [format_of(p.dtype) for p in self.params]
+        for path, p, kind in zip(self.paths, self.params, self._formats, strict=True):
             storage.check(f"params{path}", kind, describe(p))
             if copies is not None and storage.has_master(kind):
                 both = f"copy_to{path} is given, expected None with master='float32': params{path} is that copy"
                 raise ValueError(both)
-        self.streams = [Streams(flat(p)) for p in params]
+        self.streams = [Streams(flat(p)) for p in self.params]
         for streams, x in zip(self.streams, copies or (), strict=False):
             streams.copy = x
-        leaves = range(len(params))
+        everyone = range(len(self.params))
+        split = [k for k in everyone if storage.has_remainder(self._formats[k])]
+        mastered = [k for k in everyone if storage.has_master(self._formats[k])]
         with self.on_stream():
             self._make_slots()
-            for leaf, x in self._beside("ema", leaves if averages else (), wide):
+            for leaf, x in self._beside("ema", everyone if averages else (), wide):
                 self.streams[leaf].ema = x
                 x[:] = self.streams[leaf].p
-            for leaf, x in self._beside(
-                "low", [k for k in leaves if storage.has_remainder(self._formats[k])], lambda p: REMAINDER
-            ):
+            for leaf, x in self._beside("low", split, lambda p: REMAINDER):
                 self.streams[leaf].low = x
-            for leaf, x in self._beside("master", [k for k in leaves if storage.has_master(self._formats[k])], wide):
+            for leaf, x in self._beside("master", mastered, wide):
                 self.streams[leaf].master = x
                 x[:] = self.streams[leaf].p
 

@@ -56,8 +56,7 @@ class Fast(Replacing):
         seed: int = 0, index_offset: int = 0, **chores_asked: Any,
     ) -> None:  # fmt: skip
         """Take our own options."""
-        offset = integer("index_offset", index_offset, low=0, most=2**62)
-        self._storage = Storage(moments=moments, master=master, index_offset=offset)
+        self._storage = Storage(moments=moments, master=master, index_offset=index_offset)
         self._seed = integer("seed", seed, **SEEDS)
         self._chores, self._copy_to = Chores(**chores_asked), None
         if copy_to is not None:

@@ -146,6 +146,7 @@ def run(
     model: str = "mlp",
     epochs: int | None = None,
     batch_size: int = 32,
+    *,
     lr: float | None = None,
     optimizer: str = "Adam",
     schedule: str = "constant",
