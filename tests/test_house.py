@@ -18,6 +18,7 @@ LIBRARY = sorted(
     for path in (ROOT / folder).rglob("*.py")
     if not {"benchmarks", "kernels"} & set(path.relative_to(ROOT / folder).parts[:1])  # links
 )
+EVERYTHING = sorted([*LIBRARY, *(ROOT / "benchmarks").rglob("*.py")])
 
 
 @cache
@@ -234,29 +235,120 @@ def peeking(text):
 
 
 def test_an_optimizers_own_is_its_own():
-    """No function outside Optimizer reads what it keeps to itself; torch's optimizers have a walk of their own."""
-    library = [path for path in LIBRARY if "torch" not in path.parts]
-    assert [where(path, node) for path in library for node in peeking(tree(path))] == []
+    """No function outside an optimizer, of arrays or of tensors, reads what it keeps to itself."""
+    assert [where(path, node) for path in EVERYTHING for node in peeking(tree(path))] == []
     assert len(list(peeking(ast.parse("def convert(opt): return opt._slots, self._opt._table, opt.t")))) == 2
 
 
 # ---- names
 
 PRONOUNS = {"own", "found", "here", "there", "made", "known"}
+OTHERS = {"found_inf"}  # a GradScaler's
 
 
 def pronouns(text):
-    """The variables and parameters of a text that say of nothing what it is."""
+    """The names in a text, of values, attributes, functions and classes, that say of nothing what it is."""
     for node in ast.walk(text):
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id in PRONOUNS:
-            yield node
-        if isinstance(node, ast.arg) and node.arg in PRONOUNS:
+        name = next(
+            (x for field in ("id", "attr", "arg", "name") if isinstance(x := getattr(node, field, None), str)), ""
+        )
+        if PRONOUNS & set(name.strip("_").split("_")) and name not in OTHERS and not isinstance(node, ast.keyword):
             yield node
 
 
-def test_no_pronoun_names_a_value():
-    assert len(list(pronouns(ast.parse("found, x = 1, here\ndef f(own): pass")))) == 2
-    assert [where(path, node) for path in LIBRARY for node in pronouns(tree(path))] == []
+def test_no_pronoun_names_anything():
+    text = "found, x = 1, y\ndef f(own): pass\nclass Made: x._here\ndef _known(): x.there_are\nx.found_inf"
+    assert len(list(pronouns(ast.parse(text)))) == 5
+    assert [where(path, node) for path in EVERYTHING for node in pronouns(tree(path))] == []
+
+
+METHODS = ["Adam", "AdamW", "NAdam", "RAdam", "Adamax", "AdaBelief", "Lion", "SGD", "RMSprop", "Adagrad"]
+SHARED_CLASSES = {
+    **dict.fromkeys(METHODS, "the paper's name: a rule, and the optimizer of arrays and of tensors over it"),
+    "Coefficients": "what a kernel must know of one step: each kernel has its own",
+    "Judge": "of every plan, and of one processor's",
+    "Method": "what the optimizers by name share, of arrays and of tensors",
+    "Replacing": "the part of an optimizer that puts another array, or tensor, in a leaf's place",
+}
+SHARED_FILES = {
+    **dict.fromkeys(
+        ["chores", "codes", "formats", "norm", "reference", "streams"], "what it is, and its text per processor"
+    ),
+    **dict.fromkeys(["cuda", "gradients", "host", "judge", "plan"], "of every processor, and of one"),
+    **dict.fromkeys(["group", "methods", "optimizer", "replacing"], "of arrays, and of PyTorch's tensors"),
+}
+
+
+def namesakes(pairs):
+    """{name: places} of what stands in more than one of them, from (name, place)."""
+    places = {}
+    for name, place in pairs:
+        places.setdefault(name, set()).add(place)
+    return {name: sorted(homes) for name, homes in places.items() if len(homes) > 1}
+
+
+def test_no_two_classes_and_no_two_files_share_a_name_for_different_ideas():
+    """A namesake is one idea said for several sides, and SHARED_CLASSES or SHARED_FILES says which."""
+    classes = [
+        (node.name.strip("_"), str(path.relative_to(ROOT)))
+        for path in EVERYTHING
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.ClassDef)
+    ]
+    assert {name: homes for name, homes in namesakes(classes).items() if name not in SHARED_CLASSES} == {}
+    assert SHARED_CLASSES.keys() <= namesakes(classes).keys()
+    files = [
+        (path.parent.name if path.stem == "__init__" else path.stem, str(path.relative_to(ROOT))) for path in EVERYTHING
+    ]
+    assert {name: homes for name, homes in namesakes(files).items() if name not in SHARED_FILES} == {}
+    assert SHARED_FILES.keys() <= namesakes(files).keys()
+
+
+# ---- sizes
+
+MOST_PARAMETERS = 7
+OPTIONS_BY_NAME = "users give options by name"
+IN_NATIVE_CODE = "emitted into, or called as, native code: its parameters are those of a C function or of a walk"
+MANY_PARAMETERS = {  # files, and functions of a file
+    "fastadam/functional.py": "a kernel is launched: one step's streams, and options by name",
+    "fastadam/tools/papers.py": "oracles take a method's hyperparameters by name",
+    "fastadam/optimizer.py:__init__": OPTIONS_BY_NAME,
+    "fastadam/torch/optimizer.py:__init__": OPTIONS_BY_NAME,
+    "fastadam/torch/methods.py:__init__": "Lion's, as torch's own optimizers have them",
+    "fastadam/checkpoint/folder.py:save": OPTIONS_BY_NAME,
+    "fastadam/tools/demo/__init__.py:run": OPTIONS_BY_NAME,
+    "benchmarks/compiling.py:adam": "an element's arithmetic: its coefficients one by one, as a plain loop has them",
+    "kernels/reference.py:step": "a kernel is launched",
+    "kernels/cpu/handles.py:_differing": IN_NATIVE_CODE,
+    "kernels/cpu/memory.py:bases": IN_NATIVE_CODE,
+    "kernels/cpu/statistics.py:_block": IN_NATIVE_CODE,
+    "kernels/cpu/words.py:call_workers": IN_NATIVE_CODE,
+}
+
+
+def parameters(function):
+    """How many parameters a function has, but for the object that a method is of."""
+    given = function.args
+    names = [arg.arg for arg in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
+    return len([name for name in names if name not in ("self", "cls")]) + bool(given.vararg) + bool(given.kwarg)
+
+
+def test_functions_have_few_parameters():
+    """At most seven, but where a kernel is launched or users give options by name."""
+    (example,) = ast.parse("def f(self, a, /, b, *c, d, **e): pass").body
+    assert parameters(example) == 5
+    many = {}
+    for path in EVERYTHING:
+        for node in ast.walk(tree(path)):
+            if (
+                isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+                and parameters(node) > MOST_PARAMETERS
+            ):
+                file = str(path.relative_to(ROOT))
+                key = file if file in MANY_PARAMETERS else f"{file}:{getattr(node, 'name', 'lambda')}"
+                many[key] = node.lineno
+    assert many.keys() - MANY_PARAMETERS.keys() == set()
+    assert MANY_PARAMETERS.keys() - many.keys() == set()
 
 
 def test_no_module_is_longer_than_a_reader_holds():
