@@ -1,7 +1,7 @@
-"""The measurement: one program for `bench` and all its suites, pytest-benchmark, compare.py and the tables.
+"""The measurement: one program for `bench` and its suites, pytest-benchmark, compare.py and the tables.
 
-It may import everything of fastadam's; nothing of fastadam's imports it but the command `bench`.
-cases, suites, targets: what is stepped, by whom, and what is asked. ours, ours_cuda, limits, peers: who steps it.
-truth: the float64 oracle before the clock starts. clock: interleaved rounds. worker: one process of them.
-bench: the processes and the result. summary, markdown, report: what it says. measure, compare: what to run for that.
+May import all of fastadam, which imports it for `bench` alone. Figures typed by hand never belong here. Who does what:
+cases, suites, targets say what is stepped, by whom, and what is asked; ours, ours_cuda, limits, peers step; truth is
+the float64 oracle before the clock starts, clock interleaves rounds, worker is one process of them; bench runs these,
+summary, markdown and report say what came out, measure and compare know what to run.
 """

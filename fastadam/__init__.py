@@ -1,4 +1,8 @@
-"""Adam and its family, run at the speed of memory, on the arrays you already have."""
+"""Adam and its family, run at the speed of memory, on the arrays you already have.
+
+May import its wings; importing it loads neither Numba nor CuPy nor PyTorch, and compiles nothing.
+Only what users call belongs here: each wing's first lines say what may be touched there.
+"""
 
 import os.path
 from typing import TYPE_CHECKING, Any

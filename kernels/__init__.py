@@ -1,4 +1,8 @@
-"""The compute, one folder a kernel. ALL holds the kernels by name: tests and benchmarks iterate over it."""
+"""The compute: a folder for each kernel, and for each processor the walk over memory. ALL holds the kernels by name.
+
+May import NumPy, and Numba in cpu/, all else relatively and nothing of fastadam/, so that a copy works alone.
+Step counts, schedules, users' options and who owns an array belong to fastadam/.
+"""
 
 import hashlib
 from pathlib import Path

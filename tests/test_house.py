@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from fastadam import kernels
 from fastadam.kernels.formats import BFLOAT16, CODES, FORMATS, REMAINDER, RESTING, format_of
 
 ROOT = Path(__file__).parents[1]
@@ -349,6 +350,17 @@ def test_functions_have_few_parameters():
                 many[key] = node.lineno
     assert many.keys() - MANY_PARAMETERS.keys() == set()
     assert MANY_PARAMETERS.keys() - many.keys() == set()
+
+
+def test_the_first_lines_of_a_wing_are_a_readers_map():
+    """At most five lines: what the wing is, what it may import, and what does not belong there."""
+    wings = {path.parent for path in EVERYTHING} - {ROOT / "kernels" / name for name in kernels.ALL}
+    for wing in wings:
+        what, *rest = [line for line in (ast.get_docstring(tree(wing / "__init__.py")) or "").splitlines() if line]
+        assert what.endswith("."), wing
+        assert len(rest) <= 4, wing
+        for fact in (r"\bMay import\b", r"\bbelongs?\b"):
+            assert re.search(fact, " ".join(rest)), (wing, fact)
 
 
 def test_no_module_is_longer_than_a_reader_holds():

@@ -1,8 +1,6 @@
-"""Checkpoints that are there whole or not at all, and that no damaged byte is loaded from. See README.md beside this.
+"""Checkpoints that are there whole or not at all, and that no damaged byte is loaded from; README.md shows their use.
 
-folder = fastadam.checkpoint.Folder("run7", keep=3)
-folder.save(opt, extra={"epoch": 3}, background=True)
-extra = folder.load(opt)
+May import everything up to Optimizer, and PyTorch in of_torch.py alone. What a state holds belongs to state/.
 """
 
 from fastadam.checkpoint.background import Handle

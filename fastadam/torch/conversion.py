@@ -10,7 +10,8 @@ import torch
 from fastadam import kernels
 from fastadam.torch import methods
 from fastadam.torch.formats import ORDER
-from fastadam.torch.optimizer import OPTIONS, Fast, in_place_of
+from fastadam.torch.method import OPTIONS
+from fastadam.torch.optimizer import Fast, in_place_of
 
 WRAPPED = "__bnb_optimizer_quant_state__"  # where bitsandbytes keeps what load_state_dict must not cast
 TAKEN = ("lr", "betas", "eps", "weight_decay", "momentum", "alpha", "amsgrad")

@@ -12,6 +12,29 @@ from fastadam.rule import Rule
 from fastadam.torch.formats import FORMATS, local
 from fastadam.torch.leaf import Leaf
 
+OPTIONS = {  # of the constructors, beside torch's arguments: what each means
+    "max_norm": "clip the gradients, after a GradScaler's unscaling, to this global L2 norm; a group's own max_norm "
+    "limits that group's. By max_norm / norm: clip_grad_norm_ adds 1e-6 to the norm first.",
+    "ema_decay": 'keep exponential moving averages in the state, as "ema": a number, or a function of the step count. '
+    "`with opt.averaged():` swaps them in.",
+    "copy_to": "bfloat16 or float16 tensors, one per parameter; hold them rounded to nearest even, from now on, of "
+    "parameters without a master from the update itself, as it was before these were rounded. add_param_group takes "
+    "more of them.",
+    "skip_nonfinite": 'True leaves out a step whose gradients hold NaN or infinity, "raise" raises FloatingPointError.',
+    "stats": '"group" or "tensor": report the norms of gradients, updates and parameters, and the largest update, of '
+    "each, in `opt.info`, a fastadam.StepInfo.",
+    "moments": 'what slots rest in, "float32", "bfloat16" or "8bit", "float64" for float64 parameters; see '
+    "fastadam.Optimizer. In the state they are float32, bfloat16, or flat uint8 tensors: of each 1,024 elements in p's "
+    'order in memory 1,024 codes, then 16 float32 scales; "strides" beside them says what that order is. '
+    "load_state_dict takes torch's state, too; to_torch_state gives it.",
+    "master": '"remainder" or "float32": the other 16 bits of bfloat16 parameters, or a float32 copy that 16-bit '
+    'parameters are rounded from, in the state under that name or "master". opt.refresh_master() once parameters were '
+    "set from outside. Without one bfloat16 is rounded stochastically.",
+    "seed": "of stochastic rounding; not in state_dict.",
+    "index_offset": "of the elements' index that stochastic rounding counts by; not in state_dict. Give each rank of "
+    "FSDP2 another, such as rank * 2**40, or all round alike.",
+}
+
 
 class Options(NamedTuple):
     """What an optimizer was asked for beside its groups' hyperparameters, as far as a walk must know it."""

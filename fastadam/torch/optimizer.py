@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from operator import is_
+from textwrap import fill
 from typing import Any
 
 import torch
@@ -17,12 +18,11 @@ from fastadam.plans.storage import Storage
 from fastadam.plans.streams import Streams
 from fastadam.torch.cuda import CudaWalk
 from fastadam.torch.formats import ORDER, SHORT, STORED, local
-from fastadam.torch.method import Options
+from fastadam.torch.method import OPTIONS, Options
 from fastadam.torch.replacing import Replacing
 from fastadam.torch.walk import Walk
 
 WALKS: dict[str, type[Walk]] = {"cpu": Walk, "cuda": CudaWalk}  # by the type of the device
-OPTIONS = ("max_norm", "ema_decay", "copy_to", "skip_nonfinite", "stats", "moments", "master", "seed", "index_offset")
 
 
 def _listed(tensors: Any, name: str = "copy_to", each: str = ", one per parameter") -> list[Any]:
@@ -36,7 +36,7 @@ def _moved(x: Any, device: Any) -> Any:
 
 
 class Fast(Replacing):
-    """A torch.optim optimizer whose step is one walk over memory; see fastadam.torch."""
+    """A torch.optim optimizer whose step is one walk over memory; its options beside torch's: see OPTIONS."""
 
     def __init__(
         self, params: Any, *args: Any, max_norm: float | None = None,
@@ -90,7 +90,11 @@ class Fast(Replacing):
             sparse = cls.__name__.startswith("Sparse")
             model = "torch.nn.Embedding(4, 2, sparse=True)" if sparse else "torch.nn.Linear(4, 2)"
             cls.__doc__ = (
-                f"{about}\n\nOptions beside torch's arguments: see fastadam.torch.\n\n"
+                f"{about}\n\nOptions beside torch's arguments; fastadam/torch/README.md shows their use:\n\n"
+                + "".join(
+                    fill(f"{name}: {text}", 100, subsequent_indent="    ") + "\n" for name, text in OPTIONS.items()
+                )
+                + "\n"
                 f">>> model = {model}\n"
                 f">>> opt = fastadam.torch.{cls.__name__}(model.parameters(), lr=0.01)\n"
                 f">>> model(torch.{'zeros(1, dtype=torch.int64)' if sparse else 'ones(1, 4)'}).sum().backward()\n"

@@ -1,6 +1,6 @@
-"""The CUDA backend's compute, as text: which instantiation of traversal.cu serves which kernel and dtypes.
+"""The CUDA C++ of every kernel, format and chore, and which instantiation of traversal.cu serves which of them.
 
-Importing this package loads no cupy.
+May import the texts beside it in kernels/, and loads no CuPy. Launches and device memory belong to fastadam/cuda.
 """
 
 import re

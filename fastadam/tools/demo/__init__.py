@@ -1,6 +1,7 @@
 """python -m fastadam demo: small models, their gradients by hand in NumPy, and how well they learn.
 
 models.py and texts.py hold the models, learning.py the tasks and the loop, sweep.py the methods side by side.
+May import all of fastadam, and scikit-learn and Matplotlib when it runs; nothing that a user builds on belongs here.
 """
 
 import importlib.util
