@@ -1,4 +1,4 @@
-"""The measurement: one program for `bench` and its suites, pytest-benchmark, compare.py and the tables.
+"""Measures: one program for `bench` and its suites, pytest-benchmark, compare.py and the tables.
 
 May import all of fastadam, which imports it for `bench` alone. Figures typed by hand never belong here. Who does what:
 cases, suites, targets say what is stepped, by whom, and what is asked; ours, ours_cuda, limits, peers step; truth is

@@ -124,7 +124,7 @@ class Precision:
 
     @property
     def moments(self):
-        """The name of what the slots rest in."""
+        """Return the name of what the slots rest in."""
         from fastadam.kernels.formats import compute
 
         return self.options.get("moments", compute(self.dtype).name)
@@ -182,12 +182,12 @@ class Setting:
 
     @property
     def hyperparameters(self):
-        """All hyperparameters by name."""
+        """Return all hyperparameters by name."""
         return {each.name: getattr(self.rule, each.name) for each in fields(self.rule) if each.init}
 
     @property
     def slots(self):
-        """How many arrays of state each parameter has."""
+        """Return how many arrays of state each parameter has."""
         from fastadam import kernels
 
         rule = self.rule
@@ -195,7 +195,7 @@ class Setting:
 
     @property
     def bytes(self):
-        """What a step moves per parameter."""
+        """Return what a step moves per parameter."""
         return self.format.bytes(self.slots) + CHORES[self.chores]
 
 

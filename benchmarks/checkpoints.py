@@ -91,7 +91,7 @@ def savers(opt, folder):
 
 
 def has_direct(folder):
-    """Whether the file system of this folder has O_DIRECT."""
+    """Return whether the file system of this folder has O_DIRECT."""
     path = folder / "direct"
     try:
         os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_DIRECT))

@@ -62,7 +62,7 @@ class ShiftedFloat:
 
     @property
     def last(self):
-        """The largest code, but for the sign."""
+        """Return the largest code, but for the sign."""
         return (1 << (self.exponent + self.mantissa)) - 1
 
     @property
@@ -183,7 +183,7 @@ class Pair(NamedTuple):
 
     @property
     def bytes(self):
-        """The bytes of both, per parameter."""
+        """Return the bytes of both, per parameter."""
         return getattr(self.m, "bytes", 4) + getattr(self.v, "bytes", 4)
 
 

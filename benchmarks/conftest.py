@@ -4,12 +4,12 @@ import warnings
 
 
 def pytest_xdist_auto_num_workers(config):
-    """What is timed runs alone."""
+    """Let what is timed run alone, in one process."""
     return 0
 
 
 def pytest_configure(config):
-    """Another machine's results, or none, to compare with are worth a word of pytest-benchmark's, not an error."""
+    """Let pytest-benchmark say, and not raise, that the results to compare with are another machine's, or none."""
     if config.pluginmanager.hasplugin("benchmark"):
         from pytest_benchmark.logger import PytestBenchmarkWarning
 

@@ -89,7 +89,7 @@ class Contestant:
 
     @property
     def paper(self):
-        """The setting whose paper its results are held against; None: the limit's arithmetic."""
+        """Return the setting whose paper its results are held against; None: the limit's arithmetic."""
         return self.setting
 
     def give(self, k):

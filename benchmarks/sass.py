@@ -34,7 +34,8 @@ REGISTERS, THREADS, BLOCKS = 65_536, 2_048, 32  # of a multiprocessor
 
 
 def cubin(text):
-    """(machine code, the assembler's messages) of a program, as NVRTC makes it with the options that CuPy gives."""
+    """Return (machine code, the assembler's messages) of a program, as NVRTC makes it with the options that CuPy
+    gives."""
     from cuda.bindings import nvrtc
 
     def checked(result):
@@ -54,7 +55,7 @@ def cubin(text):
 
 
 def disassembler():
-    """Where nvdisasm lies. Raises RuntimeError where it is not installed."""
+    """Return where nvdisasm lies. Raises RuntimeError where it is not installed."""
     spec = find_spec("nvidia")
     for folder in spec.submodule_search_locations if spec else ():
         for path in Path(folder).glob("*/bin/nvdisasm"):
@@ -63,7 +64,7 @@ def disassembler():
 
 
 def disassembled(code):
-    """{kernel: (instructions as (predicate, opcode, operands), labels)} of machine code."""
+    """Return {kernel: (instructions as (predicate, opcode, operands), labels)} of machine code."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "code.cubin"
         path.write_bytes(code)
@@ -82,14 +83,15 @@ def disassembled(code):
 
 
 def kind_of(opcode):
-    """What the shortest path must make as often as its step asks: "wide", "narrow" or "" for an instruction."""
+    """Return what the shortest path must make as often as its step asks: "wide", "narrow" or "" for an instruction."""
     if re.match(r"(LDG|STG)\.E\.128", opcode):
         return "wide"
     return "narrow" if re.match(r"STG\.E$|STG\.E\.64$", opcode) else ""
 
 
 def shortest(instructions, labels, wide, narrow):
-    """The opcodes of the shortest path from the entry to an exit with so many accesses; None where there is none.
+    """Return the opcodes of the shortest path from the entry to an exit with so many accesses; None where there is
+    none.
 
     What is called (divisions and roots of subnormal or infinite numbers) is not entered.
     """
@@ -119,7 +121,7 @@ def shortest(instructions, labels, wide, narrow):
 
 
 def traffic(step):
-    """(format, how often it is read or written) of each stream of a step."""
+    """Return (format, how often it is read or written) of each stream of a step."""
     p, g, *slots = step.streams
     return [
         (format, times)
@@ -132,12 +134,12 @@ def traffic(step):
 
 
 def bytes_of(step):
-    """How many bytes a step reads and writes an element."""
+    """Return how many bytes a step reads and writes an element."""
     return sum(times * format.bytes / format.block for format, times in traffic(step))
 
 
 def accesses_of(step):
-    """(of 16 bytes, narrower stores) that one thread makes where all is whole."""
+    """Return (of 16 bytes, narrower stores) that one thread makes where all is whole."""
     width, wide, narrow = step.width, 0, 0
     for format, times in traffic(step):
         if format.block > 1:  # loads of the words that hold its codes, stores of a word for each 4
@@ -150,7 +152,7 @@ def accesses_of(step):
 
 
 def row_of(step, registers, instructions, labels):
-    """The model's numbers of one instantiation."""
+    """Return the model's numbers of one instantiation."""
     rounded = -(-registers // 8) * 8
     blocks = min(BLOCKS, THREADS // step.threads, REGISTERS // (rounded * step.threads))
     path = shortest(instructions, labels, *accesses_of(step))
@@ -163,7 +165,7 @@ def row_of(step, registers, instructions, labels):
 
 
 def modelled(steps):
-    """{name: numbers} of these instantiations, whole leaves alone."""
+    """Return {name: numbers} of these instantiations, whole leaves alone."""
     steps = [step for step in steps if isinstance(step, Instantiation) and step.table == "ByValue"]
     code, log = cubin(source(steps))
     registers = dict(re.findall(r"Compiling entry function '(\w+)'.*?Used (\d+) registers", log, re.DOTALL))
@@ -172,7 +174,7 @@ def modelled(steps):
 
 
 def covering():
-    """Every instantiation that the tests need."""
+    """Return every instantiation that the tests need."""
     sys.path.append(str(ROOT / "tests"))
     try:
         from cuda_host import covering_steps, steps, stored_steps
@@ -182,7 +184,7 @@ def covering():
 
 
 def lines(rows):
-    """The table as text."""
+    """Yield the table as text."""
     yield "a model from machine code for sm_90; no GPU ran it"
     yield f"{'registers':>9s} {'occupancy':>9s} {'an element':>10s} {'bytes':>6s} {'a byte':>6s} {'issue':>6s}  kernel"
     for name, row in sorted(rows.items(), key=lambda item: -(item[1]["issue"] or 0)):

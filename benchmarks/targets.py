@@ -28,7 +28,7 @@ class Target(NamedTuple):
 
     @property
     def asked(self):
-        """What is asked, in words."""
+        """Return what is asked, in words."""
         if self.seconds:
             return f"≤ {duration(self.seconds)}"
         text = f"≥ {self.least:g} times as fast" if self.least else f"≤ {self.most:g} of its time"
@@ -36,7 +36,7 @@ class Target(NamedTuple):
 
     @property
     def title(self):
-        """What is compared, in words."""
+        """Return what is compared, in words."""
         return f"{self.case}: {self.contestant}" + (f" against {self.other}" if self.other else "")
 
     def measured(self, result):

@@ -1,4 +1,4 @@
-"""Adam and its family, run at the speed of memory, on the arrays you already have.
+"""Runs Adam and its family at the speed of memory, on the arrays you already have.
 
 May import its wings; importing it loads neither Numba nor CuPy nor PyTorch, and compiles nothing.
 Only what users call belongs here: each wing's first lines say what may be touched there.
@@ -72,7 +72,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """fastadam.schedules and fastadam.checkpoint, each loaded when it is first asked for."""
+    """Load fastadam.schedules or fastadam.checkpoint when it is first asked for."""
     if name in ("checkpoint", "schedules"):
         import importlib
 

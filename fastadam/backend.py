@@ -1,4 +1,4 @@
-"""Backends: who serves the arrays of one processor, and whether it can run here."""
+"""Says who serves the arrays of one processor, and whether it can run here."""
 
 import importlib
 import logging
@@ -23,19 +23,20 @@ log = logging.getLogger("fastadam")
 
 
 class Backend:
-    """One processor: its name, the plan and the judge that serve it, what it must import, and where its arrays lie."""
+    """Describes one processor: its name, the plan and the judge that serve it, what it must import, and where its
+    arrays lie."""
 
     def __init__(self, name: str, plan: type[Plan], judge: type[Judge], needs: str, home: Host = HOST) -> None:
         self.name, self.plan, self.judge, self._needs, self.home = name, plan, judge, needs, home
 
     def window(self, plan: Any, judge: Any, chores: Chores, names: Sequence[str], capturable: bool) -> Any:
-        """The coefficients of steps to come, if the device is to count: raises ValueError where none can."""
+        """Return the coefficients of steps to come, if the device is to count: raises ValueError where none can."""
         if not capturable:
             return None
         raise ValueError(f"capturable is True, expected False with backend {self.name!r}: it is for CUDA graphs")
 
     def status(self) -> str:
-        """ "ready", or what is missing and the command that installs it."""
+        """Return "ready", or what is missing and the command that installs it."""
         try:
             module = importlib.import_module(self._needs)
         except ImportError as error:
@@ -50,7 +51,7 @@ class Backend:
 
 
 class Cuda(Backend):
-    """NVIDIA GPUs, through CuPy."""
+    """Is the backend of NVIDIA GPUs, through CuPy."""
 
     def window(self, plan: Any, judge: Any, chores: Chores, names: Sequence[str], capturable: bool) -> Any:
         if capturable and chores.skip_nonfinite == "raise":
@@ -74,7 +75,7 @@ BACKENDS = {
 
 
 def backends() -> dict[str, str]:
-    """Every backend this version knows: "ready", or why it is not and the command that mends it.
+    """Return every backend this version knows: "ready", or why it is not and the command that mends it.
 
     >>> fa.backends()["numpy"]
     'ready'
@@ -89,7 +90,7 @@ def ready(name: str, source: str, more: str = "") -> None:
 
 
 def choose(name: str, leaves: Sequence[Any] = ()) -> Backend:
-    """The backend for `name`.
+    """Return the backend for `name`.
 
     "auto" is $FASTADAM_BACKEND if set, else "cuda" for arrays on a device, else the first that is ready.
 

@@ -1,4 +1,4 @@
-"""Checks of single values, with errors that name the argument, what came and what was expected."""
+"""Checks single values, with errors that name the argument, what came and what was expected."""
 
 import math
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def number(name: str, value: Any, low: float = -math.inf, below: float = math.inf, most: float = math.inf) -> float:
-    """value as a float: finite, at least `low`, less than `below` and at most `most`."""
+    """Return value as a float: finite, at least `low`, less than `below` and at most `most`."""
     error: type[Exception] = TypeError
     try:
         if not isinstance(value, (str, bytes, bool)):
@@ -28,7 +28,8 @@ SEEDS = {"low": 0, "most": 2**64 - 1}  # for `integer`
 
 
 def integer(name: str, value: Any, low: int | None = None, most: int | None = None) -> int:
-    """value as an int, at least `low` and at most `most`. Other real numbers raise ValueError, the rest TypeError."""
+    """Return value as an int, at least `low` and at most `most`. Other real numbers raise ValueError, the rest
+    TypeError."""
     expected = "an integer"
     expected += f" of at least {low}" if low is not None else ""
     expected += f" and at most {most}" if most is not None else ""
@@ -45,7 +46,7 @@ def integer(name: str, value: Any, low: int | None = None, most: int | None = No
 
 
 def positive(name: str, value: Any) -> float | None:
-    """A finite number above 0, or None."""
+    """Return a finite number above 0, or None."""
     if value is None:
         return None
     x = number(name, value, low=0)
@@ -55,7 +56,7 @@ def positive(name: str, value: Any) -> float | None:
 
 
 def at_count(name: str, schedule: Callable[[int], Any], t: int, **limits: float) -> float:
-    """What a schedule says at t, checked; whatever it raises says where."""
+    """Return what a schedule says at t, checked; whatever it raises says where."""
     try:
         value = schedule(t)
     except Exception as error:

@@ -1,4 +1,4 @@
-"""One step on arrays that the caller keeps: in place, no hidden state.
+"""Takes one step on arrays that the caller keeps: in place, without hidden state.
 
 Every function takes p, g and the kernel's slots, arrays of one shape, all float64 or none, dense in the same order of
 axes (where p has no dimension, g may be a number); `t`, the count of this step from 1; and by name the hyperparameters
@@ -85,7 +85,7 @@ def adam_step(
     p: Array, g: Array, m: Array, v: Array, vmax: Array | None = None, *,
     t: int, decoupled: bool = False, grad_scale: float = 1.0, backend: str = "auto", **hyperparameters: Any,
 ) -> None:  # fmt: skip
-    """One step of Adam; of AdamW with decoupled=True; of AMSGrad with vmax.
+    """Take one step of Adam; of AdamW with decoupled=True; of AMSGrad with vmax.
 
     >>> p, g, m, v = np.ones(3), np.ones(3), np.zeros(3), np.zeros(3)
     >>> fa.adam_step(p, g, m, v, t=1, lr=0.25)
@@ -102,7 +102,7 @@ def nadam_step(
     p: Array, g: Array, m: Array, v: Array, *,
     t: int, mu_product: float = 1.0, grad_scale: float = 1.0, backend: str = "auto", **hyperparameters: Any,
 ) -> float:  # fmt: skip
-    """One step of NAdam. mu_product: 1 at the first step, then what the step before returned.
+    """Take one step of NAdam. mu_product: 1 at the first step, then what the step before returned.
 
     >>> p, g, m, v = np.ones(3), np.ones(3), np.zeros(3), np.zeros(3)
     >>> mu_product = fa.nadam_step(p, g, m, v, t=1)
@@ -118,7 +118,7 @@ def adamax_step(
     p: Array, g: Array, m: Array, u: Array, *,
     t: int, grad_scale: float = 1.0, backend: str = "auto", **hyperparameters: Any,
 ) -> None:  # fmt: skip
-    """One step of Adamax.
+    """Take one step of Adamax.
 
     >>> p, g, m, u = np.ones(3), np.ones(3), np.zeros(3), np.zeros(3)
     >>> fa.adamax_step(p, g, m, u, t=1, lr=0.25)
@@ -133,7 +133,7 @@ def adabelief_step(
     p: Array, g: Array, m: Array, s: Array, *,
     t: int, grad_scale: float = 1.0, backend: str = "auto", **hyperparameters: Any,
 ) -> None:  # fmt: skip
-    """One step of AdaBelief.
+    """Take one step of AdaBelief.
 
     >>> p, g, m, s = np.ones(3), np.ones(3), np.zeros(3), np.zeros(3)
     >>> fa.adabelief_step(p, g, m, s, t=1)
@@ -146,7 +146,7 @@ def lion_step(
     p: Array, g: Array, m: Array, *,
     t: int = 1, grad_scale: float = 1.0, backend: str = "auto", **hyperparameters: Any,
 ) -> None:  # fmt: skip
-    """One step of Lion, which does not depend on t unless lr does.
+    """Take one step of Lion, which does not depend on t unless lr does.
 
     >>> p, g, m = np.ones(3), np.ones(3), np.zeros(3)
     >>> fa.lion_step(p, g, m, lr=0.25)
@@ -161,7 +161,7 @@ def momentum_step(
     p: Array, g: Array, m: Array | None = None, *,
     t: int, grad_scale: float = 1.0, backend: str = "auto", **hyperparameters: Any,
 ) -> None:  # fmt: skip
-    """One step of SGD; m where momentum is not 0.
+    """Take one step of SGD; m where momentum is not 0.
 
     >>> p, g = np.ones(3), np.ones(3)
     >>> fa.momentum_step(p, g, t=1, lr=0.25)
@@ -176,7 +176,7 @@ def rmsprop_step(
     p: Array, g: Array, v: Array, mean: Array | None = None, m: Array | None = None, *,
     t: int = 1, grad_scale: float = 1.0, backend: str = "auto", **hyperparameters: Any,
 ) -> None:  # fmt: skip
-    """One step of RMSprop, centered with mean; m where momentum is not 0. It does not depend on t unless lr does.
+    """Take one step of RMSprop, centered with mean; m where momentum is not 0. It does not depend on t unless lr does.
 
     >>> p, g, v = np.ones(3), np.ones(3), np.zeros(3)
     >>> fa.rmsprop_step(p, g, v)
@@ -191,7 +191,7 @@ def adagrad_step(
     p: Array, g: Array, sum: Array, *,
     t: int, grad_scale: float = 1.0, backend: str = "auto", **hyperparameters: Any,
 ) -> None:  # fmt: skip
-    """One step of Adagrad.
+    """Take one step of Adagrad.
 
     >>> p, g, sum = np.ones(3), np.ones(3), np.zeros(3)
     >>> fa.adagrad_step(p, g, sum, t=1, lr=0.25)

@@ -1,4 +1,4 @@
-"""Param groups: hyperparameters that can be read and set between steps, and the trees they belong to."""
+"""Makes param groups: hyperparameters that can be read and set between steps, and the trees they belong to."""
 
 import math
 from collections.abc import Iterator
@@ -42,7 +42,7 @@ def check_representable(rule: Rule, dtype: Any) -> None:
 
 
 class Group:
-    """The hyperparameters of some leaves, and what their owner calls them, to be read, and set between steps.
+    """Holds the hyperparameters of some leaves, and what their owner calls them, to be read, and set between steps.
 
     Values of hyperparameters are checked; what else a group was given is kept and shown, and means nothing here.
     """
@@ -65,7 +65,7 @@ class Group:
         self.with_rule(where)
 
     def _changed(self) -> None:
-        """Whoever works with these numbers ahead of time puts a function of its own here."""
+        """Do nothing: whoever works with these numbers ahead of time puts a function of its own in this place."""
 
     def _check(self, rule: Rule) -> None:
         for dtype in self._dtypes:
@@ -108,7 +108,7 @@ class Group:
             raise
 
     def with_rule(self, where: str, **changed: Any) -> Rule:
-        """The group's rule with other hyperparameters, checked; `where` begins the error."""
+        """Return the group's rule with other hyperparameters, checked; `where` begins the error."""
         try:
             rule = replace(self._rule, **changed)
             if (rule.options, rule.initial()) != (self._rule.options, self._rule.initial()):
@@ -128,12 +128,13 @@ class Group:
         return f"Group({self._rule}, {len(self._leaves)} leaves{free})"
 
     def lr_at(self, t: int) -> float:
-        """This step's learning rate at the optimizer's count t."""
+        """Return this step's learning rate at the optimizer's count t."""
         lr = self._rule.lr  # type: ignore[attr-defined]
         return at_count(f"{self._where}lr", lr, t, low=0) if callable(lr) else lr
 
     def coefficients_at(self, count: int, lr: float, scale: float, *carried: float) -> tuple[float, ...]:
-        """One row for the kernel, the gradient's scale multiplied in; only numbers that stay finite may reach it."""
+        """Return one row for the kernel, the gradient's scale multiplied in; only numbers that stay finite may reach
+        it."""
         numbers = self._rule.coefficients(count, lr, *carried)
         if scale != 1.0:
             numbers = (numbers[0] * scale, *numbers[1:])
@@ -148,17 +149,18 @@ class Group:
 
 
 def is_grouped(params: Tree) -> bool:
-    """Whether params is a list of param groups: every item a dict with the key "params"."""
+    """Return whether params is a list of param groups: every item a dict with the key "params"."""
     return isinstance(params, list) and params != [] and all(isinstance(x, dict) and "params" in x for x in params)
 
 
 def hyperparameters(rule: Rule | type[Rule]) -> list[str]:
-    """The names that a method takes."""
+    """Return the names that a method takes."""
     return [each.name for each in fields(rule) if each.init]
 
 
 def make_groups(params: Tree, default: Rule, arrays: list[Array]) -> Iterator[Group]:
-    """The groups of params, which share what they do not set with `default`; one group where params is a plain tree."""
+    """Yield the groups of params, which share what they do not set with `default`; one group where params is a plain
+    tree."""
     if not is_grouped(params):
         yield Group(default, "groups[0].", range(len(arrays)), {compute(a.dtype) for a in arrays})
         return

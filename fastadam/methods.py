@@ -1,4 +1,4 @@
-"""The optimizers by name: each is Optimizer over one rule, whose hyperparameters, defaults and docstring it takes."""
+"""Names the optimizers: each is Optimizer over one rule, whose hyperparameters, defaults and docstring it takes."""
 
 import inspect
 
@@ -7,7 +7,7 @@ from fastadam.optimizer import Optimizer
 
 
 class _Method(Optimizer):
-    """An optimizer whose signature and documentation are its rule's."""
+    """Is an optimizer whose signature and documentation are its rule's."""
 
     def __init_subclass__(cls) -> None:
         if "rule" not in vars(cls):  # a user's own subclass documents itself

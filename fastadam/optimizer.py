@@ -1,4 +1,4 @@
-"""Optimizer: construction and one step. methods.py names the methods, rules.py holds their arithmetic."""
+"""Constructs an optimizer and takes its steps. methods.py names the methods, rules.py holds their arithmetic."""
 
 from collections.abc import Callable, Sequence
 from itertools import accumulate
@@ -28,7 +28,7 @@ ACCUMULATED = object()  # what step takes the accumulated gradients for
 
 
 class Optimizer(Replacing):
-    """One method's state over a tree of parameters, which its steps change in place.
+    """Holds one method's state over a tree of parameters, which its steps change in place.
 
     params: numpy.ndarrays of float64, float32, bfloat16 (ml_dtypes) or float16, dense in any axis order, writable, in
         dicts, lists, tuples, dataclasses and attrs classes (others: see register_container) to any depth; or one
@@ -157,7 +157,7 @@ class Optimizer(Replacing):
 
     @property
     def t(self) -> int:
-        """The steps taken so far; a learning-rate callable gets the count of the step to take, from 1.
+        """Return the steps taken so far; a learning-rate callable gets the count of the step to take, from 1.
 
         With capturable=True the device counts, and this waits for it.
         """
@@ -166,12 +166,12 @@ class Optimizer(Replacing):
 
     @property
     def skipped(self) -> int:
-        """The steps left out by skip_nonfinite; waits for the device where that counts them."""
+        """Return the steps left out by skip_nonfinite; waits for the device where that counts them."""
         return self._table.skipped + (0 if self._window is None else self._window.skipped())
 
     @property
     def backend(self) -> str:
-        """The name of the backend that steps these parameters."""
+        """Return the name of the backend that steps these parameters."""
         return self._backend.name
 
     def step(self, grads: Tree = ACCUMULATED, grad_scale: float = ONE, reduction: str = "mean") -> StepInfo:
@@ -207,8 +207,8 @@ class Optimizer(Replacing):
         return self._judge.step(scale, leaves, after, after)
 
     def prepare(self, steps: int | None = None) -> None:
-        """Where the device counts, with capturable=True, and with skip_nonfinite=True on a GPU: make the coefficients
-        of the next steps ready, 1,024 unless asked for others.
+        """Make the coefficients of the next steps ready, 1,024 unless asked for others, where the device counts: with
+        capturable=True, and with skip_nonfinite=True on a GPU.
 
         Call it before a captured graph has been replayed that often; waits for the device. Eager steps need no call.
         Fewer are ready where a schedule raises before. A change of lr works out all of them anew, 3 to 5 µs each: a

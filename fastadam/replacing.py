@@ -1,4 +1,4 @@
-"""Replacing: one leaf of an optimizer becomes another array, of more rows or fewer; optimizer.py takes the steps."""
+"""Lets one leaf of an optimizer become another array, of more rows or fewer; optimizer.py takes the steps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fastadam.stateful import Stateful
 
 
 class Replacing(Stateful):
-    """The part of an Optimizer that puts other arrays in the place of leaves, as Gaussian splatting needs it."""
+    """Is the part of an Optimizer that puts other arrays in the place of leaves, as Gaussian splatting needs it."""
 
     _backend: Backend
 

@@ -1,4 +1,4 @@
-"""What every rule has: hyperparameters that are checked when it is made, and the parts that coefficients share."""
+"""Is what every rule has: hyperparameters that are checked when it is made, and the parts that coefficients share."""
 
 import math
 from collections.abc import Callable
@@ -15,7 +15,7 @@ _AT_LEAST_0 = {"eps", "weight_decay", "momentum", "alpha", "lr_decay", "initial_
 
 @dataclass(frozen=True)
 class Rule:
-    """What every method has. A rule is checked when it is made; all numbers become floats."""
+    """Is what every method has. A rule is checked when it is made; all numbers become floats."""
 
     kernel: ClassVar[str]
     _logs: ClassVar[tuple[float, ...]]  # each instance's own: the logarithms of its betas
@@ -43,19 +43,20 @@ class Rule:
 
     @property
     def options(self) -> frozenset[str]:
-        """The kernel's optional slots that this rule uses."""
+        """Return the kernel's optional slots that this rule uses."""
         return frozenset()
 
     def initial(self) -> dict[str, float]:
-        """The value with which a slot starts, where that is not 0."""
+        """Return the value with which a slot starts, where that is not 0."""
         return {}
 
     def coefficients(self, t: int, lr: float, *carried: float) -> tuple[float, ...]:
-        """The kernel's numbers at the leaf's count t = 1, 2, ... and this step's lr; then the new carried numbers."""
+        """Return the kernel's numbers at the leaf's count t = 1, 2, ... and this step's lr; then the new carried
+        numbers."""
         raise NotImplementedError
 
     def _bias(self, k: int, t: int) -> float:
-        """1 - betas[k]^t, whose difference would lose the digits that betas[k] shares with 1."""
+        """Return 1 - betas[k]^t, whose difference would lose the digits that betas[k] shares with 1."""
         return -math.expm1(t * self._logs[k])
 
     @property
@@ -63,5 +64,5 @@ class Rule:
         return -1.0 if self.maximize else 1.0
 
     def _decay(self, lr: float, decoupled: bool) -> tuple[float, float]:
-        """(l2, decay): weight decay coupled into the gradient, or decoupled from it."""
+        """Return (l2, decay): weight decay coupled into the gradient, or decoupled from it."""
         return (0.0, 1 - lr * self.weight_decay) if decoupled else (self.weight_decay, 1.0)  # type: ignore[attr-defined]

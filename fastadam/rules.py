@@ -1,4 +1,4 @@
-"""Every rule: hyperparameters, a count t and this step's lr -> the numbers a kernel needs.
+"""Turns hyperparameters, a count t and this step's lr into the numbers a kernel needs, a rule a method.
 
 Nothing else in the library depends on t. Everything here is Python's float64; a backend rounds each number once. Powers
 are taken of the integer t, never by a running product (NAdam's excepted), so a resumed run equals an uninterrupted one.
@@ -30,7 +30,8 @@ from fastadam.rule import LearningRate, Rule
 
 @dataclass(frozen=True)
 class Adam(Rule):
-    """Kingma & Ba 2015, Algorithm 1; weight decay as L2; amsgrad: Reddi et al. 2018, Algorithm 2.
+    """Divides a mean of gradients by the root of a mean of their squares: Kingma & Ba 2015, Algorithm 1; weight decay
+    as L2; amsgrad: Reddi et al. 2018, Algorithm 2.
 
     AMSGrad takes the maximum of the biased v, then corrects it, as PyTorch does. eps_hat=True is the form of the end of
     the paper's section 2, which TensorFlow and Keras use: √v + eps with lr·√(1-β2^t)/(1-β1^t).
@@ -63,7 +64,8 @@ class Adam(Rule):
 
 @dataclass(frozen=True)
 class AdamW(Adam):
-    """Loshchilov & Hutter 2019, Algorithm 2: p·(1 - lr·λ) of the old p; η_t lies in lr."""
+    """Is Adam with weight decay apart from the gradient, Loshchilov & Hutter 2019, Algorithm 2: p·(1 - lr·λ) of the old
+    p; η_t lies in lr."""
 
     weight_decay: float = 1e-2
     decoupled_weight_decay: bool = field(default=True, init=False)
@@ -95,7 +97,7 @@ class RAdam(Rule):
         return AdamCoefficients(self._sign, l2, beta1, 1 - beta1, beta2, 1 - beta2, step_size, rsqrt_bias2, eps, decay)
 
     def _length(self, t: int) -> float:
-        """The paper's ρ_t = ρ_∞ - 2t·β2^t/(1 - β2^t), whose terms cancel where t is small beside 1/(1 - β2).
+        """Return the paper's ρ_t = ρ_∞ - 2t·β2^t/(1 - β2^t), whose terms cancel where t is small beside 1/(1 - β2).
 
         With x = -log β2 it is coth(x/2) - 2t/(e^tx - 1), and so t·(1 - L(tx/2)) + L(x/2), where L(z) = coth z - 1/z.
         """
@@ -106,7 +108,7 @@ class RAdam(Rule):
 
 
 def _langevin(z: float) -> float:
-    """coth z - 1/z for 0 <= z <= 1/2, by its continued fraction z/(3 + z²/(5 + z²/(7 + ...)))."""
+    """Return coth z - 1/z for 0 <= z <= 1/2, by its continued fraction z/(3 + z²/(5 + z²/(7 + ...)))."""
     fraction = 15.0
     for odd in (13, 11, 9, 7, 5, 3):
         fraction = odd + z * z / fraction
@@ -115,7 +117,8 @@ def _langevin(z: float) -> float:
 
 @dataclass(frozen=True)
 class NAdam(Rule):
-    """Dozat 2016 with PyTorch's momentum schedule β1·(1 - ½·0.96^(t·ψ)), ψ = momentum_decay.
+    """Is Adam with Nesterov's momentum: Dozat 2016 with PyTorch's momentum schedule β1·(1 - ½·0.96^(t·ψ)), ψ =
+    momentum_decay.
 
     The product of the momenta so far is carried in float64 (PyTorch keeps it in float32).
     """
@@ -144,7 +147,7 @@ class NAdam(Rule):
 
 @dataclass(frozen=True)
 class Adamax(Rule):
-    """Kingma & Ba 2015, Algorithm 2; eps added to |g|, as in PyTorch."""
+    """Is Adam under the infinity norm: Kingma & Ba 2015, Algorithm 2; eps added to |g|, as in PyTorch."""
 
     lr: LearningRate = 2e-3
     betas: tuple[float, float] = (0.9, 0.999)
@@ -162,7 +165,8 @@ class Adamax(Rule):
 
 @dataclass(frozen=True)
 class AdaBelief(Rule):
-    """Zhuang et al. 2020, Algorithm 2. Decay is decoupled and eps 1e-16, as in the authors' code."""
+    """Is Adam whose second moment is that of the surprise g - m: Zhuang et al. 2020, Algorithm 2. Decay is decoupled
+    and eps 1e-16, as in the authors' code."""
 
     lr: LearningRate = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
@@ -182,7 +186,7 @@ class AdaBelief(Rule):
 
 @dataclass(frozen=True)
 class Lion(Rule):
-    """Chen et al. 2023, Algorithm 2."""
+    """Steps by the sign of an interpolated momentum: Chen et al. 2023, Algorithm 2."""
 
     lr: LearningRate = 1e-4
     betas: tuple[float, float] = (0.9, 0.99)
@@ -197,7 +201,7 @@ class Lion(Rule):
 
 @dataclass(frozen=True)
 class SGD(Rule):
-    """Gradient descent with PyTorch's momentum: lr multiplies it, and the first step is not dampened."""
+    """Is gradient descent with PyTorch's momentum: lr multiplies it, and the first step is not dampened."""
 
     lr: LearningRate = 1e-3
     momentum: float = 0.0
@@ -229,7 +233,8 @@ class SGD(Rule):
 
 @dataclass(frozen=True)
 class RMSprop(Rule):
-    """Tieleman & Hinton 2012; centered: Graves 2013; eps beside the root and momentum as in PyTorch."""
+    """Divides the gradient by the root of a mean of its squares: Tieleman & Hinton 2012; centered: Graves 2013; eps
+    beside the root and momentum as in PyTorch."""
 
     lr: LearningRate = 1e-2
     alpha: float = 0.99
@@ -252,7 +257,8 @@ class RMSprop(Rule):
 
 @dataclass(frozen=True)
 class Adagrad(Rule):
-    """Duchi et al. 2011; lr decays as lr / (1 + (t - 1)·lr_decay), as in PyTorch."""
+    """Divides the gradient by the root of the sum of all its squares: Duchi et al. 2011; lr decays as lr / (1 + (t -
+    1)·lr_decay), as in PyTorch."""
 
     lr: LearningRate = 1e-2
     lr_decay: float = 0.0

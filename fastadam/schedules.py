@@ -1,4 +1,4 @@
-"""Learning rates as functions of the step, such as `fa.Adam(params, lr=Warmup(100, Cosine(1e-3, steps=900)))`.
+"""Has learning rates as functions of the step, such as `fa.Adam(params, lr=Warmup(100, Cosine(1e-3, steps=900)))`.
 
 A schedule is a callable of t, the count of the step to take: 1, 2, ... Its formulas are in k = t - 1, the steps taken
 before, which is what torch's schedulers call the epoch and optax the count. So step 1 has the learning rate that torch
@@ -61,7 +61,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
 
 @dataclass(frozen=True)
 class Schedule:
-    """What every schedule has. It is checked when it is made, with a TypeError or ValueError naming the argument.
+    """Is what every schedule has. It is checked when it is made, with a TypeError or ValueError naming the argument.
 
     >>> fa.schedules.Constant(1e-3)(1)
     0.001
@@ -72,7 +72,7 @@ class Schedule:
             object.__setattr__(self, each.name, _CHECKS[each.name](each.name, getattr(self, each.name)))
 
     def __call__(self, t: int) -> float:
-        """The learning rate of step t = 1, 2, ..."""
+        """Return the learning rate of step t = 1, 2, ..."""
         error: type[Exception] = ValueError
         try:
             counts = bool(1 <= t < math.inf)
@@ -83,12 +83,12 @@ class Schedule:
         return self._after(t - 1)
 
     def _after(self, k: int) -> float:
-        """The learning rate after k steps."""
+        """Return the learning rate after k steps."""
         raise NotImplementedError
 
 
 def _power(base: float, exponent: float) -> float:
-    """base**exponent; infinity instead of an OverflowError, so that the optimizer can name the learning rate."""
+    """Return base**exponent; infinity instead of an OverflowError, so that the optimizer can name the learning rate."""
     try:
         return float(base**exponent)
     except OverflowError:
@@ -96,13 +96,13 @@ def _power(base: float, exponent: float) -> float:
 
 
 def _cosine(start: float, end: float, share: float) -> float:
-    """From start to end along half a cosine; share: of the way, 0 to 1."""
+    """Return a number between start and end, along half a cosine; share: of the way, 0 to 1."""
     return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
 
 
 @dataclass(frozen=True)
 class Constant(Schedule):
-    """lr at every step.
+    """Stays at lr at every step.
 
     >>> fa.schedules.Constant(1e-3)(1)
     0.001
@@ -116,7 +116,7 @@ class Constant(Schedule):
 
 @dataclass(frozen=True)
 class Step(Schedule):
-    """lr·gamma^⌊k/every⌋: times gamma after every `every` steps. torch: StepLR.
+    """Falls in steps, lr·gamma^⌊k/every⌋: times gamma after every `every` steps. torch: StepLR.
 
     >>> [fa.schedules.Step(1.0, every=2, gamma=0.5)(t) for t in (1, 2, 3, 4, 5)]
     [1.0, 1.0, 0.5, 0.5, 0.25]
@@ -132,7 +132,7 @@ class Step(Schedule):
 
 @dataclass(frozen=True)
 class MultiStep(Schedule):
-    """Times gamma after as many steps as each milestone says.
+    """Falls in steps, times gamma after as many steps as each milestone says.
 
     torch: MultiStepLR; optax: piecewise_constant_schedule.
 
@@ -150,7 +150,7 @@ class MultiStep(Schedule):
 
 @dataclass(frozen=True)
 class Exponential(Schedule):
-    """lr·gamma^(k/every), smoothly. torch: ExponentialLR (every=1); optax: exponential_decay.
+    """Falls smoothly, as lr·gamma^(k/every). torch: ExponentialLR (every=1); optax: exponential_decay.
 
     >>> [fa.schedules.Exponential(1.0, gamma=0.5)(t) for t in (1, 2, 3)]
     [1.0, 0.5, 0.25]
@@ -166,7 +166,7 @@ class Exponential(Schedule):
 
 @dataclass(frozen=True)
 class Polynomial(Schedule):
-    """end_lr + (lr - end_lr)·(1 - k/steps)^power; power 1 is linear.
+    """Falls along a polynomial, end_lr + (lr - end_lr)·(1 - k/steps)^power; power 1 is linear.
 
     torch: PolynomialLR; optax: polynomial_schedule.
 
@@ -186,7 +186,7 @@ class Polynomial(Schedule):
 
 @dataclass(frozen=True)
 class Cosine(Schedule):
-    """Half a cosine from lr to end_lr in `steps` steps: Loshchilov & Hutter 2017, equation 5, without restarts.
+    """Falls along half a cosine to end_lr in `steps` steps: Loshchilov & Hutter 2017, equation 5, without restarts.
 
     torch: CosineAnnealingLR, which climbs again after T_max steps; optax: cosine_decay_schedule, which does not.
 
@@ -204,7 +204,7 @@ class Cosine(Schedule):
 
 @dataclass(frozen=True)
 class CosineRestarts(Schedule):
-    """Cosine begun anew after `steps` steps, each round `factor` times as long as the one before.
+    """Falls along a Cosine that is begun anew after `steps` steps, each round `factor` times as long as the one before.
 
     Loshchilov & Hutter 2017, equation 5. torch: CosineAnnealingWarmRestarts(T_0=steps, T_mult=factor).
 
@@ -228,7 +228,7 @@ class CosineRestarts(Schedule):
 
 @dataclass(frozen=True)
 class InverseSqrt(Schedule):
-    """lr·min(t/warmup, √(warmup/t)): linear up to lr at step `warmup`, then 1/√t.
+    """Rises, then falls, as lr·min(t/warmup, √(warmup/t)): linear up to lr at step `warmup`, then 1/√t.
 
     Vaswani et al. 2017, equation 3, whose lr is 1/√(d_model·warmup). With warmup=1, lr/√t.
 
@@ -245,7 +245,7 @@ class InverseSqrt(Schedule):
 
 @dataclass(frozen=True)
 class OneCycle(Schedule):
-    """Up from lr/div_factor to lr, then down to lr/(div_factor·final_div_factor) at the last of `steps` steps.
+    """Rises from lr/div_factor to lr, then down to lr/(div_factor·final_div_factor) at the last of `steps` steps.
 
     Smith & Topin 2019. torch: OneCycleLR, whose max_lr and total_steps are lr and steps; the peak is where torch has
     it, at k = pct_start·steps - 1. three_phase: down to where it began, as slowly as it rose, and then to the end.
@@ -281,7 +281,7 @@ class OneCycle(Schedule):
 
 @dataclass(frozen=True)
 class Warmup(Schedule):
-    """Linear from start_lr in `steps` steps to where `then` begins, a schedule or a number; then that, from its step 1.
+    """Rises from start_lr in `steps` steps to where `then` begins, a schedule or a number; then that, from its step 1.
 
     Goyal et al. 2017, section 2.2. torch: LinearLR and the other in SequentialLR; optax: linear_schedule and the other
     in join_schedules. From start_lr 0, as there, the first step only gathers moments.

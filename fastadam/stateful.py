@@ -1,4 +1,4 @@
-"""Stateful: what a user reads, saves, converts and accumulates of an optimizer; optimizer.py takes the steps."""
+"""Has what a user reads, saves, converts and accumulates of an optimizer; optimizer.py takes the steps."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from fastadam.state.totals import Totals
 
 
 class Settings(NamedTuple):
-    """What construction and copies are given beside parameters and hyperparameters; see Optimizer's arguments."""
+    """Holds what construction and copies are given beside parameters and hyperparameters; see Optimizer's arguments."""
 
     backend: str
     seed: int
@@ -37,7 +37,7 @@ class Settings(NamedTuple):
 
 
 class Stateful(Averaging):
-    """The part of an Optimizer that takes no step: it asks the State, Table and Totals that construction made."""
+    """Is the part of an Optimizer that takes no step: it asks the State, Table and Totals that construction made."""
 
     rule: ClassVar[type[Rule]]
 
@@ -65,27 +65,29 @@ class Stateful(Averaging):
 
     @property
     def params(self) -> Tree:
-        """The parameters that steps change: a tree like the one given, or the list of param groups' trees."""
+        """Return the parameters that steps change: a tree like the one given, or the list of param groups' trees."""
         return self._tree
 
     @property
     def paths(self) -> list[str]:
-        """Each leaf's path in params as errors print it, such as ['w'][0]; the empty text for a single array."""
+        """Return each leaf's path in params as errors print it, such as ['w'][0]; the empty text for a single array."""
         return list(self._structure.names)
 
     @property
     def index_offset(self) -> int:
-        """What the constructor was given: added to the elements' index for stochastic rounding."""
+        """Return what the constructor was given: added to the elements' index for stochastic rounding."""
         return self._state.storage.index_offset
 
     @property
     def copy_to(self) -> Tree:
-        """The copies in 16 bits that steps write: the tree given, or after `to` one like it; None without copy_to."""
+        """Return the copies in 16 bits that steps write: the tree given, or after `to` one like it; None without
+        copy_to."""
         return self._copy_to
 
     @property
     def ema(self) -> Tree:
-        """The averaged parameters: a tree like params of arrays that the steps change; None without ema_decay."""
+        """Return the averaged parameters: a tree like params of arrays that the steps change; None without
+        ema_decay."""
         if self._chores.ema_decay is None:
             return None
         views = iter([self._state.views(leaf)["ema"] for leaf in range(len(self._state.paths))])
@@ -116,7 +118,7 @@ class Stateful(Averaging):
 
     @property
     def accumulated(self) -> tuple[int, dict[str, Array]]:
-        """How many micro-batches have been accumulated, and by path the sums of their gradients, as they lie."""
+        """Return how many micro-batches have been accumulated, and by path the sums of their gradients, as they lie."""
         sums = zip(self.paths, self._totals.sums(self._state), strict=True)
         return self._totals.batches, {path: x for path, x in sums if self._totals.batches and x is not None}
 
@@ -134,8 +136,8 @@ class Stateful(Averaging):
         self._behind = self._behind.catch_up(self._plan, self._table, self._state.params, leaves)
 
     def moments(self) -> dict[str, dict[str, Array]]:
-        """The slots by leaf and name, in the parameter's shape: as they lie where they rest in the compute type, else
-        decoded copies."""
+        """Return the slots by leaf and name, in the parameter's shape: as they lie where they rest in the compute type,
+        else decoded copies."""
         self.catch_up()
         return self._state.moments()
 
@@ -179,18 +181,18 @@ class Stateful(Averaging):
 
     @property
     def state_bytes(self) -> int:
-        """The bytes of the state: slots, averages, masters."""
+        """Return the bytes of the state: slots, averages, masters."""
         return self._state.nbytes
 
     @property
     def bytes_per_step(self) -> int:
-        """The bytes that one step reads and writes, where gradients are of their parameters' dtype."""
+        """Return the bytes that one step reads and writes, where gradients are of their parameters' dtype."""
         limits = [self._chores.max_norm, *(group.max_norm for group in self.groups)]
         first = bool(self._chores.skip_nonfinite or any(limits))
         return self._state.bytes_per_step(1 + first + self._chores.zero_grads)
 
     def state_dict(self, copy: bool = True) -> dict[str, Any]:
-        """Everything but the parameters, as plain numbers and copied arrays; what load_state_dict takes.
+        """Return everything but the parameters, as plain numbers and copied arrays; what load_state_dict takes.
 
         copy: False gives the state's arrays as they lie, on their device, to be read before the next step.
 
@@ -224,7 +226,8 @@ class Stateful(Averaging):
             self._window.restart()
 
     def to(self, where: str) -> Self:
-        """An optimizer of copies on "cuda" (the current device) or on the "cpu", state included; itself if it is there.
+        """Return an optimizer of copies on "cuda" (the current device) or on the "cpu", state included; itself if it is
+        there.
 
         `params` of the result are the copies, and so are its `copy_to` and what has been accumulated. Tensors of other
         libraries become CuPy's or NumPy's arrays.

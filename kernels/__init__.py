@@ -1,4 +1,4 @@
-"""The compute: a folder for each kernel, and for each processor the walk over memory. ALL holds the kernels by name.
+"""Has the compute: a folder a kernel, for each processor the walk over memory, and ALL, the kernels by name.
 
 May import NumPy, and Numba in cpu/, all else relatively and nothing of fastadam/, so that a copy works alone.
 Step counts, schedules, users' options and who owns an array belong to fastadam/.
@@ -10,7 +10,8 @@ from uuid import uuid4
 
 
 def sources() -> str:
-    """A hash of every source file under kernels/, as they are on disk now; never the same where they cannot be read."""
+    """Return a hash of every source file under kernels/, as they are on disk now; never the same where they cannot be
+    read."""
     digest, root = hashlib.sha256(), Path(__file__).parent
     try:
         files = sorted(path for path in root.rglob("*.py") if path.is_file())  # an editor's lock is a link to nowhere

@@ -1,4 +1,4 @@
-"""What rides along with a step: the elementwise chores, and the one order in which squares are summed.
+"""Computes what rides along with a step: the elementwise chores, and the one order in which squares are summed.
 
 As element functions, the first three run on NumPy arrays and on Numba's scalars alike.
 
@@ -19,7 +19,7 @@ NOTES = 4  # per block: the squares of g, of the new p, of the update p_new - p;
 
 
 class Flags(NamedTuple):
-    """Which chores a walk is compiled with; the average and the copy show in the streams."""
+    """Says which chores a walk is compiled with; the average and the copy show in the streams."""
 
     limit: bool = False  # clip the gradient by value
     clear: bool = False  # zero it once read
@@ -27,7 +27,7 @@ class Flags(NamedTuple):
 
 
 class Numbers(NamedTuple):
-    """What the chores must know of one step, behind the kernel's coefficients and what the rule carries."""
+    """Holds what the chores must know of one step, behind the kernel's coefficients and what the rule carries."""
 
     max_value: float = 0.0  # the scaled gradient is clipped to ±max_value
     one_minus_decay: float = 0.0  # of the averaged parameters
@@ -35,17 +35,17 @@ class Numbers(NamedTuple):
 
 
 def clip(g, limit):
-    """g within ±limit; NaN stays NaN."""
+    """Return g within ±limit; NaN stays NaN."""
     return maximum(-maximum(-g, -limit), -limit)
 
 
 def average(ema, p, x):
-    """The average after p has been seen."""
+    """Return the average after p has been seen."""
     return ema + x.one_minus_decay * (p - ema)
 
 
 def in_pairs(values: Sequence[float]) -> float:
-    """The sum of numbers by pairs of neighbours, pairs of pairs, ...; an odd one out goes along."""
+    """Return the sum of numbers by pairs of neighbours, pairs of pairs, ...; an odd one out goes along."""
     values = list(values)
     while len(values) > 1:
         odd = values[len(values) // 2 * 2 :]
@@ -54,7 +54,7 @@ def in_pairs(values: Sequence[float]) -> float:
 
 
 def sum_of_squares(x: Any) -> Any:
-    """(blocks,) float64: the sum of squares of each block of a flat array."""
+    """Return (blocks,) float64: the sum of squares of each block of a flat array."""
     blocks = -(-x.size // BLOCK)
     padded = np.zeros((blocks, BLOCK // LANES, LANES))
     padded.reshape(-1)[: x.size] = x
@@ -68,7 +68,7 @@ def sum_of_squares(x: Any) -> Any:
 
 
 def largest(x: Any) -> Any:
-    """(blocks,) float64: the largest magnitude in each block; NaN where there is one."""
+    """Return (blocks,) float64: the largest magnitude in each block; NaN where there is one."""
     blocks = -(-x.size // BLOCK)
     padded = np.zeros((blocks, BLOCK), x.dtype)
     padded.reshape(-1)[: x.size] = np.abs(x)

@@ -1,4 +1,4 @@
-"""8-bit codes on NumPy's arrays, and what every processor's text of them is made of.
+"""Codes numbers in 8 bits on NumPy's arrays, and says what every processor's text of them is made of.
 
 GROUP elements share a float32 scale; 2 + |x| / scale is a float whose exponent and first three bits of mantissa are the
 code, so decoding is a shift and a subtraction, and no case is special. With a sign 4 bits of exponent are left, to

@@ -1,4 +1,4 @@
-"""Storage formats: how numbers rest in memory, the registry of them, and what each means on NumPy's arrays.
+"""Defines storage formats: how numbers rest in memory, the registry of them, and what each means on NumPy's arrays.
 
 To nearest, ties to even; some formats also stochastically: up with the probability that makes the mean exact. A value
 that is not finite bypasses both. The random bits are a hash of (seed, count, element), so all backends draw the same
@@ -129,7 +129,7 @@ NARROW, WIDE = np.dtype(np.float32), np.dtype(np.float64)
 
 @dataclass(frozen=True, eq=False)
 class Format:
-    """How numbers rest in an array: their size, their rounding, and both ways between an array at rest and floats.
+    """Says how numbers rest in an array: their size, their rounding, and both ways between an array at rest and floats.
 
     name:    what arguments, errors and the tables of each processor call it.
     rests:   the name of its arrays' dtype, NumPy's or one of ml_dtypes; of single bytes for blocks; no other format's.
@@ -154,7 +154,7 @@ class Format:
 
     @property
     def dtype(self) -> Any:
-        """The dtype of an array of it. Raises ImportError where ml_dtypes has it and is not installed."""
+        """Return the dtype of an array of it. Raises ImportError where ml_dtypes has it and is not installed."""
         if hasattr(np, self.rests):
             return np.dtype(self.rests)
         try:
@@ -165,17 +165,17 @@ class Format:
 
     @property
     def is_float(self) -> bool:
-        """Whether arrays at rest are arrays of floats, as parameters, gradients and copies must be."""
+        """Return whether arrays at rest are arrays of floats, as parameters, gradients and copies must be."""
         return self.name == self.rests
 
     @property
     def is_compute(self) -> bool:
-        """Whether what rests in it is what steps compute with, as it is."""
+        """Return whether what rests in it is what steps compute with, as it is."""
         return bool(self.name == self.compute.name)
 
     @property
     def is_short(self) -> bool:
-        """Whether arrays at rest are arrays of floats below 32 bits, which may be copies of wider parameters."""
+        """Return whether arrays at rest are arrays of floats below 32 bits, which may be copies of wider parameters."""
         return self.is_float and self.bytes < 4
 
     def bytes_of(self, n: int) -> int:

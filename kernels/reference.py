@@ -1,4 +1,4 @@
-"""The NumPy backend's walk: the element functions on whole chunks. Slow, simple, and what the others must equal."""
+"""Is the NumPy backend's walk, the element functions on whole chunks: slow, simple, and what the others must equal."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -71,7 +71,8 @@ def _whole(p: Any, low: Any) -> Any:
 
 
 def measure(streams: Any, chunks: Any, row: Any, notes: Any) -> None:
-    """notes[chunk, block] <- (sum of squares, 0, 0, largest magnitude) of every gradient, in its p's compute type."""
+    """Store in notes[chunk, block] (sum of squares, 0, 0, largest magnitude) of every gradient, in its p's compute
+    type."""
     with np.errstate(all="ignore"):
         for k, (leaf, _, n, g_leaf, g_first, _) in enumerate(chunks):
             if row[leaf] >= 0:
@@ -82,7 +83,8 @@ def measure(streams: Any, chunks: Any, row: Any, notes: Any) -> None:
 
 
 def sums(chunks: Any, notes: Any, row: Any, sums_of_leaves: Any) -> None:
-    """found[leaf] <- the notes of its blocks, the first columns added in pairs of neighbours, the last's largest."""
+    """Store in sums_of_leaves[leaf] the notes of its blocks, the first columns added in pairs of neighbours, the last's
+    largest."""
     for leaf in np.unique(chunks[:, 0]):
         if row[leaf] >= 0:
             notes_of_chunks = [notes[k, : -(-n // BLOCK)] for k, (at, _, n, *_) in enumerate(chunks) if at == leaf]

@@ -1,4 +1,4 @@
-"""The order of a leaf's streams, said once: NumPy's walk, compiled code and CUDA's tables all follow `Columns`."""
+"""Says the order of a leaf's streams once: NumPy's walk, compiled code and CUDA's tables all follow `Columns`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 
 class Columns(NamedTuple):
-    """One thing for each stream of a leaf, such as its array, its address, its name or its place in a row of them.
+    """Holds one thing for each stream of a leaf, such as its array, its address, its name or its place in a row of
+    them.
 
     p:     what is stepped.
     g:     its gradient, which is only read, or zeroed.
@@ -28,11 +29,11 @@ class Columns(NamedTuple):
 
     @property
     def row(self) -> tuple[Any, ...]:
-        """All of them, in the order of columns."""
+        """Return all of them, in the order of columns."""
         return self.p, self.g, *self.slots, self.ema, self.copy, self.low
 
     @classmethod
     def of(cls, row: Iterable[Any]) -> Columns:
-        """The inverse of `row`; of range(n), the places of a row's n streams."""
+        """Return the inverse of `row`; of range(n), the places of a row's n streams."""
         p, g, *slots, ema, copy, low = row
         return cls(p, g, tuple(slots), ema, copy, low)

@@ -1,4 +1,4 @@
-"""The oracles: one step of each method, word for word from its paper's algorithm box.
+"""Has the oracles: one step of each method, word for word from its paper's algorithm box.
 
 Plain NumPy. Nothing here shares a name or a line with the library, so a mistake in its equations shows here. Every step
 

@@ -305,6 +305,47 @@ def test_no_two_classes_and_no_two_files_share_a_name_for_different_ideas():
     assert SHARED_FILES.keys() <= namesakes(files).keys()
 
 
+# ---- docstrings
+
+FRAGMENTS = set(
+    [
+        "a",
+        "an",
+        "another",
+        "every",
+        "how",
+        "one",
+        "some",
+        "the",
+        "those",
+        "what",
+        "where",
+        "whether",
+        "which",
+        "who",
+        "why",
+    ]
+)
+AS_IN_EVERY_KERNEL = "One element, or whole arrays, of one step", "What the kernel must know of one step"
+
+
+def fragments(text):
+    """The classes and functions whose docstring begins as no sentence does that says what they are or do."""
+    for node in ast.walk(text):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and (first := ast.get_docstring(node)):
+            word = first.split()[0].strip(",:;.").lower()
+            if (word in FRAGMENTS or not word.isidentifier()) and not first.startswith(AS_IN_EVERY_KERNEL):
+                yield node
+
+
+def test_docstrings_begin_with_a_sentence():
+    """It begins with a verb: Return, Refuse, Holds, Is. Oracles begin with their paper."""
+    (bad,) = fragments(ast.parse('def f():\n    "What each has."\ndef g():\n    "Return what each has."'))
+    assert bad.name == "f"
+    found = [(path, node) for path in EVERYTHING if path.name != "papers.py" for node in fragments(tree(path))]
+    assert [f"{path.relative_to(ROOT)}:{node.lineno}: {node.name}" for path, node in found] == []
+
+
 # ---- sizes
 
 MOST_PARAMETERS = 7

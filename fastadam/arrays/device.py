@@ -1,4 +1,5 @@
-"""Arrays on CUDA devices: what the library accepts without a copy, where it lies, and on whose stream work on it runs.
+"""Looks at arrays on CUDA devices: what the library accepts without a copy, where it lies, and on whose stream work on
+it runs.
 
 Importing this module loads no cupy; whoever has an array on a device has what its functions need.
 """
@@ -18,7 +19,7 @@ ALIGNED = 256  # bytes: what CUDA's own allocations are aligned to
 
 
 def status() -> str:
-    """ "ready", or why CUDA cannot run here, and the command that mends it."""
+    """Return "ready", or why CUDA cannot run here, and the command that mends it."""
     try:
         import cupy
 
@@ -40,7 +41,7 @@ def status() -> str:
 
 
 def on_device(x: Any) -> bool:
-    """Whether x is an array, or a FlatBuffer, in the memory of a CUDA device. Loads nothing."""
+    """Return whether x is an array, or a FlatBuffer, in the memory of a CUDA device. Loads nothing."""
     x = getattr(x, "array", x) if hasattr(x, "views") else x
     if isinstance(x, (np.ndarray, np.generic)):
         return False
@@ -57,7 +58,7 @@ def on_device(x: Any) -> bool:
 
 
 def _view(name: str, x: Any, written: bool) -> Any:
-    """The same memory as a cupy.ndarray; x may be any object with __cuda_array_interface__ or DLPack."""
+    """Return the same memory as a cupy.ndarray; x may be any object with __cuda_array_interface__ or DLPack."""
     import cupy
 
     if isinstance(x, cupy.ndarray):
@@ -95,7 +96,7 @@ def _view(name: str, x: Any, written: bool) -> Any:
 
 
 class _ForeignStream:
-    """A stream that another library owns, as CuPy takes it."""
+    """Wraps a stream that another library owns, as CuPy takes it."""
 
     def __init__(self, handle: int) -> None:
         self._handle = handle
@@ -105,14 +106,14 @@ class _ForeignStream:
 
 
 def foreign(x: Any) -> bool:
-    """Whether another library than CuPy, whose arrays FlatBuffers hold, owns an array on a device."""
+    """Return whether another library than CuPy, whose arrays FlatBuffers hold, owns an array on a device."""
     import cupy
 
     return not hasattr(x, "views") and type(x) is not cupy.ndarray
 
 
 def stream_of(x: Any) -> Any:
-    """The stream on which the owner of x works with it; None for CuPy's arrays and for owners that name none."""
+    """Return the stream on which the owner of x works with it; None for CuPy's arrays and for owners that name none."""
     import cupy
 
     if x is None or isinstance(x, cupy.ndarray):
@@ -146,11 +147,12 @@ def joined(others: Iterable[Any]) -> ExitStack:
 
 
 class Device(Host):
-    """The memory of CUDA devices, through CuPy."""
+    """Is the memory of CUDA devices, through CuPy."""
 
     @staticmethod
     def near(arrays: Iterable[Any], owners: Sequence[Any] = ()) -> AbstractContextManager[Any]:
-        """Their device, the current one where there are none; and the stream of the first owner that is not CuPy."""
+        """Return their device, the current one where there are none; and the stream of the first owner that is not
+        CuPy."""
         import cupy
 
         devices: list[AbstractContextManager[Any]] = [x.device for x in arrays]
@@ -196,7 +198,7 @@ class Device(Host):
 
     @staticmethod
     def allocate_beside(params: Sequence[Array], column: int, dtype: Any, sizes: Sequence[int]) -> list[Array]:
-        """Flat zeros of a dtype and these sizes, for each of these parameters, in one piece of memory.
+        """Return flat zeros of a dtype and these sizes, for each of these parameters, in one piece of memory.
 
         Each lies as its parameter does within the bytes of one access, so that both can be accessed whole. Bytes are
         those of blocks, which are accessed from their own start.
@@ -240,7 +242,7 @@ class Device(Host):
 
 
 def home_of(leaves: Iterable[Any]) -> Host:
-    """Where a tree of arrays lies: on a device if any does."""
+    """Return where a tree of arrays lies: on a device if any does."""
     return DEVICE if any(map(on_device, leaves)) else HOST
 
 

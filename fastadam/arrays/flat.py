@@ -1,4 +1,4 @@
-"""FlatBuffer: named arrays <-> one aligned flat buffer."""
+"""Packs trees of named arrays into one aligned flat buffer."""
 
 from contextlib import nullcontext
 from itertools import accumulate
@@ -13,7 +13,7 @@ from fastadam.kernels.formats import FLOATS
 
 
 class FlatBuffer:
-    """A tree of arrays packed end to end into one array, and the same tree of views into it.
+    """Holds a tree of arrays packed end to end into one array, and the same tree of views into it.
 
     An optimizer takes a FlatBuffer wherever it takes an array: a whole model is then one leaf. Gradients for it are
     another FlatBuffer of the same layout, or one flat array.
@@ -34,7 +34,7 @@ class FlatBuffer:
     """
 
     def __init__(self, tree: Tree) -> None:
-        """Copies the values of `tree`. Raises TypeError unless all leaves are floats of one dtype."""
+        """Copy the values of `tree`. Raises TypeError unless all leaves are floats of one dtype."""
         structure = Structure(tree)
         home = home_of(structure.leaves)
         leaves = [
@@ -66,25 +66,25 @@ class FlatBuffer:
             self.views = rebuild(tree, view)
 
     def to(self, where: str) -> "FlatBuffer":
-        """A copy on "cuda" (the current device) or on the "cpu"; itself where it lies there.
+        """Return a copy on "cuda" (the current device) or on the "cpu"; itself where it lies there.
 
         Raises RuntimeError where CUDA cannot run: fastadam.backends() says why.
         """
         return move(self, where)  # type: ignore[no-any-return]
 
     def zeros_like(self) -> "FlatBuffer":
-        """Another buffer of this layout, filled with zeros: a home for gradients."""
+        """Return another buffer of this layout, filled with zeros: a home for gradients."""
         other = FlatBuffer(self.views)
         with home_of([other]).near([other.array]):
             other.array[:] = 0
         return other
 
     def same_layout(self, other: "FlatBuffer") -> bool:
-        """Whether both hold leaves of the same names and shapes in the same order, in one dtype."""
+        """Return whether both hold leaves of the same names and shapes in the same order, in one dtype."""
         return self.layout() == other.layout()
 
     def layout(self) -> list[str]:
-        """What must agree between two buffers, a text for each leaf: its name, dtype and shape."""
+        """Return what must agree between two buffers, a text for each leaf: its name, dtype and shape."""
         return [f"{name}: {self.array.dtype}{shape}" for name, shape in zip(self.names, self.shapes, strict=True)]
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -95,7 +95,7 @@ class FlatBuffer:
 
 
 def move(leaf: Any, where: str) -> Any:
-    """An array or FlatBuffer, copied to "cuda" or to the "cpu"; itself where it lies there."""
+    """Return an array or FlatBuffer, copied to "cuda" or to the "cpu"; itself where it lies there."""
     if where not in ("cuda", "cpu"):
         raise ValueError(f"where is {where!r}, expected 'cuda' or 'cpu'")
     if where == "cuda" and (missing := status()) != "ready":

@@ -1,4 +1,5 @@
-"""Host arrays: what the library accepts, and how it lies in memory. Arrays on CUDA devices: see device.py.
+"""Looks at arrays of the host: what the library accepts, and how it lies in memory. Arrays on CUDA devices: see
+device.py.
 
 What only rearranges axes works on both.
 """
@@ -18,7 +19,7 @@ LINE, PAGE = 64, 4096  # bytes of a cache line, which is the widest vector, and 
 
 
 def describe(x: Any) -> str:
-    """What errors call an object: float32(3, 4), FlatBuffer of float32(12,), or the name of its type."""
+    """Return what errors call an object: float32(3, 4), FlatBuffer of float32(12,), or the name of its type."""
     if hasattr(x, "array") and hasattr(x, "views"):  # a FlatBuffer
         return f"{type(x).__name__} of {describe(x.array)}"
     plain = isinstance(x, np.ndarray) and not isinstance(x, np.ma.MaskedArray)
@@ -28,29 +29,29 @@ def describe(x: Any) -> str:
 
 
 def plain(x: Any) -> Any:
-    """x without what a subclass of numpy.ndarray changes, such as matrix; CuPy's arrays are as they are."""
+    """Return x without what a subclass of numpy.ndarray changes, such as matrix; CuPy's arrays are as they are."""
     return np.asarray(x) if isinstance(x, np.ndarray) else x
 
 
 def memory_order(x: Array) -> tuple[int, ...]:
-    """The axes from the slowest in memory to the fastest."""
+    """Return the axes from the slowest in memory to the fastest."""
     return tuple(sorted(range(x.ndim), key=lambda axis: -x.strides[axis]))
 
 
 def flat(x: Array) -> Array | None:
-    """x as one dimension in the order of its memory, without a copy; None if x has gaps or overlaps itself."""
+    """Return x as one dimension in the order of its memory, without a copy; None if x has gaps or overlaps itself."""
     straight = plain(x).transpose(memory_order(x))
     return straight.reshape(-1) if straight.flags.c_contiguous else None
 
 
 def flat_like(g: Array, p: Array) -> Array | None:
-    """The values of g as one dimension in the order of p's memory, without a copy; None if that takes one."""
+    """Return the values of g as one dimension in the order of p's memory, without a copy; None if that takes one."""
     straight = plain(g).transpose(memory_order(p))
     return straight.reshape(-1) if straight.flags.c_contiguous else None
 
 
 def shaped_like(values: Array, p: Array) -> Array:
-    """The inverse of flat_like: a view of flat values in the shape and memory order of p."""
+    """Return the inverse of flat_like: a view of flat values in the shape and memory order of p."""
     order = memory_order(p)
     return values.reshape([p.shape[axis] for axis in order]).transpose(np.argsort(order).tolist())
 
@@ -87,7 +88,7 @@ def writable(x: Any) -> Any:
 
 
 def extent(x: Array) -> tuple[int, int]:
-    """The addresses of the first byte of x and of the first byte beyond it."""
+    """Return the addresses of the first byte of x and of the first byte beyond it."""
     if isinstance(x, np.ndarray):
         low, high = np.lib.array_utils.byte_bounds(x)
         return int(low), int(high)
@@ -109,7 +110,7 @@ def separate(pieces: Iterable[tuple[int, int, str]], what: str = "arrays") -> li
 
 
 class Memory:
-    """Pieces of memory that must not overlap."""
+    """Knows pieces of memory that must not overlap."""
 
     def __init__(self, named: Iterable[tuple[str, Array]]) -> None:
         """Raises ValueError that names the first two arrays that share memory."""
@@ -119,14 +120,14 @@ class Memory:
         self._names = [piece[2] for piece in pieces]
 
     def touched_by(self, x: Array) -> str | None:
-        """The name of a piece that x overlaps, if any."""
+        """Return the name of a piece that x overlaps, if any."""
         first, last = extent(x)
         k = int(np.searchsorted(self.starts, last)) - 1
         return self._names[k] if x.size and k >= 0 and self.ends[k] > first else None
 
 
 def allocate(n: int, dtype: Any) -> Array:
-    """n zeros from the start of a page. From 4 MiB on NumPy asks Linux for huge pages itself.
+    """Return n zeros from the start of a page. From 4 MiB on NumPy asks Linux for huge pages itself.
 
     Huge pages are worth 0.47 against 0.62 ns/param. Written here, not left to calloc, so that the first step is no
     slower than the others.
@@ -139,7 +140,7 @@ def allocate(n: int, dtype: Any) -> Array:
 
 
 def allocate_beside(params: Sequence[Array], column: int, dtype: Any, sizes: Sequence[int]) -> list[Array]:
-    """Flat zeros of a dtype and these sizes, for each of these parameters, in one piece of memory.
+    """Return flat zeros of a dtype and these sizes, for each of these parameters, in one piece of memory.
 
     Each is aligned to 64 bytes, and in a page begins (column + 1)·1024 bytes after its parameter. A load waits for an
     older store to the same place of another page: with slots 48 bytes after p, a step over 2^10 parameters took 2.9 µs,
@@ -156,7 +157,7 @@ def allocate_beside(params: Sequence[Array], column: int, dtype: Any, sizes: Seq
 
 
 class Host:
-    """The processor's own memory: what an optimizer asks of the place where its arrays lie."""
+    """Is the processor's own memory: what an optimizer asks of the place where its arrays lie."""
 
     allocate = staticmethod(allocate)
     allocate_beside = staticmethod(allocate_beside)
@@ -168,25 +169,25 @@ class Host:
 
     @staticmethod
     def owned(name: str, x: Any) -> Array:
-        """The array to update in place; raises TypeError, ValueError where it is none."""
+        """Return the array to update in place; raises TypeError, ValueError where it is none."""
         check_owned(name, x)
         owned: Array = x
         return owned
 
     @staticmethod
     def is_array(x: Any) -> bool:
-        """Whether x is an array that lies here."""
+        """Return whether x is an array that lies here."""
         return isinstance(x, np.ndarray) and not isinstance(x, np.ma.MaskedArray)
 
     @staticmethod
     def read(x: Any, name: str = "the array") -> Array:
-        """What is_array took, as an array to read from; raises ValueError where its memory is none."""
+        """Return what is_array took, as an array to read from; raises ValueError where its memory is none."""
         read: Array = x
         return read
 
     @staticmethod
     def to_write(name: str, x: Any) -> Array:
-        """What is_array took, as an array to write to; raises ValueError where it is read-only."""
+        """Return what is_array took, as an array to write to; raises ValueError where it is read-only."""
         if not x.flags.writeable:
             raise ValueError(f"{name} is read-only, expected an array that can be written")
         written: Array = x
@@ -194,15 +195,15 @@ class Host:
 
     @staticmethod
     def get(x: Array) -> Array:
-        """A copy as a NumPy array in C order."""
+        """Return a copy as a NumPy array in C order."""
         return x.copy()
 
     @staticmethod
     def put(x: Array) -> Array:
-        """A copy of a NumPy array, here, in x's order of axes."""
+        """Return a copy of a NumPy array, here, in x's order of axes."""
         return x.copy(order="K")
 
     @staticmethod
     def write(x: Array, values: Array) -> None:
-        """x[...] = values, which is a NumPy array of the same shape and dtype."""
+        """Set x[...] to values, a NumPy array of the same shape and dtype."""
         x[...] = values

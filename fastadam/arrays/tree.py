@@ -1,4 +1,4 @@
-"""Trees of arrays: containers of them to any depth, or one array.
+"""Takes trees of arrays apart and builds them: containers of them to any depth, or one array.
 
 Containers are dicts, lists, tuples, named tuples, OrderedDict, defaultdict, UserDict, dataclasses, attrs classes, and
 what register_container adds. Dicts keep the order in which keys were inserted.
@@ -16,7 +16,7 @@ Tree = Any  # dict[str, Tree] | list[Tree] | tuple[Tree, ...] | array, which a t
 
 
 class Container(NamedTuple):
-    """How one class of containers is taken apart and put together.
+    """Says how one class of containers is taken apart and put together.
 
     fits: the classes that another tree may have in its place.
     keys: what its children are called, in order.
@@ -50,7 +50,8 @@ def _sequence_like(tree: Any, children: list[Any]) -> Any:
 
 
 def _by_attributes(kind: type) -> Container:
-    """The container of a dataclass or an attrs class; fields marked static, as JAX and Flax mark them, are no leaves.
+    """Return the container of a dataclass or an attrs class; fields marked static, as JAX and Flax mark them, are no
+    leaves.
 
     It is copied around its new children, so that neither __init__ nor __post_init__ runs.
     """
@@ -109,7 +110,7 @@ def register_container(
 
 
 def container_of(tree: Tree) -> Container | None:
-    """How a tree's outermost container is taken apart; None for a leaf."""
+    """Return how a tree's outermost container is taken apart; None for a leaf."""
     kind = type(tree)
     for base in kind.__mro__:
         if base in REGISTERED:
@@ -118,7 +119,7 @@ def container_of(tree: Tree) -> Container | None:
 
 
 def children_of(container: Container, tree: Tree, keys: list[Any]) -> Any:
-    """The children of a container that fits. Raises KeyError where it lacks a key or has more."""
+    """Return the children of a container that fits. Raises KeyError where it lacks a key or has more."""
     if container.children is not None:
         return container.children(tree, keys)
     if len(tree) != len(keys):
@@ -131,7 +132,7 @@ def children_of(container: Container, tree: Tree, keys: list[Any]) -> Any:
 
 
 class Structure:
-    """The shape of one tree, worked out once, so that each later tree of that shape is taken apart quickly.
+    """Is the shape of one tree, worked out once, so that each later tree of that shape is taken apart quickly.
 
     names: one per leaf, as Python would index it, such as ['dense1']['weight']; the empty text for a single array.
     leaves: the leaves themselves, in the order of the tree.
@@ -146,7 +147,7 @@ class Structure:
             raise ValueError(f"two leaves are called {twice}, expected keys that print differently")
 
     def _read(self, tree: Tree, path: str) -> Any:
-        """A node: None for a leaf, else (container, keys, the nodes below or None if all are leaves, path)."""
+        """Return a node: None for a leaf, else (container, keys, the nodes below or None if all are leaves, path)."""
         container = container_of(tree)
         if container is None:
             self.names.append(path)
@@ -160,7 +161,7 @@ class Structure:
         return container, keys, below if any(node is not None for node in below) else None, path
 
     def flatten(self, tree: Tree, name: str, partial: bool = False) -> list[Any]:
-        """The leaves of another tree of the same shape, None among them. `name` is what errors call that tree.
+        """Return the leaves of another tree of the same shape, None among them. `name` is what errors call that tree.
 
         partial: a dict may lack keys, and None may stand for any branch; the leaves there are None.
         Raises TypeError, ValueError where the trees differ; what the leaves are is not looked at.
@@ -197,7 +198,7 @@ class Structure:
 
 
 def _difference(container: Container, keys: list[Any], tree: Tree, name: str, expected: str) -> ValueError:
-    """The error for a container that has other keys than the expected one."""
+    """Return the error for a container that has other keys than the expected one."""
     present = container.keys(tree)
     if missing := [key for key in keys if key not in present]:
         return ValueError(f"{name} has no {missing[0]!r}, {expected} has")
@@ -224,7 +225,7 @@ def named(paths: list[str], wanted: Iterable[str] | None) -> list[int]:
 
 
 def rebuild(tree: Tree, leaf: Callable[[Any], Any]) -> Tree:
-    """A tree of the same shape with leaf(x) for every leaf x, in the order of the tree.
+    """Return a tree of the same shape with leaf(x) for every leaf x, in the order of the tree.
 
     Raises ValueError where a container, rebuilt, holds anything but what it was given.
     """
@@ -240,6 +241,6 @@ def rebuild(tree: Tree, leaf: Callable[[Any], Any]) -> Tree:
 
 
 def replaced(tree: Tree, at: int, leaf: Any) -> Tree:
-    """A tree of the same shape with one leaf, counted in the order of the tree, in place of the one there."""
+    """Return a tree of the same shape with one leaf, counted in the order of the tree, in place of the one there."""
     leaves = count()
     return rebuild(tree, lambda x: leaf if next(leaves) == at else x)

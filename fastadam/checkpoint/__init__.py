@@ -1,4 +1,4 @@
-"""Checkpoints that are there whole or not at all, and that no damaged byte is loaded from; README.md shows their use.
+"""Saves checkpoints that are there whole or not at all, and loads no damaged byte; README.md shows their use.
 
 May import everything up to Optimizer, and PyTorch in of_torch.py alone. What a state holds belongs to state/.
 """

@@ -1,4 +1,4 @@
-"""A save under way in a thread."""
+"""Lets a save go on in a thread."""
 
 import threading
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from fastadam.checkpoint.disk import log
 
 
 class Handle:
-    """A save in the background. The process does not end before it has.
+    """Is a save that goes on in the background. The process does not end before it has.
 
     done: whether it has ended, well or not.
 

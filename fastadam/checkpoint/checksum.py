@@ -1,4 +1,4 @@
-"""Checksums of 32 bits, of every SPAN bytes of a file: crc32c where it is installed, else zlib's crc32."""
+"""Computes checksums of 32 bits, of every SPAN bytes of a file: crc32c where it is installed, else zlib's crc32."""
 
 import zlib
 from collections.abc import Callable
@@ -11,7 +11,8 @@ Update = Callable[[Any, int], int]  # (bytes, the checksum of what came before) 
 
 @cache
 def update(algorithm: str) -> Update:
-    """The function of a checksum's name. Raises ValueError where there is none, ImportError with what to install."""
+    """Return the function of a checksum's name. Raises ValueError where there is none, ImportError with what to
+    install."""
     if algorithm == "crc32":
         return zlib.crc32
     if algorithm != "crc32c":
@@ -31,7 +32,7 @@ def update(algorithm: str) -> Update:
 
 @cache
 def best() -> str:
-    """The name of the fastest algorithm that is installed."""
+    """Return the name of the fastest algorithm that is installed."""
     try:
         update("crc32c")
     except ImportError:

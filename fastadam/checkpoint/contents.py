@@ -1,4 +1,4 @@
-"""What a checkpoint takes of an optimizer of fastadam: numbers for the manifest, tensors for the files.
+"""Says what a checkpoint takes of an optimizer of fastadam: numbers for the manifest, tensors for the files.
 
 A tensor is called by its stream and its leaf's path: params['w'], m['w'], v['w'], ema['w'], master['w'], ... A
 FlatBuffer's are those of the tree that it was made of, so that one can be loaded into the other. Slots of 8 bits follow
@@ -29,7 +29,7 @@ HEAD = "version", "method", "t", "seed", "skipped", "groups"  # of Optimizer.sta
 
 @dataclass(frozen=True)
 class Shard:
-    """What a leaf is a part of: the elements from `start` on of `whole`.
+    """Says what a leaf is a part of: the elements from `start` on of `whole`.
 
     whole: the shape of the array it is cut from, elements counted in C order, which has the leaf's path; or a
         FlatBuffer, or a list of (path, shape), whose paths stand for the leaf's then. In 8 bits start is a multiple of
@@ -45,7 +45,8 @@ class Shard:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """head, leaves: for the manifest. pieces: of tensors, in memory that steps change. t: the count of steps."""
+    """Holds what one save writes. head, leaves: for the manifest. pieces: of tensors, in memory that steps change. t:
+    the count of steps."""
 
     head: dict[str, Any]
     leaves: dict[str, dict[str, Any]]
@@ -54,7 +55,7 @@ class Snapshot:
 
 
 class Layout:
-    """The tensors that a leaf's elements belong to, in order.
+    """Names the tensors that a leaf's elements belong to, in order.
 
     path: the leaf's. paths, shapes: of each tensor. offsets: where it begins, in elements from the start of the first.
     start, stop: which of all these elements the leaf has; total: how many there are. order: of its axes in memory.
@@ -81,7 +82,8 @@ class Layout:
             )
 
     def parts(self) -> Iterator[tuple[str, tuple[int, ...], int, int, int]]:
-        """(path, shape, first and last + 1 of its elements, where in the leaf they begin) for each tensor in it."""
+        """Yield (path, shape, first and last + 1 of its elements, where in the leaf they begin) for each tensor in
+        it."""
         for path, shape, offset in zip(self.paths, self.shapes, self.offsets, strict=True):
             size = prod(shape)
             low, high = max(self.start, offset), min(self.stop, offset + size)
@@ -89,11 +91,11 @@ class Layout:
                 yield path, shape, low - offset, high - offset, low - self.start
 
     def coded(self, signed: bool) -> dict[str, Any]:
-        """What the manifest says of codes of 8 bits."""
+        """Return what the manifest says of codes of 8 bits."""
         return {"signed": signed, "paths": self.paths, "shapes": list(map(list, self.shapes)), "order": self.order}
 
     def groups(self) -> tuple[int, int, int]:
-        """The first group of 64 of the leaf's elements, the last + 1, and how many all have."""
+        """Return the first group of 64 of the leaf's elements, the last + 1, and how many all have."""
         if self.start % GROUP or (self.stop % GROUP and self.stop != self.total):
             raise ValueError(
                 f"shards[{self.path!r}] has elements {self.start} to {self.stop} of {self.total}, expected multiples "
@@ -103,7 +105,7 @@ class Layout:
 
 
 class SavedLeaf:
-    """One leaf of an optimizer: its layout, its memory by stream, its numbers.
+    """Holds one leaf of an optimizer as a save sees it: its layout, its memory by stream, its numbers.
 
     path: in params. home: where its arrays lie.
     """
@@ -127,7 +129,7 @@ def check_not_averaging(opt: Any) -> None:
 
 
 def leaves_of(opt: Optimizer, shards: Mapping[str, Shard] | None) -> tuple[dict[str, Any], list[SavedLeaf]]:
-    """An optimizer's state_dict and its leaves; checks that shards name leaves."""
+    """Return an optimizer's state_dict and its leaves; checks that shards name leaves."""
     check_not_averaging(opt)
     shards = shards or {}
     for path, shard in shards.items():
@@ -142,7 +144,8 @@ def leaves_of(opt: Optimizer, shards: Mapping[str, Shard] | None) -> tuple[dict[
 
 
 def snapshot(opt: Optimizer, shards: Mapping[str, Shard] | None, accumulated: bool = False) -> Snapshot:
-    """What to save of an optimizer, as it is now, with what it has accumulated or without; arrays are not copied."""
+    """Return what to save of an optimizer, as it is now, with what it has accumulated or without; arrays are not
+    copied."""
     state, leaves = leaves_of(opt, shards)
     count, sums = opt.accumulated if accumulated else (0, {})
     numbers: dict[str, dict[str, Any]] = {}
@@ -171,7 +174,7 @@ def snapshot(opt: Optimizer, shards: Mapping[str, Shard] | None, accumulated: bo
 
 
 def signed_slots(opt: Optimizer) -> dict[str, bool]:
-    """Whether codes of 8 bits of each slot have a sign."""
+    """Return whether codes of 8 bits of each slot have a sign."""
     return {slot.name: is_signed(slot) for slot in kernels.ALL[opt.rule.kernel].slots}
 
 

@@ -1,4 +1,4 @@
-"""The calls that change a disk, each once. tests/checkpoint replays a power loss between any two of them.
+"""Holds the calls that change a disk, each once. tests/checkpoint replays a power loss between any two of them.
 
 What is durable when: a file's bytes after `sync` of the file, its name after `sync_folder` of the folder it stands in.
 """
@@ -26,7 +26,7 @@ def sync(fd: int) -> None:
 
 @contextmanager
 def opened(path: str, flags: int) -> Iterator[int]:
-    """An open descriptor, closed at the end of the block."""
+    """Open a file; its descriptor is closed at the end of the block."""
     fd = os.open(path, flags | os.O_CLOEXEC)
     try:
         yield fd
@@ -56,7 +56,7 @@ def ensure_folder(path: str) -> None:
 
 
 def create(path: str, direct: bool) -> int:
-    """A descriptor of a new file, past the page cache where that is asked for and the file system has it."""
+    """Return a descriptor of a new file, past the page cache where that is asked for and the file system has it."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     if direct and DIRECT:
         try:
@@ -97,7 +97,8 @@ def write_whole(path: str, data: bytes) -> None:
 
 
 def open_file(path: str) -> tuple[int, int]:
-    """A descriptor to read a regular file by, and its size. Neither a link nor a pipe is followed or waited for."""
+    """Return a descriptor to read a regular file by, and its size. Neither a link nor a pipe is followed or waited
+    for."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):
@@ -118,7 +119,8 @@ def read_at(fd: int, room: memoryview, at: int) -> int:
 
 
 def lock(path: str) -> int | None:
-    """A descriptor of a folder that no other process has locked; None where one has. Its end, however, unlocks it.
+    """Return a descriptor of a folder that no other process has locked; None where one has. Its end, however, unlocks
+    it.
 
     Raises OSError where the folder is gone, or its file system has no locks.
     """
@@ -143,7 +145,7 @@ def unlock(fd: int) -> None:
 
 
 def is_still(path: str, fd: int) -> bool:
-    """Whether a path still leads to the folder of this descriptor."""
+    """Return whether a path still leads to the folder of this descriptor."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(fd))
     except FileNotFoundError:

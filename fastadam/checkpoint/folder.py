@@ -1,4 +1,4 @@
-"""Folder, the checkpoints of a run; save, load and read of one checkpoint without it."""
+"""Has what users call: Folder, the checkpoints of a run; save, load and read of one checkpoint without it."""
 
 import errno
 import os
@@ -25,7 +25,7 @@ LACKING = errno.EMFILE, errno.ENFILE, errno.ENOMEM  # what this process has not 
 
 
 def is_torch(opt: Any) -> bool:
-    """Whether an optimizer is one for PyTorch. Raises TypeError where it is no optimizer at all."""
+    """Return whether an optimizer is one for PyTorch. Raises TypeError where it is no optimizer at all."""
     if not (torch := hasattr(opt, "param_groups")) and not isinstance(opt, Optimizer):
         raise TypeError(
             f"opt is {type(opt).__name__}, expected an optimizer of fastadam, fastadam.torch or torch.optim"
@@ -34,7 +34,7 @@ def is_torch(opt: Any) -> bool:
 
 
 def prepared(place: Place, opt: Any, extra: Any, accumulated: bool, shards: Shards, team: Team) -> Saving:
-    """A save that is ready to begin. Raises TypeError, ValueError before anything is written."""
+    """Return a save that is ready to begin. Raises TypeError, ValueError before anything is written."""
     manifest.check_json("extra", extra)
     if is_torch(opt):
         from fastadam.checkpoint import of_torch
@@ -70,7 +70,7 @@ def take_over(saved: Opened, opt: Any, shards: Shards, strict: bool) -> Any:
 
 
 class Folder:
-    """The checkpoints of a run: a folder of folders, each of which is there whole or not at all.
+    """Keeps the checkpoints of a run: a folder of folders, each of which is there whole or not at all.
 
     path: the folder; it is made by the first save. keep: how many of the newest checkpoints a save leaves.
 
@@ -163,7 +163,7 @@ class Folder:
             self._handle.settle()
 
     def checkpoints(self) -> list[str]:
-        """The paths of the checkpoints, the newest first."""
+        """Return the paths of the checkpoints, the newest first."""
         try:
             return [os.path.join(self.path, name) for _, name in numbered(self.path, DONE)]
         except FileNotFoundError:
@@ -185,7 +185,7 @@ class Folder:
         return self._first(lambda saved: take_over(saved, opt, shards, strict))
 
     def _first(self, use: Callable[[Opened], Any]) -> Any:
-        """What `use` makes of the newest checkpoint that is whole."""
+        """Return what `use` makes of the newest checkpoint that is whole."""
         self.settle()
         reasons: list[str] = []
         tried: set[str] = set()
@@ -205,7 +205,7 @@ class Folder:
 
 
 def path_of_one(path: str | os.PathLike[str]) -> str:
-    """A path, absolute. Raises ValueError where it leads to a folder of checkpoints."""
+    """Return a path, absolute. Raises ValueError where it leads to a folder of checkpoints."""
     where = os.path.abspath(os.fspath(path))
     if os.path.isdir(where) and numbered(where, DONE):
         raise ValueError(f"{where} is a folder of checkpoints, expected another path, or checkpoint.Folder")
@@ -245,7 +245,7 @@ def load(path: str | os.PathLike[str], opt: Any, *, strict: bool = True, shards:
 
 
 def read(path: str | os.PathLike[str], name: str, rows: slice | None = None) -> Array:
-    """One tensor of a checkpoint, or some of its rows, without an optimizer.
+    """Return one tensor of a checkpoint, or some of its rows, without an optimizer.
 
     path: a checkpoint, or a folder of them, whose newest is taken. name: such as params['w'], m['w'], ema['w'].
     rows: a slice of the first axis, of step 1.
@@ -278,7 +278,7 @@ def read(path: str | os.PathLike[str], name: str, rows: slice | None = None) -> 
 
 
 def opened_all(path: str) -> Iterator[str]:
-    """The checkpoints at a path: itself, or those in it, the oldest first."""
+    """Yield the checkpoints at a path: itself, or those in it, the oldest first."""
     if os.path.exists(os.path.join(path, manifest.NAME)):
         yield path
     elif os.path.isdir(path):

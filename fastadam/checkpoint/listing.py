@@ -1,4 +1,5 @@
-"""python -m fastadam checkpoint: what is in a folder of checkpoints, and whether every byte is as it was written."""
+"""Prints, for python -m fastadam checkpoint, what is in a folder of checkpoints, and whether every byte is as it was
+written."""
 
 import os
 import sys

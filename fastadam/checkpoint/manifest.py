@@ -1,4 +1,4 @@
-"""manifest.json: what a checkpoint holds and where, and the checks that make its text trustworthy.
+"""Writes and reads manifest.json: what a checkpoint holds and where, with the checks that make its text trustworthy.
 
 One object of JSON with these keys, in this order:
     format, version, byteorder, saved (UTC);
@@ -38,7 +38,7 @@ LONGEST = 1 << 13  # bits of its integers: Python reads no more than 4,300 digit
 
 
 class Damaged(ValueError):
-    """A checkpoint that is not as it was written.
+    """Is raised for a checkpoint that is not as it was written.
 
     >>> try:
     ...     fa.checkpoint.load("model.ckpt", fa.Adam(np.ones(3)))
@@ -72,7 +72,7 @@ def encode(
     optimizer: dict[str, Any], leaves: dict[str, Any], tensors: dict[str, Any], extra: Any, algorithm: str,
     files: Sequence[dict[str, Any]],
 ) -> bytes:  # fmt: skip
-    """The text of a manifest."""
+    """Return the text of a manifest."""
     content = {
         "format": FORMAT, "version": VERSION, "byteorder": sys.byteorder,
         "saved": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "optimizer": optimizer, "leaves": leaves,
@@ -85,7 +85,7 @@ def encode(
 
 
 def located(pieces: Sequence[tuple[int, Piece, int]]) -> dict[str, Any]:
-    """The manifest's tensors, from each piece with the file it is in and its first byte there.
+    """Return the manifest's tensors, from each piece with the file it is in and its first byte there.
 
     What several files have is taken from the first of them. Raises ValueError where elements are missing.
     """
@@ -121,7 +121,7 @@ def located(pieces: Sequence[tuple[int, Piece, int]]) -> dict[str, Any]:
 
 
 def decode(data: bytes) -> dict[str, Any]:
-    """The content of a manifest's text, checked.
+    """Return the content of a manifest's text, checked.
 
     Raises Damaged where it cannot have been written like this, ValueError where another version wrote it.
     """

@@ -1,4 +1,4 @@
-"""A checkpoint's tensors for an optimizer of fastadam: what fits, checked first; then read; then taken over."""
+"""Fits a checkpoint's tensors to an optimizer of fastadam: checks first, then reads, then takes over."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ from fastadam.optimizer import Optimizer
 
 
 class Match:
-    """How a checkpoint fits an optimizer: what differs, and what of it can be taken over.
+    """Says how a checkpoint fits an optimizer: what differs, and what of it can be taken over.
 
     differences: texts, the first being what a strict load raises. conversions: what is rounded to another format.
     """
@@ -54,7 +54,7 @@ class Match:
         self._fitting = [leaf for leaf in self._leaves if self._fits(leaf)]
 
     def _match_head(self, head: dict[str, Any]) -> dict[str, Any]:
-        """The checkpoint's numbers; where this optimizer's lr is a callable, it stays."""
+        """Return the checkpoint's numbers; where this optimizer's lr is a callable, it stays."""
         if lacking := [key for key in HEAD if key not in head]:
             raise ValueError(f"the checkpoint has no {lacking[0]!r}")
         groups, of_optimizer = head["groups"], self._state["groups"]
@@ -78,7 +78,7 @@ class Match:
         return {**{key: head[key] for key in HEAD}, "groups": merged}
 
     def _fits(self, leaf: SavedLeaf) -> bool:
-        """Whether all of a leaf is in the checkpoint; says what is not."""
+        """Return whether all of a leaf is in the checkpoint; says what is not."""
         before, saved_leaves = len(self.differences), self._content["leaves"]
         parts = list(leaf.layout.parts())
         if any(path not in saved_leaves for path, *_ in parts):
@@ -125,7 +125,7 @@ class Match:
                     self.differences.append(f"the checkpoint has {stream}{path}, this optimizer has not")
 
     def _blocks_alike(self, leaf: SavedLeaf, stream: str) -> str | None:
-        """The name of the codes that can be taken as they are: they begin with the same leaf."""
+        """Return the name of the codes that can be taken as they are: they begin with the same leaf."""
         layout = leaf.layout
         if not layout.paths or (at := self._source.coded.get((stream, layout.paths[0]))) is None:
             return None
@@ -164,7 +164,7 @@ class Match:
         self._refresh_copies()
 
     def _sums(self, leaf: SavedLeaf) -> Array | None:
-        """The sum of a leaf's gradients that was saved; None where there is none."""
+        """Return the sum of a leaf's gradients that was saved; None where there is none."""
         parts = list(leaf.layout.parts())
         if not parts or any(self._source.shape(ACCUMULATED, path) != shape for path, shape, *_ in parts):
             return None
@@ -197,7 +197,7 @@ class Match:
         return state
 
     def _assemble(self, leaf: SavedLeaf, stream: str, slot: Slot | None = None) -> Array:
-        """A leaf's stream in the leaf's shape and dtype."""
+        """Return a leaf's stream in the leaf's shape and dtype."""
         like = leaf.streams.get(stream, leaf.array)
         parts = [self._source.wide(stream, path, first, stop) for path, _, first, stop, _ in leaf.layout.parts()]
         if slot is not None:
@@ -209,7 +209,8 @@ class Match:
         return flat.reshape(leaf.array.shape)
 
     def _codes(self, leaf: SavedLeaf, stream: str) -> tuple[Array, Array, list[int]]:
-        """The blocks of a slot of 8 bits, and the order of axes that they follow: as saved where they lie alike."""
+        """Return the blocks of a slot of 8 bits, and the order of axes that they follow: as saved where they lie
+        alike."""
         order = list(memory_order(leaf.array))
         parts = list(leaf.layout.parts())
         if (name := self._blocks_alike(leaf, stream)) is not None:

@@ -1,4 +1,4 @@
-"""What a checkpoint takes of a PyTorch optimizer, one of fastadam.torch's or of torch.optim's, and gives back.
+"""Says what a checkpoint takes of a PyTorch optimizer, one of fastadam.torch's or of torch.optim's, and gives back.
 
 A tensor is called by its key in the state and its parameter: exp_avg[0]['weight'], or exp_avg[0][3] where the groups
 have no names; params[0][3] is the parameter. Complex ones are saved as pairs of real numbers.
@@ -23,7 +23,7 @@ VERSION = 1  # of what stands in head and leaves
 
 
 def named(opt: Any) -> Iterator[tuple[str, int, Any]]:
-    """(path, index in state_dict, parameter) of every parameter, in order."""
+    """Yield (path, index in state_dict, parameter) of every parameter, in order."""
     at = 0
     for k, group in enumerate(opt.param_groups):
         names = group.get("param_names") or range(len(group["params"]))
@@ -35,7 +35,7 @@ def named(opt: Any) -> Iterator[tuple[str, int, Any]]:
 
 
 def encoded(where: str, x: Any) -> Any:
-    """A number, text or tuple of them as JSON."""
+    """Return a number, text or tuple of them as JSON."""
     if isinstance(x, torch.Tensor) and x.dim() == 0:
         return {"scalar": x.item(), "dtype": _name(x)}
     if isinstance(x, (tuple, list)):
@@ -46,7 +46,7 @@ def encoded(where: str, x: Any) -> Any:
 
 
 def decoded(x: Any) -> Any:
-    """The inverse of `encoded`."""
+    """Return the inverse of `encoded`."""
     if not isinstance(x, dict):
         return x
     if "scalar" in x:
@@ -78,7 +78,8 @@ def _piece(key: str, path: str, x: Any) -> Piece:
 
 
 def rests_of(opt: Any) -> tuple[str | None, set[str]]:
-    """What the constructor of one of fastadam.torch's was given as moments, and which of BESIDE its state holds."""
+    """Return what the constructor of one of fastadam.torch's was given as moments, and which of BESIDE its state
+    holds."""
     storage, chores = (vars(opt).get(name) for name in ("_storage", "_chores"))
     if storage is None or chores is None:  # torch.optim's
         return None, set()
@@ -93,7 +94,7 @@ def _check(opt: Any, shards: Shards) -> None:
 
 
 def snapshot(opt: Any, shards: Shards) -> Snapshot:
-    """What to save of an optimizer, as it is now; tensors of the CPU are not copied."""
+    """Return what to save of an optimizer, as it is now; tensors of the CPU are not copied."""
     _check(opt, shards)
     state, leaves, pieces, taken = opt.state_dict(), dict[str, Any](), list[Piece](), 0.0
     for path, at, p in named(opt):
@@ -110,7 +111,7 @@ def snapshot(opt: Any, shards: Shards) -> Snapshot:
 
 
 class TorchMatch:
-    """How a checkpoint fits a PyTorch optimizer; see matching.Match."""
+    """Says how a checkpoint fits a PyTorch optimizer; see matching.Match."""
 
     def __init__(self, opt: Any, saved: Opened, shards: Shards) -> None:
         _check(opt, shards)
@@ -150,7 +151,8 @@ class TorchMatch:
         return False
 
     def _rest_alike(self, path: str) -> bool:
-        """Whether the next step can take a parameter's slots; says what is not so, and what that step will round."""
+        """Return whether the next step can take a parameter's slots; says what is not so, and what that step will
+        round."""
         tensors, (moments, beside) = self._content["tensors"], rests_of(self._opt)
         keys = self._content["leaves"][path]["tensors"]
         if left := [key for key in keys if key in BESIDE and key not in beside]:
@@ -198,7 +200,7 @@ class TorchMatch:
                 _real(p).copy_(values[path])
 
     def _tensor(self, key: str, path: str, complex_keys: list[str]) -> Any:
-        """One tensor, in memory that nothing else has."""
+        """Return one tensor, in memory that nothing else has."""
         tensor = self._content["tensors"][f"{key}{path}"]
         flat = self._saved.elements(f"{key}{path}", raw=True)
         dtype = _dtype(tensor["dtype"])

@@ -1,4 +1,4 @@
-"""Where checkpoints lie, and the order of calls by which one appears there whole or not at all.
+"""Says where checkpoints lie, and the order of calls by which one appears there whole or not at all.
 
 In a Series, the folder of a run, each checkpoint is a folder that nobody writes to again: 00000007-step-42. It is
 filled under another name, .saving-..., and renamed. A Single is one checkpoint that is saved over: a folder with
@@ -26,13 +26,14 @@ SAVING, REMOVED = ".saving-", ".removed-"
 
 
 def numbered(root: str, pattern: re.Pattern[str]) -> list[tuple[int, str]]:
-    """The folders whose names match, the newest first, with their numbers."""
+    """Return the folders whose names match, the newest first, with their numbers."""
     matches = [(pattern.fullmatch(name), name) for name in os.listdir(root)]
     return sorted(((int(match[1]), name) for match, name in matches if match), reverse=True)
 
 
 def is_foreign(root: str) -> bool:
-    """Whether a folder has a file of the manifest's name that no checkpoint of ours, even a damaged one, explains."""
+    """Return whether a folder has a file of the manifest's name that no checkpoint of ours, even a damaged one,
+    explains."""
     try:
         with open(os.path.join(root, manifest.NAME), "rb") as file:
             return manifest.FORMAT.encode() not in file.read(100) and not numbered(root, GENERATION)
@@ -41,7 +42,7 @@ def is_foreign(root: str) -> bool:
 
 
 class Place:
-    """Where one save at a time puts its files: begin, then commit or abandon.
+    """Is where one save at a time puts its files: begin, then commit or abandon.
 
     folder: where the files go meanwhile. prefix: of their names in the manifest.
     """
@@ -105,7 +106,7 @@ class Place:
 
 
 class Series(Place):
-    """A folder of checkpoints, of which the newest `keep` stay."""
+    """Is a folder of checkpoints, of which the newest `keep` stay."""
 
     def __init__(self, root: str, keep: int) -> None:
         super().__init__(root)
@@ -142,7 +143,7 @@ class Series(Place):
 
 
 class Single(Place):
-    """One checkpoint that is saved over."""
+    """Is one checkpoint that is saved over."""
 
     _superseded: frozenset[str] = frozenset()
 
@@ -175,12 +176,12 @@ class Single(Place):
             _remove_if_dead(os.path.join(self.root, name), partial(self._is_current, name))
 
     def _is_current(self, name: str) -> bool:
-        """Whether the manifest speaks of this generation, or cannot be read."""
+        """Return whether the manifest speaks of this generation, or cannot be read."""
         current = self._current()
         return current is None or name in current
 
     def _current(self) -> frozenset[str] | None:
-        """The generations that the manifest speaks of; None where there is none, or it cannot be read."""
+        """Return the generations that the manifest speaks of; None where there is none, or it cannot be read."""
         try:
             with open(os.path.join(self.root, manifest.NAME), "rb") as file:
                 files = manifest.decode(file.read())["files"]

@@ -1,4 +1,4 @@
-"""A checkpoint opened to be read: its manifest, and its bytes, none given out before its checksum agrees."""
+"""Opens a checkpoint to be read: its manifest, and its bytes, none given out before its checksum agrees."""
 
 import os
 import time
@@ -19,7 +19,8 @@ WORKERS = 2  # threads that read and sum
 
 
 class Opened:
-    """One checkpoint. Its files stay open, so that it can be read to its end even if it is removed meanwhile.
+    """Is one checkpoint that is being read. Its files stay open, so that it can be read to its end even if it is
+    removed meanwhile.
 
     content: the manifest's, see there. mapped: whether bytes are mapped from the files instead of read into memory.
 
@@ -60,7 +61,7 @@ class Opened:
             raise Damaged(f"{file['name']} has {size:,} bytes, {file['bytes']:,} were written")
 
     def _memory(self, k: int) -> Array:
-        """The bytes of a file, where those that are checked are its own."""
+        """Return the bytes of a file, where those that are checked are its own."""
         if (content_of_file := self._bytes[k]) is None:
             size = self.files[k]["bytes"]
             if self._mapped:
@@ -108,7 +109,8 @@ class Opened:
         self._checked[k][span] = 1
 
     def elements(self, name: str, first: int = 0, stop: int | None = None, raw: bool = False) -> Array:
-        """A tensor's elements from first to stop, flat in C order: a view where one piece has them all, not writable.
+        """Return a tensor's elements from first to stop, flat in C order: a view where one piece has them all, not
+        writable.
 
         raw: as bytes. Raises Damaged where a checksum of the bytes they lie in differs.
         """

@@ -1,4 +1,4 @@
-"""Saving, on one rank or several: the same three steps, after each of which all ranks know whether it went well."""
+"""Saves, on one rank or several, by the same three steps, after each of which all ranks know whether it went well."""
 
 import errno
 from collections.abc import Callable
@@ -20,7 +20,7 @@ Gather = Callable[[Any], list[Any]]  # one rank's object -> those of all ranks, 
 
 
 class Team:
-    """The processes that save one checkpoint together. Each of its calls is made by all of them."""
+    """Joins the processes that save one checkpoint together. Each of its calls is made by all of them."""
 
     def __init__(self, rank: int, size: int, gather: Gather | None) -> None:
         self.size = integer("size", size, low=1)
@@ -32,7 +32,8 @@ class Team:
         self._gather: Gather = gather or (lambda x: [x])
 
     def share(self, work: Callable[[], Any]) -> list[Any]:
-        """What each rank's work returns. Raises what it raised here, else OSError where it raised on another rank."""
+        """Return what each rank's work returns. Raises what it raised here, else OSError where it raised on another
+        rank."""
         raised: BaseException | None = None
         try:
             report: tuple[str | None, Any] = None, work()
@@ -50,7 +51,7 @@ class Team:
 
 
 class Saving:
-    """One checkpoint on its way: begin, or stage, then write; close comes last, whatever happened.
+    """Is one checkpoint on its way to disk: begin, or stage, then write; close comes last, whatever happened.
 
     on_device: whether arrays lie on a device, and bytes come from there through pinned memory.
     """
@@ -66,7 +67,7 @@ class Saving:
         self._cut = self._image.size  # the bytes before it are written straight from their arrays
 
     def begin(self) -> None:
-        """Rank 0 makes the folder for every rank's file."""
+        """Let rank 0 make the folder for every rank's file."""
         first = self._team.rank == 0
         folder = self._team.share(self._place.begin if first else lambda: None)[0]
         self._path = f"{folder}/rank-{self._team.rank:05d}.safetensors"
@@ -115,7 +116,7 @@ class Saving:
         return described, self._contents.head, self._contents.leaves, places
 
     def _manifest(self, files: list[Any]) -> bytes:
-        """The text of the manifest. Raises ValueError where ranks do not belong together."""
+        """Return the text of the manifest. Raises ValueError where ranks do not belong together."""
         head, leaves, pieces = files[0][1], dict[str, Any](), []
         for rank, (_, head_of_rank, leaves_of_rank, places) in enumerate(files):
             for key in head:

@@ -1,4 +1,4 @@
-"""The tensors of an opened checkpoint by stream and path, decoded where they rest in 8 bits."""
+"""Reads the tensors of an opened checkpoint by stream and path, decoded where they rest in 8 bits."""
 
 from math import prod
 from typing import Any
@@ -14,7 +14,7 @@ from fastadam.kernels.formats import CODES
 
 
 class Source:
-    """The tensors of an opened checkpoint, and what of them codes of 8 bits hold.
+    """Reads the tensors of an opened checkpoint, and what of them codes of 8 bits hold.
 
     streams: their names. coded: (slot, path) -> (name of the codes, where among their elements the path's begin).
     """
@@ -35,7 +35,7 @@ class Source:
         return "coded" in tensor and tensor["dtype"] != CODES.rests
 
     def split(self, name: str) -> tuple[str, str]:
-        """The stream and the path of a tensor's name. Raises KeyError that lists the names."""
+        """Return the stream and the path of a tensor's name. Raises KeyError that lists the names."""
         by_name = {slot + path: (slot, path) for slot, path in self.coded}
         if name in by_name:
             return by_name[name]
@@ -45,7 +45,7 @@ class Source:
         return stream, name[len(stream) :]
 
     def shape(self, stream: str, path: str) -> tuple[int, ...] | None:
-        """The shape of a leaf's stream, None where there is none."""
+        """Return the shape of a leaf's stream, None where there is none."""
         if (at := self.coded.get((stream, path))) is not None:
             coded = self.tensors[at[0]]["coded"]
             return tuple(coded["shapes"][coded["paths"].index(path)])
@@ -53,11 +53,11 @@ class Source:
         return None if tensor is None else tuple(tensor["shape"])
 
     def dtype(self, stream: str, path: str) -> str:
-        """What a stream rests in: the name of a dtype, or 8bit."""
+        """Return what a stream rests in: the name of a dtype, or 8bit."""
         return CODES.name if (stream, path) in self.coded else self.tensors[f"{stream}{path}"]["dtype"]
 
     def wide(self, stream: str, path: str, first: int, stop: int) -> Array:
-        """Elements of a leaf's stream in C order, decoded from 8 bits where they rest so."""
+        """Return elements of a leaf's stream in C order, decoded from 8 bits where they rest so."""
         if (stream, path) not in self.coded:
             return self.saved.elements(f"{stream}{path}", first, stop)
         name, offset = self.coded[stream, path]
@@ -73,7 +73,7 @@ class Source:
         return values
 
     def blocks(self, name: str, first: int, last: int) -> tuple[Array, Array]:
-        """The codes and the scales of groups first to last, in whole blocks filled up with zeros."""
+        """Return the codes and the scales of groups first to last, in whole blocks filled up with zeros."""
         count = -(-(last - first) * GROUP // BLOCK)
         numbers, scales = np.zeros((count, BLOCK), np.uint8), np.zeros((count, BLOCK // GROUP), np.float32)
         numbers.reshape(-1)[: (last - first) * GROUP] = self.saved.elements(name, first * GROUP, last * GROUP)

@@ -1,4 +1,4 @@
-"""Named tensors as they lie in a file: Piece, a part of one in memory; Image, the bytes of a file of them.
+"""Lays named tensors out as they lie in a file: Piece, a part of one in memory; Image, the bytes of a file of them.
 
 The file is a safetensors file: 8 bytes, the length of a text of JSON; the text; the tensors, end to end
 (huggingface.co/docs/safetensors, "Format"). The text is filled up so that the tensors begin at a page.
@@ -27,18 +27,18 @@ NAMES = {
 
 @cache
 def numpy_dtype(name: str) -> Any:
-    """The NumPy dtype of a name; ml_dtypes has some."""
+    """Return the NumPy dtype of a name; ml_dtypes has some."""
     return FLOATS[name].dtype if name in FLOATS else np.dtype(name)
 
 
 def itemsize(name: str) -> int:
-    """The bytes of one element."""
+    """Return the bytes of one element."""
     return FLOATS[name].bytes if name in FLOATS else np.dtype(name).itemsize
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Consecutive elements of a named tensor, counted in C order, and the array that has them.
+    """Holds consecutive elements of a named tensor, counted in C order, and the array that has them.
 
     stream, path: its name is both, one after the other: params['w'].
     shape: of the whole tensor. start, count: which of its elements.
@@ -57,7 +57,7 @@ class Piece:
 
     @property
     def name(self) -> str:
-        """What the whole tensor is called."""
+        """Return what the whole tensor is called."""
         return self.stream + self.path
 
     @property
@@ -66,13 +66,13 @@ class Piece:
 
     @property
     def key(self) -> str:
-        """What it is called in its file."""
+        """Return what it is called in its file."""
         whole = self.count == prod(self.shape)
         return self.name if whole else f"{self.name} {self.start}:{self.start + self.count}"
 
 
 class Image:
-    """The bytes of one file, made as they are asked for.
+    """Is the bytes of one file, made as they are asked for.
 
     size: how many there are. offsets: where each piece begins.
     """
@@ -109,7 +109,7 @@ class Image:
             done += n
 
     def _straight(self, at: int) -> Any:
-        """The bytes of a piece in C order: a view where they lie so. -1: of the head."""
+        """Return the bytes of a piece in C order: a view where they lie so. -1: of the head."""
         if at != self._at:
             self._at = at
             if at < 0:

@@ -1,4 +1,4 @@
-"""One file on its way to disk: copied, summed and written at the same time, then synced."""
+"""Takes one file to disk: it is copied, summed and written at the same time, then synced."""
 
 import os
 import queue
@@ -18,7 +18,7 @@ Fill = Callable[[Array, int], None]  # as Image.fill
 
 
 class Lane:
-    """A thread that writes what it is handed while the next bytes are made ready.
+    """Is a thread that writes what it is handed while the next bytes are made ready.
 
     It must be made where threads can still be started: at a process's end none can.
     """
@@ -59,12 +59,12 @@ class Lane:
 
 
 def rooms(pinned: bool) -> list[Array]:
-    """Three pieces of memory that chunks are made in: one is filled, one waits, one is written."""
+    """Return three pieces of memory that chunks are made in: one is filled, one waits, one is written."""
     return [memory(CHUNK, pinned) for _ in range(3)]
 
 
 def memory(n: int, pinned: bool) -> Array:
-    """n bytes from the start of a page; pinned: to where a device copies directly."""
+    """Return n bytes from the start of a page; pinned: to where a device copies directly."""
     if not pinned:
         return allocate(n, np.uint8)
     import cupy
@@ -75,7 +75,7 @@ def memory(n: int, pinned: bool) -> Array:
 
 
 class File:
-    """A new file that takes an image from the first byte to the last, a chunk at a time."""
+    """Is a new file that takes an image from the first byte to the last, a chunk at a time."""
 
     def __init__(self, path: str, size: int, lane: Lane, algorithm: str) -> None:
         self.path, self._size, self._lane = path, size, lane

@@ -1,4 +1,5 @@
-"""Gradients on a CUDA device: what a plan takes from other libraries and streams of their own, and where it lies."""
+"""Takes gradients on a CUDA device: what a plan takes from other libraries and streams of their own, and where it
+lies."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 
 
 class GradientsOnDevice(Gradients):
-    """What a plan of arrays on one device takes for a step. Its launches know them by the words of their tables."""
+    """Takes the gradients of a step for a plan of arrays on one device. Its launches know them by the words of their
+    tables."""
 
     home = DEVICE
     norm: Norm | None
@@ -86,7 +88,7 @@ class GradientsOnDevice(Gradients):
         self._place(leaf, straight)
 
     def _check_separate(self, grads: Sequence[Any], usable: dict[int, Any]) -> None:
-        """Gradients that are to be zeroed can be written, and are separate."""
+        """Refuse gradients that are to be zeroed and cannot be written, or share memory."""
         for leaf in usable:
             DEVICE.to_write(self._names[leaf].g, getattr(grads[leaf], "array", grads[leaf]))
         now = [None if g is None else usable.get(leaf, g) for leaf, g in enumerate(grads)]
@@ -118,7 +120,7 @@ class GradientsOnDevice(Gradients):
         return array  # type: ignore[no-any-return]
 
     def accept_indices(self, leaf: int, indices: Any) -> Array:
-        """On the host: from a device they are fetched, on their owner's stream, which is waited for."""
+        """Return indices on the host: from a device they are fetched, on their owner's stream, which is waited for."""
         if on_device(indices):
             with stream_of(indices) or nullcontext():
                 indices = DEVICE.get(DEVICE.read(indices))
@@ -161,15 +163,15 @@ class GradientsOnDevice(Gradients):
         return stack
 
     def capturing(self) -> bool:
-        """Whether what is launched now goes into a graph."""
+        """Return whether what is launched now goes into a graph."""
         with self.on_stream():
             return bool(self.stream().is_capturing())
 
     def stream(self) -> Any:
-        """The current stream, within on_stream the parameters' owner's."""
+        """Return the current stream, within on_stream the parameters' owner's."""
         return self._cupy.cuda.get_current_stream()
 
 
 def only_on_host(what: str) -> NotImplementedError:
-    """The error for what arrays on a device cannot have yet."""
+    """Return the error for what arrays on a device cannot have yet."""
     return NotImplementedError(f"{what}: on the CPU backends only, and these parameters lie on a CUDA device")

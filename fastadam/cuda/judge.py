@@ -1,4 +1,4 @@
-"""What becomes of a step on a CUDA device: measured, decided on, launched or skipped there, reported when asked.
+"""Says what becomes of a step on a CUDA device: measured, decided on, launched or skipped there, reported when asked.
 
 Nothing waits for the device but skip_nonfinite="raise", which must know before it goes on, and whoever reads a report.
 """
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Judge(judge.Judge):
-    """The judge of a CUDA plan: the device decides, and multiplies gradients in the step's own walk."""
+    """Is the judge of a CUDA plan: the device decides, and multiplies gradients in the step's own walk."""
 
     _plan: CudaPlan
 
@@ -54,7 +54,7 @@ class Judge(judge.Judge):
             return DeviceInfo(self, norm, findings, totals, scale, plan.stream())  # type: ignore[return-value]
 
     def read(self, norm: Norm, findings: Array, totals: Array, scale: float) -> StepInfo:
-        """The report of a step from what it has found, now on the host."""
+        """Return the report of a step from what it has found, now on the host."""
         if norm.skipping and findings[1] > 0:
             return StepInfo(skipped=True)
         n, groups = len(self._names), len(self._table.groups)
@@ -63,14 +63,14 @@ class Judge(judge.Judge):
 
 
 class DeviceInfo:
-    """A StepInfo whose numbers lie on a device: whoever asks for one waits until the step has been taken."""
+    """Is a StepInfo whose numbers lie on a device: whoever asks for one waits until the step has been taken."""
 
     def __init__(self, judge: Judge, norm: Norm, findings: Any, totals: Any, scale: float, stream: Any) -> None:
         self._judge, self._norm, self._findings, self._totals = judge, norm, findings, totals
         self._scale, self._stream = scale, stream
 
     def read(self) -> StepInfo:
-        """Everything; waits for the device."""
+        """Return everything; waits for the device."""
         norm = self._norm
         findings = self._findings.get(stream=self._stream) if norm.measured else np.zeros(self._findings.size)
         totals = self._totals.get(stream=self._stream) if norm.noted else np.zeros(self._totals.size)

@@ -1,4 +1,4 @@
-"""The notes that steps on a CUDA device take of gradients and updates, and the passes over them."""
+"""Holds the notes that steps on a CUDA device take of gradients and updates, and the passes over them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ RULING = 24  # bytes
 
 
 class Norm:
-    """The notes of every block of every leaf, and the passes over them.
+    """Holds the notes of every block of every leaf, and the passes over them.
 
     rulings: per leaf, what the step multiplies the gradient by, or that it is to be skipped.
     """
@@ -78,11 +78,11 @@ class Norm:
 
     @property
     def flags(self) -> tuple[bool, bool]:
-        """What steps must be compiled with."""
+        """Return what steps must be compiled with."""
         return self.scaled, self.noted
 
     def columns(self, signature: int, leaf: int) -> list[int]:
-        """What a leaf's line in the table of addresses ends with."""
+        """Return what a leaf's line in the table of addresses ends with."""
         return [self.rulings.data.ptr + RULING * leaf, self._notes_of(signature).data.ptr]
 
     def _notes_of(self, signature: int) -> Any:
@@ -107,22 +107,24 @@ class Norm:
             self._sent = asked.tobytes()
 
     def room(self, captured: bool) -> tuple[Any, Any]:
-        """Memory for what a step finds, and for each leaf's totals: the same for all steps of captured graphs."""
+        """Return memory for what a step finds, and for each leaf's totals: the same for all steps of captured
+        graphs."""
         empty = self._cupy.empty
         findings = self._findings if captured else empty(self._findings.size, np.float64)
         return findings, self._totals if captured or not self.noted else empty(self._totals.size, np.float64)
 
     def measure(self, signatures: Sequence[Signature], steps: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """The calls that note what the gradients of these steps, one call for each signature, are like."""
+        """Return the calls that note what the gradients of these steps, one call for each signature, are like."""
         calls = [self._measure(one, table) for one, (*_, (_, _, table, _)) in zip(signatures, steps, strict=True)]
         return [*calls, *self._add_up()]
 
     def decide(self, findings: Any) -> tuple[Any, ...]:
-        """The call that lets the device decide on what was measured, and write down in `findings` what it finds."""
+        """Return the call that lets the device decide on what was measured, and write down in `findings` what it
+        finds."""
         return self._function("JUDGE"), (1,), (THREADS,), (self._case(findings),)
 
     def total(self, findings: Any, totals: Any) -> list[Any]:
-        """The calls that add up what a step has noted down, for each leaf."""
+        """Return the calls that add up what a step has noted down, for each leaf."""
         return [*self._add_up(), (self._function("TOTALS"), (1,), (THREADS,), (self._case(findings), totals))]
 
     def _measure(self, signature: Signature, table: Array) -> tuple[Any, ...]:

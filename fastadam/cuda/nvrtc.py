@@ -1,4 +1,4 @@
-"""Kernels of the CUDA text, compiled through CuPy when one is first asked for."""
+"""Has the kernels of the CUDA text, compiled through CuPy when one is first asked for."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ log = logging.getLogger("fastadam")
 
 @cache
 def function(device: int, step: Instantiation | Pass | None) -> Any:
-    """The compiled step, or `advance` for None. CuPy keeps what it compiled on disk; a module belongs to one device."""
+    """Return the compiled step, or `advance` for None. CuPy keeps what it compiled on disk; a module belongs to one
+    device."""
     import cupy
 
     log.debug("compiling or loading %s for cuda:%d", step.name if step else "advance", device)

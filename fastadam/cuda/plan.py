@@ -1,4 +1,4 @@
-"""The plan of arrays on a CUDA device: one launch per signature, through CuPy; nothing waits for the device."""
+"""Plans the steps of arrays on a CUDA device: one launch per signature, through CuPy; nothing waits for the device."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class Laid(NamedTuple):
-    """What steps gradients of certain dtypes; the signatures for accumulation are made when first asked for."""
+    """Holds what steps gradients of certain dtypes; the signatures for accumulation are made when first asked for."""
 
     signatures: list[Signature]
     norm: Norm | None
@@ -40,13 +40,13 @@ class Laid(NamedTuple):
 
 
 def draws(kernel: Kernel, at: Columns) -> bool:
-    """Whether any of a leaf's streams is rounded stochastically."""
+    """Return whether any of a leaf's streams is rounded stochastically."""
     rounded = [x for slot, x in zip(kernel.slots, at.slots, strict=True) if x is not None and is_drawn(slot)]
     return any(format_of(x.dtype).draws for x in (*rounded, *([at.p] if at.low is None else [])))
 
 
 class CudaPlan(GradientsOnDevice, Plan):
-    """Arrays on one device; steps run on the current stream of whoever owns the parameters."""
+    """Steps arrays on one device; steps run on the current stream of whoever owns the parameters."""
 
     def __init__(
         self, kernel: Any, names: Any, owners: Any, streams: Any, table: Table, chores: Chores = PLAIN, *rest: Any
@@ -103,7 +103,7 @@ class CudaPlan(GradientsOnDevice, Plan):
             self.load()
 
     def _layout(self) -> Laid:
-        """Signatures and norm for gradients of the dtypes as they come now."""
+        """Return signatures and norm for gradients of the dtypes as they come now."""
         cupy = self._cupy
         leaves_of: dict[int, list[int]] = {}
         for leaf, k in self._signature_of.items():
@@ -139,7 +139,7 @@ class CudaPlan(GradientsOnDevice, Plan):
         return Touched(leaf, width, values, rows * width, missed, np.append(start, len(order)), order * width)
 
     def dense_chunks(self, leaf: int) -> Any:
-        """Nothing: whole leaves are launched by their rows of coefficients."""
+        """Return nothing: whole leaves are launched by their rows of coefficients."""
 
     def work(self, chunks: Sequence[Any]) -> list[Touched]:
         return [one for one in chunks if one is not None]
@@ -178,7 +178,8 @@ class CudaPlan(GradientsOnDevice, Plan):
             deque(starmap(call, [*calls, *((setitem, *one) for one in (*self.unread, *after))]), maxlen=0)
 
     def put_gradients(self, addresses: Sequence[int]) -> None:
-        """Where each leaf's gradient begins, kept and checked by its owner; no matter what where the row is -1."""
+        """Take the address of each leaf's gradient, kept and checked by its owner; no matter what where the row is
+        -1."""
         table = np.array(addresses, np.uint64)
         for one in self.signatures:
             one.words[: len(one.leaves)] = table[one.leaves]
@@ -202,11 +203,11 @@ class CudaPlan(GradientsOnDevice, Plan):
 
     @property
     def reals(self) -> set[Any]:
-        """The dtypes in which steps are worked out."""
+        """Return the dtypes in which steps are worked out."""
         return {one.real for one in self.signatures}
 
     def packed(self, rows: Array, real: Any) -> Array:
-        """Rows as kernels of this dtype read them."""
+        """Return rows as kernels of this dtype read them."""
         return next(one for one in self.signatures if one.real == real).packed(rows).astype(real, copy=False)
 
     def launch(self, after: Sequence[tuple[Any, Any, Any]] = ()) -> None:
@@ -216,7 +217,7 @@ class CudaPlan(GradientsOnDevice, Plan):
             deque(starmap(call, [*self.steps(), *self.counting(), *later]), maxlen=0)
 
     def steps(self) -> list[tuple[Any, ...]]:
-        """The calls that step every signature."""
+        """Return the calls that step every signature."""
         window = self.window
         return [
             one.launch(self.table.row, self.table.rows, window.of[one.real] if window else NO_WINDOW)
@@ -224,7 +225,7 @@ class CudaPlan(GradientsOnDevice, Plan):
         ]
 
     def counting(self) -> list[tuple[Any, ...]]:
-        """The calls that advance the counts, and clear what was copied."""
+        """Return the calls that advance the counts, and clear what was copied."""
         calls: list[tuple[Any, ...]] = [(setitem, *one) for one in self.unread]
         if self.window is None:
             return calls + [(setitem, *one) for one in self.table.counted(self.table.row, self.table.rows)]

@@ -1,4 +1,4 @@
-"""What one launch needs: the leaves of one signature, their chunks on the device, and the table of a step."""
+"""Holds what one launch needs: the leaves of one signature, their chunks on the device, and the table of a step."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ROWS = np.dtype(
 
 
 def chunk_table(sizes: Sequence[int], heads: Sequence[int], most: int) -> Array:
-    """The chunks of at most `most` elements of leaves of these sizes, the first of each shorter by its head.
+    """Return the chunks of at most `most` elements of leaves of these sizes, the first of each shorter by its head.
 
     A head is the number of elements from the last address before a leaf that allows a whole access: after a shorter
     first chunk, all others begin at such an address.
@@ -41,7 +41,7 @@ def chunk_table(sizes: Sequence[int], heads: Sequence[int], most: int) -> Array:
 
 
 class Touched(NamedTuple):
-    """Rows of one leaf, as Rows of traversal.cu holds them.
+    """Holds the rows of one leaf that are stepped, as Rows of traversal.cu holds them.
 
     values: flat, on the device; None where every gradient is 0. The arrays: int64, on the host.
     """
@@ -56,7 +56,7 @@ class Touched(NamedTuple):
 
 
 class RowTable(NamedTuple):
-    """What a launch's table tells of the leaves and of the steps, beside addresses.
+    """Says what a launch's table tells of the leaves and of the steps, beside addresses.
 
     most:    how many rows of coefficients a step has at the most.
     columns: which columns of these rows kernels read; the last is the key of random bits where `firsts` are given.
@@ -69,7 +69,7 @@ class RowTable(NamedTuple):
 
 
 class Notes(NamedTuple):
-    """Where what is measured of one signature's gradients goes.
+    """Says where what is measured of one signature's gradients goes.
 
     number:    which of the norm's signatures it is.
     addresses: per leaf, of its ruling and of its notes; nothing where rows have no numbers of chores.
@@ -80,7 +80,7 @@ class Notes(NamedTuple):
 
 
 class Signature:
-    """The leaves whose streams have the same formats: what one launch steps.
+    """Steps by one launch the leaves whose streams have the same formats.
 
     The table of a step holds a gradient's address and a row's number for each leaf, then the rows. It travels as a
     kernel parameter where it fits, else it is uploaded.
@@ -137,12 +137,13 @@ class Signature:
         self._seen, self._used, self._device = b"", 0, self._chunks.device.id
 
     def _words(self, rows: int) -> int:
-        """How many words of 8 bytes a table with so many rows takes."""
+        """Return how many words of 8 bytes a table with so many rows takes."""
         words: int = self._rows_at + -(-rows * self.width * int(self.real.itemsize) // 8)
         return words
 
     def launch(self, row: Array, rows: Array, window: Any) -> tuple[Any, ...]:
-        """The call that steps these leaves: (function, grid, block, arguments). Uploads what does not fit into it."""
+        """Return the call that steps these leaves: (function, grid, block, arguments). Uploads what does not fit into
+        it."""
         if (seen := row.tobytes()) != self._seen:
             self._seen, self._row[:] = seen, row[self.leaves]
             self._used = int(self._row.max(initial=-1)) + 1
@@ -156,8 +157,8 @@ class Signature:
         return step, (self.blocks,), (self.threads,), (self._chunks, self._addresses, table, window)
 
     def packed(self, rows: Array) -> Array:
-        """Rows of float64 as the kernel reads them: rounded; the gradient's scale once more as it was, where norm.cu
-        multiplies it; the key of random bits, folded to 32, where any are drawn."""
+        """Return rows of float64 as the kernel reads them: rounded; the gradient's scale once more as it was, where
+        norm.cu multiplies it; the key of random bits, folded to 32, where any are drawn."""
         if rows.shape[-1] == self._rounded == self.width:
             return rows
         with np.errstate(all="ignore"):
@@ -170,8 +171,8 @@ class Signature:
         return np.concatenate(pieces, axis=-1)
 
     def load(self, rows: int, ahead: bool = False) -> tuple[Any, Array, int]:
-        """The function for a table with so many rows, compiled or loaded; that table, with memory for it; its words if
-        they are to be copied there.
+        """Return the function for a table with so many rows, compiled or loaded; that table, with memory for it; its
+        words if they are to be copied there.
 
         ahead: whether all that a graph will need is to be loaded, too.
         """
@@ -187,13 +188,13 @@ class Signature:
         return self._function(int(table is self._uploaded)), table, words
 
     def _function(self, which: int) -> Any:
-        """0, 1: of whole leaves, whose table travels by value, is uploaded."""
+        """Return the function of whole leaves whose table travels by value (0), or is uploaded (1)."""
         if self._functions[which] is None:
             self._functions[which] = function(self._device, self._steps[which])
         return self._functions[which]
 
     def launch_some(self, row: Array, rows: Array) -> Iterator[tuple[Any, ...]]:
-        """The calls that step these leaves, one for each run of leaves whose row is not -1."""
+        """Yield the calls that step these leaves, one for each run of leaves whose row is not -1."""
         edges = np.flatnonzero(np.diff(row[self.leaves] >= 0, prepend=False, append=False))
         runs = [(a, b) for a, b in self._blocks_before[edges].reshape(-1, 2).tolist() if a < b]
         if runs:
@@ -202,7 +203,7 @@ class Signature:
                 yield step, (b - a,), block, (chunks[a * CHUNK.itemsize : b * CHUNK.itemsize], *rest)
 
     def launch_rows(self, k: int, touched: Touched, at: int) -> tuple[Any, ...]:
-        """The call that steps rows of the k-th of these leaves; touched.table(...) lies at that address."""
+        """Return the call that steps rows of the k-th of these leaves; touched.table(...) lies at that address."""
         p, _, *slots = self._steps[0].streams
         g = format_of(self.g_dtype if touched.values is None else touched.values.dtype)
         step = self._steps[0]._replace(table="Rows", streams=(p, g, *slots))
@@ -220,7 +221,8 @@ class Signature:
         return function(self._device, step), grid, (THREADS,), (told,)
 
     def table(self, touched: Touched, row: int, rows: Array) -> Array:
-        """What launch_rows finds on the device, in whole words: the rows, then the coefficients of all their steps."""
+        """Return what launch_rows finds on the device, in whole words: the rows, then the coefficients of all their
+        steps."""
         numbers = self.packed(rows[row - int(touched.missed.max()) : row + 1, self._columns]).astype(self.real)
         words = np.zeros(-(-numbers.nbytes // 8), np.int64)
         words.view(self.real)[: numbers.size] = numbers.reshape(-1)

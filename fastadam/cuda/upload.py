@@ -1,4 +1,4 @@
-"""Small tables on their way to a CUDA device: copied by the device from memory that nobody writes meanwhile."""
+"""Sends small tables to a CUDA device: they are copied by the device from memory that nobody writes meanwhile."""
 
 from collections import deque
 from itertools import starmap
@@ -15,7 +15,7 @@ BY_VALUE = np.dtype([("leaves", "i8"), ("words", "u8", WORDS)])
 
 
 class Uploaded:
-    """Memory on the current device, and a way to fill it on the current stream without waiting for the device.
+    """Is memory on the current device, with a way to fill it on the current stream without waiting for the device.
 
     The device copies from page-locked buffers some time later. Each is guarded by an event, and used again once that
     has come; if none is free there is one more, so there are as many as the host is steps ahead. Into a graph that is
@@ -45,7 +45,8 @@ class Uploaded:
             deque(starmap(call, self.calls(values)), maxlen=0)
 
     def calls(self, values: Array) -> list[tuple[Any, ...]]:
-        """What does so outside a capture, to be called at once, and before `calls` again. All memory is there then."""
+        """Return what does so outside a capture, to be called at once, and before `calls` again. All memory is there
+        then."""
         stream, given = self._cupy.cuda.get_current_stream(), values.reshape(-1).view(np.uint8)
         free = next((one for one in self._buffers if one[1].done), None)
         if free is None:
@@ -68,13 +69,14 @@ class Uploaded:
 
 
 class AnySize:
-    """Uploads of any size: one Uploaded for each power of two, so that none is outgrown while the device reads it."""
+    """Uploads tables of any size: it has one Uploaded for each power of two, so that none is outgrown while the device
+    reads it."""
 
     def __init__(self) -> None:
         self._by_size: dict[int, Uploaded] = {}
 
     def __call__(self, values: Array) -> int:
-        """The address on the device, until the next call, of what are there the bytes of `values`."""
+        """Return the address on the device, until the next call, of what are there the bytes of `values`."""
         size = values.nbytes.bit_length()
         if size not in self._by_size:
             self._by_size[size] = Uploaded(1 << size)

@@ -1,4 +1,4 @@
-"""The coefficients of the steps to come, on the device: what lets a CUDA graph replay correct steps.
+"""Keeps the coefficients of the steps to come on the device: this lets a CUDA graph replay correct steps.
 
 A captured launch has its parameters frozen. So with capturable=True the rows of the next steps lie on the device, and a
 counter there, which every step advances, picks this step's. Beyond the last row steps leave everything alone, and the
@@ -29,7 +29,7 @@ STEPS = 1_024  # of which the rows lie ready, unless prepare asks for others
 
 
 class Window:
-    """The rows of the steps that follow the table's counts, which are those that the host knows.
+    """Holds the rows of the steps that follow the table's counts, which are those that the host knows.
 
     of: by compute dtype, what a launch takes: the rows' address, the counter's, and the numbers of one step.
     at: three int64 on the device: how many of the steps have been taken, how many there are, how many were skipped.
@@ -39,7 +39,8 @@ class Window:
     """
 
     def __init__(self, plan: CudaPlan, judge: Judge, names: Sequence[str], frozen: bool) -> None:
-        """names: per leaf, as errors call it. frozen: whether graphs may be captured, which know no grad_scale."""
+        """Hold no step yet. names: per leaf, as errors call it. frozen: whether graphs may be captured, which know no
+        grad_scale."""
         self._plan, self._table, self._judge, self._names, self._frozen = plan, plan.table, judge, names, frozen
         self.of: dict[Any, Array] = {}
         self._rows: dict[Any, Uploaded] = {}
@@ -57,12 +58,12 @@ class Window:
         plan.window = self
 
     def taken(self) -> int:
-        """The steps since the last refill; waits for the device."""
+        """Return the steps since the last refill; waits for the device."""
         taken, steps, _ = self._read()
         return min(taken, steps)
 
     def skipped(self) -> int:
-        """The steps skipped since the last refill; waits for the device."""
+        """Return the steps skipped since the last refill; waits for the device."""
         return self._read()[2]
 
     def _read(self) -> list[int]:
@@ -161,7 +162,7 @@ class Window:
             deque(starmap(call, sending), maxlen=0)
 
     def _work_out(self, steps: int, taken: int = 0) -> tuple[Array, list[Array], Exception | None]:
-        """The rows of the steps after those taken, what the rule carries after each, what ended them early."""
+        """Return the rows of the steps after those taken, what the rule carries after each, what ended them early."""
         self._table.sort(EVERY)
         ahead = self._table.copy()
         ahead.counts += taken
@@ -182,7 +183,8 @@ class Window:
         return table[:, :, self._plan.columns], carried, error
 
     def _sending(self, table: Array, room: int) -> tuple[list[Any], dict[str, Any]]:
-        """The calls that let the device have these rows of steps, and what is known of it then; changes nothing."""
+        """Return the calls that let the device have these rows of steps, and what is known of it then; changes
+        nothing."""
         sending: list[Any] = []
         rows, of = dict(self._rows), dict(self.of)
         for real in self._plan.reals:

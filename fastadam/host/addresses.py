@@ -1,4 +1,4 @@
-"""The plan of leaves of which only addresses are known, such as torch's tensors."""
+"""Plans the steps of leaves of which only addresses are known, such as torch's tensors."""
 
 from collections.abc import Sequence
 from itertools import accumulate
@@ -15,7 +15,8 @@ from fastadam.plans.table import Table
 
 
 class AddressPlan(NumbaPlan):
-    """Leaves of which only sizes, formats and addresses are known: whoever owns the memory keeps it, and checks it.
+    """Steps leaves of which only sizes, formats and addresses are known: whoever owns the memory keeps it, and checks
+    it.
 
     sizes: (leaves,) elements. formats: per leaf, those of its streams; g's is p's. first: the index of the first
     element of all. The other arguments: see Plan.
@@ -38,7 +39,7 @@ class AddressPlan(NumbaPlan):
         return self._given
 
     def put(self, leaf: int, addresses: Streams) -> None:
-        """Where those of a leaf's streams begin that are there."""
+        """Take the addresses of those of a leaf's streams that are there."""
         for column, address in enumerate(addresses.columns.row):
             if address is not None:
                 self._table[leaf, column] = address

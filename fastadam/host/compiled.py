@@ -1,4 +1,4 @@
-"""The plan of compiled kernels on the CPU: addresses in a table, one native call per signature."""
+"""Plans the steps of compiled kernels on the CPU: addresses in a table, one native call per signature."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -21,14 +21,14 @@ THERE = np.uint8(1)  # what a tag holds for a flag that is set
 
 
 class Calls(NamedTuple):
-    """Native calls, a function and its arguments each, and the arrays whose addresses they hold."""
+    """Holds native calls, a function and its arguments each, and the arrays whose addresses they hold."""
 
     calls: list[tuple[Any, ...]]
     arrays: list[Any]
 
 
 class NumbaPlan(Plan):
-    """Addresses in a table, and one native call per signature, which also advances the counts."""
+    """Steps by addresses in a table and by one native call per signature, which also advances the counts."""
 
     def __init__(self, *args: Any) -> None:
         from fastadam.host import threads
@@ -56,7 +56,7 @@ class NumbaPlan(Plan):
         self._prepare(threads.threads_for(self._size))
 
     def _look_at_grads(self) -> None:
-        """What tells at a glance whether gradients are like those before."""
+        """Lay out what tells at a glance whether gradients are like those before."""
         self._grads = [_like(p, dtype) for p, dtype in zip(self._params, self._g_dtypes, strict=True)]
         ids = [np.array(list(map(id, each)), np.int64) for each in (self._params, self._anchors, self._grads)]
         nbytes = np.array([p.size * g.itemsize for p, g in zip(self._params, self._grads, strict=True)], np.int64)
@@ -81,7 +81,7 @@ class NumbaPlan(Plan):
             self._look_at_grads()
 
     def _prepare(self, workers: int) -> Calls:
-        """The native calls of a step on so many threads, compiled or loaded."""
+        """Return the native calls of a step on so many threads, compiled or loaded."""
         if workers not in self._calls:
             where = self._table, self.table.row, self.table.rows
             self._calls[workers] = self._calls_for(workers, self.everything, self._tags, *where, True)
@@ -91,7 +91,7 @@ class NumbaPlan(Plan):
         self, workers: int, work: Sequence[Work], tags: Sequence[Any],
         table: Array, row: Array, rows: Array, counted: bool,
     ) -> Calls:  # fmt: skip
-        """A native call for each signature; the last advances the counts."""
+        """Return a native call for each signature; the last advances the counts."""
         walk = self._traversal.walk()
         layer = self._traversal.layer() if workers > 1 else None
         workers = workers if layer else 1
@@ -114,14 +114,14 @@ class NumbaPlan(Plan):
         return Calls(calls, arrays)
 
     def _piece(self, tag: Any) -> int:
-        """The address of the compiled piece for a tag. Only its types decide; a look at them takes 20 µs."""
+        """Return the address of the compiled piece for a tag. Only its types decide; a look at them takes 20 µs."""
         kind = type(tag), *tag
         if kind not in self._pieces:
             self._pieces[kind] = self._traversal.piece(tag)
         return self._pieces[kind]
 
     def _run_all(self, work: Sequence[Work], tags: Sequence[Any], after: Sequence[Any], *where: Any) -> None:
-        """A walk with these tags over this work, on as many threads as it is worth, then `after`, in one go."""
+        """Run a walk with these tags over this work, on as many threads as it is worth, then `after`, in one go."""
 
         def run(workers: int) -> None:
             walks = self._calls_for(workers, work, tags, *where)
@@ -183,7 +183,8 @@ class NumbaPlan(Plan):
         self._on_threads(run, self._size if work[0].chunks is self.everything[0].chunks else _elements(work))
 
     def _once(self, key: Any, work: Sequence[Work], row: Array, make: Callable[[], Calls]) -> Calls:
-        """make(), or what it made before for the whole of the parameters: gathering its addresses takes 20 µs."""
+        """Return make(), or what it made before for the whole of the parameters: gathering its addresses takes 20
+        µs."""
         if row is not self.table.row or work[0].chunks is not self.everything[0].chunks:
             return make()
         if key not in self._calls:
@@ -220,7 +221,7 @@ class NumbaPlan(Plan):
 
 
 def _at(x: Array) -> int:
-    """Where an array's memory begins, which native code takes to be without gaps."""
+    """Return where an array's memory begins, which native code takes to be without gaps."""
     assert x.flags.c_contiguous
     assert x.itemsize == 8
     address: int = x.ctypes.data
@@ -228,18 +229,19 @@ def _at(x: Array) -> int:
 
 
 def _like(p: Array, dtype: Any) -> Array:
-    """An array without memory of its own, of p's shape and order of axes in another dtype."""
+    """Return an array without memory of its own, of p's shape and order of axes in another dtype."""
     strides = [stride // p.itemsize * np.dtype(dtype).itemsize for stride in p.strides]
     return np.lib.stride_tricks.as_strided(np.empty(1, dtype), p.shape, strides)
 
 
 def _elements(work: Sequence[Work]) -> int:
-    """How many elements a walk steps, missed steps counted."""
+    """Return how many elements a walk steps, missed steps counted."""
     return sum(int((one.chunks[:, 2] * (one.chunks[:, 5] + 1)).sum()) for one in work)
 
 
 def _spans(chunks: Array, workers: int) -> Array:
-    """(workers, 8) int64, a cache line each: next, first and last + 1 chunk of a worker's share, equal in elements."""
+    """Return (workers, 8) int64, a cache line each: next, first and last + 1 chunk of a worker's share, equal in
+    elements."""
     before = np.concatenate([[0], np.cumsum(chunks[:, 2] * (chunks[:, 5] + 1))])
     cuts = np.searchsorted(before, before[-1] * np.arange(workers + 1) / workers)
     spans = np.zeros((workers, 8), np.int64)

@@ -1,4 +1,5 @@
-"""What becomes of a step on the host: its gradients are measured, it is decided on, launched or skipped, reported."""
+"""Says what becomes of a step on the host: its gradients are measured, it is decided on, launched or skipped,
+reported."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from fastadam.plans.judge import Changes, Part, Verdict
 
 
 class Judge(judge.Judge):
-    """The judge of NumPy's and Numba's plans, which works on arrays of the host."""
+    """Is the judge of NumPy's and Numba's plans, which works on arrays of the host."""
 
     def step(
         self, scale: float, grads: Sequence[Any] = (), after: Changes = (), used: Changes = (), part: Part | None = None
@@ -37,14 +38,14 @@ class Judge(judge.Judge):
         return self.report(verdict, self.sums(part) if self._noting else None, scale)
 
     def measure(self, part: Part | None) -> Array:
-        """(leaves, NOTES): what is decided on; see Plan.measure."""
+        """Return (leaves, NOTES): what is decided on; see Plan.measure."""
         if not (self._clipping or self._skipping):
             return np.zeros((len(self._names), NOTES))
         work, row, _ = part or self._whole()
         return self._plan.measure(work, row, self._clipping, self._skipping)
 
     def decide(self, measured: Array, scale: float) -> Verdict:
-        """Whether to skip the step, else what to multiply rows by."""
+        """Return whether to skip the step, else what to multiply rows by."""
         if self._skipping and not (finite := np.isfinite(measured[:, -1])).all():
             return Verdict(bad=int(np.argmin(finite)))
         if not self._clipping:
@@ -76,10 +77,10 @@ class Judge(judge.Judge):
             self._plan.launch_some(*part, [*self._plan.unread, *after])
 
     def sums(self, part: Part | None) -> Array:
-        """(leaves, NOTES): what the step has noted down."""
+        """Return (leaves, NOTES): what the step has noted down."""
         work, row, _ = part or self._whole()
         return self._plan.sums(work, row)
 
     def _whole(self) -> Part:
-        """All leaves, by the plan's table."""
+        """Return all leaves, by the plan's table."""
         return Part(self._plan.everything, self._table.row, self._table.rows)

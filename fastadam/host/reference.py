@@ -1,4 +1,4 @@
-"""The plan of the NumPy backend: the reference that the others must equal."""
+"""Plans the steps of the NumPy backend, the reference that the others must equal."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ from fastadam.plans.plan import Plan, Work
 
 
 class NumpyPlan(Plan):
-    """The reference: whole-array arithmetic, chunk by chunk."""
+    """Is the reference: it steps by whole-array arithmetic, chunk by chunk."""
 
     def _columns(self) -> list[Columns]:
-        """Each leaf's streams, then the zeros that are the gradient of a missed step."""
+        """Return each leaf's streams, then the zeros that are the gradient of a missed step."""
         return [*(streams.columns for streams in self._streams), Columns(None, self._zeros)]
 
     def launch_some(

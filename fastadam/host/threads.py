@@ -1,4 +1,4 @@
-"""How many threads a walk gets, and when it must not use any."""
+"""Says how many threads a walk gets, and when it must not use any."""
 
 import math
 import os
@@ -29,7 +29,7 @@ _walking: dict[str, int] = {}  # "parallel": the thread of Python that may be in
 
 
 def _numba(name: str) -> object | None:
-    """A module of Numba's if something has loaded it."""
+    """Return a module of Numba's if something has loaded it."""
     return sys.modules.get(name)
 
 
@@ -53,7 +53,7 @@ def _after_fork() -> None:
 
 
 def _after_fork_in_child() -> None:
-    """Other threads and their walks are gone, and what OpenMP had in the parent is of no use here."""
+    """Forget other threads and their walks, and what OpenMP had in the parent: a child has none of them."""
     global _serial
     # A layer that bears a fork may still not bear one while another thread is in its parallel region: TBB hung 1 in 8.
     amid = any(thread != threading.get_ident() for thread in _walking.values())
@@ -63,12 +63,12 @@ def _after_fork_in_child() -> None:
 
 
 def _layer() -> str | None:
-    """Numba's threading layer, if it has been chosen."""
+    """Return Numba's threading layer, if it has been chosen."""
     return getattr(_numba("numba.np.ufunc.parallel"), "_threading_layer", None)
 
 
 def _bears_forks() -> bool:
-    """Whether Numba's threading layer, chosen or yet to be chosen, is one that a forked child may use.
+    """Return whether Numba's threading layer, chosen or yet to be chosen, is one that a forked child may use.
 
     In a child, OpenMP waits for ever for the threads of its parent, which anyone's code may have started: torch's too.
     """
@@ -77,7 +77,8 @@ def _bears_forks() -> bool:
 
 
 def _forked_under_openmp() -> bool:
-    """Whether this process, which imports this file only now, is a forked child in which OpenMP is loaded already."""
+    """Return whether this process, which imports this file only now, is a forked child in which OpenMP is loaded
+    already."""
     try:
         flags = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[6])
         forked = flags & 0x40  # PF_FORKNOEXEC
@@ -94,7 +95,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def _quota(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> float:
-    """The CPUs that this process may use at once by its cgroup and those above it; infinity without a limit."""
+    """Return the CPUs that this process may use at once by its cgroup and those above it; infinity without a limit."""
     least = math.inf
     try:
         lines = membership.read_text().splitlines()
@@ -126,7 +127,8 @@ def _affinity() -> int:
 
 
 def _fixed() -> dict[str, int]:
-    """The limits that do not change while a process runs, but for Numba's, which is known once Numba is loaded."""
+    """Return the limits that do not change while a process runs, but for Numba's, which is known once Numba is
+    loaded."""
     limits = {}
     if (quota := _quota()) < math.inf:
         limits["cgroup quota"] = max(1, math.ceil(quota))
@@ -149,12 +151,12 @@ def refresh() -> None:
 
 
 def serial() -> bool:
-    """Whether every walk of this process is serial: it is a forked child, in which OpenMP may not be used."""
+    """Return whether every walk of this process is serial: it is a forked child, in which OpenMP may not be used."""
     return _serial
 
 
 def limits() -> dict[str, int]:
-    """Every limit on the number of threads, by what sets it."""
+    """Return every limit on the number of threads, by what sets it."""
     if (exact := _exactly.get()) is not None:
         return {"exactly": exact}
     limit_of = {"affinity": _affinity(), **_limits}
@@ -168,7 +170,7 @@ def limits() -> dict[str, int]:
 
 
 def get_num_threads() -> int:
-    """The threads that the next step of this thread of Python may use.
+    """Return the threads that the next step of this thread of Python may use.
 
     >>> with fa.num_threads(1):
     ...     fa.get_num_threads()
@@ -197,7 +199,7 @@ def set_num_threads(n: int) -> None:
 
 @contextmanager
 def num_threads(n: int) -> Iterator[None]:
-    """set_num_threads(n) for a while, in this thread of Python alone: `with num_threads(1): ...`.
+    """Call set_num_threads(n) for a while, in this thread of Python alone: `with num_threads(1): ...`.
 
     >>> with fa.num_threads(1):
     ...     _ = fa.SGD(np.ones(3)).step(np.ones(3))
@@ -211,7 +213,7 @@ def num_threads(n: int) -> Iterator[None]:
 
 @contextmanager
 def exactly(n: int) -> Iterator[None]:
-    """Large walks on n threads here, whatever the limits, of no more than Numba has started: for verify."""
+    """Let large walks have n threads, whatever the limits, of no more than Numba has started: for verify."""
     token = _exactly.set(n)
     try:
         yield
@@ -220,12 +222,12 @@ def exactly(n: int) -> Iterator[None]:
 
 
 def threads_for(n: int) -> int:
-    """The threads for a walk over n elements here and now."""
+    """Return the threads for a walk over n elements here and now."""
     return 1 if n < PARALLEL_FROM or _serial else get_num_threads()
 
 
 def crowded() -> bool:
-    """Whether another thread of Python may be in a parallel region that this layer does not bear.
+    """Return whether another thread of Python may be in a parallel region that this layer does not bear.
 
     The workqueue layer aborts the process on two concurrent parallel regions, whoever's they are: there, only a process
     with one thread of Python walks in parallel.
@@ -234,7 +236,7 @@ def crowded() -> bool:
 
 
 def exclusively(run: Callable[[int], None], workers: int) -> None:
-    """run(workers), or run(1) while another thread of this process is, or may be, in a parallel region."""
+    """Call run(workers), or run(1) while another thread of this process is, or may be, in a parallel region."""
     me = threading.get_ident()
     # setdefault is one step that no signal can divide, and an entry that Ctrl-C left behind is its own thread's again.
     if crowded() or _walking.setdefault("parallel", me) != me:

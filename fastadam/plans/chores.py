@@ -1,4 +1,4 @@
-"""Chores: what a training step does beside the method's arithmetic, in the same pass over memory.
+"""Says what chores are: what a training step does beside the method's arithmetic, in the same pass over memory.
 
 The order, with every operation in the compute type: the gradient is scaled (grad_scale), clipped by norm, clipped by
 value; then the method steps; then the average takes up the new parameters, the copy is rounded from them, and the
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class StepInfo(NamedTuple):
-    """What one step found out; None where it was not asked for.
+    """Reports what one step found out; None where it was not asked for.
 
     grad_norm:   the L2 norm of all gradients after grad_scale, before clipping.
     clip_factor: what max_norm multiplied the gradients by, at most 1; one number per group where a group has its own.
@@ -44,7 +44,7 @@ NOTHING = StepInfo()
 
 @dataclass(frozen=True, kw_only=True)
 class Chores:
-    """What Optimizer takes under these names; see there. Checked when made."""
+    """Holds the chores that Optimizer takes under these names; see there. Checked when made."""
 
     max_norm: float | None = None
     max_value: float | None = None
@@ -69,11 +69,11 @@ class Chores:
 
     @property
     def flags(self) -> Flags:
-        """What a walk must be compiled with."""
+        """Return what a walk must be compiled with."""
         return Flags(self.max_value is not None, self.zero_grads, self.stats is not None)
 
     def numbers(self, t: int) -> tuple[float, ...]:
-        """The chores' end of every row at the optimizer's count t."""
+        """Return the chores' end of every row at the optimizer's count t."""
         decay = self.ema_decay
         if callable(decay):
             decay = at_count("ema_decay", decay, t, low=0, most=1)
@@ -86,7 +86,7 @@ PLAIN = Chores()  # no chore at all
 def check_copies(
     home: Host, names: Sequence[str], leaves: Sequence[Any], arrays: Sequence[Array], copies: Sequence[Any]
 ) -> list[Array]:
-    """The arrays of copy_to as flat ones in their parameters' order, or an error that names the first bad one."""
+    """Return copy_to's arrays as flat ones in their parameters' order; raise an error that names the first bad one."""
     checked = []
     for name, leaf, p, copy in zip(names, leaves, arrays, copies, strict=True):
         both = f"copy_to{name} is {describe(copy)}, params{name} is {describe(leaf)}"

@@ -1,4 +1,4 @@
-"""What a plan takes as gradients: each is checked against its parameter, and placed where the step reads it."""
+"""Takes the gradients of a step: each is checked against its parameter, and placed where the step reads it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fastadam.plans.streams import Streams
 
 
 class Gradients:
-    """The part of a plan that takes this step's gradients: see fastadam.plans.plan.Plan, which knows the rest."""
+    """Is the part of a plan that takes this step's gradients: see fastadam.plans.plan.Plan, which knows the rest."""
 
     home = Host()  # where the arrays lie
     unread: list[tuple[Any, Any, Any]]  # gradients to clear that were copied, and so not cleared yet
@@ -71,7 +71,7 @@ class Gradients:
         return sum(g is None for g in usable)
 
     def check_unmoved(self, leaf: int) -> None:
-        """The parameter is what it was at construction."""
+        """Refuse a parameter that is not what it was at construction."""
         p_name, p, anchor = self._names[leaf].p, self._params[leaf], self._anchors[leaf]
         if (p.ctypes.data, p.dtype, p.shape, p.strides) != (
             anchor.ctypes.data, anchor.dtype, anchor.shape, anchor.strides
@@ -108,14 +108,15 @@ class Gradients:
         return g  # type: ignore[no-any-return]
 
     def _as_array(self, name: str, both: str, g: Any) -> Array:
-        """g where it lies; `both` begins the error if that is nowhere that this plan reaches."""
+        """Return g where it lies; `both` begins the error if that is nowhere that this plan reaches."""
         if not isinstance(g, np.ndarray) or isinstance(g, np.ma.MaskedArray):
             raise TypeError(f"{both}, expected a numpy.ndarray or None")
         array: Array = g
         return array
 
     def _kept(self, leaf: int, g: Any, both: str) -> Array:
-        """A number, which is what NumPy gives for arrays of no dimension, as an array that lives until the next one."""
+        """Return a number, which is what NumPy gives for arrays of no dimension, as an array that lives until the next
+        one."""
         if self._flags.clear:
             raise TypeError(f"{both}, expected an array with zero_grads=True: no number can be zeroed in place")
         with np.errstate(over="ignore"), self.on_stream():
@@ -127,7 +128,7 @@ class Gradients:
         self._streams[leaf].g = g
 
     def check_clearable(self, grads: Sequence[Array | None]) -> None:
-        """Gradients that are to be zeroed can be written, and are separate."""
+        """Refuse gradients that are to be zeroed and cannot be written, or share memory."""
         arrays = [(self._names[leaf].g, getattr(g, "array", g)) for leaf, g in enumerate(grads)]
         Memory([(name, self.home.to_write(name, g)) for name, g in arrays if self.home.is_array(g)])
 
@@ -148,7 +149,7 @@ class Gradients:
         return self._by_row(leaf, rows, values)
 
     def accept_indices(self, leaf: int, indices: Any) -> Array:
-        """Some rows of a leaf, checked, on the host."""
+        """Return some rows of a leaf, checked, on the host."""
         p_name = self._names[leaf].p
         check_indices(p_name, "rows" + p_name.removeprefix("params"), self._owners[leaf], indices)
         rows: Array = indices

@@ -1,4 +1,4 @@
-"""What every processor's judge has in common: what it is asked for, how limits become factors, and its report."""
+"""Has what every processor's judge has in common: what it is asked for, how limits become factors, and its report."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Changes = Sequence[tuple[Any, Any, Any]]  # x[where] = values for each (x, where
 
 
 class Part(NamedTuple):
-    """Some of a plan's leaves, or of their rows, and the coefficients they take: see Plan.launch_some."""
+    """Names some of a plan's leaves, or of their rows, and the coefficients they take: see Plan.launch_some."""
 
     work: Sequence[Any]
     row: Array
@@ -25,7 +25,7 @@ class Part(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What is decided on the gradients that were measured.
+    """Says what is decided on the gradients that were measured.
 
     bad:     the first leaf whose gradient is not finite, where that matters; the step is skipped then.
     norm:    the global L2 norm of the gradients.
@@ -67,7 +67,8 @@ class Judge:
         raise NotImplementedError
 
     def clips(self, squares: Sequence[float], scale: float) -> tuple[float, list[float]]:
-        """The global norm, and each group's factor: by its norm where it has a limit of its own, else by the global."""
+        """Return the global norm, and each group's factor: by its norm where it has a limit of its own, else by the
+        global."""
 
         def factor(norm: float, limit: float | None) -> float:
             return 1.0 if limit is None or norm <= limit else limit / norm  # NaN goes on to the parameters
@@ -80,16 +81,17 @@ class Judge:
         return norm, clips
 
     def nothing(self, scale: float) -> StepInfo:
-        """The report of a step without leaves."""
+        """Return the report of a step without leaves."""
         verdict = Verdict(None, *self.clips([], scale)) if self._clipping else Verdict()
         return self.report(verdict, np.zeros((0, NOTES)) if self._noting else None, scale)
 
     def refuse(self, bad: int) -> FloatingPointError:
-        """The error for a leaf's gradient that is not finite."""
+        """Return the error for a leaf's gradient that is not finite."""
         return FloatingPointError(f"grads{self._names[bad]} holds NaN or infinity, expected finite numbers")
 
     def report(self, verdict: Verdict, sums: Array | None, scale: float) -> StepInfo:
-        """What a step that was taken has found out. sums: (leaves, NOTES) after it, where statistics are asked for."""
+        """Return what a step that was taken has found out. sums: (leaves, NOTES) after it, where statistics are asked
+        for."""
         norm, stats, clips = verdict.norm, None, verdict.clips
         if sums is not None:
             norm = abs(scale) * math.sqrt(in_pairs(sums[:, 0].tolist())) if norm is None else norm
@@ -97,7 +99,7 @@ class Judge:
         return StepInfo(norm, None if clips is None else tuple(clips) if self._limited else clips[0], False, stats)
 
     def _statistics(self, sums: Array, scale: float) -> dict[str, dict[str, float]]:
-        """StepInfo.stats from each leaf's sums."""
+        """Return StepInfo.stats from each leaf's sums."""
         if self._chores.stats == "tensor":
             pieces = {f"params{name}": range(k, k + 1) for k, name in enumerate(self._names)}
         else:

@@ -1,4 +1,4 @@
-"""Plans: everything about one optimizer that one processor needs and that construction can work out.
+"""Holds everything about one optimizer that one processor needs and that construction can work out.
 
 A plan takes this step's gradients, then launches.
 """
@@ -25,7 +25,8 @@ CHUNK = 8_192  # elements: four float32 streams of 32 KiB stay in L2; 4,096 and 
 
 
 class Work(NamedTuple):
-    """The chunks of one signature, and (chunks, blocks, NOTES) what to note of each block; (0, ...) for nothing."""
+    """Holds the chunks of one signature, and (chunks, blocks, NOTES) what to note of each block; (0, ...) for
+    nothing."""
 
     signature: int
     chunks: Array
@@ -33,7 +34,7 @@ class Work(NamedTuple):
 
 
 class Plan(Gradients):
-    """The work of one optimizer on host arrays, laid out once.
+    """Is the work of one optimizer on host arrays, laid out once.
 
     kernel:  the element function.
     names:   per leaf, what errors call its streams: params['w'], grads['w'], m['w'], ...
@@ -98,27 +99,28 @@ class Plan(Gradients):
         self._measured: list[Work] = []
 
     def _formats_of(self, leaf: int, g_dtype: Any) -> Columns:
-        """What a leaf's columns rest in where its gradient is of this dtype."""
+        """Return what a leaf's columns rest in where its gradient is of this dtype."""
         return self._streams[leaf].map(lambda x: format_of(x.dtype)).columns._replace(g=format_of(g_dtype))
 
     def _sizes(self) -> Sequence[int]:
-        """How many elements each leaf has."""
+        """Return how many elements each leaf has."""
         return [p.size for p in self._params]
 
     def row_chunks(self, leaf: int, rows: Array, place: Any, missed: Array | int) -> Any:
-        """The chunks of some rows of a leaf; see fastadam.plans.rows.row_chunks."""
+        """Return the chunks of some rows of a leaf; see fastadam.plans.rows.row_chunks."""
         p = self._params[leaf]
         g_leaf = len(self._params) if place is None else leaf
         return row_chunks(leaf, rows, g_leaf, place, missed, p.size // max(1, len(p)))
 
     def dense_chunks(self, leaf: int) -> Array:
-        """The chunks of a whole leaf."""
+        """Return the chunks of a whole leaf."""
         chunks = self.everything[self._signature_of[leaf]].chunks
         chunks_of_leaf: Array = chunks[chunks[:, 0] == leaf]
         return chunks_of_leaf
 
     def work(self, chunks: Sequence[Any]) -> Any:
-        """What a walk over these chunks, each array of one leaf, has to do: at least one signature, of no chunk."""
+        """Return what a walk over these chunks, each array of one leaf, has to do: at least one signature, of no
+        chunk."""
         chunks_of_signature: dict[int, list[Array]] = {}
         for some in chunks:
             if len(some):
@@ -145,7 +147,8 @@ class Plan(Gradients):
         raise NotImplementedError
 
     def measure(self, work: Sequence[Work], row: Array, squares: bool, largest: bool) -> Array:
-        """(leaves, NOTES): first each gradient's sum of squares, last its largest magnitude; 0 where the row is -1."""
+        """Return (leaves, NOTES): first each gradient's sum of squares, last its largest magnitude; 0 where the row is
+        -1."""
         if work is self.everything:
             self._measured = self._measured or [one._replace(notes=self._notes(one.chunks, True)) for one in work]
             noted = self._measured
@@ -162,5 +165,6 @@ class Plan(Gradients):
         raise NotImplementedError
 
     def sums(self, work: Sequence[Work], row: Array) -> Array:
-        """(leaves, NOTES): each leaf's notes, added up, of the last column the largest; 0 where the row is -1."""
+        """Return (leaves, NOTES): each leaf's notes, added up, of the last column the largest; 0 where the row is
+        -1."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""Gradients of some rows of a leaf: checked, sorted, summed where they name one row, cut into chunks."""
+"""Takes gradients of some rows of a leaf: checks and sorts them, sums what names one row, cuts them into chunks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ PIECE = 1_024  # elements of a row at a time: missed steps are taken over and ov
 
 
 class RowGradient(NamedTuple):
-    """rows: (k,) ascending, each once. values: flat, in p's order of axes. place: (k,) each row's index in values.
+    """Holds the gradient of some rows. rows: (k,) ascending, each once. values: flat, in p's order of axes. place: (k,)
+    each row's index in values.
 
     On a device, where the step sums what belongs to one row, values are as they were given, and place is ByRow.
     """
@@ -25,7 +26,8 @@ class RowGradient(NamedTuple):
 
 
 class ByRow(NamedTuple):
-    """order: (k,) positions by row, those of one row as they were given. start: where in it each of `rows` begins."""
+    """Sorts indices by row. order: (k,) positions by row, those of one row as they were given. start: where in it each
+    of `rows` begins."""
 
     rows: Array
     order: Array
@@ -50,7 +52,7 @@ def check_indices(p_name: str, g_name: str, owner: Any, indices: Any) -> None:
 
 
 def check_values(p_name: str, g_name: str, owner: Any, indices: Array, values: Any, home: Host) -> Array:
-    """The gradient of these rows, or an error that names it."""
+    """Return the gradient of these rows, as an array; raise an error that names it where it is none."""
     expected = (indices.size, *owner.shape[1:])
     where = "" if isinstance(owner, np.ndarray) else " on its device"
     both = (
@@ -65,7 +67,7 @@ def check_values(p_name: str, g_name: str, owner: Any, indices: Array, values: A
 
 
 def by_row(indices: Array) -> ByRow:
-    """Which of the indices name the same row."""
+    """Return which of the indices name the same row."""
     k = indices.size
     if k == 0:
         return ByRow(*[np.empty(0, np.int64)] * 3)
@@ -99,7 +101,8 @@ def distinct(indices: Array, values: Array, p: Array) -> RowGradient:
 def row_chunks(
     leaf: int, rows: Array, g_leaf: int, place: Array | None, missed: Array | int, width: int
 ) -> Array:  # fmt: skip
-    """The chunks (see fastadam.plans.plan.Plan) of rows of `width` elements. Neighbours that go alike share them.
+    """Return the chunks (see fastadam.plans.plan.Plan) of rows of `width` elements. Neighbours that go alike share
+    them.
 
     g_leaf, place: whose gradient they take, and where each row's begins in it, in rows; None: always at 0.
     missed: (rows,) how many steps each takes before.

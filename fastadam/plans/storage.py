@@ -1,4 +1,4 @@
-"""Storage: what each stream of an optimizer rests in.
+"""Says what each stream of an optimizer rests in.
 
 The arithmetic is float32, or float64 for float64 parameters; kernels/formats.py says how the formats are made.
 """
@@ -16,7 +16,7 @@ MASTERS = "remainder", "float32"
 
 @dataclass(frozen=True, kw_only=True)
 class Storage:
-    """What Optimizer takes under these names; see there. Checked when made."""
+    """Holds the choice of formats that Optimizer takes under these names; see there. Checked when made."""
 
     moments: str | None = None
     master: str | None = None
@@ -39,13 +39,13 @@ class Storage:
             raise ValueError(f"master is 'remainder', {name} is {described}: expected None or 'float32'")
 
     def has_master(self, p: Format) -> bool:
-        """Whether a parameter in this format is the copy of a float32 one."""
+        """Return whether a parameter in this format is the copy of a float32 one."""
         return self.master == "float32" and p.is_short
 
     def has_remainder(self, p: Format) -> bool:
-        """Whether the other 16 bits of a parameter in this format rest beside it."""
+        """Return whether the other 16 bits of a parameter in this format rest beside it."""
         return self.master == "remainder" and p is BFLOAT16
 
     def slot_format(self, p: Format) -> Format:
-        """What the slots of a parameter in this format rest in."""
+        """Return what the slots of a parameter in this format rest in."""
         return format_of(p.compute) if self.moments is None else FORMATS[self.moments]

@@ -1,4 +1,4 @@
-"""Streams: one leaf's memory by name."""
+"""Names each part of one leaf's memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastadam.kernels.streams import Columns
 
 @dataclass(slots=True)
 class Streams:
-    """One leaf's memory by name: flat arrays in p's order in memory, or one thing for each, such as its format.
+    """Holds one leaf's memory by name: flat arrays in p's order in memory, or one thing for each, such as its format.
 
     p:      the parameter.
     g:      its gradient, in the step that takes it.
@@ -38,17 +38,18 @@ class Streams:
 
     @property
     def kept(self) -> tuple[Any, ...]:
-        """Those that an optimizer keeps: the slots, the average, the bits that p lacks, the master."""
+        """Return those that an optimizer keeps: the slots, the average, the bits that p lacks, the master."""
         return *self.slots, self.ema, self.low, self.master
 
     @property
     def columns(self) -> Columns:
-        """Those that a step walks over, as the columns of its table: a master in p's place, and then p as its copy."""
+        """Return those that a step walks over, as the columns of its table: a master in p's place, and then p as its
+        copy."""
         p, copy = (self.p, self.copy) if self.master is None else (self.master, self.p)
         return Columns(p, self.g, tuple(self.slots), self.ema, copy, self.low)
 
     def map(self, function: Callable[..., Any], *others: Streams) -> Streams:
-        """function(x) of each that is there, given those in the same place of other streams, too."""
+        """Return function(x) of each that is there, given those in the same place of other streams, too."""
         p, g, *slots, ema, copy, low, master = (
             None if x is None else function(x, *more) for x, *more in zip(self, *others, strict=True)
         )
@@ -56,6 +57,6 @@ class Streams:
 
 
 def labels(kernel: Kernel, path: str = "", p: str = "params", g: str = "grads") -> Streams:
-    """What errors, and a state_dict, call each stream of a leaf at this path, such as ['w']."""
+    """Return what errors, and a state_dict, call each stream of a leaf at this path, such as ['w']."""
     slots = [slot.name for slot in kernel.slots]
     return Streams(p, g, slots, "ema", "copy_to", "remainder", "master").map(lambda name: name + path)

@@ -1,4 +1,4 @@
-"""A table of coefficients: what each leaf's next step multiplies by, and how many steps the leaf has taken."""
+"""Keeps a table of coefficients: what each leaf's next step multiplies by, and how many steps the leaf has taken."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EVERY = True  # of `live`: every leaf takes the step
 
 
 class Table:
-    """The rows of one step, which of them each leaf takes, and how far each leaf has come.
+    """Holds the rows of one step, which of them each leaf takes, and how far each leaf has come.
 
     row:     (leaves + 1,) int64: which of `rows` each leaf takes this step, -1 to leave it alone.
     rows:    (rows, coefficients + carried + chores' numbers) float64.
@@ -118,7 +118,7 @@ class Table:
 
     @property
     def cohorts(self) -> list[int]:
-        """The first leaf of each cohort, the leaves that share this step's coefficients."""
+        """Return the first leaf of each cohort, the leaves that share this step's coefficients."""
         return [leaf for _, rows in self._cohorts for _, leaf in rows]
 
     def notice(self) -> None:
@@ -126,7 +126,7 @@ class Table:
         self._live = None
 
     def after(self, leaf: int) -> tuple[Any, ...]:
-        """(count, *carried) that a leaf has after the step which has been filled in."""
+        """Return (count, *carried) that a leaf has after the step which has been filled in."""
         carried = self.rows[self.row[leaf], self._accumulated].tolist() if self.carries else ()
         return self.counts.item(leaf) + 1, *carried
 
@@ -137,7 +137,7 @@ class Table:
             self.carried[:] = self.rows[self.row, self._accumulated]
 
     def counted(self, row: Array, rows: Array) -> list[tuple[Array, Any, Any]]:
-        """What a step by these rows changes here: (array, where, values), of the leaves whose row is not -1."""
+        """Return what a step by these rows changes here: (array, where, values), of the leaves whose row is not -1."""
         live: Any = slice(None) if row.min(initial=0) >= 0 else np.flatnonzero(row >= 0)
         changes: list[tuple[Array, Any, Any]] = [(self.counts, live, self.counts[live] + 1)]
         if self.carries:
@@ -145,7 +145,7 @@ class Table:
         return changes
 
     def copy(self) -> Table:
-        """A table with memory of its own, to look ahead by: this one stays as it is."""
+        """Return a table with memory of its own, to look ahead by: this one stays as it is."""
         ahead = copy.copy(self)
         for name in ("row", "rows", "counts", "carried"):
             setattr(ahead, name, getattr(self, name).copy())

@@ -1,4 +1,4 @@
-"""Averages and masters: parameters that hold their averages for a while, and masters that follow their parameters."""
+"""Lets parameters hold their averages for a while, and masters follow their parameters."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from fastadam.plans.streams import Streams
 
 
 class Averaging:
-    """The part of an optimizer that swaps averages in and takes over parameters, of arrays and of tensors alike."""
+    """Is the part of an optimizer that swaps averages in and takes over parameters, of arrays and of tensors alike."""
 
     _chores: Chores
     _averaging: bool
 
     def _kept(self) -> Iterable[Streams]:
-        """The parameters, brought to date, and what is kept beside them: all as the processor of each writes them."""
+        """Return the parameters, brought to date, and what is kept beside them: all as the processor of each writes
+        them."""
         raise NotImplementedError
 
     def _on_stream(self) -> AbstractContextManager[Any]:
@@ -26,12 +27,13 @@ class Averaging:
 
     @property
     def averaging(self) -> bool:
-        """Whether params hold the averaged weights: within `averaged`."""
+        """Return whether params hold the averaged weights: within `averaged`."""
         return self._averaging
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """`with opt.averaged():` params hold the averaged weights, and get their own bits back afterwards."""
+        """Swap the averages in: within `with opt.averaged():` params hold the averaged weights, and get their own bits
+        back afterwards."""
         if self._chores.ema_decay is None:
             raise ValueError("averaged() needs averages: expected an optimizer made with ema_decay")
         if self._averaging:
@@ -72,5 +74,5 @@ class Averaging:
 
 
 def copied(x: Any) -> Any:
-    """A copy of an array, or of a tensor, in memory of its own."""
+    """Return a copy of an array, or of a tensor, in memory of its own."""
     return x.clone() if hasattr(x, "clone") else x.copy()

@@ -1,4 +1,4 @@
-"""Rows: a leaf that grows or shrinks along its first axis, and the state that follows its rows."""
+"""Lets the state follow the rows of a leaf that grows or shrinks along its first axis."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""state_dict and back: what an optimizer remembers, as plain numbers and arrays."""
+"""Turns what an optimizer remembers into plain numbers and arrays, its state_dict, and back."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ VERSION = 1  # of the layout
 
 
 def state_dict(state: State, table: Table, rule: type[Rule], copied: bool = True) -> dict[str, Any]:
-    """See Optimizer.state_dict; what the table counts must be all that was counted. copied=False: views of memory."""
+    """Return what Optimizer.state_dict does; what the table counts must be all that was counted. copied=False: views of
+    memory."""
     leaves = {}
     for leaf, (path, p) in enumerate(zip(state.paths, state.params, strict=True)):
         carried = dict(zip(rule.carried, table.carried[leaf].tolist(), strict=True))
@@ -39,7 +40,7 @@ def _same(where: str, came: Any, expected: Any) -> None:
 
 
 def _keys(where: str, came: Any, expected: Any) -> None:
-    """Both sides have the same keys, or an error that names the first which differs."""
+    """Refuse, naming the first key which differs, a dict that has not the expected keys."""
     if not isinstance(came, dict):
         raise TypeError(f"{where} is {describe(came)}, expected a dict")
     for key in expected:
@@ -94,7 +95,7 @@ def check(state: State, table: Table, rule: type[Rule], saved: Any) -> list[Rule
 
 
 def _rule(where: str, group: Group, rule: type[Rule], saved: Any) -> Rule:
-    """The rule that a saved group's hyperparameters make; a schedule stays the group's own."""
+    """Return the rule that a saved group's hyperparameters make; a schedule stays the group's own."""
     _keys(where, saved, [each.name for each in fields(rule)])
     if (saved["lr"] is None) != callable(group.lr):
         both = f"{where}['lr'] is {saved['lr']!r}, this optimizer's is {group.lr!r}"
@@ -143,7 +144,7 @@ def load(state: State, table: Table, rule: type[Rule], saved: dict[str, Any], ru
 def regrouped(
     tree: Any, rules: Sequence[Rule], limits: Sequence[float | None], free: Sequence[dict[str, Any]]
 ) -> Any:  # fmt: skip
-    """What a constructor takes to make these groups anew over their trees; a plain tree as it is."""
+    """Return what a constructor takes to make these groups anew over their trees; a plain tree as it is."""
     if not is_grouped(tree):
         return tree
     return [

@@ -1,4 +1,4 @@
-"""State: the memory that an optimizer keeps beside its parameters."""
+"""Holds the memory that an optimizer keeps beside its parameters."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fastadam.rule import Rule
 
 
 class Leaves(NamedTuple):
-    """What the user gave for each leaf.
+    """Holds what the user gave for each leaf.
 
     paths:  its path in the user's tree, such as ['w'].
     owners: what holds it: an array, a FlatBuffer around it, another library's array.
@@ -36,7 +36,8 @@ class Leaves(NamedTuple):
 
 
 class State:
-    """The memory of every leaf: slots, averages, masters and remainders, beside the parameters that they belong to.
+    """Holds the memory of every leaf: slots, averages, masters and remainders, beside the parameters that they belong
+    to.
 
     paths, owners, params: see Leaves. streams: per leaf, its memory by name.
     """
@@ -107,7 +108,7 @@ class State:
     def _beside(
         self, name: str, leaves: Sequence[int], format_for: Callable[[Format], Format]
     ) -> Iterator[tuple[int, Array]]:
-        """(leaf, zeros) of a stream of these leaves, one piece of memory for all that rest alike."""
+        """Yield (leaf, zeros) of a stream of these leaves, one piece of memory for all that rest alike."""
         column = [*(slot.name for slot in self.kernel.slots), "ema", "copy", "low", "master"].index(name)
         for of_p in {self._formats[leaf] for leaf in leaves}:
             alike, kind = [leaf for leaf in leaves if self._formats[leaf] is of_p], format_for(of_p)
@@ -121,11 +122,11 @@ class State:
 
     @property
     def draws(self) -> bool:
-        """Whether anything is rounded by random bits."""
+        """Return whether anything is rounded by random bits."""
         return any(format_of(x.dtype).draws for streams in self.streams for x in streams if x is not None)
 
     def views(self, leaf: int) -> dict[str, Array]:
-        """The state of one leaf by name, in its parameter's shape and memory order.
+        """Return the state of one leaf by name, in its parameter's shape and memory order.
 
         A slot of 8 bits is two arrays: its codes (blocks, 1024), and under name_scales (blocks, 16) float32; see order.
         """
@@ -138,12 +139,13 @@ class State:
         return arrays
 
     def order(self, leaf: int) -> dict[str, list[int]]:
-        """{"order": a leaf's axes from the slowest in memory to the fastest}, which blocks of 8 bits follow, if any."""
+        """Return {"order": a leaf's axes from the slowest in memory to the fastest}, which blocks of 8 bits follow, if
+        any."""
         coded = any(x is not None and format_of(x.dtype).block > 1 for x in self.streams[leaf].slots)
         return {"order": list(memory_order(self.params[leaf]))} if coded else {}
 
     def read(self, leaf: int, copied: bool = True) -> dict[str, Any]:
-        """What views and order say of one leaf, as NumPy's arrays; copied=False: the views themselves."""
+        """Return what views and order say of one leaf, as NumPy's arrays; copied=False: the views themselves."""
         with self.on_stream():
             arrays = {name: self.home.get(x) if copied else x for name, x in self.views(leaf).items()}
         return {**self.order(leaf), **arrays}
@@ -156,7 +158,7 @@ class State:
                 self.home.write(x, values[name])
 
     def _in_order(self, leaf: int, values: dict[str, Any]) -> dict[str, Any]:
-        """A leaf's state with its blocks of 8 bits in p's order in memory, if they are in another."""
+        """Return a leaf's state with its blocks of 8 bits in p's order in memory, if they are in another."""
         p = self.params[leaf]
         orders = values.get("order", ()), memory_order(p)
         before, now = ([axis for axis in axes if p.shape[axis] > 1] for axes in orders)
@@ -187,7 +189,7 @@ class State:
         return slots
 
     def _decoded(self, x: Array, slot: Slot, p: Array) -> Array:
-        """A slot's values in the compute dtype, on the host."""
+        """Return a slot's values in the compute dtype, on the host."""
         with np.errstate(all="ignore"):
             values: Array = decoded(self.home.get(x), slot, p.size, format_of(p.dtype).compute)
             return values
@@ -217,11 +219,11 @@ class State:
 
     @property
     def nbytes(self) -> int:
-        """The bytes of slots, averages, masters and remainders."""
+        """Return the bytes of slots, averages, masters and remainders."""
         return sum(x.nbytes for streams in self.streams for x in streams.kept if x is not None)
 
     def bytes_per_step(self, gradients: int) -> int:
-        """The bytes that a step reads and writes which passes over the gradients so many times."""
+        """Return the bytes that a step reads and writes which passes over the gradients so many times."""
         total = 0
         for streams in self.streams:
             p, _, *slots, ema, copied, low = streams.columns.row
@@ -231,10 +233,10 @@ class State:
 
 
 def has(rule: Rule, slot: Slot) -> bool:
-    """Whether a rule's leaves have this slot."""
+    """Return whether a rule's leaves have this slot."""
     return not slot.optional or slot.name in rule.options
 
 
 def wide(p: Format) -> Format:
-    """What averages and masters of a parameter in this format rest in: that of the arithmetic."""
+    """Return what averages and masters of a parameter in this format rest in: that of the arithmetic."""
     return format_of(p.compute)

@@ -1,4 +1,4 @@
-"""Sparse rows: a step that touches only some rows of a leaf, under one of two semantics.
+"""Takes steps that touch only some rows of a leaf, under one of two semantics.
 
 "lazy", as torch's SparseAdam and TensorFlow's LazyAdam: rows without a gradient stay as they are, moments included.
 "exact": such a row only falls behind. When it is next touched, the steps it has missed are taken first, with zeros as
@@ -23,7 +23,8 @@ FIRST = 64  # steps that a leaf's history has room for at first
 
 
 class Behind:
-    """The rows of some leaves that are behind their leaf's count, and the coefficients of the steps they have missed.
+    """Knows the rows of some leaves that are behind their leaf's count, and the coefficients of the steps they have
+    missed.
 
     table: (general + leaves · room, width) float64, the rows of coefficients that a walk reads: first this step's, then
            for each leaf those of its steps since _start[leaf].
@@ -39,7 +40,7 @@ class Behind:
         vars(self).update(kept, table=writable(kept["table"]), at={leaf: writable(x) for leaf, x in kept["at"].items()})
 
     def watch(self, leaf: int, rows: int, count: int) -> None:
-        """From here on rows of this leaf may fall behind. Makes room for the coefficients of the step from `count`."""
+        """Let rows of this leaf fall behind from now on. Makes room for the coefficients of the step from `count`."""
         if leaf not in self.at:
             self.at[leaf], self._start[leaf] = np.full(rows, count), count
             self.table = np.concatenate([self.table, np.zeros((self._room, self.table.shape[1]))])
@@ -63,7 +64,7 @@ class Behind:
             self.at[leaf] = np.where(rows >= 0, np.append(self.at[leaf], count)[rows], count)
 
     def index(self, leaf: int, count: int) -> int:
-        """Where in `table` the coefficients of the step from `count` on lie."""
+        """Return where in `table` the coefficients of the step from `count` on lie."""
         return self._general + list(self.at).index(leaf) * self._room + count - self._start[leaf]
 
     def _history(self, leaf: int) -> Array:
@@ -74,7 +75,7 @@ class Behind:
         self, plan: Plan, table: Table, params: Sequence[Array], leaves: Sequence[Any],
         given: dict[int, RowGradient], exact: bool, zeroed: bool,
     ) -> tuple[Part, list[Any]]:  # fmt: skip
-        """The part of a step over some rows, and what is to be written after it: (x, where, values).
+        """Return the part of a step over some rows, and what is to be written after it: (x, where, values).
 
         leaves: per leaf, (indices, values), a dense gradient or None; given: the first, as a plan accepted them.
         exact: whether other rows fall behind, and these take the steps that they have missed. zeroed: see zero_grads.
@@ -105,7 +106,7 @@ class Behind:
         return Part(plan.work(chunks), row, self.table if exact else table.rows), after
 
     def must_catch_up(self, leaves: Sequence[Any], given: dict[int, RowGradient], exact: bool) -> bool:
-        """Whether rows that are behind must be brought to date before `part`."""
+        """Return whether rows that are behind must be brought to date before `part`."""
         stale = {leaf for leaf in self.at if leaves[leaf] is not None}
         return bool(stale) and not (exact and given.keys() >= stale)
 

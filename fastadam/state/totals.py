@@ -1,4 +1,4 @@
-"""Totals: the gradients of micro-batches, added up until a step takes them."""
+"""Adds up the gradients of micro-batches until a step takes them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastadam.state.slots import State
 
 
 class Totals:
-    """What has been accumulated for the next step.
+    """Holds what has been accumulated for the next step.
 
     arrays: per leaf, the flat sum of its gradients in the compute dtype; nothing before the first is accumulated.
     counts: (leaves + 1,) int64: per leaf, whether there is such a sum; last, of how many micro-batches.
@@ -27,7 +27,7 @@ class Totals:
 
     @property
     def batches(self) -> int:
-        """How many micro-batches have been accumulated."""
+        """Return how many micro-batches have been accumulated."""
         return int(self.counts[-1])
 
     def add(self, plan: Plan, state: State, grads: Sequence[Any], batches: int = 1) -> None:
@@ -42,7 +42,8 @@ class Totals:
         plan.accumulate(self.arrays, row, [(self.counts, ..., then)])
 
     def take(self, state: State, reduction: str) -> tuple[list[Array | None], float, list[Any]]:
-        """The sums as gradients, what a step multiplies them by, and what it writes to drop them: (x, where, value)."""
+        """Return the sums as gradients, what a step multiplies them by, and what it writes to drop them: (x, where,
+        value)."""
         if reduction not in ("mean", "sum"):
             raise ValueError(f"reduction is {reduction!r}, expected 'mean' or 'sum'")
         if self.batches == 0:
@@ -50,7 +51,7 @@ class Totals:
         return self.sums(state), 1 / self.batches if reduction == "mean" else 1.0, [(self.counts, ..., 0)]
 
     def sums(self, state: State) -> list[Array | None]:
-        """Each leaf's sum in the shape of its parameter, None where there is none."""
+        """Return each leaf's sum in the shape of its parameter, None where there is none."""
         if not self.arrays:
             return [None] * len(state.params)
         return [
@@ -59,13 +60,13 @@ class Totals:
         ]
 
     def map(self, function: Callable[[Any], Any]) -> Totals:
-        """Other totals, of function(array) for each array; the counts are copied."""
+        """Return other totals, of function(array) for each array; the counts are copied."""
         other = Totals(len(self.counts) - 1)
         other.arrays, other.counts = list(map(function, self.arrays)), self.counts.copy()
         return other
 
     def with_leaf(self, state: State, leaf: int, new: Array, rows: Array) -> Totals:
-        """Totals in which a leaf's sum follows the rows of an array in its place; see accept_rows."""
+        """Return totals in which a leaf's sum follows the rows of an array in its place; see accept_rows."""
         other = self.map(lambda x: x)
         if self.arrays:
             with state.on_stream():

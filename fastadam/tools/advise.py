@@ -1,4 +1,5 @@
-"""What each format of parameters and moments takes in memory and in time on this machine, and which one to take."""
+"""Says what each format of parameters and moments takes in memory and in time on this machine, and which one to
+take."""
 
 import math
 import os
@@ -22,7 +23,8 @@ GPUS = {"A100": 2039e9, "H100": 3350e9, "H200": 4800e9}  # bytes a second, by th
 
 
 class Way(NamedTuple):
-    """One choice of formats: of parameters and gradients, of moments, and of what keeps a parameter's other digits."""
+    """Is one choice of formats: of parameters and gradients, of moments, and of what keeps a parameter's other
+    digits."""
 
     params: str
     moments: str
@@ -31,20 +33,20 @@ class Way(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What a user writes."""
+        """Return what a user writes."""
         chosen = [f"moments={self.moments!r}"] if self.moments != FORMATS[self.params].compute.name else []
         return ", ".join([f"{self.params} parameters", *chosen, *([f"master={self.master!r}"] * bool(self.master))])
 
     def stored(self) -> float:
-        """The bytes per parameter that parameter, gradient and state take."""
+        """Return the bytes per parameter that parameter, gradient and state take."""
         return 2 * width(self.params) + 2 * width(self.moments) + self.low()
 
     def moved(self) -> float:
-        """The bytes per parameter that a step reads and writes: all but the gradient twice."""
+        """Return the bytes per parameter that a step reads and writes: all but the gradient twice."""
         return 2 * self.stored() - width(self.params)
 
     def low(self) -> float:
-        """The bytes per parameter of what stands in master."""
+        """Return the bytes per parameter of what stands in master."""
         return width(self.master) if self.master else 0.0
 
 
@@ -63,12 +65,12 @@ WAYS = (  # the first that fits is recommended: they get smaller, and rounder
 
 
 def width(format: str) -> float:
-    """The bytes of one number in a format, scales included."""
+    """Return the bytes of one number in a format, scales included."""
     return FORMATS[format].bytes_of(MEASURED) / MEASURED
 
 
 def in_bytes(memory: str | float) -> float:
-    """A size such as "24GB", "16 GiB" or a number of bytes. Raises ValueError for anything else."""
+    """Return a size such as "24GB", "16 GiB" or a number of bytes. Raises ValueError for anything else."""
     text = str(memory).replace(" ", "").upper()
     number = text.rstrip("BKMGTI")
     try:
@@ -81,13 +83,13 @@ def in_bytes(memory: str | float) -> float:
 
 
 def in_words(size: float) -> str:
-    """A number of bytes in three digits and a unit."""
+    """Return a number of bytes in three digits and a unit."""
     unit = next((unit for unit in ("TB", "GB", "MB", "KB") if size >= UNITS[unit]), "B")
     return f"{size / UNITS[unit]:.3g} {unit}"
 
 
 def count(params: Any) -> int:
-    """The number of parameters: of a tree of arrays, or the number itself. Raises TypeError, ValueError."""
+    """Return the number of parameters: of a tree of arrays, or the number itself. Raises TypeError, ValueError."""
     if isinstance(params, int | float) and not isinstance(params, bool):
         if not 1 <= params < 2**62:
             raise ValueError(f"params is {params!r}, expected at least 1 parameter, or a tree of arrays")
@@ -99,7 +101,7 @@ def count(params: Any) -> int:
 
 
 def measured(n: int) -> dict[Way, float]:
-    """Seconds of a step of AdamW over n parameters: the median of rounds in which all take turns."""
+    """Return the seconds of a step of AdamW over n parameters: the median of rounds in which all take turns."""
     steps: dict[Way, Any] = {}
     for way in WAYS:
         try:

@@ -1,4 +1,4 @@
-"""Derived tolerances: how far rounding can move one step's results, counted operation by operation.
+"""Derives tolerances: how far rounding can move one step's results, counted operation by operation.
 
 Running error analysis (Higham 2002, 3.3): every number carries a bound on its distance from the exact one. Fed to a
 kernel's element function, it yields the bound for exactly the operations that the kernel does.
@@ -15,14 +15,14 @@ WIDER: dict[Any, Any] = {FLOAT32.compute: np.float64, FLOAT64.compute: np.longdo
 
 
 class Running:
-    """A value, in more precision than the kernel has, and a bound on the kernel's distance from it."""
+    """Is a value, in more precision than the kernel has, and a bound on the kernel's distance from it."""
 
     def __init__(self, value, error, unit):
         self.value, self.error, self.unit = value, error, unit
 
     @classmethod
     def arithmetic(cls, dtype):
-        """Unit roundoff, and half the smallest subnormal: what a result can lose to underflow."""
+        """Return unit roundoff, and half the smallest subnormal: what a result can lose to underflow."""
         info = np.finfo(dtype)
         return float(info.eps) / 2, float(info.smallest_subnormal)
 
@@ -74,7 +74,7 @@ def _sign(x):
 
 
 def one_step(kernel, dtype, streams, row, host):
-    """Bounds for (p, *slots) after one step by `kernel` in `dtype` from exact streams (None: absent).
+    """Return bounds for (p, *slots) after one step by `kernel` in `dtype` from exact streams (None: absent).
 
     row: the coefficients; host: their relative error before they are rounded to dtype, one number or one for each.
     A stream that is no longer exact may be a Running.

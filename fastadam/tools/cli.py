@@ -1,4 +1,4 @@
-"""python -m fastadam: one subcommand, one function, one name in COMMANDS.
+"""Is python -m fastadam: one subcommand, one function, one name in COMMANDS.
 
 A command adds its options to the parser it is given and returns what to run. Whatever it needs beyond the
 standard library it imports when it runs, so that no command pays for another's imports.
@@ -198,7 +198,7 @@ def _main(argv: Sequence[str] | None) -> int:
 
 
 def _discard_output() -> None:
-    """What waits to be written would fail once more when Python ends."""
+    """Discard what waits to be written, which would fail once more when Python ends."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -211,7 +211,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def optimizers() -> list[str]:
-    """The names of the optimizer classes, so that a new one is an option here at once."""
+    """Return the names of the optimizer classes, so that a new one is an option here at once."""
     return [
         name
         for name, thing in vars(fastadam).items()

@@ -1,4 +1,5 @@
-"""Tables and progress on a terminal, with rich where it is installed and somebody watches; plain lines elsewhere."""
+"""Shows tables and progress on a terminal, with rich where it is installed and somebody watches; plain lines
+elsewhere."""
 
 import importlib.util
 import sys
@@ -15,7 +16,7 @@ def _watched() -> bool:
 
 @cache
 def _rich() -> bool:
-    """Whether rich is installed and whole; says once that it is not whole."""
+    """Return whether rich is installed and whole; says once that it is not whole."""
     if importlib.util.find_spec("rich") is None:
         return False
     try:
@@ -30,7 +31,7 @@ def _rich() -> bool:
 
 
 def track(items: Sequence[T], what: str) -> Iterable[T]:
-    """The items, with a progress bar while they are worked on, or five lines."""
+    """Return the items, with a progress bar while they are worked on, or five lines."""
     if _watched():
         from rich.progress import track as bar
 
@@ -47,7 +48,7 @@ def _lines(items: Sequence[T], what: str) -> Iterator[T]:
 
 
 class TextTable:
-    """Rows of text under a head."""
+    """Prints rows of text under a head."""
 
     def __init__(self, *head: str, title: str = "") -> None:
         self._title, self._rows = title, [head]
@@ -84,7 +85,7 @@ class TextTable:
 
 
 class Live:
-    """A place at the bottom of the terminal that is drawn anew; without a terminal only what is printed is seen."""
+    """Is a place at the bottom of the terminal that is drawn anew; without a terminal only what is printed is seen."""
 
     def __enter__(self) -> "Live":
         self._live: Any = None

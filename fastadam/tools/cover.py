@@ -1,4 +1,5 @@
-"""What there is to check: every method with every choice of options, and a small set of cases that covers all pairs.
+"""Lists what there is to check: every method with every choice of options, and a small set of cases that covers all
+pairs.
 
 verify, the tests and whatever compiles without running take their lists from here, so a new rule, kernel, format or
 backend is covered without an edit.
@@ -35,7 +36,7 @@ CHORES: dict[str, Sequence[Any]] = {
 
 
 class Stored(NamedTuple):
-    """What parameters and gradients rest in, by name, and the optimizer's `moments` and `master`."""
+    """Says what parameters and gradients rest in, by name, and the optimizer's `moments` and `master`."""
 
     p: str
     g: str
@@ -46,11 +47,11 @@ class Stored(NamedTuple):
         return " ".join(x for x in (self.p, f"g {self.g}", self.moments and f"m {self.moments}", self.master) if x)
 
     def dtypes(self) -> tuple[Any, Any]:
-        """Of p and of g."""
+        """Return the dtypes of p and of g."""
         return FORMATS[self.p].dtype, FORMATS[self.g].dtype
 
     def chosen(self) -> dict[str, Any]:
-        """The arguments of an optimizer."""
+        """Return the arguments of an optimizer."""
         return {"moments": self.moments, "master": self.master}
 
 
@@ -80,7 +81,7 @@ Variant = tuple[type[Optimizer], dict[str, Any]]
 
 
 def variants(**fixed: Any) -> list[Variant]:
-    """(method, hyperparameters) for every method and every combination of what can be switched on and off."""
+    """Return (method, hyperparameters) for every method and every combination of what can be switched on and off."""
     pairs = []
     for method in METHODS:
         fields_of_rule = [each for each in fields(method.rule) if each.init]
@@ -103,13 +104,13 @@ def variants(**fixed: Any) -> list[Variant]:
 
 
 def _signature(variant: Variant) -> Any:
-    """What has to be compiled for it: a kernel and its optional slots."""
+    """Return what has to be compiled for it: a kernel and its optional slots."""
     method, chosen = variant
     return method.rule.kernel, method.rule(**chosen).options
 
 
 def kernels_in_use() -> list[Variant]:
-    """One (method, hyperparameters) for every kernel and every set of optional slots: what can be compiled."""
+    """Return one (method, hyperparameters) for every kernel and every set of optional slots: what can be compiled."""
     variant_of: dict[Any, Variant] = {}
     for variant in variants(maximize=False):
         variant_of.setdefault(_signature(variant), variant)
@@ -117,14 +118,14 @@ def kernels_in_use() -> list[Variant]:
 
 
 def label(variant: Variant) -> str:
-    """A short name, such as AdamW-amsgrad."""
+    """Return a short name, such as AdamW-amsgrad."""
     method, chosen = variant
     on = [name for name, value in chosen.items() if value is True or (name == "momentum" and value)]
     return "-".join([method.__name__, *on])
 
 
 def pairwise(*factors: Sequence[Any]) -> list[tuple[int, ...]]:
-    """Few index tuples, one index a factor, in which every pair of values of any two factors occurs."""
+    """Return few index tuples, one index a factor, in which every pair of values of any two factors occurs."""
     choices = list(product(*(range(len(factor)) for factor in factors)))
 
     def pairs(choice: tuple[int, ...]) -> set[Any]:
@@ -140,7 +141,7 @@ def pairwise(*factors: Sequence[Any]) -> list[tuple[int, ...]]:
 
 
 def _installed(*names: str | None) -> bool:
-    """Whether there are arrays of these formats; None and what names no format count as there."""
+    """Return whether there are arrays of these formats; None and what names no format count as there."""
     try:
         return all(FORMATS[name].dtype for name in names if name in FORMATS)
     except ImportError:
@@ -148,19 +149,21 @@ def _installed(*names: str | None) -> bool:
 
 
 def chores() -> list[dict[str, Any]]:
-    """Sets of chores in which every pair of their values occurs; formats of ml_dtypes only where that is installed."""
+    """Return sets of chores in which every pair of their values occurs; formats of ml_dtypes only where that is
+    installed."""
     installed = {name: [x for x in all_ if _installed(x)] for name, all_ in CHORES.items()}
     sets = pairwise(*installed.values())
     return [{name: all_[i] for (name, all_), i in zip(installed.items(), which, strict=True)} for which in sets]
 
 
 def stored() -> list[Stored]:
-    """STORED, formats of ml_dtypes only where that is installed."""
+    """Return STORED, formats of ml_dtypes only where that is installed."""
     return [one for one in STORED if _installed(*one)]
 
 
 def chores_for(asked: dict[str, Any], params: Sequence[Array], master: str | None = None) -> dict[str, Any]:
-    """The arguments of an optimizer over a list of arrays that ask for these chores; no copies of params that are."""
+    """Return the arguments of an optimizer over a list of arrays that ask for these chores; no copies of params that
+    are."""
     arguments = {name: value for name, value in asked.items() if value is not None}
     if (kind := arguments.pop("copy_to", None)) and master != "float32":
         arguments["copy_to"] = [home_of(params).put(np.zeros(p.shape, FORMATS[kind].dtype)) for p in params]
@@ -169,7 +172,8 @@ def chores_for(asked: dict[str, Any], params: Sequence[Array], master: str | Non
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to run: a method with options and chores, over one dtype or format, on one backend and thread count."""
+    """Names one thing to run: a method with options and chores, over one dtype or format, on one backend and thread
+    count."""
 
     variant: Variant
     dtype: Any
@@ -189,7 +193,8 @@ class Case:
 
 
 def cases(everything: bool = False, backends: Sequence[str] = ON_HOST) -> list[Case]:
-    """The cases that cover every pair of kernel, dtype and backend, of two chores, and every rule; or the full product.
+    """Return the cases that cover every pair of kernel, dtype and backend, of two chores, and every rule; or the full
+    product.
 
     A kernel is taken with each set of its optional slots; each walk (serial, parallel) counts as a backend. Chores and
     formats are held against NumPy's bits; by default each set of them on one kernel, which changes from set to set.
@@ -234,7 +239,7 @@ def cases(everything: bool = False, backends: Sequence[str] = ON_HOST) -> list[C
 
 
 def hostile(rng: np.random.Generator, n: int, dtype: Any, bad: bool = True) -> Array:
-    """Gradients from 1e-30 to 1e6 of both signs, both zeros, subnormals; with `bad`, infinities and NaN too."""
+    """Return gradients from 1e-30 to 1e6 of both signs, both zeros, subnormals; with `bad`, infinities and NaN too."""
     dtype = np.dtype(dtype)
     x = (rng.standard_normal(n) * 10.0 ** rng.uniform(-30, 6, n)).astype(dtype)
     tiny = np.finfo(dtype).smallest_subnormal
@@ -245,14 +250,14 @@ def hostile(rng: np.random.Generator, n: int, dtype: Any, bad: bool = True) -> A
 
 
 def same_bits(a: Array, b: Array) -> bool:
-    """Equal to the bit, the sign of zero included; all NaNs count as equal."""
+    """Return whether arrays are equal to the bit, the sign of zero included; all NaNs count as equal."""
     integer = np.dtype(f"u{a.dtype.itemsize}")
     equal = np.ascontiguousarray(a).view(integer) == np.ascontiguousarray(b).view(integer)
     return a.dtype == b.dtype and a.shape == b.shape and bool(np.all(equal | (_is_nan(a) & _is_nan(b))))
 
 
 def _is_nan(x: Array) -> Array:
-    """Where the numbers of an array are NaN, of one in a format for moments those which rest there."""
+    """Return where the numbers of an array are NaN, of one in a format for moments those which rest there."""
     format = RESTING.get(x.dtype.name)
     if format is not None and format.moments and format.block == 1:
         x = format.decode(x.reshape(-1), None, x.size).reshape(x.shape)
@@ -260,7 +265,7 @@ def _is_nan(x: Array) -> Array:
 
 
 def state_arrays(opt: Optimizer) -> dict[str, Array]:
-    """Every array of state by leaf and slot."""
+    """Return every array of state by leaf and slot."""
     return {
         f"{leaf}.{slot}": x
         for leaf, state in opt.state_dict()["leaves"].items()

@@ -1,4 +1,5 @@
-"""What fastadam finds here: versions, processor, threads, pages, cache, backends; and how to mend what is missing."""
+"""Says what fastadam finds on this machine: versions, processor, threads, pages, cache, backends; and how to mend what
+is missing."""
 
 import os
 import platform
@@ -37,7 +38,8 @@ def _versions() -> dict[str, str]:
 
 
 def _cpu(ready: bool) -> dict[str, Any]:
-    """The processor that code is compiled for, and its vectors: read from the assembly of a loop compiled now."""
+    """Return the processor that code is compiled for, and its vectors: read from the assembly of a loop compiled
+    now."""
     if not ready:
         return {"name": platform.processor() or platform.machine(), "features": [], "vector_bits": None}
     from numba import njit, types
@@ -62,7 +64,7 @@ def _cpu(ready: bool) -> dict[str, Any]:
 
 
 def _layer(status: str) -> dict[str, str]:
-    """Numba's threading layer, which is chosen when it is first needed: here, if not before."""
+    """Return Numba's threading layer, which is chosen when it is first needed: here, if not before."""
     if status != "ready":
         return {"name": "none", "why": status}
     import numba
@@ -116,13 +118,13 @@ def _cache(ready: bool) -> dict[str, Any]:
 
 
 def flushes_subnormals() -> bool:
-    """Whether some library has told this thread's processor to treat subnormal numbers as zero."""
+    """Return whether some library has told this thread's processor to treat subnormal numbers as zero."""
     tiny = np.full(1, np.finfo(np.float32).smallest_subnormal, np.float32)
     return bool((tiny * np.float32(1) == 0).any() or (np.full(1, 2e-38, np.float32) * np.float32(0.5) == 0).any())
 
 
 def info() -> dict[str, Any]:
-    """Everything that decides what fastadam does on this machine, as plain data. Loads Numba.
+    """Return everything that decides what fastadam does on this machine, as plain data. Loads Numba.
 
     >>> fa.info()["backends"]["numpy"]
     'ready'
@@ -138,7 +140,8 @@ def info() -> dict[str, Any]:
 
 
 def lines(report: dict[str, Any]) -> list[str]:
-    """The same as text that fits one screen of 80 columns: a line for each backend and test, the rest in rows."""
+    """Return the same as text that fits one screen of 80 columns: a line for each backend and test, the rest in
+    rows."""
     out = []
     for title, value in report.items():
         head = f"{title.replace('_', ' ')}: "
@@ -157,7 +160,7 @@ def lines(report: dict[str, Any]) -> list[str]:
 
 
 def _words(value: Any) -> str:
-    """A value of info in words: lists and dicts in brackets."""
+    """Return a value of info in words: lists and dicts in brackets."""
     if isinstance(value, dict):
         return f"({', '.join(f'{name} {one}' for name, one in value.items())})"
     return f"({' '.join(map(str, value))})" if isinstance(value, list) else str(value)

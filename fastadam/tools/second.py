@@ -1,4 +1,4 @@
-"""The other half of `verify`, in a process of its own."""
+"""Runs the other half of `verify`, in a process of its own."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Second:
-    """A process that checks the cases of `verify` from the other end: most of the work is compiling and oracles.
+    """Is a process that checks the cases of `verify` from the other end: most of the work is compiling and oracles.
 
     program: prints [number] before each case, and [number, *outcome] after it.
     """
@@ -24,7 +24,8 @@ class Second:
         self._text, self._running = b"", True
 
     def outcome(self, k: int) -> Any:
-        """The outcome of case k if this process has come so far, which is waited for; None if it has not, or died."""
+        """Return the outcome of case k if this process has come so far, which is waited for; None if it has not, or
+        died."""
         self._read(0)
         while self._begun <= k not in self._outcomes and self._running:
             self._read(None)

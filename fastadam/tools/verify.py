@@ -1,4 +1,4 @@
-"""Whether this machine computes what the papers say: every kernel, rule, dtype and backend against the oracles.
+"""Says whether this machine computes what the papers say: every kernel, rule, dtype and backend against the oracles.
 
 Each case is stepped from hostile values. After every step all streams are held against the paper's algorithm in
 higher precision, from the state before that step, in units of the bound that its roundings allow (bounds.py); and the
@@ -32,7 +32,7 @@ SLACK = 1.001  # the bound is first order in each rounding, and the oracle round
 
 
 def oracle_of(method: type[Optimizer], chosen: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The paper's function for a method with these options, and the options that it takes."""
+    """Return the paper's function for a method with these options, and the options that it takes."""
     taken, name = dict(chosen), method.__name__.lower()
     if name == "adam" and taken.pop("decoupled_weight_decay"):
         name = "adamw"
@@ -40,7 +40,7 @@ def oracle_of(method: type[Optimizer], chosen: dict[str, Any]) -> tuple[Any, dic
 
 
 def host_error(rule: Any, t: int) -> float:
-    """How far a rule's float64 numbers can be off, relatively.
+    """Return how far a rule's float64 numbers can be off, relatively.
 
     β^t is good to 2 u, then 1 - β^t cancels, then come up to six operations of a rounding each; RAdam's ratio of
     lengths cancels once more, in ρ_t - 4 and 1 - β2.
@@ -104,7 +104,8 @@ def same_as_numpy(
     method: type[Optimizer], chosen: dict[str, Any], dtype: Any, backend: str, asked: dict[str, Any], n: int = N,
     stored: Stored | None = None,
 ) -> bool:  # fmt: skip
-    """Whether a few steps over infinities, NaN and subnormals too give the NumPy backend's bits, and its findings."""
+    """Return whether a few steps over infinities, NaN and subnormals too give the NumPy backend's bits, and its
+    findings."""
     outcomes = []
     p_dtype, g_dtype = stored.dtypes() if stored else (dtype, dtype)
     formats = stored.chosen() if stored else {}
@@ -129,13 +130,13 @@ def same_as_numpy(
 
 
 def stored_as(x: Any, dtype: Any) -> Any:
-    """x in a format that may not hold all of it."""
+    """Return x in a format that may not hold all of it."""
     with np.errstate(all="ignore"):
         return x.astype(dtype)
 
 
 def check(case: Case) -> tuple[float, float, bool]:
-    """One case: the worst error in units of its bound and in ulp; the same bits.
+    """Check one case: return the worst error in units of its bound and in ulp, and whether the bits are the same.
 
     The errors are NaN where there is no wider type, with chores, whose own order of operations tests hold, and where
     formats round more than the arithmetic.
@@ -157,7 +158,7 @@ def _start_two_threads() -> None:
 
 
 def _why_not_parallel() -> str:
-    """Why no walk can be parallel in this process; empty if it can."""
+    """Return why no walk can be parallel in this process; empty if it can."""
     import numba
 
     if threads.serial():
@@ -172,7 +173,7 @@ def _why_not_parallel() -> str:
 
 
 def _outcome(case: Case) -> tuple[float, float, bool, str]:
-    """What `check` says of a case, and why it failed if it could not be run."""
+    """Return what `check` says of a case, and why it failed if it could not be run."""
     try:
         return *check(case), ""
     except Exception as error:  # a kernel that does not compile, or has no oracle: the others are checked too
@@ -180,7 +181,7 @@ def _outcome(case: Case) -> tuple[float, float, bool, str]:
 
 
 def _to_check(everything: bool, only: str, serial: bool) -> list[Case]:
-    """The cases of this machine, those in whose line a text occurs; serial: on one thread each."""
+    """Return the cases of this machine, those in whose line a text occurs; serial: on one thread each."""
     ready = [name for name, status in fa.backends().items() if status == "ready"]
     todo = _matching(cases(everything, ready), only)
     return [replace(case, threads=1) for case in todo] if serial else todo
@@ -197,7 +198,7 @@ def check_backwards(everything: bool, only: str, serial: bool) -> None:
 
 @contextmanager
 def _second(todo: list[Case], *which: Any) -> Iterator[Second | None]:
-    """The second process, where it is worth while."""
+    """Run the second process, where it is worth while."""
     if len(todo) < 20 or threads.get_num_threads() < 2:
         yield None
         return
@@ -214,7 +215,7 @@ def _number(x: float, form: str) -> str:
 
 
 def _matching(todo: list[Case], only: str) -> list[Case]:
-    """The cases in whose line of the table a text occurs."""
+    """Return the cases in whose line of the table a text occurs."""
     return [case for case in todo if only.lower() in str(case).lower()]
 
 

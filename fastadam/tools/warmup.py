@@ -1,4 +1,4 @@
-"""Fill the cache of compiled code, so that no first step waits for a compiler."""
+"""Fills the cache of compiled code, so that no first step waits for a compiler."""
 
 import sys
 

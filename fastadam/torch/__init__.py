@@ -1,4 +1,4 @@
-"""Drop-in optimizers for PyTorch, torch.optim's classes with one compiled walk in place of their step; see README.md.
+"""Has drop-in optimizers for PyTorch: torch.optim's classes with one compiled walk as their step; see README.md.
 
 May import the layers below the array optimizers, and PyTorch, which nothing else of the library imports at its top.
 What arrays need too, such as tables, judges, averages and memory checks, belongs to plans and state, not here.

@@ -1,4 +1,4 @@
-"""State of other optimizers, taken over; ours, given away."""
+"""Takes over the state of other optimizers, and gives ours away."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TAKEN = ("lr", "betas", "eps", "weight_decay", "momentum", "alpha", "amsgrad")
 
 
 def convert(optimizer: torch.optim.Optimizer, **options: Any) -> Fast:
-    """Our optimizer in place of one of torch.optim, with its groups, state and hooks; schedulers go on working.
+    """Return our optimizer in place of one of torch.optim, with its groups, state and hooks; schedulers go on working.
 
     options: ours, as the constructors take them. Both share groups and state: drop the old one.
     Raises TypeError where there is no such method here, ValueError as the constructor does.
@@ -40,7 +40,7 @@ def convert(optimizer: torch.optim.Optimizer, **options: Any) -> Fast:
 
 
 def to_torch_state(opt: Fast) -> dict[str, Any]:
-    """opt's state_dict as torch.optim's optimizer of that name has it: nothing of ours, and no tensor shared.
+    """Return opt's state_dict as torch.optim's optimizer of that name has it: nothing of ours, and no tensor shared.
 
     Slots are as wide as the arithmetic: float32 for moments of 8 or 16 bits and for 16-bit parameters.
 
@@ -101,7 +101,7 @@ def load_state_from(opt: Fast, state: dict[str, Any]) -> None:
 
 
 def _one(opt: Fast, where: str, theirs: dict[str, Any], group: dict[str, Any], p: Any) -> dict[str, Any]:
-    """One parameter's state under torch's keys."""
+    """Return one parameter's state under torch's keys."""
     theirs = {**theirs, **theirs.get(WRAPPED, {})}
     taken: dict[str, Any] = {}
     if "step" in type(opt).numbers:
@@ -127,7 +127,8 @@ def _one(opt: Fast, where: str, theirs: dict[str, Any], group: dict[str, Any], p
 
 
 def _decoded(theirs: dict[str, Any], k: str, p: Any) -> Any:
-    """bitsandbytes' state: float32, or codes into a table, times one scale for each block in the order of memory."""
+    """Return bitsandbytes' state: float32, or codes into a table, times one scale for each block in the order of
+    memory."""
     codes = theirs[f"state{k}"].detach()
     if codes.is_floating_point():
         return codes.clone()

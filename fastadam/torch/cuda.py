@@ -1,4 +1,4 @@
-"""The walk over CUDA tensors: the same leaves and counts, and one launch for each of their signatures."""
+"""Walks over CUDA tensors: the same leaves and counts, and one launch for each of their signatures."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ from fastadam.torch.walk import Walk
 
 
 def current_stream(x: Any) -> int:
-    """The stream on which torch works with a tensor, as __cuda_array_interface__ names it."""
+    """Return the stream on which torch works with a tensor, as __cuda_array_interface__ names it."""
     return torch.cuda.current_stream(x.device).cuda_stream or 1
 
 
 class Exposed:
-    """A dense tensor's memory as one dimension of real numbers, which CuPy views as it views a tensor of that dtype."""
+    """Shows a dense tensor's memory as one dimension of real numbers, which CuPy views as it views a tensor of that
+    dtype."""
 
     def __init__(self, x: Any, dtype: Any = None) -> None:
         self._x, self.dtype = x.detach(), dtype or x.dtype
 
     def view(self, dtype: Any) -> Exposed:
-        """The same memory in a dtype of the same size."""
+        """Return the same memory in a dtype of the same size."""
         return Exposed(self._x, dtype)
 
     @property
@@ -44,7 +45,7 @@ class Exposed:
 
 
 class CudaWalk(Walk):
-    """A plan of CuPy's arrays over torch's memory, made anew when some of that is not where it was.
+    """Walks by a plan of CuPy's arrays over torch's memory, made anew when some of that is not where it was.
 
     Not yet: sparse gradients where all gradients are looked at first, and captured CUDA graphs.
     """

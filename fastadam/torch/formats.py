@@ -1,4 +1,4 @@
-"""What tensors rest in, and how one of them, or a number, is looked at."""
+"""Says what tensors rest in, and how one of them, or a number, is looked at."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ ORDER = "strides"  # the key in the state of the strides in whose order blocks o
 
 
 def local(x: Any) -> Any:
-    """This process's share of a DTensor; any other tensor as it is."""
+    """Return this process's share of a DTensor; any other tensor as it is."""
     return x.to_local() if hasattr(x, "to_local") else x
 
 
 def describe(x: Any) -> str:
-    """What errors call a tensor: float32(3, 4) on cpu."""
+    """Return what errors call a tensor: float32(3, 4) on cpu."""
     return f"{str(x.dtype).removeprefix('torch.')}{tuple(x.shape)} on {x.device}"
 
 
 class OnDevice:
-    """A number in the memory of a device: read from there only when somebody else has written it."""
+    """Is a number in the memory of a device: read from there only when somebody else has written it."""
 
     def __init__(self, x: Any) -> None:
         self._x, self._version, self._value = x.detach(), -1, 0.0
@@ -45,10 +45,10 @@ class OnDevice:
 
 
 def form(x: Any) -> tuple[Any, Any, Any]:
-    """How a tensor lies."""
+    """Return how a tensor lies."""
     return x.dtype, x.shape, x.stride()
 
 
 def place(x: Any) -> tuple[Any, tuple[()]]:
-    """Where a tensor of one number is read and written as array[()]; Python's own numbers compare fastest."""
+    """Return where a tensor of one number is read and written as array[()]; Python's own numbers compare fastest."""
     return (OnDevice(x) if x.device.type != "cpu" else memoryview(x.detach().numpy().reshape(()))), ()

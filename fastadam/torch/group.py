@@ -1,4 +1,5 @@
-"""Hyperparameters as torch's param groups hold them: numbers, tensors and arrays that may change between steps."""
+"""Reads hyperparameters as torch's param groups hold them: numbers, tensors and arrays that may change between
+steps."""
 
 from __future__ import annotations
 
@@ -11,19 +12,19 @@ from fastadam.group import Group
 
 
 def plain(x: Any) -> Any:
-    """A hyperparameter without tensors and arrays, however deep they lie in tuples and lists."""
+    """Return a hyperparameter without tensors and arrays, however deep they lie in tuples and lists."""
     if isinstance(x, (torch.Tensor, np.ndarray, np.generic)):
         x = x.tolist()
     return tuple(map(plain, x)) if isinstance(x, (tuple, list)) else x
 
 
 def holds_memory(x: Any) -> bool:
-    """Whether a hyperparameter may change in place: in a tensor, an array or a list."""
+    """Return whether a hyperparameter may change in place: in a tensor, an array or a list."""
     return isinstance(x, (torch.Tensor, np.ndarray, list)) or (isinstance(x, tuple) and any(map(holds_memory, x)))
 
 
 class ParamGroup(Group):
-    """A group whose lr is torch's: taken over before each step, a number or a tensor of one."""
+    """Is a group whose lr is torch's: taken over before each step, a number or a tensor of one."""
 
     def lr_at(self, t: int) -> float:
         lr: Any = self.lr
@@ -31,7 +32,7 @@ class ParamGroup(Group):
 
 
 def differ(now: tuple[Any, ...], before: tuple[Any, ...]) -> bool:
-    """Whether hyperparameters are others; arrays in place of numbers are."""
+    """Return whether hyperparameters are others than before; arrays in place of numbers are."""
     try:
         return now != before
     except (RuntimeError, ValueError):  # more than one element has no truth value

@@ -1,4 +1,4 @@
-"""One parameter as a walk sees it: its tensors, where they lie, and how far its state has come."""
+"""Is one parameter as a walk sees it: its tensors, where they lie, and how far its state has come."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from fastadam.torch.formats import DTYPES, FORMATS, ORDER, SHORT, describe, form
 
 
 class Moved(Exception):
-    """A parameter has become another in dtype, shape or strides: the walk must be laid out anew."""
+    """Is raised where a parameter has become another in dtype, shape or strides: the walk must be laid out anew."""
 
 
 class Leaf:
-    """The tensors of one parameter, as they were when last looked at.
+    """Holds the tensors of one parameter, as they were when last looked at.
 
     slots, numbers: torch's keys in its state of what is as large as p, in order and with the kernel's slot, or None for
         the average; and of what is one number ("step", ...). A remainder or a master comes behind the slots.
@@ -91,16 +91,16 @@ class Leaf:
         self.history: tuple[int, list[float]] = (0, [])  # the steps taken, and what the rule has accumulated in them
 
     def beside(self, p: Any) -> Leaf:
-        """A leaf of the same method for another parameter, to lay out its state."""
+        """Return a leaf of the same method for another parameter, to lay out its state."""
         slots = {key: self._slots.get(key) for key in self.slots if key not in ("master", "remainder")}
         return Leaf(self.name, p, self.group, slots, self.keys[len(self.slots) :], False, self._storage)
 
     def dense(self, dtype: Any = None) -> Any:
-        """A new tensor that lies as a walk wants it, of p's dtype unless told otherwise."""
+        """Return a new tensor that lies as a walk wants it, of p's dtype unless told otherwise."""
         return torch.empty_strided(self.shape, self.strides, dtype=dtype or self.dtype, device=local(self.p).device)
 
     def streams(self, kernel: Kernel, values: Iterable[Any]) -> Streams:
-        """Things for each of `memory`, in that order, by name."""
+        """Return things for each of `memory`, in that order, by name."""
         named = dict(zip(("p", *["copy"] * len(self.copied), *self.slots), values, strict=False))
         slots = {slot.name: named[key] for key, slot in self._slots.items()}
         return Streams(
@@ -110,7 +110,7 @@ class Leaf:
 
     @property
     def resting(self) -> list[Format]:
-        """The formats of p, of its copy and of what its state holds, in the order of `memory`."""
+        """Return the formats of p, of its copy and of what its state holds, in the order of `memory`."""
         return [self.format, *(FORMATS[x.dtype] for x in self.copied), *self.formats.values()]
 
     def copy_into(self, copy: Any) -> None:
@@ -129,7 +129,7 @@ class Leaf:
         self.copied = [copy]
 
     def zeros(self, key: str) -> Any:
-        """A new tensor of zeros for a slot, in memory of its own, where a walk does not wait for it."""
+        """Return a new tensor of zeros for a slot, in memory of its own, where a walk does not wait for it."""
         x, kind, format = self.memory[0].detach(), self.kinds[key], self.formats[key]
         if self.shared or x.nbytes < PAGE or x.device.type != "cpu":
             if format.block > 1:
@@ -141,11 +141,11 @@ class Leaf:
         return straight if format.block > 1 else straight.as_strided(self.shape, self.strides)
 
     def _straight(self, x: Any) -> Any:
-        """A real dense tensor's elements in their order in memory, copied only from a device."""
+        """Return a real dense tensor's elements in their order in memory, copied only from a device."""
         return x.as_strided((self.size,), (1,)).cpu().numpy()
 
     def encoded(self, key: str, x: Any) -> Any:
-        """x, which has p's shape, as a slot rests: laid out like p, or its blocks."""
+        """Return x, which has p's shape, as a slot rests: laid out like p, or its blocks."""
         kind, format = self.kinds[key], self.formats[key]
         if format.is_float or x.dtype is kind:
             return self.dense(kind).copy_(x.detach())
@@ -154,7 +154,8 @@ class Leaf:
         return straight if format.block > 1 else straight.as_strided(self.shape, self.strides)
 
     def decoded(self, key: str, x: Any, order: Sequence[int] | None = None) -> Any:
-        """A slot as a new tensor that is as wide as the arithmetic; order: the strides that its blocks are in."""
+        """Return a slot as a new tensor that is as wide as the arithmetic; order: the strides that its blocks are
+        in."""
         format = self.formats[key]
         if format.is_float or x.dtype is not self.kinds[key]:
             return x.to(self.state_dtype, copy=True)
@@ -166,7 +167,8 @@ class Leaf:
         return wide
 
     def gradient(self, g: Any) -> int:
-        """The address of p's gradient; one that lies otherwise than p is copied, in memory kept for the next step."""
+        """Return the address of p's gradient; one that lies otherwise than p is copied, in memory kept for the next
+        step."""
         g = local(g)
         if g.shape != self.shape:
             raise RuntimeError(
@@ -188,7 +190,7 @@ class Leaf:
         return address
 
     def rows(self, g: Any) -> tuple[Any, int, Any]:
-        """(rows that a sparse gradient has values for, elements of each, the values), every row once."""
+        """Return (rows that a sparse gradient has values for, elements of each, the values), every row once."""
         if g.shape != self.shape:
             raise RuntimeError(f"the gradient of {self.name} is {describe(g)}, {self.name} is {describe(self.p)}")
         g = g.detach().coalesce()
@@ -201,7 +203,7 @@ class Leaf:
         return rows, width, g.values().to(self.dtype).resolve_conj().contiguous()
 
     def changed(self, state: dict[str, Any]) -> bool:
-        """Whether anything is not as it was when last looked at."""
+        """Return whether anything is not as it was when last looked at."""
         if self.shared and not self.gaps:
             self.memory[0] = local(self.p)
         now, tensor = [state.get(key) for key in self.tensors], local(self.p)
@@ -215,7 +217,7 @@ class Leaf:
         )
 
     def taken(self, state: dict[str, Any], carried: dict[str, float]) -> tuple[int, list[float]]:
-        """The history of a state that lacks something, of a checkpoint that was not ours; carried: see Rule."""
+        """Return the history of a state that lacks something, of a checkpoint that was not ours; carried: see Rule."""
         numbers = self.keys[len(self.slots) :]
         if self.uncounted and "step" not in state:  # a slot shows that steps were taken
             return int(any(state.get(key) is not None for key in self._slots)), []
@@ -223,7 +225,7 @@ class Leaf:
         return int(count), rest
 
     def complete(self, state: dict[str, Any]) -> bool:
-        """Whether the state holds all that a step needs."""
+        """Return whether the state holds all that a step needs."""
         return all(state.get(key) is not None for key in self.keys)
 
     def look(self, state: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What a method is, as torch's class of that name has it: its rule, its state, the gradients that it takes."""
+"""Says what a method is, as torch's class of that name has it: its rule, its state, the gradients that it takes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ OPTIONS = {  # of the constructors, beside torch's arguments: what each means
 
 
 class Options(NamedTuple):
-    """What an optimizer was asked for beside its groups' hyperparameters, as far as a walk must know it."""
+    """Holds what an optimizer was asked for beside its groups' hyperparameters, as far as a walk must know it."""
 
     chores: Chores
     storage: Storage
@@ -45,7 +45,7 @@ class Options(NamedTuple):
 
 
 class Method(torch.optim.Optimizer):
-    """The part of an optimizer that a walk asks."""
+    """Is the part of an optimizer that a walk asks."""
 
     rule: ClassVar[type[Rule]]
     slots: ClassVar[dict[str, str]]  # torch's names in the state of the kernel's slots

@@ -1,4 +1,4 @@
-"""The optimizers by torch's names: torch's class says what is accepted, a rule what is done."""
+"""Has the optimizers by torch's names: torch's class says what is accepted, a rule what is done."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ class Adamax(Fast, torch.optim.Adamax):
 
 
 class Lion(Fast, torch.optim.Optimizer):
-    """Chen et al. 2023, Algorithm 2. torch.optim has none: arguments and defaults are the authors'."""
+    """Steps by the sign of an interpolated momentum, Chen et al. 2023, Algorithm 2. torch.optim has none: arguments and
+    defaults are the authors'."""
 
     rule, slots, numbers = rules.Lion, {"m": "exp_avg"}, ()
 

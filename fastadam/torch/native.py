@@ -1,4 +1,4 @@
-"""Whether tensors still lie as they did, asked natively: Python takes 0.06 µs for each question and tensor.
+"""Asks natively whether tensors still lie as they did: Python takes 0.06 µs for each question and tensor.
 
 That was 5 of the 23 µs of a small MLP's step. The questions go to the C functions that torch keeps stable for compiled
 models (aoti_torch/c/shim.h). Where in a tensor's object the handle lies that they take is found by a search, and all of
@@ -27,14 +27,14 @@ KINDS = torch.Tensor, torch.nn.Parameter
 
 
 class Interface(NamedTuple):
-    """What a torch offers."""
+    """Says how this torch is asked natively."""
 
     handle: int  # bytes from a tensor's id to its handle
     functions: Any  # (6,) int64 addresses
     library: Any
 
     def ask(self, question: str, x: Any) -> int:
-        """What a function says of a tensor."""
+        """Return what a function says of a tensor."""
         answer = ctypes.c_int64(0)
         failed = self.library["aoti_torch_get_" + question](ctypes.c_void_p(id(x) + self.handle), ctypes.byref(answer))
         return -1 if failed else answer.value
@@ -42,7 +42,7 @@ class Interface(NamedTuple):
 
 @cache
 def interface() -> Interface | None:
-    """This torch's, or None where it has none or does not do as expected."""
+    """Return this torch's interface, or None where it has none or does not do as expected."""
     base = torch.arange(24.0, device="cpu").view(2, 3, 4)
     probes = [
         base,
@@ -66,7 +66,7 @@ def interface() -> Interface | None:
 
 
 def _offset(x: Any, library: Any) -> int:
-    """Where in x's object the pointer lies that a handle points to."""
+    """Return where in x's object the pointer lies that a handle points to."""
     capsule = torch._C._aoti.unsafe_alloc_void_ptr_from_tensor(x)
     content = ctypes.pythonapi.PyCapsule_GetPointer
     content.restype, content.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
@@ -84,7 +84,7 @@ def _as_python_says(interface_: Interface, x: Any) -> bool:
 
 
 class Forms:
-    """How tensors lie: their dtypes, shapes and strides, all of them dense, and where they were last seen.
+    """Knows how tensors lie: their dtypes, shapes and strides, all of them dense, and where they were last seen.
 
     homes: (tensors,) 64-bit integers, for their addresses.
     """
@@ -114,17 +114,18 @@ class Forms:
         self._call = differing()
 
     def places(self, tensors: Sequence[Any]) -> Any:
-        """homes, filled with the addresses of tensors, if they lie so; else None."""
+        """Return homes, filled with the addresses of tensors, if they lie so; else None."""
         self._note(*map(id, tensors))
         return self.homes if self._call(*self._args, False) < 0 else None
 
     def unchanged(self) -> bool:
-        """Whether the tensors that were given to `places` last lie so, where they lay then."""
+        """Return whether the tensors that were given to `places` last lie as they did, where they did."""
         return self._call(*self._args, True) < 0  # type: ignore[no-any-return]
 
 
 def forms(tensors: Sequence[Any], lie: Sequence[tuple[Any, Any, Any]] | None = None, homes: Any = None) -> Forms | None:
-    """The forms of tensors, or of others that they stand for: (dtype, shape, strides) of each; None: Python is asked.
+    """Return the forms of tensors, or of others that they stand for: (dtype, shape, strides) of each; None: Python is
+    asked.
 
     Where they lie now is what `unchanged` compares with.
     """

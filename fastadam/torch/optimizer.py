@@ -1,4 +1,4 @@
-"""What the optimizers for PyTorch share: torch's class, with one compiled walk in place of its step."""
+"""Has what the optimizers for PyTorch share: torch's class, with one compiled walk in place of its step."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _moved(x: Any, device: Any) -> Any:
 
 
 class Fast(Replacing):
-    """A torch.optim optimizer whose step is one walk over memory; its options beside torch's: see OPTIONS."""
+    """Is a torch.optim optimizer whose step is one walk over memory; its options beside torch's: see OPTIONS."""
 
     def __init__(
         self, params: Any, *args: Any, max_norm: float | None = None,
@@ -76,7 +76,7 @@ class Fast(Replacing):
             self.walks()
 
     def __init_subclass__(cls) -> None:
-        """A method's signature: torch's, then our options."""
+        """Give a method its signature, torch's and then our options, and its docstring."""
         super().__init_subclass__()
         if "rule" in vars(cls):
             torchs = next(base for base in cls.__mro__ if "__init__" in vars(base) and base is not Fast)
@@ -106,7 +106,7 @@ class Fast(Replacing):
         return {**super().__getstate__(), **settings}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's, but state in a format of its own keeps that."""
+        """Take over a state_dict as torch's do; state in a format of its own keeps that."""
         handle = self.register_load_state_dict_pre_hook(lambda opt, loaded: setattr(self, "_loaded", loaded))
         try:
             super().load_state_dict(state_dict)
@@ -147,7 +147,7 @@ class Fast(Replacing):
             raise ValueError(f"a param group has {given[0]!r}, expected it as an argument of the optimizer")
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As torch's; with copy_to the group's "copy_to" holds the copies of its parameters."""
+        """Add a param group as torch's do; with copy_to the group's "copy_to" holds the copies of its parameters."""
         if not isinstance(param_group, dict):
             super().add_param_group(param_group)  # which refuses it
         group = dict(param_group)
@@ -183,7 +183,7 @@ class Fast(Replacing):
     step.hooked = True  # type: ignore[attr-defined]  # torch would wrap it in what _step_watched is, 7 µs a step
 
     def _watched(self) -> bool:
-        """Whether anyone wants to know of this step: a hook or the profiler."""
+        """Return whether anyone wants to know of this step: a hook or the profiler."""
         return bool(
             self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks
             or base._global_optimizer_pre_hooks or base._global_optimizer_post_hooks
@@ -227,7 +227,7 @@ class Fast(Replacing):
         return self._walks
 
     def _by_device(self) -> Iterator[tuple[type[Walk], list[list[tuple[str, Any]]]]]:
-        """For each device, the walk that serves it and the parameters of each group that lie there."""
+        """Yield for each device the walk that serves it and the parameters of each group that lie there."""
         groups_of: dict[Any, list[list[tuple[str, Any]]]] = {}
         for k, group in enumerate(self.param_groups):
             names = group.get("param_names") or range(len(group["params"]))
@@ -246,7 +246,7 @@ class Fast(Replacing):
 
     @property
     def seed(self) -> int:
-        """The seed of stochastic rounding; it is not in state_dict, and may be set between steps."""
+        """Return the seed of stochastic rounding; it is not in state_dict, and may be set between steps."""
         return self._seed
 
     @seed.setter

@@ -1,4 +1,4 @@
-"""Replacing: one parameter becomes another tensor, of more rows or fewer, and its state follows the rows."""
+"""Lets one parameter become another tensor, of more rows or fewer, and its state follow the rows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from fastadam.torch.method import Method
 
 
 class Replacing(Averaging, Method):
-    """The part of an optimizer that puts other tensors in the place of parameters, as Gaussian splatting needs it."""
+    """Is the part of an optimizer that puts other tensors in the place of parameters, as Gaussian splatting needs
+    it."""
 
     _copy_to: list[Any] | None
     _walks: list[Any] | None
@@ -76,7 +77,7 @@ class Replacing(Averaging, Method):
         self._walks = None
 
     def _following(self, old: Any, new: Any, rows: Any) -> dict[str, Any] | None:
-        """The state of `new`, None where old has none. rows: see accept_rows."""
+        """Return the state of `new`, None where old has none. rows: see accept_rows."""
         if old not in self.state:
             return None
         walk, leaf = next((walk, leaf) for walk in self.walks() for leaf in walk.leaves if leaf.p is old)

@@ -1,4 +1,4 @@
-"""The leaves of a walk as its last step left them: their memory, and the numbers in their state."""
+"""Remembers the leaves of a walk as its last step left them: their memory, and the numbers in their state."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ EXACT = 1 << 24  # counts below it are float32 numbers
 
 
 def _same(now: list[Any], before: list[Any]) -> bool:
-    """Whether both hold the same objects."""
+    """Return whether both hold the same objects."""
     return len(now) == len(before) and all(map(is_, now, before))
 
 
 def _contents(opt: Method) -> list[Any]:
-    """All that is in an optimizer's states."""
+    """Return all that is in an optimizer's states."""
     return list(chain.from_iterable(map(dict.values, opt.state.values())))
 
 
 class Seen:
-    """What the next step is compared with, in lists that Python goes through quickly.
+    """Holds what the next step is compared with, in lists that Python goes through quickly.
 
     missing: per leaf, whether it had no gradient; None once something is known to differ.
     leaves:  (index, leaf) of those that had one.
@@ -43,7 +43,8 @@ class Seen:
     def __init__(
         self, opt: Method, leaves: Sequence[Leaf], missing: list[bool], table: Table, usual: bool, homes: Any
     ) -> None:
-        """usual: whether gradients may lie as their parameters do. homes: where their addresses go."""
+        """Note how everything lies. usual: whether gradients may lie as their parameters do. homes: where their
+        addresses go."""
         self.missing: list[bool] | None = missing
         self.leaves = [(k, leaf) for k, leaf in enumerate(leaves) if not missing[k]]
         live = [leaf for _, leaf in self.leaves]
@@ -71,7 +72,7 @@ class Seen:
         self.grads: Forms | None = forms([leaf.p for leaf in live], self._grad_forms, homes) if usual else None
 
     def unchanged(self, opt: Method) -> bool:
-        """Whether the memory of these leaves, and the numbers in their state, are as they were left."""
+        """Return whether the memory of these leaves, and the numbers in their state, are as they were left."""
         return (
             (not opt.plain_numbers or _same(list(opt.state.values()), self._states))
             and _same(_contents(opt), self._held)
@@ -80,7 +81,7 @@ class Seen:
         )
 
     def _lies_unchanged(self) -> bool:
-        """Whether all memory lies where and as it did, as Python says."""
+        """Return whether all memory lies where and as it did, as Python says."""
         for k, leaf in self._shared:
             self._kept[k] = local(leaf.p)
         return list(map(form, self._kept)) == self._forms and list(map(DATA_PTR, self._kept)) == self._addresses
@@ -90,7 +91,7 @@ class Seen:
         self.missing = self.grads = None
 
     def usual_gradients(self, grads: list[Any]) -> list[int] | None:
-        """The address of each leaf's gradient if all leaves have one, and each lies as its parameter does."""
+        """Return the address of each leaf's gradient if all leaves have one, and each lies as its parameter does."""
         if self.grads or self.missing is None or not self._usual:
             return None
         try:
@@ -100,11 +101,11 @@ class Seen:
         return places if all(places) else None
 
     def ahead(self, table: Table) -> list[tuple[Any, ...]]:
-        """The numbers of each cohort's state after the step that has been filled in."""
+        """Return the numbers of each cohort's state after the step that has been filled in."""
         return [table.after(leaf) for leaf, _ in self._cohorts]
 
     def writes(self, numbers: list[tuple[Any, ...]]) -> list[tuple[Any, Any, Any]]:
-        """What a launch has to write into the state: (array or dict, where, number)."""
+        """Return what a launch has to write into the state: (array or dict, where, number)."""
         if len(numbers) == 1 and len(numbers[0]) == 1 and self.numbers:  # one cohort, that counts and carries nothing
             ((count,),) = numbers
             return [(*place, count) for place in self.numbers]

@@ -1,4 +1,4 @@
-"""The leaves of one device: one step of all of them is one walk over memory."""
+"""Steps the leaves of one device: one step of all of them is one walk over memory."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ EMPTY: dict[str, Any] = {}
 
 
 class Walk:
-    """One optimizer's leaves on one device, here the CPU.
+    """Steps one optimizer's leaves on one device, here the CPU.
 
     members: per param group, (name, parameter) of those that lie here. copies: by parameter's id, its copy or None.
     options: what the optimizer was asked for.
@@ -59,7 +59,7 @@ class Walk:
         self._lay_out()
 
     def _lay_out(self) -> None:
-        """Leaves, groups and plan, from what the optimizer's groups say now."""
+        """Lay out leaves, groups and plan from what the optimizer's groups say now."""
         opt, averaged = self._opt, self._chores.ema_decay is not None
         count_if_asked(opt, self._chores, self._storage)
         self._read: list[Any] = [None] * len(self._members)
@@ -99,7 +99,7 @@ class Walk:
         self._seen: Seen | None = None  # the leaves as the last step left them
 
     def _make_plan(self, formats: list[Streams]) -> Any:
-        """The plan for leaves whose streams rest in these formats."""
+        """Return the plan for leaves whose streams rest in these formats."""
         return AddressPlan(
             self._kernel, self._labels(), [leaf.size for leaf in self.leaves], formats,
             self._storage.index_offset, self._table, self._chores,
@@ -110,11 +110,11 @@ class Walk:
         self._seed = self._table.seed = seed
 
     def _labels(self) -> list[Streams]:
-        """What errors call each leaf's streams."""
+        """Return what errors call each leaf's streams."""
         return [labels(self._kernel, path) for path in self._names_of_leaves]
 
     def _rule(self, k: int) -> Rule:
-        """The rule that group k's hyperparameters make."""
+        """Return the rule that group k's hyperparameters make."""
         settings = self._opt.param_groups[k]
         if lacking := [name for name in self._names if name in self._opt.defaults and name not in settings]:
             raise KeyError(f"param_groups[{k}] has no {lacking[0]!r}: was its state that of another optimizer?")
@@ -207,7 +207,7 @@ class Walk:
         return self._judge.step(scale, (), after, (), part)  # type: ignore[no-any-return]
 
     def _forget(self) -> None:
-        """A step is not taken: where nothing counts steps, a slot's being there would say that one was."""
+        """Forget a step that is not taken: where nothing counts steps, a slot's being there would say that one was."""
         for k in self._begun if not self._opt.numbers else ():
             self._opt.state.pop(self._params[k], None)
 
@@ -258,14 +258,15 @@ class Walk:
         return self._seen
 
     def _gradients(self, grads: list[Any], sparse: dict[int, Any]) -> list[int]:
-        """The address of each leaf's gradient, 0 where there is none; of a sparse one's values."""
+        """Return the address of each leaf's gradient, 0 where there is none; of a sparse one's values."""
         return [
             0 if g is None else sparse[k][2].data_ptr() if k in sparse else leaf.gradient(g)
             for k, (leaf, g) in enumerate(zip(self.leaves, grads, strict=True))
         ]
 
     def _sparse(self, grads: list[Any]) -> dict[int, tuple[Any, int, Any]]:
-        """What leaf.rows says of each sparse gradient. Raises RuntimeError for what this method does not take."""
+        """Return what leaf.rows says of each sparse gradient. Raises RuntimeError for what this method does not
+        take."""
         if not self._opt.by_row and not [g for g in grads if g is not None and g.layout is not torch.strided]:
             return EMPTY  # type: ignore[return-value]
         by_rows = {}
@@ -283,13 +284,13 @@ class Walk:
         return by_rows
 
     def _work(self, sparse: dict[int, tuple[Any, int, Any]]) -> Any:
-        """The walk over some rows of these leaves, and over the whole of the others."""
+        """Return the walk over some rows of these leaves, and over the whole of the others."""
         chunks = [self._plan.dense_chunks(k) for k in range(len(self.leaves)) if k not in sparse]
         chunks += [row_chunks(k, rows, k, np.arange(len(rows)), 0, width) for k, (rows, width, _) in sparse.items()]
         return self._plan.work(chunks)
 
     def _check_separate(self) -> None:
-        """Leaves that share memory would be stepped by two threads at once."""
+        """Refuse leaves that share memory, which two threads would step at once."""
         homes = [(leaf.name, leaf.memory[0]) for leaf in self.leaves if leaf.size]
         homes += [(f"copy_to for {leaf.name}", copy) for leaf in self.leaves if leaf.size for copy in leaf.copied]
         separate(((x.data_ptr(), x.data_ptr() + x.nbytes, name) for name, x in homes), "tensors")

@@ -1,4 +1,4 @@
-"""Sums of squares and largest magnitudes of one block, in the order of kernels/chores.py, on whole vectors."""
+"""Writes sums of squares and largest magnitudes of one block, in the order of kernels/chores.py, on whole vectors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +15,8 @@ from .words import I64, place
 
 @contextmanager
 def each(builder: Any, start: Any, stop: Any, step: int = 1) -> Iterator[Any]:
-    """A loop whose body is what is written meanwhile, for every step-th index from start to before stop, unsigned."""
+    """Write a loop whose body is what is written meanwhile, for every step-th index from start to before stop,
+    unsigned."""
     before, (head, body, end) = builder.block, (builder.append_basic_block() for _ in range(3))
     builder.branch(head)
     builder.position_at_end(head)
@@ -30,14 +31,14 @@ def each(builder: Any, start: Any, stop: Any, step: int = 1) -> Iterator[Any]:
 
 
 def _vectors(builder: Any, kind: Any, address: Any) -> Iterator[Any]:
-    """The block's elements, LANES at a time."""
+    """Yield the block's elements, LANES at a time."""
     first = place(builder, address, ir.VectorType(kind, LANES))
     for k in range(BLOCK // LANES):
         yield builder.load(builder.gep(first, [I64(k)]), align=1)
 
 
 def _in_halves(builder: Any, vector: Any, combine: Any) -> Any:
-    """One scalar of a vector: its upper half onto the lower, until one is left."""
+    """Return one scalar of a vector: its upper half onto the lower, until one is left."""
     width = vector.type.count
     while width > 1:
         width //= 2
@@ -54,7 +55,7 @@ def _in_halves(builder: Any, vector: Any, combine: Any) -> Any:
 
 
 def sum_of_squares(builder: Any, kind: Any, address: Any) -> Any:
-    """The float64 sum of the squares of BLOCK floats of a kind of LLVM's."""
+    """Return the float64 sum of the squares of BLOCK floats of a kind of LLVM's."""
     total, wide = None, ir.VectorType(ir.DoubleType(), LANES)
     for x in _vectors(builder, kind, address):
         x = x if x.type == wide else builder.fpext(x, wide)
@@ -64,7 +65,8 @@ def sum_of_squares(builder: Any, kind: Any, address: Any) -> Any:
 
 
 def largest(builder: Any, kind: Any, address: Any) -> Any:
-    """The largest magnitude of BLOCK floats, NaN if there is one: compared as integers, where NaN is above all."""
+    """Return the largest magnitude of BLOCK floats, NaN if there is one: compared as integers, where NaN is above
+    all."""
     bits = 32 if kind == ir.FloatType() else 64
     integers = ir.VectorType(ir.IntType(bits), LANES)
     mask = ir.Constant(integers, [2 ** (bits - 1) - 1] * LANES)
@@ -81,21 +83,21 @@ def largest(builder: Any, kind: Any, address: Any) -> Any:
 
 
 def difference(builder: Any, kind: Any, a: Any, b: Any) -> None:
-    """a <- b - a over BLOCK floats."""
+    """Set a to b - a over BLOCK floats."""
     first = place(builder, a, ir.VectorType(kind, LANES))
     for k, (x, y) in enumerate(zip(*(_vectors(builder, kind, at) for at in (a, b)), strict=True)):
         builder.store(builder.fsub(y, x), builder.gep(first, [I64(k)]), align=1)
 
 
 def put(builder: Any, room: Any, i: Any, x: Any) -> None:
-    """Number i from an address on <- x."""
+    """Store x as number i from an address on."""
     builder.store(x, place(builder, room, x.type, i), align=1)
 
 
 @intrinsic
 def scratch(typing, tag):
-    """The address of room for two blocks, and for one of each slot of 8 bits, on the stack of the function that says
-    this; 0 if its tag needs none."""
+    """Return the address of room for two blocks, and for one of each slot of 8 bits, on the stack of the function that
+    says this; 0 if its tag needs none."""
     count = 2 + len(coded(tag)) if asked(tag, "stats") or coded(tag) or tag.instance_class is Measure else 0
 
     def generate(context, builder, signature, args):
@@ -110,7 +112,7 @@ def scratch(typing, tag):
 
 
 def room_of(number: int) -> int:
-    """Where in scratch, in bytes, the block of the number-th slot of 8 bits begins: after statistics' two.
+    """Return where in scratch, in bytes, the block of the number-th slot of 8 bits begins: after statistics' two.
 
     Apart within a page, as slots are: see fastadam's arrays.allocate_beside.
     """

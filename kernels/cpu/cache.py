@@ -1,4 +1,4 @@
-"""Functions compiled by Numba, and their code on disk.
+"""Compiles functions by Numba, and keeps their code on disk.
 
 Numba's own cache watches one source file only, raises on damaged files and unwritable directories, and lets two
 processes compile the same at once. Here every entry is a file of its own whose name hashes all that decides the code:
@@ -47,13 +47,13 @@ HARMLESS = ("NUMBA_NUM_THREADS", "NUMBA_THREADING_LAYER", "NUMBA_CACHE_DIR")  # 
 
 @cache
 def stamp() -> str:
-    """A hash of every source file under kernels/ and of what compiles them."""
+    """Return a hash of every source file under kernels/ and of what compiles them."""
     options = sorted((k, v) for k, v in os.environ.items() if k.startswith("NUMBA_") and k not in HARMLESS)
     return repr((LOADED, sys.version, numba.__version__, llvmlite.__version__, options))
 
 
 def as_written() -> bool:
-    """Whether the kernels' modules came from the texts on disk.
+    """Return whether the kernels' modules came from the texts on disk.
 
     Python takes their bytecode for current by date and size, which a change within the second may keep.
     """
@@ -62,7 +62,8 @@ def as_written() -> bool:
 
 @cache
 def _is_as_written(name: str) -> bool:
-    """Looked at once a process: all modules take 50 ms, and `sources` shows whether a text has changed since."""
+    """Look once a process, and return whether modules are as their texts are: all modules take 50 ms, and `sources`
+    shows whether a text has changed since."""
     module = sys.modules[name]
     loader: Any = module.__spec__.loader  # type: ignore[union-attr]
     path = str(module.__file__)
@@ -70,8 +71,8 @@ def _is_as_written(name: str) -> bool:
 
 
 def directory() -> Path | None:
-    """Where entries lie: $FASTADAM_CACHE_DIR, else the user's cache directory. None with $FASTADAM_CACHE=0, or where
-    there is no home to hold one."""
+    """Return where entries lie: $FASTADAM_CACHE_DIR, else the user's cache directory. None with $FASTADAM_CACHE=0, or
+    where there is no home to hold one."""
     if os.environ.get("FASTADAM_CACHE") == "0":
         return None
     if chosen := os.environ.get("FASTADAM_CACHE_DIR"):
@@ -82,12 +83,12 @@ def directory() -> Path | None:
 
 @cache
 def _absolute(chosen: str) -> Path:
-    """Settled at first use: a later change of directory moves nothing."""
+    """Return an absolute path, settled at first use: a later change of directory moves nothing."""
     return Path(os.path.abspath(os.path.expanduser(chosen)))
 
 
 def _private(path: Path) -> bool:
-    """Entries are pickles, which run code when read: trust only what nobody but root and this user may write."""
+    """Return whether nobody but root and this user may write there: entries are pickles, which run code when read."""
     if not hasattr(os, "getuid"):
         return True
     info = path.stat()
@@ -95,13 +96,13 @@ def _private(path: Path) -> bool:
 
 
 class Code(NamedTuple):
-    """Compiled code."""
+    """Is the compiled code of one function."""
 
     result: Any  # Numba's, which must live as long as the code is called
 
     @property
     def entry_point(self) -> Any:
-        """The function, called from Python with arguments of just the types that it was compiled for.
+        """Return the function, called from Python with arguments of just the types that it was compiled for.
 
         Without a dispatcher's look at every argument, a step over 2^10 parameters takes 0.8 µs, not 1.8.
         """
@@ -109,18 +110,18 @@ class Code(NamedTuple):
 
     @property
     def address(self) -> int:
-        """Where the C function begins."""
+        """Return where the C function begins."""
         address: int = self.result.library.get_pointer_to_function(self.result.fndesc.llvm_cfunc_wrapper_name)
         return address
 
     @property
     def assembly(self) -> str:
-        """What was compiled; code from the disk has no text."""
+        """Return what was compiled; code from the disk has no text."""
         return self.result.library.get_asm_str()  # type: ignore[no-any-return]
 
 
 def native(name: str, function: Any, signature: Any, of: str = "", for_c: bool = False, nogil: bool = True) -> Code:
-    """The compiled code of a function, loaded or compiled now.
+    """Return the compiled code of a function, loaded or compiled now.
 
     signature: Numba's, of its result and arguments. name and `of` tell it from all others. for_c: callable from C, by
     address; else from Python, and then `nogil` says whether it lets other threads of Python run.
@@ -148,7 +149,7 @@ def _hash(text: str) -> str:
 
 
 def _load(path: Path | None, name: str, of: str) -> Any:
-    """The compiled code in a file, or None. No fault of the disk ever reaches the caller."""
+    """Return the compiled code in a file, or None. No fault of the disk ever reaches the caller."""
     began = perf_counter()
     try:
         if path is None or not path.exists():
@@ -284,7 +285,7 @@ def _remove_old(root: Path) -> None:
 
 
 def state(root: Path) -> str:
-    """ "writable", or why entries cannot be kept there."""
+    """Return "writable", or why entries cannot be kept there."""
     try:
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryFile(dir=root) as file:  # an empty file fits on a full disk

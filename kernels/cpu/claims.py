@@ -1,4 +1,4 @@
-"""Who may compile what others would too: locks on files."""
+"""Decides by locks on files who compiles what others would compile too."""
 
 import os
 import time

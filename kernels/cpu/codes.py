@@ -1,4 +1,4 @@
-"""Slots of 8 bits in compiled code: a block's numbers into scratch before it is stepped, its codes back after.
+"""Reads slots of 8 bits in compiled code: a block's numbers into scratch before it is stepped, its codes back after.
 
 The walk steps scratch, which stays in L1, as if it were the slot: one traversal serves them all.
 """
@@ -41,13 +41,13 @@ SIGN, INFINITY = 0x80000000, 0x7F800000
 
 
 def _lanes(builder: Any, vector: Any, at: list[int], other: Any = None) -> Any:
-    """A vector of these lanes of one, or of two."""
+    """Return a vector of these lanes of one, or of two."""
     other = ir.Constant(vector.type, ir.Undefined) if other is None else other
     return builder.shuffle_vector(vector, other, ir.Constant(ir.VectorType(I32, len(at)), at))
 
 
 def _everywhere(builder: Any, scalar: Any) -> Any:
-    """A vector of one number."""
+    """Return a vector of one number."""
     first = builder.insert_element(ir.Constant(ir.VectorType(scalar.type, LANES), ir.Undefined), scalar, I32(0))
     return _lanes(builder, first, [0] * LANES)
 
@@ -61,7 +61,7 @@ def _at(builder: Any, address: Any, kind: Any, k: int = 0) -> Any:
 
 
 def _left(builder: Any, x: Any, by: int) -> Any:
-    """x shifted to the left, or to the right."""
+    """Return x shifted to the left, or to the right."""
     return builder.shl(x, of_type(x, by)) if by >= 0 else builder.lshr(x, of_type(x, -by))
 
 
@@ -70,7 +70,7 @@ def _bits_of(builder: Any, x: Any, mask: int) -> Any:
 
 
 def _merged(builder: Any, a: Any, b: Any, mask: int) -> Any:
-    """The bits of a where the mask has them, else b's."""
+    """Return the bits of a where the mask has them, else b's."""
     every = (1 << a.type.element.width) - 1
     return builder.or_(_bits_of(builder, a, mask), _bits_of(builder, b, every ^ mask))
 
@@ -80,7 +80,7 @@ def _larger(builder: Any, a: Any, b: Any) -> Any:
 
 
 def _unpack_group(builder: Any, signed: bool, codes: Any, scale: Any, room: Any) -> None:
-    """GROUP numbers at `room` from the addresses of their codes and of their scale."""
+    """Store GROUP numbers at `room` from the addresses of their codes and of their scale."""
     packed = builder.load(_at(builder, codes, _BITS), align=1)
     size = _everywhere(builder, builder.load(_at(builder, scale, _F32), align=1))
     for j in QUARTERS:
@@ -94,7 +94,7 @@ def _unpack_group(builder: Any, signed: bool, codes: Any, scale: Any, room: Any)
 
 
 def _in_one(builder: Any, most: list[Any]) -> Any:
-    """(4,) the largest of each of four vectors: pairs of lanes of two vectors beside each other, and so on."""
+    """Return (4,) the largest of each of four vectors: pairs of lanes of two vectors beside each other, and so on."""
     low, high = ([k + d for k in range(0, LANES, 4) for d in (a, LANES + a, a + 1, LANES + a + 1)] for a in (0, 2))
     pairs = [_larger(builder, *(_lanes(builder, a, at, b) for at in (low, high))) for a, b in (most[:2], most[2:])]
     low, high = ([k + d for k in range(0, LANES, 4) for d in (a, a + 1, LANES + a, LANES + a + 1)] for a in (0, 2))
@@ -107,7 +107,7 @@ def _in_one(builder: Any, most: list[Any]) -> Any:
 
 
 def _scales(builder: Any, largest: Any, signed: bool) -> tuple[Any, Any, Any]:
-    """(4,) scales, their inverses, and which groups have codes other than 0."""
+    """Return (4,) scales, their inverses, and which groups have codes other than 0."""
     value = builder.bitcast(largest, ir.VectorType(_F32, TOGETHER))
     share, tiny, large = (_floats(x, TOGETHER) for x in (PART[signed], TINY, LARGE))
     part = builder.fmul(value, share)
@@ -121,8 +121,8 @@ def _scales(builder: Any, largest: Any, signed: bool) -> tuple[Any, Any, Any]:
 
 
 def _measure_strip(builder: Any, signed: bool, room: Any, scales: Any, findings: Any) -> None:
-    """The scales of TOGETHER groups; into `findings` what packs them: their inverses, and LANES further the codes to
-    keep.
+    """Store the scales of TOGETHER groups; into `findings` what packs them: their inverses, and LANES further the codes
+    to keep.
 
     A pass of its own: with the packing in one, vectors spill, and a step takes 1.1 times as long.
     """
@@ -141,7 +141,7 @@ def _measure_strip(builder: Any, signed: bool, room: Any, scales: Any, findings:
 
 
 def _pack_group(builder: Any, signed: bool, codes: Any, room: Any, findings: Any, start: Any) -> None:
-    """A group's codes. start: None, to nearest; else what is mixed for its first element."""
+    """Store a group's codes. start: None, to nearest; else what is mixed for its first element."""
     drawn = start is not None
     inverse = _everywhere(builder, builder.load(_at(builder, findings, _F32), align=1))
     kept = _everywhere(builder, builder.load(_at(builder, findings, I32, LANES), align=1))
@@ -172,18 +172,19 @@ def _pack_group(builder: Any, signed: bool, codes: Any, room: Any, findings: Any
 
 
 def _places(builder: Any, base: Any, column: int, number: int, room: Any, start: Any) -> tuple[Any, Any]:
-    """The addresses of a block of a slot, and of its numbers in scratch."""
+    """Return the addresses of a block of a slot, and of its numbers in scratch."""
     block = builder.mul(builder.udiv(start, I64(BLOCK)), I64(BYTES))
     return builder.add(builder.extract_value(base, column), block), builder.add(room, I64(room_of(number)))
 
 
 def _of_group(builder: Any, k: Any) -> Any:
-    """How far, in bytes, what belongs to element k's group lies from the block's first, where a group has a float."""
+    """Return how far, in bytes, what belongs to element k's group lies from the block's first, where a group has a
+    float."""
     return builder.mul(builder.udiv(k, I64(GROUP)), I64(FLOAT))
 
 
 def _read(builder: Any, slot: Any, block: Any, home: Any, n: Any) -> None:
-    """Scratch filled with the n numbers of a block's codes."""
+    """Fill scratch with the n numbers of a block's codes."""
     scales = builder.add(block, I64(BLOCK))
     with each(builder, I64(0), n, GROUP) as k:
         codes, scale = builder.add(block, k), builder.add(scales, _of_group(builder, k))
@@ -191,7 +192,7 @@ def _read(builder: Any, slot: Any, block: Any, home: Any, n: Any) -> None:
 
 
 def _write(builder: Any, slot: Any, block: Any, home: Any, n: Any, key: Any, first: Any) -> None:
-    """A block's codes and scales from the n numbers in scratch, filled up with zeros to whole strips.
+    """Store a block's codes and scales from the n numbers in scratch, filled up with zeros to whole strips.
 
     key, first: what is drawn from, and the index of the block's first element among all.
     """
@@ -212,15 +213,15 @@ def _write(builder: Any, slot: Any, block: Any, home: Any, n: Any, key: Any, fir
 
 
 def _slots(tag: Any) -> list[tuple[int, int, Any]]:
-    """(number, column, slot) of each slot of 8 bits."""
+    """Return (number, column, slot) of each slot of 8 bits."""
     slots = dict(zip(columns(tag).slots, KERNEL_OF[tag.instance_class].slots, strict=True))
     return [(number, column, slots[column]) for number, column in enumerate(coded(tag))]
 
 
 @intrinsic
 def opened(typing, tag, base, room, start, end):
-    """Where each stream of elements start to end - 1 can be read and written as one of floats: slots in scratch, less
-    what `start` adds to an address."""
+    """Return where each stream of elements start to end - 1 can be read and written as one of floats: slots in scratch,
+    less what `start` adds to an address."""
 
     def generate(context, builder, signature, args):
         _, base, room, start, end = args
@@ -237,7 +238,7 @@ def opened(typing, tag, base, room, start, end):
 
 @intrinsic
 def closed(typing, tag, base, room, start, end, key):
-    """What `opened` read from codes, written back as codes."""
+    """Return what `opened` read from codes, written back as codes."""
 
     def generate(context, builder, signature, args):
         _, base, room, start, end, key = args

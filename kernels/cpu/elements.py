@@ -1,4 +1,4 @@
-"""Which kernel a tag names, what its streams rest in, and one element's step under it, as code."""
+"""Says which kernel a tag names, what its streams rest in, and one element's step under it, as code."""
 
 from collections import namedtuple
 from typing import Any, NamedTuple
@@ -17,7 +17,8 @@ FLAGS = Flags._fields  # there or None
 
 
 def _tag(kernel: Kernel) -> Any:
-    """A named tuple with a field per stream: its class names the kernel in compiled code, its fields the formats."""
+    """Return a named tuple with a field per stream: its class names the kernel in compiled code, its fields the
+    formats."""
     return namedtuple(kernel.name, (*kernel.streams.row, *FLAGS), module=__name__)  # type: ignore[misc]
 
 
@@ -26,7 +27,7 @@ KERNEL_OF = {tag: ALL[name] for name, tag in TAGS.items()}
 
 
 class Measure(NamedTuple):
-    """The tag of a walk that only reads g: its sum of squares, its largest magnitude."""
+    """Tags a walk that only reads g: its sum of squares, its largest magnitude."""
 
     p: Any
     g: Any
@@ -35,7 +36,7 @@ class Measure(NamedTuple):
 
 
 class Accumulate(NamedTuple):
-    """The tag of a walk that adds g to p where the leaf's row is 1, and stores it there where the row is 0."""
+    """Tags a walk that adds g to p where the leaf's row is 1, and stores it there where the row is 0."""
 
     p: Any
     g: Any
@@ -43,7 +44,8 @@ class Accumulate(NamedTuple):
 
 
 def element(tag: Any, values: Any, c: Any, x: Any) -> tuple[Any, ...]:
-    """One element's step by the kernel that `tag` names, and its chores: the new values, in the order of streams.
+    """Return one element's step by the kernel that `tag` names, and its chores: the new values, in the order of
+    streams.
 
     values: in that order, None for an absent stream, for the copy, which is not read, and for `low`, read with p.
     c, x: the kernel's numbers and the chores'. All of them as tracing.Number.
@@ -58,39 +60,40 @@ def element(tag: Any, values: Any, c: Any, x: Any) -> tuple[Any, ...]:
 
 
 def added(values: Any, fresh: Any) -> tuple[Any, ...]:
-    """What Accumulate makes of a total and a gradient: their sum, or where `fresh` the gradient; and 0."""
+    """Return what Accumulate makes of a total and a gradient: their sum, or where `fresh` the gradient; and 0."""
     total, g = values
     return Number(g.builder, g.builder.select(fresh, g.value, (total + g).value)), g.like(0)
 
 
 def columns(tag: Any) -> Columns:
-    """The place of each stream among the fields of a tag, and in a row of the table."""
+    """Return the place of each stream among the fields of a tag, and in a row of the table."""
     kernel = KERNEL_OF.get(tag.instance_class)
     return Columns(0, 1) if kernel is None else Columns.of(range(len(kernel.streams.row)))
 
 
 def streams_of(tag: Any) -> int:
-    """How many fields of a tag are columns of the table."""
+    """Return how many fields of a tag are columns of the table."""
     return len(KERNEL_OF[tag.instance_class].streams.row) if tag.instance_class in KERNEL_OF else 2
 
 
 def loaded(tag: Any) -> dict[int, Format]:
-    """{column: format} of every stream that is read as one: all but the copy, and the bits that p lacks."""
+    """Return {column: format} of every stream that is read as one: all but the copy, and the bits that p lacks."""
     return {k: format for k, format in storage(tag) if k not in (columns(tag).copy, columns(tag).low)}
 
 
 def remainder(tag: Any) -> int | None:
-    """The column of the bits that p lacks, if it has one."""
+    """Return the column of the bits that p lacks, if it has one."""
     return next((k for k, _ in storage(tag) if k == columns(tag).low), None)
 
 
 def coded(tag: Any) -> list[int]:
-    """The columns of slots whose elements rest in blocks."""
+    """Return the columns of slots whose elements rest in blocks."""
     return [k for k, format in storage(tag) if format.block > 1] if tag.instance_class in KERNEL_OF else []
 
 
 def stochastic(tag: Any) -> set[int]:
-    """The columns that are rounded stochastically: p, and slots that never fall below zero, if their format draws."""
+    """Return the columns that are rounded stochastically: p, and slots that never fall below zero, if their format
+    draws."""
     if tag.instance_class not in KERNEL_OF:
         return set()
     at = columns(tag)
@@ -100,21 +103,21 @@ def stochastic(tag: Any) -> set[int]:
 
 
 def stochastic_elements(tag: Any) -> set[int]:
-    """Those of them whose elements are rounded one by one."""
+    """Return those of them whose elements are rounded one by one."""
     return stochastic(tag) - set(coded(tag))
 
 
 def asked(tag: Any, flag: str) -> bool:
-    """Whether a flag of a tag is there."""
+    """Return whether a flag of a tag is there."""
     return flag in tag.fields and not isinstance(tag.types[tag.fields.index(flag)], types.NoneType)
 
 
 def storage(tag: Any) -> list[tuple[int, Format]]:
-    """(column, format) of every stream that is there, from the Numba type of a tag."""
+    """Return (column, format) of every stream that is there, from the Numba type of a tag."""
     fields = tag.types[: streams_of(tag)]
     return [(k, field.format) for k, field in enumerate(fields) if not isinstance(field, types.NoneType)]
 
 
 def compute_type(tag: Any) -> Any:
-    """float64 for float64 parameters, else float32."""
+    """Return float64 for float64 parameters, else float32."""
     return numbers(storage(tag)[0][1])

@@ -1,4 +1,4 @@
-"""Storage formats in compiled code: TEXTS has one text for each, from what lies in memory to floats and back.
+"""Says storage formats in compiled code: TEXTS has one text for each, from what lies in memory to floats and back.
 
 The fields of a tag (elements.py) are Formats, so compiled code knows what each stream rests in.
 """
@@ -19,7 +19,7 @@ _COMPUTE = {FLOAT32.compute: _F32, FLOAT64.compute: _F64}
 
 
 class Resting(types.Dummy):
-    """The type of a tag's field for a stream that is there: it names the format."""
+    """Is the type of a tag's field for a stream that is there: it names the format."""
 
     def __init__(self, format: Format) -> None:
         self.format = format
@@ -35,7 +35,7 @@ def _typeof(value, context):
 
 
 class Text(NamedTuple):
-    """One format in compiled code.
+    """Says one format in compiled code.
 
     bits:   the type that an element is loaded and stored as.
     decode: (builder, bits) -> a float of 32 bits or more, or of 16.
@@ -89,7 +89,7 @@ def numbers(format: Format) -> Any:
 
 
 def resized(builder: Any, value: Any, to: Any) -> Any:
-    """A float in another width."""
+    """Return a float in another width."""
     if value.type == to:
         return value
     wider = value.type == _F16 or to == _F64
@@ -97,31 +97,32 @@ def resized(builder: Any, value: Any, to: Any) -> Any:
 
 
 def decode(builder: Any, bits: Any, format: Format, p: Format) -> Any:
-    """What was loaded from a stream in a format, in the compute type of parameters in another."""
+    """Return what was loaded from a stream in a format, in the compute type of parameters in another."""
     return resized(builder, TEXTS[format].decode(builder, bits), _COMPUTE[p.compute])
 
 
 def encode(builder: Any, value: Any, format: Format, draw: Any = None, safe: bool = False) -> Any:
-    """A float as it rests in a format, by way of what that format computes in: see Text."""
+    """Return a float as it rests in a format, by way of what that format computes in: see Text."""
     return TEXTS[format].encode(builder, resized(builder, value, _COMPUTE[format.compute]), draw, safe)
 
 
 def join(builder: Any, high: Any, low: Any) -> Any:
-    """The float32 that `split` took apart; of halves that make a NaN, the high one alone."""
+    """Return the float32 that `split` took apart; of halves that make a NaN, the high one alone."""
     alone = builder.shl(builder.zext(high, _I32), _I32(16))
     value = builder.bitcast(builder.add(alone, builder.sext(low, _I32)), _F32)
     return builder.select(builder.fcmp_unordered("uno", value, value), builder.bitcast(alone, _F32), value)
 
 
 def split(builder: Any, value: Any) -> tuple[Any, Any]:
-    """A float32 as bfloat16, to nearest, ties up in size, and the signed 16 bits that it lacks; of a NaN none."""
+    """Return a float32 as bfloat16, to nearest, ties up in size, and the signed 16 bits that it lacks; of a NaN
+    none."""
     bits, nan = builder.bitcast(value, _I32), builder.fcmp_unordered("uno", value, value)
     bits = builder.select(nan, builder.and_(builder.or_(bits, _I32(0x400000)), _I32(0xFFFF0000)), bits)
     return builder.trunc(builder.lshr(builder.add(bits, _I32(0x8000)), _I32(16)), _I16), builder.trunc(bits, _I16)
 
 
 def draws_from(builder: Any, key: Any, first: Any, at: Any) -> Any:
-    """What is mixed for element first + at. key: see memory.key."""
+    """Return what is mixed for element first + at. key: see memory.key."""
     m0, m1 = (_I32(m) for m in MIX[:2])
 
     def halves(x: Any) -> tuple[Any, Any]:
@@ -133,19 +134,19 @@ def draws_from(builder: Any, key: Any, first: Any, at: Any) -> Any:
 
 
 def of_type(like: Any, number: int) -> Any:
-    """A constant integer of the type of `like`, in every lane if that is a vector."""
+    """Return a constant integer of the type of `like`, in every lane if that is a vector."""
     vector = isinstance(like.type, ir.VectorType)
     return ir.Constant(like.type, [number] * like.type.count if vector else number)
 
 
 def mixed(builder: Any, x: Any, last: int = MIX[2]) -> Any:
-    """The random bits, as kernels/formats.py has them, of a number or a vector."""
+    """Return the random bits, as kernels/formats.py has them, of a number or a vector."""
     for shift, factor in ((16, MIX[1]), (15, last)):
         x = builder.mul(builder.xor(x, builder.lshr(x, of_type(x, shift))), of_type(x, factor))
     return x
 
 
 def next_draws(builder: Any, x: Any) -> Any:
-    """What is mixed for the next element, of the same multiple of 2^32: an addition, where its index would cost a
-    multiplication."""
+    """Return what is mixed for the next element, of the same multiple of 2^32: an addition, where its index would cost
+    a multiplication."""
     return builder.add(x, _I32(MIX[0]))

@@ -1,4 +1,4 @@
-"""How PyTorch's tensors lie, asked through torch's C functions in one call for all: see fastadam.torch.native."""
+"""Asks how PyTorch's tensors lie, through torch's C functions in one call for all: see fastadam.torch.native."""
 
 from functools import cache
 from typing import Any
@@ -13,7 +13,7 @@ FAILED = -1
 
 
 def _differing(n, objects, kinds, handle, functions, forms, firsts, homes, apart, fixed):
-    """The first of n tensors that lies otherwise than its form says, or -1.
+    """Return the first of n tensors that lies otherwise than its form says, or -1.
 
     All are numbers, most of them addresses of int64. objects: the id() of each tensor. kinds: the id() of the two
     types they may have. handle: where in such an object torch's handle lies. functions: the addresses of torch's for
@@ -50,6 +50,6 @@ def _differing(n, objects, kinds, handle, functions, forms, firsts, homes, apart
 
 @cache
 def differing() -> Any:
-    """_differing in native code, which keeps the GIL."""
+    """Return _differing in native code, which keeps the GIL."""
     signature = types.int64(*[types.int64] * 9, types.boolean)
     return native("differing", _differing, signature, nogil=False).entry_point

@@ -1,4 +1,4 @@
-"""How compiled code reaches memory: addresses, loads and stores of streams, rows of coefficients.
+"""Says how compiled code reaches memory: addresses, loads and stores of streams, rows of coefficients.
 
 Each stream is a column of one table of addresses, in the order of ../streams.py, a row per leaf of the user's tree.
 Every load and store carries an alias scope per stream, so LLVM vectorises without overlap checks, in parallel and in
@@ -48,13 +48,13 @@ def scoped(builder: Any, access: Any, column: int) -> Any:
 
 
 def pointer(builder: Any, base: Any, column: int, index: Any, format: Format) -> Any:
-    """The address of element `index` of a stream whose leaf begins at base[column]."""
+    """Return the address of element `index` of a stream whose leaf begins at base[column]."""
     return place(builder, builder.extract_value(base, column), TEXTS[format].bits, index)
 
 
 @intrinsic
 def bases(typing, tag, table, width, leaf, first, g_leaf, g_first):
-    """Where element `first` of a leaf lies in each stream, g's from a place of its own: a tuple of addresses.
+    """Return where element `first` of a leaf lies in each stream, g's from a place of its own: a tuple of addresses.
 
     table, width: the table's address, and how many columns it has. Last in the tuple, the element's index among all:
     the table's last column says the leaf's first.
@@ -82,7 +82,7 @@ def bases(typing, tag, table, width, leaf, first, g_leaf, g_first):
 
 @intrinsic
 def first_index(typing, base):
-    """The index among all elements of the one that `bases` was asked for."""
+    """Return the index among all elements of the one that `bases` was asked for."""
 
     def generate(context, builder, signature, args):
         return builder.extract_value(args[0], base.count - 1)
@@ -91,7 +91,8 @@ def first_index(typing, base):
 
 
 def values_of(builder: Any, tag: Any, resting: Any) -> list[Any]:
-    """An element of every stream in the compute type, in the order of streams; None for those that are not read as one.
+    """Return an element of every stream in the compute type, in the order of streams; None for those that are not read
+    as one.
 
     resting(k, format): it as it rests in stream k.
     """
@@ -102,7 +103,7 @@ def values_of(builder: Any, tag: Any, resting: Any) -> list[Any]:
 
 
 def value_of(builder: Any, tag: Any, k: int, resting: Any) -> Any:
-    """An element of one stream in the compute type."""
+    """Return an element of one stream in the compute type."""
     formats = dict(storage(tag))
     more = remainder(tag) if k == columns(tag).p else None
     format = in_walk(tag, formats[k])
@@ -113,17 +114,18 @@ def value_of(builder: Any, tag: Any, k: int, resting: Any) -> Any:
 
 
 def in_walk(tag: Any, format: Format) -> Format:
-    """The format that an element is loaded from and stored in: what is computed with where blocks' are in scratch."""
+    """Return the format that an element is loaded from and stored in: what is computed with where blocks' are in
+    scratch."""
     return format_of(storage(tag)[0][1].compute) if format.block > 1 else format
 
 
 def at_rest(builder: Any, base: Any, i: Any) -> Any:
-    """A function that loads element i of stream k from a format."""
+    """Return a function that loads element i of stream k from a format."""
     return lambda k, format: scoped(builder, builder.load(pointer(builder, base, k, i, format)), k)
 
 
 def resting_values(builder: Any, tag: Any, values: Any, random: Any) -> Any:
-    """(stream, its format, the new value in that) of every stream but g, unless it is to be cleared.
+    """Yield (stream, its format, the new value in that) of every stream but g, unless it is to be cleared.
 
     values: as element gives them. random: what is mixed for this element, where any stream is rounded stochastically.
     """
@@ -157,7 +159,7 @@ def store(builder: Any, tag: Any, base: Any, i: Any, values: Any, random: Any) -
 
 
 def unpacked(builder: Any, numbers: Any, kind: Any) -> Any:
-    """A named tuple of compiled code as one of Numbers."""
+    """Return a named tuple of compiled code as one of Numbers."""
     return kind(*(Number(builder, builder.extract_value(numbers, k)) for k in range(len(kind._fields))))
 
 
@@ -192,13 +194,13 @@ def add(typing, tag, base, i, fresh):
 
 
 def kinds(tag: Any) -> tuple[Any, Any]:
-    """The named tuples of a kernel's numbers and of the chores'."""
+    """Return the named tuples of a kernel's numbers and of the chores'."""
     return KERNEL_OF[tag.instance_class].Coefficients, Numbers
 
 
 def _row(cls, tag, first):
-    """len(cls) float64 numbers from the first-th after an address, each rounded once to the compute type, as a named
-    tuple."""
+    """Return len(cls) float64 numbers from the first-th after an address, each rounded once to the compute type, as a
+    named tuple."""
     width, dtype = len(cls._fields), compute_type(tag)
     result = types.NamedUniTuple(dtype, width, cls)
 
@@ -212,19 +214,20 @@ def _row(cls, tag, first):
 
 @intrinsic
 def coefficients(typing, tag, start):
-    """The kernel's numbers of the row that starts at an address."""
+    """Return the kernel's numbers of the row that starts at an address."""
     return _row(kinds(tag)[0], tag, 0)
 
 
 @intrinsic
 def numbers(typing, tag, end):
-    """The chores' numbers of the row that ends at an address: its last."""
+    """Return the chores' numbers of the row that ends at an address: its last."""
     return _row(Numbers, tag, -len(Numbers._fields))
 
 
 @intrinsic
 def key(typing, tag, end):
-    """What a row says of randomness: the last of the chores' numbers, all its bits kept; None if nothing is drawn."""
+    """Return what a row says of randomness: the last of the chores' numbers, all its bits kept; None if nothing is
+    drawn."""
 
     def generate(context, builder, signature, args):
         if not stochastic(tag):
@@ -236,7 +239,7 @@ def key(typing, tag, end):
 
 @intrinsic
 def random_start(typing, tag, key, first, at):
-    """What is mixed for element first + at, or None where a tag draws nothing."""
+    """Return what is mixed for element first + at, or None where a tag draws nothing."""
 
     def generate(context, builder, signature, args):
         return draws_from(builder, *args[1:]) if stochastic(tag) else context.get_dummy_value()
@@ -246,7 +249,8 @@ def random_start(typing, tag, key, first, at):
 
 @intrinsic
 def random_end(typing, tag, first, at, end):
-    """How far what begins at element `at` serves: to the next multiple of 2^32 of the index, if it lies before end."""
+    """Return how far what begins at element `at` serves: to the next multiple of 2^32 of the index, if it lies before
+    end."""
 
     def generate(context, builder, signature, args):
         if not stochastic(tag):

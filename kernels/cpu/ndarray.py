@@ -1,4 +1,4 @@
-"""The gradients' addresses, read natively from the headers of NumPy's arrays.
+"""Reads the gradients' addresses natively from the headers of NumPy's arrays.
 
 Python's ways to an address take 1 to 2 µs an array (`ctypes.data`, `__array_interface__`): 10 µs for a small MLP whose
 whole step takes 5. The head of PyArrayObject (data, nd, dimensions, strides, base, descr, flags) is part of NumPy's C
@@ -21,7 +21,7 @@ _WRITEABLE = 0x0400
 
 
 class Headers(NamedTuple):
-    """What `place` gets: numbers and addresses, those of arrays of int64."""
+    """Holds what `place` gets: numbers and addresses, those of arrays of int64."""
 
     leaves: int  # how many
     objects: int  # the id() of each gradient,
@@ -49,7 +49,7 @@ def _read(address: int, k: int = 0, kind: Any = ctypes.c_int64) -> int:
 
 @cache
 def readable() -> bool:
-    """Whether arrays of this NumPy under this Python have the head that `place` reads."""
+    """Return whether arrays of this NumPy under this Python have the head that `place` reads."""
     probe = np.empty((2, 3, 5), np.float64).transpose(2, 0, 1)
     frozen = np.frombuffer(b"12345678", np.float64)
     at = id(probe)
@@ -110,5 +110,5 @@ def _place(seen):
 
 @cache
 def place() -> Any:
-    """_place in native code."""
+    """Return _place in native code."""
     return native("place", _place, types.int64(types.int64)).entry_point

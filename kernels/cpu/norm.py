@@ -1,4 +1,4 @@
-"""What was noted of every block, added up for each leaf: native, because a model has hundreds of leaves."""
+"""Adds up for each leaf what was noted of every block: native, because a model has hundreds of leaves."""
 
 from functools import cache
 from typing import Any
@@ -16,14 +16,14 @@ LAST = NOTES - 1
 
 @intrinsic
 def _number(typing, address, k):
-    """The k-th float64 from an address on."""
+    """Return the k-th float64 from an address on."""
     at = types.int64
     return types.float64(at, at), lambda cx, b, sig, args: b.load(place(b, args[0], ir.DoubleType(), args[1]))
 
 
 @intrinsic
 def _put(typing, address, k, x):
-    """The k-th float64 from an address on <- x."""
+    """Store x as the k-th float64 from an address on."""
 
     def generate(context, builder, signature, args):
         builder.store(args[2], place(builder, args[0], ir.DoubleType(), args[1]))
@@ -33,7 +33,7 @@ def _put(typing, address, k, x):
 
 
 def _sums(chunks, count, notes, blocks, row, sums):
-    """sums[leaf] <- the notes of its blocks, in pairs of neighbours; see fastadam.kernels.reference.sums.
+    """Store in sums[leaf] the notes of its blocks, added in pairs of neighbours; see fastadam.kernels.reference.sums.
 
     Addresses of (count, 6) chunks, of (count, blocks, NOTES) notes, of each leaf's row, of (leaves, NOTES) sums. The
     notes are gathered at the start of `notes`, and lost.
@@ -67,5 +67,5 @@ def _sums(chunks, count, notes, blocks, row, sums):
 
 @cache
 def sums() -> Any:
-    """_sums in native code."""
+    """Return _sums in native code."""
     return native("sums", _sums, types.void(*[types.int64] * 6)).entry_point

@@ -1,4 +1,4 @@
-"""Streams of bfloat16 two elements at a time.
+"""Steps streams of bfloat16 two elements at a time.
 
 A word holds both: a shift and a mask take it apart, one permutation puts it together. Alone, elements are widened and
 narrowed in seven operations a stream; a step in the caches took 1.2 times as long.
@@ -20,7 +20,7 @@ _I16 = ir.IntType(16)
 
 
 def paired(tag: Any) -> bool:
-    """Whether all streams of a tag are bfloat16, but for p's remainder."""
+    """Return whether all streams of a tag are bfloat16, but for p's remainder."""
     return all(format is BFLOAT16 or k == remainder(tag) for k, format in storage(tag))
 
 

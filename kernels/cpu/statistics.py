@@ -1,4 +1,4 @@
-"""What a walk notes of each block of a piece, where its tag asks for it; else nothing here leaves code."""
+"""Writes what a walk notes of each block of a piece, where its tag asks for it; else nothing here leaves code."""
 
 from typing import Any
 
@@ -16,15 +16,15 @@ from .words import I64, place
 
 
 def _kind(tag: Any) -> Any:
-    """LLVM's type of the numbers that a tag computes with."""
+    """Return LLVM's type of the numbers that a tag computes with."""
     return TEXTS[format_of(storage(tag)[0][1].compute)].bits
 
 
 def _block(
     builder: Any, tag: Any, column: int, base: Any, start: Any, end: Any, room: Any, in_place: bool = True
 ) -> Any:  # fmt: skip
-    """The address of a block of a stream in the compute type, filled up with zeros: its own where it can be, else that
-    of `room`, after a copy."""
+    """Return the address of a block of a stream in the compute type, filled up with zeros: its own where it can be,
+    else that of `room`, after a copy."""
     format = dict(storage(tag))[column]
     n, every = builder.sub(end, start), I64(BLOCK)
     n = builder.select(builder.icmp_unsigned("<", n, every), n, every)
@@ -39,7 +39,7 @@ def _block(
 
 
 def _copy(builder: Any, tag: Any, column: int, base: Any, start: Any, n: Any, room: Any) -> None:
-    """n elements of a stream into `room` in the compute type, and zeros behind them."""
+    """Copy n elements of a stream into `room` in the compute type, and zeros behind them."""
     with each(builder, I64(0), n) as i:
         resting = at_rest(builder, base, builder.add(start, i))
         put(builder, room, i, value_of(builder, tag, column, resting))
@@ -53,7 +53,7 @@ def _note(builder: Any, note: Any, k: int, x: Any) -> None:
 
 @intrinsic
 def measured(typing, tag, base, start, end, room, note):
-    """note[0], note[3] <- the squares and the largest magnitude of g's block from `start` on, as far as asked for."""
+    """Store in note[0], note[3] the squares and the largest magnitude of g's block from `start` on, as far as asked."""
 
     def generate(context, builder, signature, args):
         _, base, start, end, room, note = args

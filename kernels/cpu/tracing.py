@@ -1,4 +1,4 @@
-"""A kernel's element as code: it is run once on numbers that write down what is done to them.
+"""Turns a kernel's element into code: it is run once on numbers that write down what is done to them.
 
 So its equation, clip, average, maximum and sign have one Python text for arrays and for compiled code, and Numba infers
 no types in it: half of what compiling a kernel took.
@@ -12,13 +12,14 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 
 
 class Number(NDArrayOperatorsMixin):
-    """A number known when the code runs; or, of one bit, a truth. NumPy's functions of it append instructions."""
+    """Is a number known when the code runs; or, of one bit, a truth. NumPy's functions of it append instructions."""
 
     def __init__(self, builder: Any, value: Any) -> None:
         self.builder, self.value = builder, value
 
     def constant(self, x: Any) -> Any:
-        """The value of x, which may be a literal: in this number's type, a bare 0 must not widen float32 to float64."""
+        """Return the value of x, which may be a literal: in this number's type, a bare 0 must not widen float32 to
+        float64."""
         return x.value if isinstance(x, Number) else ir.Constant(self.value.type, float(x))
 
     def like(self, x: Any) -> "Number":
@@ -42,7 +43,7 @@ class Number(NDArrayOperatorsMixin):
 
 
 def _one(name: str) -> Any:
-    """An instruction of LLVM's that is written as a call."""
+    """Return an instruction of LLVM's that is written as a call."""
 
     def write(builder: Any, x: Any) -> Any:
         return builder.call(builder.module.declare_intrinsic(name, [x.type]), [x])

@@ -1,4 +1,4 @@
-"""One walk over memory for every kernel, every storage format and every chore.
+"""Is one walk over memory for every kernel, every storage format and every chore.
 
 For each signature one *piece* is compiled, a C function `void piece(job, low, high)` that does the work of chunks low
 to high - 1: a kernel's step, a sum for the norm, or an addition, by the class of its tag; formats, absent streams and
@@ -31,7 +31,8 @@ log = logging.getLogger("fastadam")
 
 
 class Job(NamedTuple):
-    """What a piece and the driver get: all that one signature's work is, as numbers and addresses of int64 or float64.
+    """Holds what a piece and the driver get: all that one signature's work is, as numbers and addresses of int64 or
+    float64.
 
     The arrays: see fastadam.plans.plan.Plan; spans: (workers, 8), see fastadam.host.compiled.
     """
@@ -72,7 +73,7 @@ WHOLE = u64(1 << 62)
 
 
 def _step(tag):
-    """The piece that steps. Compiled for one tag, so what it lacks leaves no code."""
+    """Return the piece that steps. Compiled for one tag, so what it lacks leaves no code."""
     stats, in_pairs = asked(tag.type, "stats"), paired(tag.type)
     stride = BLOCK if stats or coded(tag.type) else WHOLE  # elements between two looks: a block, or all
     tag = tag.value
@@ -118,7 +119,7 @@ def _step(tag):
 
 
 def _measure(tag):
-    """The piece that sums squares of gradients and finds their largest magnitudes."""
+    """Return the piece that sums squares of gradients and finds their largest magnitudes."""
     tag = tag.value
 
     def measure(job, low, high):
@@ -137,7 +138,7 @@ def _measure(tag):
 
 
 def _accumulate(tag):
-    """The piece that adds gradients up."""
+    """Return the piece that adds gradients up."""
     tag = tag.value
 
     def accumulate(job, low, high):
@@ -174,7 +175,7 @@ def _walk(job):
 
 
 def _share(spans, shares, strides, job):
-    """What the threading layer calls for some workers, shares[0] of them from the one whose span spans[0] names."""
+    """Do what the threading layer asks of some workers, shares[0] of them from the one whose span spans[0] names."""
     workers, all_spans, piece = word(job, WORKERS), word(job, SPANS), word(job, PIECE)
     for w in range((word(spans, 0) - all_spans) // SPAN, (word(spans, 0) - all_spans) // SPAN + word(shares, 0)):
         for turn in range(workers):  # its own span first, which its cache may still hold, then what others have left
@@ -186,7 +187,7 @@ def _share(spans, shares, strides, job):
 
 
 class Tagged(NamedTuple):
-    """A tag, and its type in compiled code."""
+    """Is a tag, and its type in compiled code."""
 
     value: Any
     type: Any
@@ -196,7 +197,7 @@ pieces: dict[Any, Code] = {}  # by the types of their tags
 
 
 def piece(tag: Any) -> int:
-    """The address of the piece for a tag, compiled or loaded now."""
+    """Return the address of the piece for a tag, compiled or loaded now."""
     kind = numba.typeof(tag)
     if kind not in pieces:
         function = {Measure: _measure, Accumulate: _accumulate}.get(type(tag), _step)(Tagged(tag, kind))
@@ -208,12 +209,13 @@ def piece(tag: Any) -> int:
 
 @cache
 def walk() -> Any:
-    """The driver, to be called with a job's address: serial and parallel, for it never names a threading layer."""
+    """Return the driver, to be called with a job's address: serial and parallel, for it never names a threading
+    layer."""
     return native("walk", _walk, types.void(types.int64)).entry_point
 
 
 class ThreadingLayer(NamedTuple):
-    """The addresses of what a parallel walk calls: one worker's share, and the threading layer's functions."""
+    """Holds the addresses of what a parallel walk calls: one worker's share, and the threading layer's functions."""
 
     share: int
     parallel_for: int
@@ -223,7 +225,7 @@ class ThreadingLayer(NamedTuple):
 
 @cache
 def layer() -> ThreadingLayer | None:
-    """What a job needs for more than one worker; None where Numba has no threading layer."""
+    """Return what a job needs for more than one worker; None where Numba has no threading layer."""
     try:  # loads the threading layer
         numba.get_num_threads()
     except ValueError as error:

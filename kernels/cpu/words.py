@@ -1,4 +1,4 @@
-"""Memory by address: 8 bytes read or written, and C functions called. All are numbers of int64."""
+"""Reaches memory by address: 8 bytes are read or written, and C functions called. All are numbers of int64."""
 
 from llvmlite import ir
 from numba import types
@@ -9,20 +9,20 @@ INT = types.int64
 
 
 def place(builder, address, kind, k=None):
-    """A pointer to the k-th of a kind from an address on."""
+    """Return a pointer to the k-th of a kind from an address on."""
     start = builder.inttoptr(address, ir.PointerType(kind))
     return start if k is None else builder.gep(start, [k])
 
 
 @intrinsic
 def word(typing, address, k):
-    """The k-th 8 bytes from an address on."""
+    """Return the k-th 8 bytes from an address on."""
     return INT(INT, INT), lambda cx, builder, sig, args: builder.load(place(builder, args[0], I64, args[1]))
 
 
 @intrinsic
 def put_word(typing, address, k, x):
-    """The k-th 8 bytes from an address on <- x."""
+    """Store x in the k-th 8 bytes from an address on."""
 
     def generate(context, builder, signature, args):
         builder.store(args[2], place(builder, args[0], I64, args[1]))
@@ -33,7 +33,7 @@ def put_word(typing, address, k, x):
 
 @intrinsic
 def take(typing, address):
-    """The 8 bytes at an address before 1 is added to them, atomically."""
+    """Return the 8 bytes at an address and then add 1 to them, atomically."""
 
     def generate(context, builder, signature, args):
         return builder.atomic_rmw("add", place(builder, args[0], I64), I64(1), "monotonic")
@@ -43,7 +43,7 @@ def take(typing, address):
 
 @intrinsic
 def ask(typing, function, handle):
-    """What a C function `int f(handle, result *)` finds; -1 where it fails."""
+    """Return what a C function `int f(handle, result *)` finds; -1 where it fails."""
 
     def generate(context, builder, signature, args):
         with builder.goto_entry_block():
@@ -58,7 +58,7 @@ def ask(typing, function, handle):
 
 @intrinsic
 def call_piece(typing, function, job, low, high):
-    """A piece for chunks low to high - 1 of a job, by its address."""
+    """Call a piece by its address, for chunks low to high - 1 of a job."""
 
     def generate(context, builder, signature, args):
         kind = ir.FunctionType(ir.VoidType(), [I64] * 3)
@@ -70,7 +70,7 @@ def call_piece(typing, function, job, low, high):
 
 @intrinsic
 def call_workers(typing, parallel_for, get_threads, set_threads, share, spans, width, workers, job):
-    """`share` once for each of `workers` spans, which lie `width` bytes apart, on as many threads.
+    """Call `share` once for each of `workers` spans, which lie `width` bytes apart, on as many threads.
 
     parallel_for and the two about the count of threads are the threading layer's, by address: code that names its
     symbols could not be loaded before the layer is.

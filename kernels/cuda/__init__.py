@@ -1,4 +1,4 @@
-"""The CUDA C++ of every kernel, format and chore, and which instantiation of traversal.cu serves which of them.
+"""Holds the CUDA C++ of every kernel, format and chore, and which instantiation of traversal.cu serves which of them.
 
 May import the texts beside it in kernels/, and loads no CuPy. Launches and device memory belong to fastadam/cuda.
 """
@@ -40,7 +40,8 @@ FLAGS = "limit", "clear", "scaled", "noted", "more", "drawn"
 
 
 class Riding(NamedTuple):
-    """What rides along with a step: flags as kernels/chores.py has them, the formats of the average and the copy."""
+    """Says what rides along with a step: flags as kernels/chores.py has them, the formats of the average and the
+    copy."""
 
     limit: bool = False
     clear: bool = False
@@ -53,13 +54,13 @@ class Riding(NamedTuple):
 
     @property
     def rides(self) -> bool:
-        """Whether any chore is done."""
+        """Return whether any chore is done."""
         flags = self.limit, self.clear, self.scaled, self.noted
         return any(flags) or self.ema is not None or self.copy is not None
 
     @property
     def types(self) -> str:
-        """The type of chores.cuh."""
+        """Return the type of chores.cuh."""
         flags = [name.upper() for name in FLAGS if getattr(self, name)]
         return f"Chores<{' | '.join(flags) or 0}, {text_of(self.ema)}, {text_of(self.copy)}>"
 
@@ -68,7 +69,7 @@ NO_RIDING = Riding()
 
 
 class Instantiation(NamedTuple):
-    """One instantiation: a kernel's name, what it is told, each stream's format (None: it is absent)."""
+    """Names one instantiation: a kernel's name, what it is told, each stream's format (None: it is absent)."""
 
     kernel: str
     table: str  # ByValue or Uploaded: where a step's table lies; Rows: rows of one leaf are stepped, nothing else
@@ -78,30 +79,31 @@ class Instantiation(NamedTuple):
 
     @property
     def real(self) -> Any:
-        """The dtype of the arithmetic: float64 for float64 parameters, else float32."""
+        """Return the dtype of the arithmetic: float64 for float64 parameters, else float32."""
         p, *_ = self.streams
         assert p is not None
         return p.compute
 
     @property
     def width(self) -> int:
-        """The elements that a thread steps; as width_of of traversal.cu."""
+        """Return the elements that a thread steps; as width_of of traversal.cu."""
         sizes = {format.bytes for format in self.streams if format is not None and format.block == 1}
         return min(WIDTH // min(sizes), 2 * WIDTH // int(self.real.itemsize))
 
     @property
     def blocked(self) -> bool:
-        """Whether it has statistics or slots of 8 bits, for which each block of BLOCK elements is stepped in phases."""
+        """Return whether it has statistics or slots of 8 bits, for which each block of BLOCK elements is stepped in
+        phases."""
         return self.chores.noted or any(format is not None and format.block > 1 for format in self.streams)
 
     @property
     def chunk(self) -> int:
-        """The most elements a block steps."""
+        """Return the most elements a block steps."""
         return self.threads * self.width
 
     @property
     def threads(self) -> int:
-        """The threads of a block."""
+        """Return the threads of a block."""
         return BLOCK // self.width if self.blocked else THREADS
 
     @property
@@ -120,14 +122,15 @@ class Instantiation(NamedTuple):
 
     @property
     def text(self) -> str:
-        """The line that instantiates it."""
+        """Return the line that instantiates it."""
         macro = "STEP_ROWS" if self.table == "Rows" else "STEP_IN_PHASES" if self.blocked else "STEP"
         table = [] if self.table == "Rows" else [self.table]
         return f"{macro}({', '.join([self.name, *table, self.chores.types, self.kernel, *self._types])})\n"
 
 
 class Pass(NamedTuple):
-    """CARRY, or a kernel of norm.cu: ADD_UP, JUDGE, TOTALS, ADVANCE_UNLESS, or MEASURE with its table and types."""
+    """Names CARRY, or a kernel of norm.cu: ADD_UP, JUDGE, TOTALS, ADVANCE_UNLESS, or MEASURE with its table and
+    types."""
 
     macro: str
     arguments: tuple[str, ...] = ()
@@ -148,7 +151,8 @@ PASSES = [
 
 
 def _coding() -> str:
-    """What formats.py says of 8 bits, in a struct, since nvcc warns of other constants that a program does without."""
+    """Return what formats.py says of 8 bits, in a struct, since nvcc warns of other constants that a program does
+    without."""
     sizes = f"int GROUP = {GROUP}, BYTES = {BYTES}, IN_ROW = {IN_ROW}, SHIFT = {SHIFT}"
     whole = sizes, f"unsigned TWO = {TWO}u, MIX3 = {MIX[3]}u"
     floats = f"float TINY = {_exact(TINY)}, LARGE = {_exact(LARGE)}, OF_DRAWN = {_exact(DRAWN)}"
@@ -162,12 +166,13 @@ def _coding() -> str:
 
 
 def _exact(number: Any) -> str:
-    """A float32 as CUDA reads it."""
+    """Return a float32 as CUDA reads it."""
     return f"{float(number).hex()}f"
 
 
 def source(steps: Sequence[Instantiation | Pass]) -> str:
-    """The program that holds these steps and `advance`. One text without #include: CuPy's cache looks at no other."""
+    """Return the program that holds these steps and `advance`. One text without #include: CuPy's cache looks at no
+    other."""
     folder = Path(__file__).parent
     kernels = sorted({step.kernel for step in steps if isinstance(step, Instantiation)})
     files = [

@@ -1,4 +1,4 @@
-"""python -m fastadam demo: small models, their gradients by hand in NumPy, and how well they learn.
+"""Trains small models for python -m fastadam demo, their gradients by hand in NumPy, and says how well they learn.
 
 models.py and texts.py hold the models, learning.py the tasks and the loop, sweep.py the methods side by side.
 May import all of fastadam, and scikit-learn and Matplotlib when it runs; nothing that a user builds on belongs here.
@@ -36,7 +36,8 @@ Report = Callable[[int, float, float], None]  # epoch, loss, share of hits
 
 
 class Entry(NamedTuple):
-    """A model of the demo, and what suits it: how many epochs, and lr where the class's own default falls short."""
+    """Names a model of the demo, and what suits it: how many epochs, and lr where the class's own default falls
+    short."""
 
     task: Callable[[np.random.Generator], Task]
     epochs: int
@@ -75,7 +76,7 @@ SCHEDULES: dict[str, Callable[[float, int], LearningRate]] = {
 
 
 def learning_rate(schedule: str, lr: float, steps: int) -> LearningRate:
-    """A schedule by its name, or by "warmup-" and its name: then a tenth of the steps is linear warm-up."""
+    """Return a schedule by its name, or by "warmup-" and its name: then a tenth of the steps is linear warm-up."""
     if not schedule.startswith("warmup-"):
         return SCHEDULES[schedule](lr, steps)
     warmup = -(-steps // 10)
@@ -87,7 +88,7 @@ WIDTH = 60  # characters of a curve
 
 
 def curve(losses: Sequence[float]) -> str:
-    """The losses of a run as a line of blocks on a logarithmic scale, followed by the first and the last."""
+    """Return the losses of a run as a line of blocks on a logarithmic scale, followed by the first and the last."""
     finite = [loss for loss in losses if 0 < loss < math.inf]
     if not finite:
         return ""
@@ -100,7 +101,7 @@ def curve(losses: Sequence[float]) -> str:
 
 @contextmanager
 def progress(epochs: int) -> Iterator[Report]:
-    """The curve of losses above a bar if rich is installed and somebody watches, else five lines."""
+    """Show the curve of losses above a bar if rich is installed and somebody watches, else five lines."""
     if sys.stdout.isatty() and importlib.util.find_spec("rich"):
         from rich.console import Group
         from rich.live import Live

@@ -1,4 +1,4 @@
-"""What is learned, and the loop that learns it."""
+"""Says what is learned, and has the loop that learns it."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Task:
-    """A model, its data, and which of them are to be learned from.
+    """Holds a model, its data, and which of them are to be learned from.
 
     loss_and_grads(params, x, y) -> loss, grads, hits: grads as spread takes them; hits: how many are right.
     prepare(opt, x): what comes before parameters are read for examples x. spread(grads): grads as update takes them.
@@ -37,17 +37,17 @@ class Task:
     spread: Callable[[Any], Any] = lambda grads: grads
 
     def accuracy(self, params: Any, opt: Any) -> float:
-        """The share of the held-out examples that the parameters get right."""
+        """Return the share of the held-out examples that the parameters get right."""
         self.prepare(opt, self.x[self.test])
         return self.loss_and_grads(params, self.x[self.test], self.y[self.test])[2] / len(self.test)
 
     def majority(self) -> float:
-        """The accuracy of always naming the commonest class."""
+        """Return the accuracy of always naming the commonest class."""
         return float(np.bincount(self.y[self.test]).max() / len(self.test))
 
 
 def split(y: Array, rng: np.random.Generator, share: float = 0.25) -> tuple[Array, Array]:
-    """Indices to train on and to test on: of each class, at random, that share is for the test."""
+    """Return indices to train on and to test on: of each class, at random, that share is for the test."""
     test = np.zeros(len(y), bool)
     for label in np.unique(y):
         members = rng.permutation(np.flatnonzero(y == label))
@@ -56,7 +56,7 @@ def split(y: Array, rng: np.random.Generator, share: float = 0.25) -> tuple[Arra
 
 
 def digits(model: models.Model, rng: np.random.Generator) -> Task:
-    """Handwritten digits, 8x8 pixels of 0 to 1. Raises ImportError without scikit-learn, which has them."""
+    """Return handwritten digits, 8x8 pixels of 0 to 1. Raises ImportError without scikit-learn, which has them."""
     from sklearn.datasets import load_digits
 
     x, y = load_digits(return_X_y=True)
@@ -73,7 +73,7 @@ def digits(model: models.Model, rng: np.random.Generator) -> Task:
 
 
 def text(rng: np.random.Generator, way: str = "lazy") -> Task:
-    """Passages of the standard library, a quarter of its modules held out. way: one of WAYS."""
+    """Return passages of the standard library, a quarter of its modules held out. way: one of WAYS."""
     kinds = np.array([passage.kind for passage in texts.passages()])
     modules = texts.passages()[-1].file + 1
     bags, rows, held = texts.bags_without(frozenset(rng.permutation(modules)[: modules // 4].tolist()))
@@ -136,7 +136,8 @@ def train(
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """One thread: there is too little to share out, and where other work takes a core, all wait for the second thread.
+    """Let everything run on one thread: there is too little to share out, and where other work takes a core, all wait
+    for the second thread.
 
     With both of two cores kept busy, two threads took 137 s and one 1.4 s (AMD EPYC). A learning rate too large ends in
     a loss of nan, which says enough without NumPy's warnings.

@@ -1,4 +1,4 @@
-"""Networks for the demo, their gradients by hand.
+"""Has the networks of the demo, their gradients by hand.
 
 Every layer is inputs @ w + b. What makes a network dense or convolutional is how one layer's output becomes the next
 one's inputs: a linear map `gather`, whose transpose `scatter` takes gradients back.
@@ -24,7 +24,7 @@ def _as_it_is(a: Array) -> Array:
 
 
 class Layer(NamedTuple):
-    """The shape of w, and the maps before it; n images are n rows, or n·side² rows where each pixel is one."""
+    """Holds the shape of w, and the maps before it; n images are n rows, or n·side² rows where each pixel is one."""
 
     rows: int
     columns: int
@@ -36,7 +36,8 @@ Model = Sequence[Layer]
 
 
 def convolution(side: int, channels: int, filters: int) -> Layer:
-    """3x3, as many pixels out as in: im2col, so that one matrix product does it (Chellapilla et al. 2006)."""
+    """Return a convolution of 3x3 with as many pixels out as in: im2col, so that one matrix product does it
+    (Chellapilla et al. 2006)."""
     offsets = [(i, j) for i in range(3) for j in range(3)]
 
     def im2col(a: Array) -> Array:
@@ -55,7 +56,7 @@ def convolution(side: int, channels: int, filters: int) -> Layer:
 
 
 def dense_on_pooled(side: int, channels: int, outputs: int) -> Layer:
-    """A dense layer that sees means of 2x2 pixels, as LeNet's do (LeCun et al. 1998)."""
+    """Return a dense layer that sees means of 2x2 pixels, as LeNet's do (LeCun et al. 1998)."""
     half = side // 2
 
     def pool(a: Array) -> Array:
@@ -77,7 +78,7 @@ CNN: Model = [convolution(8, 1, 16), convolution(8, 16, 32), dense_on_pooled(8, 
 
 
 def init(model: Model, rng: np.random.Generator, dtype: DTypeLike = np.float32) -> Params:
-    """Weights as in He et al. 2015, which keep the size of what passes through a ReLU; biases 0."""
+    """Return weights as in He et al. 2015, which keep the size of what passes through a ReLU; biases 0."""
     return [
         {
             "w": (rng.standard_normal((layer.rows, layer.columns)) * math.sqrt(2 / layer.rows)).astype(dtype),
@@ -88,7 +89,8 @@ def init(model: Model, rng: np.random.Generator, dtype: DTypeLike = np.float32) 
 
 
 def forward(model: Model, params: Params, x: Array) -> tuple[list[Array], list[Array]]:
-    """(what each layer's w multiplies, what each layer gives); x: (images, pixels). The last gives the logits."""
+    """Return (what each layer's w multiplies, what each layer gives); x: (images, pixels). The last gives the
+    logits."""
     inputs: list[Array] = []
     outputs: list[Array] = []
     for layer, params_of_layer in zip(model, params, strict=True):
@@ -98,7 +100,7 @@ def forward(model: Model, params: Params, x: Array) -> tuple[list[Array], list[A
 
 
 def cross_entropy(z: Array, y: Array) -> tuple[float, Array, int]:
-    """Mean softmax cross-entropy of logits z, its gradient, and how many of y have the largest logit.
+    """Return the mean softmax cross-entropy of logits z, its gradient, and how many of y have the largest logit.
 
     The targets are smoothed (Szegedy et al. 2016, section 7): 1 - s for the label, s in equal parts for all.
     """
@@ -113,7 +115,7 @@ def cross_entropy(z: Array, y: Array) -> tuple[float, Array, int]:
 
 
 def loss_and_grads(model: Model, params: Params, x: Array, y: Array) -> tuple[float, Params, int]:
-    """The loss on these images, its gradient, like params, and how many of y the model got right."""
+    """Return the loss on these images, its gradient, like params, and how many of y the model got right."""
     inputs, outputs = forward(model, params, x)
     loss, delta, hits = cross_entropy(outputs[-1], y)  # delta: of the loss, by what the layer gives before its ReLU
     grads: Params = []

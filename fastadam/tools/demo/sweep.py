@@ -1,4 +1,4 @@
-"""python -m fastadam demo --compare: the methods side by side on one model, several seeds of each."""
+"""Compares the methods side by side on one model, several seeds of each: python -m fastadam demo --compare."""
 
 import math
 import os
@@ -39,7 +39,7 @@ SWEEP = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 
 
 class Trial(NamedTuple):
-    """How the methods are compared on one model: within a few minutes on two cores."""
+    """Says how the methods are compared on one model: within a few minutes on two cores."""
 
     about: str
     epochs: int
@@ -57,7 +57,8 @@ TRIALS = {
 
 
 class Run(NamedTuple):
-    """What one training gave. loss: mean of the batches since the point before; accuracy: of the held-out examples."""
+    """Holds what one training gave. loss: mean of the batches since the point before; accuracy: of the held-out
+    examples."""
 
     step: NDArray[np.int64]
     loss: NDArray[np.float64]
@@ -67,13 +68,13 @@ class Run(NamedTuple):
 
     @property
     def end(self) -> float:
-        """The loss at the end: of the last tenth, because batches differ; inf where training failed."""
+        """Return the loss at the end: of the last tenth, because batches differ; inf where training failed."""
         last = slice(-max(1, len(self.loss) // 10), None)
         loss = float(np.average(self.loss[last], weights=self.examples[last]))
         return loss if math.isfinite(loss) else math.inf
 
     def steps_to(self, goal: float) -> float:
-        """The first point at which the held-out accuracy is at least `goal`; inf if it never is."""
+        """Return the first point at which the held-out accuracy is at least `goal`; inf if it never is."""
         reached = np.flatnonzero(self.accuracy >= goal)
         return float(self.step[reached[0]]) if reached.size else math.inf
 
@@ -88,13 +89,13 @@ class Training(NamedTuple):
 
 
 def ends(steps: int, most: int) -> NDArray[np.int64]:
-    """The last step of each point of a curve: at most `most` points, of the same number of steps or one more."""
+    """Return the last step of each point of a curve: at most `most` points, of the same number of steps or one more."""
     points = max(1, min(steps, most))
     return np.arange(1, points + 1) * steps // points
 
 
 def work(job: Training) -> Run:
-    """One training, in whatever process."""
+    """Train once, in whatever process, and return what it gave."""
     method, named = METHODS[job.method]
     rng = np.random.default_rng(job.seed)
     task = MODELS[job.model].task(rng)
@@ -119,7 +120,7 @@ def work(job: Training) -> Run:
 
 
 class Row(NamedTuple):
-    """One method at one learning rate: a run per seed."""
+    """Holds one method at one learning rate: a run per seed."""
 
     lr: float
     runs: list[Run]
@@ -137,7 +138,7 @@ class Row(NamedTuple):
 
 
 def measure(model: str, epochs: int, batch_size: int, seeds: int) -> dict[str, tuple[Row, Row]]:
-    """Every method at its usual default and at the best of SWEEP: where the training loss ends lowest, on average.
+    """Run every method at its usual default and at the best of SWEEP, where the training loss ends lowest on average.
 
     The held-out examples have no say in that choice.
     """
@@ -187,7 +188,7 @@ def show(compared: dict[str, tuple[Row, Row]], goal: float) -> None:
 
 
 def draw(compared: dict[str, tuple[Row, Row]], about: str) -> "Figure":
-    """A panel for each method: the loss at both learning rates, and Adam's for comparison."""
+    """Draw a panel for each method: the loss at both learning rates, and Adam's for comparison."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter
@@ -226,7 +227,7 @@ def draw(compared: dict[str, tuple[Row, Row]], about: str) -> "Figure":
 
 
 def unwritable(out: str) -> str | None:
-    """Why no file can be written there, or None; leaves what is there."""
+    """Return why no file can be written there, or None; leaves what is there."""
     path = Path(out)
     new = not path.exists()
     try:

@@ -1,4 +1,5 @@
-"""Passages of Python's own standard library: is this code, a docstring or a comment? And bags of words of them.
+"""Makes a task of passages of Python's own standard library: is this code, a docstring or a comment? And bags of words
+of them.
 
 The texts are there wherever Python is, and whole modules are held out, so nothing that is tested was trained on.
 """
@@ -33,7 +34,7 @@ class Passage(NamedTuple):
 
 
 def words_by_kind(source: str) -> tuple[list[str], list[str], list[str]]:
-    """The words of code, of docstrings (any text that is a statement) and of comments, in the order of KINDS."""
+    """Return the words of code, of docstrings (any text that is a statement) and of comments, in the order of KINDS."""
     words: tuple[list[str], list[str], list[str]] = [], [], []
     before = tokenize.NEWLINE
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
@@ -50,7 +51,7 @@ def words_by_kind(source: str) -> tuple[list[str], list[str], list[str]]:
 
 @functools.cache
 def passages() -> list[Passage]:
-    """Every run of PASSAGE words of one kind in the modules of the standard library and of its packages.
+    """Return every run of PASSAGE words of one kind in the modules of the standard library and of its packages.
 
     Left out: the tests, some of which are no Python, and the encodings, whose comments are tables of characters.
     """
@@ -67,14 +68,14 @@ def passages() -> list[Passage]:
 
 
 def features(words: list[str]) -> Iterator[str]:
-    """Each word, and each two and three that follow one another."""
+    """Yield each word, and each two and three that follow one another."""
     yield from words
     yield from map(" ".join, pairwise(words))
     yield from map(" ".join, zip(words, words[1:], words[2:], strict=False))
 
 
 class Bags:
-    """Passages as rows of an embedding: one array of rows each, repeated words repeated."""
+    """Holds passages as rows of an embedding: one array of rows each, repeated words repeated."""
 
     def __init__(self, rows: list[Array]) -> None:
         self._rows = rows
@@ -88,7 +89,8 @@ class Bags:
 
 @functools.lru_cache(maxsize=1)
 def bags_without(held: frozenset[int]) -> tuple[Bags, int, Array]:
-    """Every passage's rows; how many rows there are, one for each feature of those to learn from; which are held out.
+    """Return every passage's rows; how many rows there are, one for each feature of those to learn from; which are held
+    out.
 
     held: the files that are held out. Row 0 is for all features that only they have; it never gets a gradient.
     """
@@ -102,7 +104,8 @@ def bags_without(held: frozenset[int]) -> tuple[Bags, int, Array]:
 
 
 def loss_and_grads(params: Any, bags: list[Array], y: Array) -> tuple[float, Any, int]:
-    """Logistic regression on the sum of a passage's rows over the root of their number.
+    """Return loss, gradient and hits of logistic regression on the sum of a passage's rows over the root of their
+    number.
 
     grads["embedding"] is (indices, values), what Optimizer.step_rows takes: a row's gradients are to be summed.
     """
@@ -115,7 +118,7 @@ def loss_and_grads(params: Any, bags: list[Array], y: Array) -> tuple[float, Any
 
 
 def densely(grads: Any, rows: int) -> Any:
-    """The same gradient as one array, most of it 0."""
+    """Return the same gradient as one array, most of it 0."""
     indices, values = grads["embedding"]
     dense = np.zeros((rows, values.shape[1]), values.dtype)
     np.add.at(dense, indices, values)
