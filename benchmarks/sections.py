@@ -6,14 +6,15 @@ from .markdown import absent, by_format, table, taken_on, times, verdicts
 PEERS = "torch", "deepspeed", "bitsandbytes", "torchao"
 
 
-def section(result, about, times=times):
-    """Yield what was timed, its times, what was asked, what it was taken on, who was absent."""
+def section(result, about, times=times, asked=True):
+    """Yield what was timed, its times, what was `asked`, what it was taken on, who was absent."""
     yield about
     yield ""
     yield from times(result)
     yield ""
-    yield from verdicts(result)
-    yield ""
+    if asked:
+        yield from verdicts(result)
+        yield ""
     yield taken_on(result, *PEERS)
     yield from absent(result)
 
@@ -29,14 +30,13 @@ def core(result):
 
 def core_times(result):
     """Yield the same without what was asked, for README.md."""
-    yield "One step of Adam in float32: the time of the whole call, and in brackets ns per parameter where the arrays"
-    yield "exceed the caches. *limit* is the time that reading and writing these bytes takes with trivial arithmetic,"
-    yield "and *of limit* is that time over fastadam's."
-    yield ""
-    yield from times(result)
-    yield ""
-    yield taken_on(result, *PEERS)
-    yield from absent(result)
+    yield from section(
+        result,
+        "One step of Adam in float32: the time of the whole call, and in brackets ns per parameter where the arrays\n"
+        "exceed the caches. *limit* is the time that reading and writing these bytes takes with trivial arithmetic,\n"
+        "and *of limit* is that time over fastadam's.",
+        asked=False,
+    )
 
 
 def chain(result):

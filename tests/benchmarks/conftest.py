@@ -3,7 +3,7 @@
 import pytest
 
 import fastadam as fa
-from fastadam.benchmarks import bench, worker
+from fastadam.benchmarks import bench, clock, worker
 
 
 @pytest.fixture
@@ -29,3 +29,17 @@ def in_process(monkeypatch, same_threads):
         yield {"ended": 0, "words": ""}
 
     monkeypatch.setattr(bench, "events", events)
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """Ctrl-C comes in the second race."""
+    race, turns = clock.race, []
+
+    def race_or_end(*args):
+        turns.append(args)
+        if len(turns) == 2:
+            raise KeyboardInterrupt
+        return race(*args)
+
+    monkeypatch.setattr(clock, "race", race_or_end)

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from fastadam.benchmarks import cases, clock, report, targets, truth
+from fastadam.benchmarks import cases, report, targets, truth
 from fastadam.benchmarks.contestants import Start, named
 from fastadam.benchmarks.ours import FastadamTorch, ours
 from fastadam.benchmarks.peers_torch import TORCH
@@ -124,16 +124,7 @@ def test_what_is_wrong_is_not_timed(monkeypatch, capsys, in_process):
     assert "times as fast:" not in text
 
 
-def test_ctrl_c_keeps_the_cases_that_are_finished(monkeypatch, capsys, tmp_path, in_process):
-    race, turns = clock.race, []
-
-    def interrupted(*args):
-        turns.append(args)
-        if len(turns) == 2:
-            raise KeyboardInterrupt
-        return race(*args)
-
-    monkeypatch.setattr(clock, "race", interrupted)
+def test_ctrl_c_keeps_the_cases_that_are_finished(capsys, tmp_path, in_process, interrupted):
     assert run("chain", 100, "--json", str(tmp_path / "x.json")) == 130
     result = json.loads((tmp_path / "x.json").read_text())
     timed = [case for case, entry in result["cases"].items() if entry["contestants"]]

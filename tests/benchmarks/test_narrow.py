@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from fastadam.benchmarks import clock, markdown, report, suites, targets, truth
+from fastadam.benchmarks import markdown, report, suites, targets, truth
 from fastadam.benchmarks.ours import Fastadam
 from fastadam.benchmarks.suites import ALL, CODED, MOMENTS, OURS, PLAIN, REMAINDER, SHORT_CODED, label
 from fastadam.benchmarks.summary import number
@@ -128,16 +128,7 @@ def test_what_is_wrong_is_not_timed(monkeypatch, capsys, in_process):
     assert capsys.readouterr().out.count(f"{OURS} {MOMENTS} is wrong, so not timed: step 1") == 1
 
 
-def test_ctrl_c_keeps_what_is_finished(monkeypatch, tmp_path, in_process):
-    race, turns = clock.race, []
-
-    def interrupted(*args):
-        turns.append(args)
-        if len(turns) == 2:
-            raise KeyboardInterrupt
-        return race(*args)
-
-    monkeypatch.setattr(clock, "race", interrupted)
+def test_ctrl_c_keeps_what_is_finished(monkeypatch, tmp_path, in_process, interrupted):
     monkeypatch.setattr(suites, "NARROW", suites.NARROW[:2])
     monkeypatch.setattr(suites, "SLOW", suites.SLOW[:1])
     monkeypatch.setattr(suites, "SLOW_SIZE", 64)

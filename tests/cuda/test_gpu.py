@@ -12,10 +12,10 @@ import cuda_host
 import numpy as np
 import pytest
 from cases import METHODS, hostile, kernels_in_use, label, same_bits, variants
-from test_bits import LAYOUTS, gradients_like, tree_of_offsets
-from test_cuda import differing, moved
+from test_bits import gradients_like, tree_of_offsets
 
 # Collected here once more, with this module's cupy and its marks.
+from test_cuda import differing, moved, test_axis_orders_change_nothing  # noqa: F401
 from test_cuda_formats import (  # noqa: F401
     Both,
     test_8_bits_wherever_p_lies,
@@ -70,20 +70,6 @@ def test_every_rule_has_numpys_bits(variant, cupy):
         a.step(grads, grad_scale=0.5)
         b.step([moved(cupy, g) for g in grads], grad_scale=0.5)
     assert differing(here, there, b, a) == []
-
-
-@pytest.mark.parametrize("of_g", LAYOUTS)
-@pytest.mark.parametrize("of_p", LAYOUTS)
-def test_axis_orders_change_nothing(of_p, of_g, cupy):
-    rng = np.random.default_rng(9)
-    p = rng.standard_normal((3, 5, 2, 7)).astype(np.float32)
-    plain, laid = p.copy(), moved(cupy, LAYOUTS[of_p](p))
-    a, b = fa.Adam(plain, backend="numpy"), fa.Adam(laid)
-    for _ in range(STEPS):
-        g = rng.standard_normal(p.shape).astype(np.float32)
-        a.step(g)
-        b.step(moved(cupy, LAYOUTS[of_g](g)))
-    assert differing([plain], [laid], b, a) == []
 
 
 def test_tables_that_are_uploaded_reach_the_right_step(cupy):
