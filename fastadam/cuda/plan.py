@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 from itertools import starmap
 from operator import call, setitem
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from fastadam.arrays.host import Array
 from fastadam.cuda.gradients import GradientsOnDevice
 from fastadam.cuda.norm import Norm
 from fastadam.cuda.nvrtc import function
-from fastadam.cuda.signature import NO_WINDOW, Notes, RowTable, Signature, Touched
+from fastadam.cuda.signature import NO_WINDOW, Ahead, Notes, RowTable, Signature, Touched
 from fastadam.cuda.upload import AnySize
 from fastadam.kernels.chores import Numbers
 from fastadam.kernels.contract import Kernel
@@ -25,9 +25,6 @@ from fastadam.plans.chores import PLAIN, Chores
 from fastadam.plans.plan import Plan
 from fastadam.plans.rows import ByRow
 from fastadam.plans.table import Table
-
-if TYPE_CHECKING:
-    from fastadam.cuda.window import Window
 
 
 class Laid(NamedTuple):
@@ -55,7 +52,7 @@ class CudaPlan(GradientsOnDevice, Plan):
         measured = chores.max_norm or chores.skip_nonfinite or chores.stats or any(limits)
         self._asked = (chores, table.groups) if measured else None
         self._laid: dict[Any, Laid] = {}  # by the gradients' dtypes; all are kept, since captured graphs know theirs
-        self.window: Window | None = None
+        self.window: Ahead | None = None
         super().__init__(kernel, names, owners, streams, table, chores, *rest)
         self._width = len(kernel.Coefficients._fields)
         # What kernels read of a row: not what the rule carries, and the chores' numbers only where there are any; the

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -53,6 +53,13 @@ class Touched(NamedTuple):
     missed: Array
     start: Array
     place: Array
+
+
+class Ahead(Protocol):
+    """Is what launches ask of a window.Window, which knows the plan: the rows of steps to come, and the counter."""
+
+    of: dict[Any, Array]
+    at: Any
 
 
 class RowTable(NamedTuple):
