@@ -4,6 +4,7 @@ import ast
 import copy
 import pickle
 import re
+import tomllib
 from functools import cache
 from pathlib import Path
 
@@ -402,6 +403,17 @@ def test_the_first_lines_of_a_wing_are_a_readers_map():
         assert len(rest) <= 4, wing
         for fact in (r"\bMay import\b", r"\bbelongs?\b"):
             assert re.search(fact, " ".join(rest)), (wing, fact)
+
+
+def test_every_module_has_a_layer():
+    """What pyproject.toml's contract does not name, import-linter does not look at."""
+    contract, *_ = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = {name.strip("() ") for layer in contract["layers"] for name in layer.split("|")}
+    for path in EVERYTHING:
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        module = ".".join(["fastadam", *parts[parts[0] == "fastadam" :]]).removesuffix(".__init__")
+        holder = any(layer.startswith(f"{module}.") for layer in layers)  # the package of layers
+        assert holder or any(f"{module}.".startswith(f"{layer}.") for layer in layers), module
 
 
 def test_no_module_is_longer_than_a_reader_holds():
