@@ -4,58 +4,39 @@ Every function takes p, g and the kernel's slots, arrays of one shape, all float
 axes (where p has no dimension, g may be a number); `t`, the count of this step from 1; and by name the hyperparameters
 of the method it is named after (see fastadam.Adam and so on), with the same defaults. Slots start at zeros. An
 Optimizer does the same with less overhead, and with random bits of its own for each element of a tree: what rounds
-bfloat16 here is seed 0's from index 0 on, the same for every array.
+bfloat16 here is seed 0's from index 0 on, the same for every array. For many steps a fastadam.Stepper is planned once.
 """
 
 import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import numpy as np
+
 from fastadam import kernels, rules
-from fastadam.arrays.host import Array, describe, flat, flat_like
+from fastadam.arrays.host import Array
 from fastadam.backend import choose
-from fastadam.checks import integer, number
-from fastadam.group import Group
+from fastadam.checks import number
 from fastadam.kernels.formats import compute
-from fastadam.plans.streams import Streams, labels
-from fastadam.plans.table import Table
 from fastadam.rule import Rule
+from fastadam.state.slots import has
+from fastadam.stepper import Stepper
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def _step(
     rule: Rule, p: Array, g: Array, slots: dict[str, Array | None],
-    t: int, grad_scale: float, backend: str, *carried: float,
-) -> list[float]:  # fmt: skip
-    """Check everything, then step once. Returns the new values of what the rule carries."""
-    t = integer("t", t, low=1, most=2**63 - 1)
-    chosen = choose(backend, [p])
-    owned, p = p, chosen.home.owned("p", p)
-    kernel = kernels.ALL[rule.kernel]
-    flats: list[Array | None] = []
-    for slot in kernel.slots:
-        x, used = slots[slot.name], not slot.optional or slot.name in rule.options
-        if x is None and used:
-            raise TypeError(f"{slot.name} is None, expected an array like p, {describe(p)}")
-        if x is not None and not used:
-            raise ValueError(f"{slot.name} is {describe(x)}, expected None: {rule} does not use it")
-        if x is None:
-            flats.append(None)
-        else:
-            x = chosen.home.owned(slot.name, x)
-            if (x.shape, compute(x.dtype)) != (p.shape, compute(p.dtype)) or flat_like(x, p) is None:
-                both = f"{slot.name} is {describe(x)}, p is {describe(p)}"
-                raise ValueError(f"{both}: expected one shape and order of axes, and either both in float64 or none")
-            flats.append(flat_like(x, p))
-    group = Group(rule, "", range(1), {compute(p.dtype)})
-    table = Table(type(rule), [group], drawing=True)
-    table.counts[:], table.carried[:] = t - 1, carried
-    table.fill(number("grad_scale", grad_scale))
-    plan = chosen.plan(kernel, [labels(kernel, p="p", g="g")], [owned], [Streams(flat(p), slots=flats)], table)
-    plan.accept([g])
-    plan.launch()
-    return table.carried[0].tolist()
+    t: int, grad_scale: float, backend: str, **carried: Any,
+) -> None:  # fmt: skip
+    """Check everything, then step once, by a Stepper of this one call."""
+    home = choose(backend, [p]).home
+    wide = compute(home.owned("p", p).dtype)
+    used = [slot.name for slot in kernels.ALL[rule.kernel].slots if has(rule, slot) and slots[slot.name] is not None]
+    dtypes = {name: home.owned(name, slots[name]).dtype for name in used}
+    moments = {name: dtype.name for name, dtype in dtypes.items() if compute(dtype) is wide}
+    stepper = Stepper(rule, p, backend=backend, moments=moments)
+    stepper(p, g, slots=slots, t=t, grad_scale=grad_scale, **carried)
 
 
 def _hyperparameters_of(rule: type[Rule], *decided: str) -> Callable[[Function], Function]:
@@ -108,9 +89,9 @@ def nadam_step(
     >>> mu_product = fa.nadam_step(p, g, m, v, t=1)
     >>> mu_product = fa.nadam_step(p, g, m, v, t=2, mu_product=mu_product)
     """
-    mu_product = number("mu_product", mu_product, low=0, most=1)
-    rule = rules.NAdam(**hyperparameters)
-    return _step(rule, p, g, {"m": m, "v": v}, t, grad_scale, backend, mu_product)[0]
+    product = np.array(number("mu_product", mu_product, low=0, most=1))
+    _step(rules.NAdam(**hyperparameters), p, g, {"m": m, "v": v}, t, grad_scale, backend, mu_product=product)
+    return product.item()
 
 
 @_hyperparameters_of(rules.Adamax)

@@ -356,6 +356,7 @@ MANY_PARAMETERS = {  # files, and functions of a file
     "fastadam/functional.py": "a kernel is launched: one step's streams, and options by name",
     "fastadam/tools/papers.py": "oracles take a method's hyperparameters by name",
     "fastadam/optimizer.py:__init__": OPTIONS_BY_NAME,
+    "fastadam/stepper.py:__init__": OPTIONS_BY_NAME,
     "fastadam/torch/optimizer.py:__init__": OPTIONS_BY_NAME,
     "fastadam/torch/methods.py:__init__": "Lion's, as torch's own optimizers have them",
     "fastadam/checkpoint/folder.py:save": OPTIONS_BY_NAME,

@@ -45,6 +45,8 @@ def draws(kernel: Kernel, at: Columns) -> bool:
 class CudaPlan(GradientsOnDevice, Plan):
     """Steps arrays on one device; steps run on the current stream of whoever owns the parameters."""
 
+    movable = False  # signatures hold addresses on the device
+
     def __init__(
         self, kernel: Any, names: Any, owners: Any, streams: Any, table: Table, chores: Chores = PLAIN, *rest: Any
     ) -> None:

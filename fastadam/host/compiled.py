@@ -38,14 +38,7 @@ class NumbaPlan(Plan):
         self._threads, self._traversal = threads, traversal
         self._pieces: dict[Any, int] = {}  # addresses of compiled code by what it was compiled for
         super().__init__(*args)
-        zeros = Streams(None, self._zeros, [None] * len(self._kernel.slots))
-        streams, names = [*self._streams, zeros], [*self._names, labels(self._kernel, " of nothing")]
-        written = [x.map(lambda x, name: target(name, x), of_leaf) for x, of_leaf in zip(streams, names, strict=True)]
-        firsts = [*self._firsts, 0]
-        self._table = np.array(
-            [[*(address or 0 for address in x.columns.row), first] for x, first in zip(written, firsts, strict=True)],
-            np.uint64,
-        )
+        self._table = self._addresses()
         self._size = sum(self._sizes())
         self._objects, self._format = np.zeros(len(self._params), np.int64), Struct(f"{len(self._params)}q")
         self._look_at_grads()
@@ -54,6 +47,22 @@ class NumbaPlan(Plan):
         threads.refresh()
         self._prepare(1)  # the way out in a forked child, or while another thread walks, must not wait for a compiler
         self._prepare(threads.threads_for(self._size))
+
+    def _addresses(self) -> Array:
+        """Return a row a leaf, and one for the zeros: where streams begin; last, the index of the first element."""
+        zeros = Streams(None, self._zeros, [None] * len(self._kernel.slots))
+        streams, names = [*self._streams, zeros], [*self._names, labels(self._kernel, " of nothing")]
+        written = [x.map(lambda x, name: target(name, x), of_leaf) for x, of_leaf in zip(streams, names, strict=True)]
+        firsts = [*self._firsts, 0]
+        return np.array(
+            [[*(address or 0 for address in x.columns.row), first] for x, first in zip(written, firsts, strict=True)],
+            np.uint64,
+        )
+
+    def move(self, owners: Sequence[Any], streams: Sequence[Streams]) -> None:
+        super().move(owners, streams)
+        self._table[:] = self._addresses()
+        self._look_at_grads()
 
     def _look_at_grads(self) -> None:
         """Lay out what tells at a glance whether gradients are like those before."""

@@ -61,15 +61,26 @@ class Plan(Gradients):
     ) -> None:
         self._flags, self._firsts = chores.flags, firsts
         self.unread = []
-        self._kernel, self._names, self._owners, self._streams = kernel, names, owners, streams
+        self._kernel, self._names = kernel, names
         self.table = table
-        self._params: list[Array] = [p.array if isinstance(p, FlatBuffer) else p for p in owners]
-        named = (pair for of_leaf in zip(names, streams, strict=True) for pair in zip(*of_leaf, strict=True))
-        self._memory = Memory((name, x) for name, x in named if x is not None)
         self._scratch: dict[int, Array] = {}
-        self._anchors = [plain(p)[...] for p in self._params]  # what each was like at construction
         self._zeros = np.zeros(CHUNK)  # the gradient of a missed step: as float64, enough for a chunk of any dtype
+        self._walk_over(owners, streams)
         self._lay_out([p.dtype for p in self._params])
+
+    def _walk_over(self, owners: Sequence[Any], streams: Sequence[Streams]) -> None:
+        """Take this for the memory to walk over. Raises ValueError, before anything has changed, where it overlaps."""
+        named = (pair for of_leaf in zip(self._names, streams, strict=True) for pair in zip(*of_leaf, strict=True))
+        self._memory = Memory((name, x) for name, x in named if x is not None)
+        self._owners, self._streams = owners, streams
+        self._params: list[Array] = [p.array if isinstance(p, FlatBuffer) else p for p in owners]
+        self._anchors = [plain(p)[...] for p in self._params]  # what each was like when it was taken
+
+    movable = True  # whether `move` may be called
+
+    def move(self, owners: Sequence[Any], streams: Sequence[Streams]) -> None:
+        """Walk over other memory from now on, of the same sizes and formats. Raises ValueError where it overlaps."""
+        self._walk_over(owners, streams)
 
     def _lay_out(self, g_dtypes: Sequence[Any]) -> None:
         """Sort the leaves into signatures: those whose streams, g's as it comes now, have the same formats.
