@@ -55,6 +55,13 @@ def positive(name: str, value: Any) -> float | None:
     return x
 
 
+def flag(name: str, value: Any) -> bool:
+    """Return value where it is True or False, and nothing that only counts as one, such as "no"."""
+    if value is not True and value is not False:
+        raise TypeError(f"{name} is {value!r}, expected True or False")
+    return value
+
+
 def at_count(name: str, schedule: Callable[[int], Any], t: int, **limits: float) -> float:
     """Return what a schedule says at t, checked; whatever it raises says where."""
     try:

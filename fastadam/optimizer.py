@@ -9,7 +9,7 @@ from fastadam.arrays.flat import FlatBuffer
 from fastadam.arrays.host import Array
 from fastadam.arrays.tree import Structure, Tree, rebuild
 from fastadam.backend import choose
-from fastadam.checks import SEEDS, integer, number
+from fastadam.checks import SEEDS, flag, integer, number
 from fastadam.group import hyperparameters as hyperparameter_names
 from fastadam.group import is_grouped, make_groups
 from fastadam.plans.chores import Chores, StepInfo, check_copies
@@ -98,8 +98,7 @@ class Optimizer(Replacing):
         if unknown := named.keys() - set(names := hyperparameter_names(self.rule)):
             raise TypeError(f"{self.rule.__name__} takes no {min(unknown)!r}, expected any of {', '.join(names)}")
         default = self.rule(*hyperparameters, **named)
-        if capturable is not True and capturable is not False:
-            raise TypeError(f"capturable is {capturable!r}, expected True or False")
+        flag("capturable", capturable)
         storage = Storage(moments=moments, master=master, index_offset=index_offset)
         seed = integer("seed", seed, **SEEDS)
         self._build(params, default, Settings(backend, seed, Chores(**asked), copy_to, storage, capturable))

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
-from fastadam.checks import number
+from fastadam.checks import flag, number
 
 LearningRate = float | Callable[[int], float]
 
@@ -34,9 +34,7 @@ class Rule:
                 checked = tuple(number(f"betas[{k}]", beta, low=0, below=1) for k, beta in enumerate(value))
                 object.__setattr__(self, "_logs", tuple(math.log(beta) if beta else -math.inf for beta in checked))
             elif each.type is bool:
-                if value is not True and value is not False:
-                    raise TypeError(f"{each.name} is {value!r}, expected True or False")
-                checked = value
+                checked = flag(each.name, value)
             else:
                 checked = number(each.name, value, low=0 if each.name in _AT_LEAST_0 else -math.inf)
             object.__setattr__(self, each.name, checked)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any
 
-from fastadam.checks import integer, number
+from fastadam.checks import flag, integer, number
 from fastadam.rule import LearningRate
 
 
@@ -34,12 +34,6 @@ def _schedule(name: str, value: Any) -> Callable[[int], float]:
     return value if callable(value) else Constant(number(name, value, low=0))
 
 
-def _bool(name: str, value: Any) -> bool:
-    if value is not True and value is not False:
-        raise TypeError(f"{name} is {value!r}, expected True or False")
-    return value
-
-
 def _curve(name: str, value: Any) -> str:
     if not isinstance(value, str) or value not in ("cos", "linear"):
         error = ValueError if isinstance(value, str) else TypeError
@@ -55,7 +49,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "milestones": _milestones,
     "then": _schedule,
     "anneal_strategy": _curve,
-    "three_phase": _bool,
+    "three_phase": flag,
 }
 
 

@@ -18,7 +18,7 @@ from fastadam.checkpoint.places import DONE, Place, Series, Single, is_foreign, 
 from fastadam.checkpoint.reading import Opened, open_newer
 from fastadam.checkpoint.saving import Gather, Saving, Team
 from fastadam.checkpoint.source import Source
-from fastadam.checks import integer
+from fastadam.checks import flag, integer
 from fastadam.optimizer import Optimizer
 
 LACKING = errno.EMFILE, errno.ENFILE, errno.ENOMEM  # what this process has not enough of: no checkpoint is at fault
@@ -55,6 +55,7 @@ def finish(saving: Saving) -> None:
 
 def take_over(saved: Opened, opt: Any, shards: Shards, strict: bool) -> Any:
     """Load an opened checkpoint; what `load` returns."""
+    flag("strict", strict)
     if is_torch(opt):
         from fastadam.checkpoint import of_torch
 
@@ -113,6 +114,8 @@ class Folder:
         Raises OSError where the disk refuses or another rank could not save; then the checkpoints before are untouched.
         Without background it takes 24 MB beside the arrays.
         """
+        for name, value in {"background": background, "copy": copy, "accumulated": accumulated}.items():
+            flag(name, value)
         limit = None if memory is None else integer("memory", memory, low=0)
         if not background and (limit is not None or copy is not True):
             raise ValueError("copy and memory are given, expected them with background=True")
@@ -222,6 +225,7 @@ def save(
 
     >>> _ = fa.checkpoint.save("model.ckpt", fa.Adam(np.ones(3, np.float32)))
     """
+    flag("accumulated", accumulated)
     where = path_of_one(path)
     if is_foreign(where):
         raise ValueError(

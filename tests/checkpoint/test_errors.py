@@ -247,6 +247,18 @@ def test_a_folder_is_copied_while_it_saves(tmp_path):
     assert other.load(optimizer()) == "saved"
 
 
+@pytest.mark.parametrize("name", ["background", "copy", "accumulated"])
+def test_what_only_counts_as_true_is_refused(name, tmp_path):
+    """background="no" would be a save in the background."""
+    opt = optimizer()
+    with pytest.raises(TypeError, match=f"{name} is 'no', expected True or False"):
+        fa.checkpoint.Folder(tmp_path / "run").save(opt, **{name: "no"})
+    assert not (tmp_path / "run").exists()
+    fa.checkpoint.save(tmp_path / "one", opt)
+    with pytest.raises(TypeError, match="strict is 'no', expected True or False"):
+        fa.checkpoint.load(tmp_path / "one", opt, strict="no")
+
+
 def test_copy_and_memory_are_for_the_background(tmp_path):
     for named in ({"copy": False}, {"memory": 5}):
         with pytest.raises(ValueError, match="background=True"):
