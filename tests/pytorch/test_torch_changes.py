@@ -406,3 +406,35 @@ def test_an_import_waits_for_no_compiler():
     program = "import sys, fastadam.torch; sys.exit('numba' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     assert subprocess.run([sys.executable, "-c", program], env=environment).returncode == 0
+
+
+def test_a_seed_set_between_steps_draws_the_next():
+    """The next step draws by it, as an optimizer does that was made with it and took over the state."""
+
+    def after_two(first, then):
+        p = Parameter(torch.linspace(-1, 1, 999).bfloat16())
+        p.grad = torch.linspace(1, 2, 999).bfloat16()
+        opt = fat.Adam([p], lr=0.01, seed=first)
+        opt.step()
+        opt.seed = then
+        opt.step()
+        return p.detach()
+
+    p = Parameter(torch.linspace(-1, 1, 999).bfloat16())
+    p.grad = torch.linspace(1, 2, 999).bfloat16()
+    first = fat.Adam([p], lr=0.01, seed=1)
+    first.step()
+    second = fat.Adam([p], lr=0.01, seed=2)
+    second.load_state_dict(first.state_dict())
+    second.step()
+    assert torch.equal(after_two(1, 2), p.detach())
+    assert not torch.equal(after_two(1, 1), p.detach())
+
+
+def test_masters_are_not_taken_from_averages():
+    p = Parameter(torch.ones(9, dtype=torch.bfloat16))
+    p.grad = torch.ones_like(p)
+    opt = fat.Adam([p], ema_decay=0.9, master="float32")
+    opt.step()
+    with opt.averaged(), pytest.raises(RuntimeError, match="params hold the averaged weights"):
+        opt.refresh_master()
