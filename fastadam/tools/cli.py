@@ -36,15 +36,15 @@ def demo(parser: argparse.ArgumentParser) -> Run:
     )
     parser.add_argument("--compare", action="store_true", help="all methods side by side: a table and a picture")
     parser.add_argument("--seeds", type=_integer(1), metavar="N", help="with --compare: how many runs of each (5)")
-    parser.add_argument("--out", metavar="FILE", help="with --compare: the picture (fastadam-MODEL.png)")
+    parser.add_argument("--out", metavar="FILE", help="the picture, a PNG (fastadam-MODEL.png)")
 
     def run(args: argparse.Namespace) -> int:
         one = {name: getattr(args, name) for name in ("lr", "optimizer", "schedule", "seed", "backend")}
-        many = {name: getattr(args, name) for name in ("seeds", "out")}
+        many = {"seeds": args.seeds}
         wrong, given = (one, many) if args.compare else (many, one)
         if unfit := [name for name, value in wrong.items() if value is not None]:
             parser.error(f"argument --{unfit[0]}: {'not ' if args.compare else 'only '}with --compare")
-        chosen = {name: value for name, value in given.items() if value is not None}
+        chosen = {name: value for name, value in {**given, "out": args.out}.items() if value is not None}
         from fastadam.tools import demo
 
         if args.compare:

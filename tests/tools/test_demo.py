@@ -1,6 +1,7 @@
 """The demo as a user runs it, and its hand-written gradients against differences of its loss."""
 
 import math
+import os
 import re
 import subprocess
 import sys
@@ -18,18 +19,39 @@ from fastadam.tools.demo.models import Layer, convolution, dense_on_pooled
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """Let pictures go where nobody keeps anything; return the path there."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 def python(*args):
-    return subprocess.run([sys.executable, *args], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return subprocess.run([sys.executable, *args], capture_output=True, text=True, timeout=300)
 
 
-def test_demo_reads_handwriting():
+def test_demo_reads_handwriting(folder):
     pytest.importorskip("sklearn.datasets")
+    pytest.importorskip("matplotlib")
     done = python("-m", "fastadam", "demo")
     assert done.returncode == 0, done.stderr
-    *_, update, last = done.stdout.splitlines()
+    *_, update, picture, last = done.stdout.splitlines()
     assert re.fullmatch(r"update: \d+\.\d\d of \d+\.\d\d s, \d+ % of the time", update)
     assert float(re.fullmatch(r"test accuracy (\d+\.\d) %", last)[1]) >= 97
     assert done.stderr == ""
+    assert picture == "picture: fastadam-mlp.png"
+    assert (folder / "fastadam-mlp.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_without_matplotlib_the_usual_picture_is_left_out_aloud(folder, monkeypatch, capsys):
+    pytest.importorskip("sklearn.datasets")
+    monkeypatch.setattr(demo.picture, "find_spec", lambda name: None)
+    assert cli.main(["demo", "--epochs", "1"]) == 0
+    assert 'no picture: matplotlib is missing: pip install "fastadam[demo]"' in capsys.readouterr().out.splitlines()
+    assert cli.main(["demo", "--epochs", "1", "--out", "a.png"]) == 1
+    assert capsys.readouterr().err == 'fastadam demo: matplotlib is missing: pip install "fastadam[demo]"\n'
+    assert not list(folder.iterdir())
 
 
 def test_backends_and_repetitions_print_the_same(capsys):
@@ -41,7 +63,7 @@ def test_backends_and_repetitions_print_the_same(capsys):
         assert first.endswith(f"Adam on {backend}, lr 0.001")
         told.append([line for line in lines if not line.startswith("update")])
     assert told[0] == told[1] == told[2]
-    assert len(told[0]) == 4
+    assert len(told[0]) == 5
 
 
 @pytest.mark.parametrize("name", [name for name in dir(fa) if name in cli.optimizers()])
@@ -277,7 +299,7 @@ def test_exact_rows_learn_what_the_dense_step_learns(few_passages):
 def test_text_is_told_apart(capsys):
     """Clearly better than naming the commonest class, in modules that were held out."""
     assert cli.main(["demo", "--model", "text", "--epochs", "1"]) == 0
-    *_, head, lazy, exact, dense, commonest, last = capsys.readouterr().out.splitlines()
+    *_, head, lazy, exact, dense, commonest, _picture, last = capsys.readouterr().out.splitlines()
     assert re.split("  +", head) == ["update", "ms a step", "of it to spread the gradient out", "test accuracy"]
     assert 0 < float(dense.split()[3]) < float(dense.split()[2])
     ends = [line.split()[-2] for line in (lazy, exact, dense, commonest, last)]
@@ -322,20 +344,19 @@ def test_a_picture_that_could_not_be_saved_is_refused_at_once(place, tmp_path, m
 
     monkeypatch.setattr(sweep, "measure", None)
     (tmp_path / "file").touch()
-    assert cli.main(["demo", "--compare", "--out", str(tmp_path / place)]) == 1
-    out, err = capsys.readouterr()
-    assert out == ""
-    (line,) = err.splitlines()
-    assert "--out is " in line
-    assert "expected a file that can be written: " in line
+    for compare in ["--compare"], []:
+        assert cli.main(["demo", *compare, "--out", str(tmp_path / place)]) == 1
+        out, err = capsys.readouterr()
+        assert out == ""
+        (line,) = err.splitlines()
+        assert "--out is " in line
+        assert "expected a file that can be written: " in line
 
 
 def test_a_look_whether_a_picture_can_be_saved_changes_nothing(tmp_path):
-    from fastadam.tools.demo.sweep import unwritable
-
     old = tmp_path / "old.png"
     old.write_bytes(b"picture")
-    assert unwritable(str(old)) is unwritable(str(tmp_path / "new.png")) is None
+    assert demo.picture.impossible(str(old)) is demo.picture.impossible(str(tmp_path / "new.png")) is None
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("old.png", b"picture")]
 
 
@@ -463,7 +484,6 @@ def test_a_bad_option_is_one_line(option, value, expected, capsys):
         (["--compare", "--lr", "0.1"], "argument --lr: not with --compare"),
         (["--compare", "--schedule", "cosine"], "argument --schedule: not with --compare"),
         (["--seeds", "3"], "argument --seeds: only with --compare"),
-        (["--out", "a.png"], "argument --out: only with --compare"),
     ],
 )
 def test_options_that_would_be_ignored_are_refused(options, message, capsys):

@@ -29,7 +29,7 @@ from fastadam.schedules import (
     Warmup,
 )
 from fastadam.tools.console import TextTable
-from fastadam.tools.demo import models
+from fastadam.tools.demo import models, picture
 from fastadam.tools.demo.learning import WAYS, Task, digits, one_thread, text, train
 
 Report = Callable[[int, float, float], None]  # epoch, loss, share of hits
@@ -129,19 +129,28 @@ def progress(epochs: int) -> Iterator[Report]:
         yield line
 
 
-def learn(
-    task: Task, opt: Any, params: Any, epochs: int, batch_size: int, rng: np.random.Generator
-) -> tuple[float, float]:
-    """Train and report each epoch; the seconds of the updates, and of these what went into spreading gradients out."""
+class Learned(NamedTuple):
+    """Tells of a training: the seconds of its updates, of these what went into spreading gradients out; losses by
+    epoch."""
+
+    updating: float
+    spreading: float
+    losses: list[float]
+
+
+def learn(task: Task, opt: Any, params: Any, epochs: int, batch_size: int, rng: np.random.Generator) -> Learned:
+    """Train, and report each epoch."""
     updating, spreading, loss, hits, examples = 0.0, 0.0, 0.0, 0, 0
+    losses = list[float]()
     with progress(epochs) as report:
         for step in train(task, params, opt, epochs, batch_size, rng):
             loss, hits, examples = loss + step.loss * step.examples, hits + step.hits, examples + step.examples
             updating, spreading = updating + step.seconds, spreading + step.spreading
             if examples == len(task.learn):
-                report(step.epoch, loss / examples, hits / examples)
+                losses.append(loss / examples)
+                report(step.epoch, losses[-1], hits / examples)
                 loss, hits, examples = 0.0, 0, 0
-    return updating, spreading
+    return Learned(updating, spreading, losses)
 
 
 def run(
@@ -154,8 +163,15 @@ def run(
     schedule: str = "constant",
     seed: int = 0,
     backend: str = "auto",
+    out: str | None = None,
 ) -> int:
-    """Train, test, print; returns the exit status. The seed decides split, weights and batches, so the result too."""
+    """Train, test, print, draw; returns the exit status. The seed decides split, weights and batches, so the result
+    too. out: the picture, fastadam-MODEL.png by default; without Matplotlib only that default is left out, aloud."""
+    place = out or f"fastadam-{model}.png"
+    if (blocked := picture.impossible(place)) and out is not None:
+        print(f"fastadam demo: {blocked}", file=sys.stderr)
+        return 1
+    curves = dict[str, list[float]]()
     entry, method = MODELS[model], getattr(fa, optimizer)
     epochs = entry.epochs if epochs is None else epochs
     lr = entry.lr.get(optimizer, method.rule.lr) if lr is None else lr
@@ -178,14 +194,16 @@ def run(
                 print(f"fastadam demo: {error}", file=sys.stderr)
                 return 1
             if number == 0:
-                print(f"{task.about}; {optimizer} on {opt.backend}, lr {opt.groups[0].lr}")
+                about = f"{task.about}; {optimizer} on {opt.backend}, lr {opt.groups[0].lr}"
+                print(about)
             if model == "text" and WAYS[number] == "exact" and opt.backend == "numpy":
                 compared.add("step_rows, exact", "left out:", "", "NumPy takes minutes over the steps that rows missed")
                 continue
             start = time.perf_counter()
-            updating, spreading = learn(task, opt, params, epochs, batch_size, rng)
+            updating, spreading, losses = learn(task, opt, params, epochs, batch_size, rng)
             seconds = time.perf_counter() - start
             accuracy = task.accuracy(params, opt)
+        curves[f"rows: {WAYS[number]}" if model == "text" else optimizer] = losses
         if model == "text":
             name = "dense: step" if WAYS[number] == "dense" else f"step_rows, {WAYS[number]}"
             spread = f"{1000 * spreading / steps:.3f}" if WAYS[number] == "dense" else ""
@@ -195,5 +213,9 @@ def run(
         print(f"commonest class {100 * task.majority():.1f} %")
     else:
         print(f"update: {updating:.2f} of {seconds:.2f} s, {100 * updating / seconds:.0f} % of the time")
+    if blocked:
+        print(f"no picture: {blocked}")
+    else:
+        picture.write(picture.losses(curves, about), place)
     print(f"test accuracy {100 * accuracy:.1f} %")
     return 0

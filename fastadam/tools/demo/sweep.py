@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from importlib.util import find_spec
 from multiprocessing import get_context
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 import fastadam as fa
 from fastadam.tools.console import TextTable, track
-from fastadam.tools.demo import MODELS
+from fastadam.tools.demo import MODELS, picture
 from fastadam.tools.demo.learning import one_thread, train
 
 if TYPE_CHECKING:
@@ -226,34 +225,18 @@ def draw(compared: dict[str, tuple[Row, Row]], about: str) -> "Figure":
     return figure
 
 
-def unwritable(out: str) -> str | None:
-    """Return why no file can be written there, or None; leaves what is there."""
-    path = Path(out)
-    new = not path.exists()
-    try:
-        path.open("ab").close()
-    except OSError as error:
-        return error.strerror
-    if new:
-        path.unlink()
-    return None
-
-
 def run(model: str, epochs: int | None, batch_size: int, seeds: int = 5, out: str | None = None) -> int:
     """Compare, print the table, draw; returns the exit status."""
     trial, out = TRIALS[model], out or f"fastadam-{model}.png"
-    needed = ("matplotlib",) if model == "text" else ("matplotlib", "sklearn")
-    if missing := [name for name in needed if find_spec(name) is None]:
-        print(f'fastadam demo: {missing[0]} is missing: pip install "fastadam[demo]"', file=sys.stderr)
-        return 1
-    if why := unwritable(out):
-        print(f"fastadam demo: --out is {out!r}, expected a file that can be written: {why}", file=sys.stderr)
+    why = picture.impossible(out)
+    if model != "text" and find_spec("sklearn") is None:
+        why = 'sklearn is missing: pip install "fastadam[demo]"'
+    if why:
+        print(f"fastadam demo: {why}", file=sys.stderr)
         return 1
     epochs = trial.epochs if epochs is None else epochs
     compared = measure(model, epochs, batch_size, seeds)
     show(compared, trial.goal)
-    figure = draw(compared, f"{trial.about}, batches of {batch_size}")
-    figure.savefig(out, format="png", dpi=90, pil_kwargs={"optimize": True})
-    print(f"picture: {out}")
+    picture.write(draw(compared, f"{trial.about}, batches of {batch_size}"), out)
     print(f"test accuracy {100 * np.mean([run.accuracy[-1] for run in compared['Adam'][1].runs]):.1f} %")
     return 0
