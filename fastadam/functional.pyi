@@ -53,6 +53,7 @@ def adamax_step(
     eps: float = 1e-08,
     weight_decay: float = 0.0,
     maximize: bool = False,
+    eps_hat: bool = False,
 ) -> None: ...
 def adabelief_step(
     p: Array,
@@ -97,6 +98,7 @@ def momentum_step(
     weight_decay: float = 0.0,
     nesterov: bool = False,
     maximize: bool = False,
+    lr_in_momentum: bool = False,
 ) -> None: ...
 def rmsprop_step(
     p: Array,
@@ -114,6 +116,7 @@ def rmsprop_step(
     weight_decay: float = 0.0,
     momentum: float = 0.0,
     maximize: bool = False,
+    eps_hat: bool = False,
 ) -> None: ...
 def adagrad_step(
     p: Array,
@@ -128,4 +131,5 @@ def adagrad_step(
     weight_decay: float = 0.0,
     eps: float = 1e-10,
     maximize: bool = False,
+    eps_hat: bool = False,
 ) -> None: ...

@@ -92,6 +92,7 @@ class Adamax(Optimizer):
         weight_decay: float = 0.0,
         *,
         maximize: bool = False,
+        eps_hat: bool = False,
         **options: Unpack[Options],
     ) -> None: ...
 
@@ -132,6 +133,7 @@ class SGD(Optimizer):
         nesterov: bool = False,
         *,
         maximize: bool = False,
+        lr_in_momentum: bool = False,
         **options: Unpack[Options],
     ) -> None: ...
 
@@ -147,6 +149,7 @@ class RMSprop(Optimizer):
         centered: bool = False,
         *,
         maximize: bool = False,
+        eps_hat: bool = False,
         **options: Unpack[Options],
     ) -> None: ...
 
@@ -161,5 +164,6 @@ class Adagrad(Optimizer):
         eps: float = 1e-10,
         *,
         maximize: bool = False,
+        eps_hat: bool = False,
         **options: Unpack[Options],
     ) -> None: ...

@@ -147,20 +147,23 @@ class NAdam(Rule):
 
 @dataclass(frozen=True)
 class Adamax(Rule):
-    """Is Adam under the infinity norm: Kingma & Ba 2015, Algorithm 2; eps added to |g|, as in PyTorch."""
+    """Is Adam under the infinity norm: Kingma & Ba 2015, Algorithm 2; eps added to |g|, as in PyTorch.
+
+    eps_hat=True adds it to the norm where that divides, as Keras does.
+    """
 
     lr: LearningRate = 2e-3
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
+    eps_hat: bool = field(default=False, kw_only=True)
 
     kernel: ClassVar[str] = "adamax"
 
     def coefficients(self, t: int, lr: float, *carried: float) -> tuple[float, ...]:
-        beta1, beta2 = self.betas
-        return AdamaxCoefficients(
-            self._sign, self.weight_decay, beta1, 1 - beta1, beta2, lr / self._bias(0, t), self.eps
-        )
+        (beta1, beta2), step_size = self.betas, lr / self._bias(0, t)
+        both_eps = (0.0, self.eps) if self.eps_hat else (self.eps, 0.0)
+        return AdamaxCoefficients(self._sign, self.weight_decay, beta1, 1 - beta1, beta2, step_size, *both_eps)
 
 
 @dataclass(frozen=True)
@@ -201,13 +204,17 @@ class Lion(Rule):
 
 @dataclass(frozen=True)
 class SGD(Rule):
-    """Is gradient descent with PyTorch's momentum: lr multiplies it, and the first step is not dampened."""
+    """Is gradient descent with PyTorch's momentum: lr multiplies it, and the first step is not dampened.
+
+    lr_in_momentum=True is the form of Sutskever et al. 2013, which Keras uses: momentum gathers -lr·g, and is added.
+    """
 
     lr: LearningRate = 1e-3
     momentum: float = 0.0
     dampening: float = 0.0
     weight_decay: float = 0.0
     nesterov: bool = False
+    lr_in_momentum: bool = field(default=False, kw_only=True)
 
     kernel: ClassVar[str] = "momentum"
 
@@ -228,13 +235,18 @@ class SGD(Rule):
         grad_step, momentum_step = lr, 0.0
         if self.momentum:
             grad_step, momentum_step = (lr, lr * self.momentum) if self.nesterov else (0.0, lr)
+            if self.lr_in_momentum:
+                taken, momentum_step = -lr * taken, -self.momentum if self.nesterov else -1.0
         return MomentumCoefficients(self._sign, self.weight_decay, kept, taken, grad_step, momentum_step)
 
 
 @dataclass(frozen=True)
 class RMSprop(Rule):
     """Divides the gradient by the root of a mean of its squares: Tieleman & Hinton 2012; centered: Graves 2013; eps
-    beside the root and momentum as in PyTorch."""
+    beside the root and momentum as in PyTorch.
+
+    eps_hat=True is Graves's form, which Keras uses: eps inside the root, and lr inside the momentum.
+    """
 
     lr: LearningRate = 1e-2
     alpha: float = 0.99
@@ -242,6 +254,7 @@ class RMSprop(Rule):
     weight_decay: float = 0.0
     momentum: float = 0.0
     centered: bool = False
+    eps_hat: bool = field(default=False, kw_only=True)
 
     kernel: ClassVar[str] = "rmsprop"
 
@@ -250,21 +263,26 @@ class RMSprop(Rule):
         return frozenset(name for name, used in (("mean", self.centered), ("m", self.momentum > 0)) if used)
 
     def coefficients(self, t: int, lr: float, *carried: float) -> tuple[float, ...]:
+        both_eps, steps = ((self.eps, 0.0), (lr, 1.0)) if self.eps_hat else ((0.0, self.eps), (1.0, lr))
         return RMSpropCoefficients(
-            self._sign, self.weight_decay, self.alpha, 1 - self.alpha, self.momentum, self.eps, lr
+            self._sign, self.weight_decay, self.alpha, 1 - self.alpha, self.momentum, *both_eps, *steps
         )
 
 
 @dataclass(frozen=True)
 class Adagrad(Rule):
     """Divides the gradient by the root of the sum of all its squares: Duchi et al. 2011; lr decays as lr / (1 + (t -
-    1)·lr_decay), as in PyTorch."""
+    1)·lr_decay), as in PyTorch.
+
+    eps stands beside the root, or with eps_hat=True inside, as in Keras.
+    """
 
     lr: LearningRate = 1e-2
     lr_decay: float = 0.0
     weight_decay: float = 0.0
     initial_accumulator_value: float = 0.0
     eps: float = 1e-10
+    eps_hat: bool = field(default=False, kw_only=True)
 
     kernel: ClassVar[str] = "adagrad"
 
@@ -272,4 +290,5 @@ class Adagrad(Rule):
         return {"sum": self.initial_accumulator_value}
 
     def coefficients(self, t: int, lr: float, *carried: float) -> tuple[float, ...]:
-        return AdagradCoefficients(self._sign, self.weight_decay, lr / (1 + (t - 1) * self.lr_decay), self.eps)
+        both_eps = (self.eps, 0.0) if self.eps_hat else (0.0, self.eps)
+        return AdagradCoefficients(self._sign, self.weight_decay, lr / (1 + (t - 1) * self.lr_decay), *both_eps)

@@ -96,11 +96,17 @@ def radam(t, p, g, state, *, lr, betas, eps, weight_decay=0.0, decoupled_weight_
     return p - lr * m_hat, {"m": m, "v": v}
 
 
-def adamax(t, p, g, state, *, lr, betas, eps, weight_decay=0.0, maximize=False):
-    """Kingma & Ba 2015, Algorithm 2; torch adds eps (not in the paper) to |g| inside the maximum, and coupled decay."""
+def adamax(t, p, g, state, *, lr, betas, eps, weight_decay=0.0, maximize=False, eps_hat=False):
+    """Kingma & Ba 2015, Algorithm 2; torch adds eps (not in the paper) to |g| inside the maximum, and coupled decay.
+
+    eps_hat: Keras adds eps to the maximum where it divides.
+    """
     lr, beta1, beta2, eps, weight_decay = numbers(p, lr, *betas, eps, weight_decay)
     g = (-g if maximize else g) + weight_decay * p
     m = beta1 * state["m"] + (1 - beta1) * g
+    if eps_hat:
+        u = np.maximum(beta2 * state["u"], np.abs(g))
+        return p - lr / (1 - beta1**t) * m / (u + eps), {"m": m, "u": u}
     u = np.maximum(beta2 * state["u"], np.abs(g) + eps)
     return p - lr / (1 - beta1**t) * m / u, {"m": m, "u": u}
 
@@ -133,25 +139,32 @@ def lion(t, p, g, state, *, lr, betas, weight_decay=0.0, maximize=False):
     return p - lr * (update + weight_decay * p), {"m": m}
 
 
-def sgd(t, p, g, state, *, lr, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False, maximize=False):
+def sgd(t, p, g, state, *, lr, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False, maximize=False,
+        lr_in_momentum=False):  # fmt: skip
     """Sutskever et al. 2013, equations 1-4, in torch's form.
 
     Departs as torch does: lr multiplies the step, not what momentum gathers; the first m is g itself, undampened;
     Nesterov's look-ahead is g + momentum·m.
+    lr_in_momentum: the paper's own form, and Keras's: the velocity gathers -lr·g, and is added to p.
     """
     lr, momentum, dampening, weight_decay = numbers(p, lr, momentum, dampening, weight_decay)
     g = (-g if maximize else g) + weight_decay * p
     if momentum == 0:
         return p - lr * g, {}
+    if lr_in_momentum:
+        velocity = momentum * state["m"] - lr * ((1 - dampening) * g if t > 1 else g)
+        return p + (momentum * velocity - lr * g if nesterov else velocity), {"m": velocity}
     m = momentum * state["m"] + (1 - dampening) * g if t > 1 else g
     return p - lr * (g + momentum * m if nesterov else m), {"m": m}
 
 
-def rmsprop(t, p, g, state, *, lr, alpha, eps, weight_decay=0.0, momentum=0.0, centered=False, maximize=False):
+def rmsprop(t, p, g, state, *, lr, alpha, eps, weight_decay=0.0, momentum=0.0, centered=False, maximize=False,
+            eps_hat=False):  # fmt: skip
     """Hinton 2012, lecture 6e; centered and with momentum: Graves 2013, equations 38-41.
 
     Departs as torch does: eps is outside the root, lr outside the momentum. Departs from torch too: the centered
     variance is clamped at 0, which rounding can undercut.
+    eps_hat: Graves's form, with eps inside the root and lr inside the momentum, as in Keras.
     """
     lr, alpha, eps, weight_decay, momentum = numbers(p, lr, alpha, eps, weight_decay, momentum)
     g = (-g if maximize else g) + weight_decay * p
@@ -160,21 +173,26 @@ def rmsprop(t, p, g, state, *, lr, alpha, eps, weight_decay=0.0, momentum=0.0, c
     if centered:
         mean = new["mean"] = alpha * state["mean"] + (1 - alpha) * g
         v = np.maximum(v - mean**2, 0)
-    step = g / (np.sqrt(v) + eps)
+    step = g / (np.sqrt(v + eps) if eps_hat else np.sqrt(v) + eps)
+    if eps_hat:
+        step = lr * step
     if momentum > 0:
         step = new["m"] = momentum * state["m"] + step
-    return p - lr * step, new
+    return p - step if eps_hat else p - lr * step, new
 
 
-def adagrad(t, p, g, state, *, lr, eps, lr_decay=0.0, weight_decay=0.0, initial_accumulator_value=0.0, maximize=False):
+def adagrad(t, p, g, state, *, lr, eps, lr_decay=0.0, weight_decay=0.0, initial_accumulator_value=0.0, maximize=False,
+            eps_hat=False):  # fmt: skip
     """Duchi et al. 2011, Figure 1 (diagonal); torch adds lr_decay and coupled decay.
 
     initial_accumulator_value is where the sum starts, see `start`; the step itself does not use it.
+    eps_hat: Keras adds eps inside the root.
     """
     lr, eps, lr_decay, weight_decay = numbers(p, lr, eps, lr_decay, weight_decay)
     g = (-g if maximize else g) + weight_decay * p
     total = state["sum"] + g**2
-    return p - lr / (1 + (t - 1) * lr_decay) * g / (np.sqrt(total) + eps), {"sum": total}
+    root = np.sqrt(total + eps) if eps_hat else np.sqrt(total) + eps
+    return p - lr / (1 + (t - 1) * lr_decay) * g / root, {"sum": total}
 
 
 ORACLES = {f.__name__: f for f in (adam, adamw, nadam, radam, adamax, adabelief, lion, sgd, rmsprop, adagrad)}

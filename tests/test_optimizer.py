@@ -476,7 +476,8 @@ PAPERS = {  # not in torch.optim
     ),
     "Lion": ({"lr": 1e-4, "betas": (0.9, 0.99), "weight_decay": 0}, {"maximize": False}),
 }
-OURS = {"eps_hat": False}  # Adam and AdamW
+HAT = {"eps_hat": False}
+OURS = {**dict.fromkeys(["Adam", "AdamW", "Adamax", "RMSprop", "Adagrad"], HAT), "SGD": {"lr_in_momentum": False}}
 
 
 @pytest.mark.parametrize("name", TORCH | PAPERS)
@@ -491,7 +492,7 @@ def test_names_order_and_defaults_are_torchs(name):
     }
     first, second = kinds.values()
     assert first == {"params": inspect.Parameter.empty, **positional}
-    extra = OURS if name in ("Adam", "AdamW") else {}
+    extra = OURS.get(name, {})
     chores = {each.name: each.default for each in fields(Chores)} | {"copy_to": None}
     storage = {each.name: each.default for each in fields(Storage)}
     ours = {"backend": "auto", "seed": 0, "capturable": False}

@@ -2,9 +2,9 @@
 
     g   <- grad_scale·g + l2·p                        scale the gradient, add coupled decay
     sum <- sum + g²                                   all squares so far
-    p   <- p - step_size·g / (√sum + eps)
+    p   <- p - step_size·g / (√(sum + root_eps) + eps)
 
-Duchi et al. 2011, Figure 1, diagonal; eps beside the root as in PyTorch.
+Duchi et al. 2011, Figure 1, diagonal; one of the two eps is 0: as in PyTorch, or Keras.
 """
 
 from typing import NamedTuple
@@ -22,6 +22,7 @@ class Coefficients(NamedTuple):
     grad_scale: float  # multiplies g first: 1/loss scale; negative to maximize
     l2: float  # coupled weight decay, added to g
     step_size: float  # lr / (1 + (t - 1)·lr_decay)
+    root_eps: float  # inside the root; units of g²
     eps: float  # beside the root; units of g
 
 
@@ -29,5 +30,5 @@ def adagrad(p, g, sum, c):
     """One element, or whole arrays, of one step: (p, g, sum) -> (p, sum)."""
     g = c.grad_scale * g + c.l2 * p
     sum = sum + g * g
-    p = p - c.step_size * g / (np.sqrt(sum) + c.eps)
+    p = p - c.step_size * g / (np.sqrt(sum + c.root_eps) + c.eps)
     return p, sum

@@ -3,13 +3,13 @@
 struct adagrad {
     template <class real>
     struct Coefficients {
-        real grad_scale, l2, step_size, eps;
+        real grad_scale, l2, step_size, root_eps, eps;
     };
 
     template <class real>
     static DEVICE void element(real& p, real g, real& sum, const Coefficients<real>& c) {
         g = c.grad_scale * g + c.l2 * p;
         sum = sum + g * g;
-        p = p - c.step_size * g / (sqrt(sum) + c.eps);
+        p = p - c.step_size * g / (sqrt(sum + c.root_eps) + c.eps);
     }
 };

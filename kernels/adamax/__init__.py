@@ -3,9 +3,9 @@
     g  <- grad_scale·g + l2·p                         scale the gradient, add coupled decay
     m  <- β1·m + (1-β1)·g                             first moment
     u  <- max(β2·u, |g| + eps)                        the exponentially weighted infinity norm
-    p  <- p - step_size·m / u
+    p  <- p - step_size·m / (u + divisor_eps)
 
-Kingma & Ba 2015, Algorithm 2; eps keeps u from zero, as in PyTorch.
+Kingma & Ba 2015, Algorithm 2; one of the two eps keeps the divisor from zero, the other is 0: as in PyTorch, or Keras.
 """
 
 from typing import NamedTuple
@@ -26,7 +26,8 @@ class Coefficients(NamedTuple):
     one_minus_beta1: float
     beta2: float
     step_size: float  # lr / (1 - β1^t)
-    eps: float  # units of g
+    eps: float  # inside the maximum; units of g
+    divisor_eps: float  # beside u; units of g
 
 
 def adamax(p, g, m, u, c):
@@ -34,5 +35,5 @@ def adamax(p, g, m, u, c):
     g = c.grad_scale * g + c.l2 * p
     m = c.beta1 * m + c.one_minus_beta1 * g
     u = maximum(c.beta2 * u, np.abs(g) + c.eps)
-    p = p - c.step_size * m / u
+    p = p - c.step_size * m / (u + c.divisor_eps)
     return p, m, u

@@ -3,7 +3,7 @@
 struct adamax {
     template <class real>
     struct Coefficients {
-        real grad_scale, l2, beta1, one_minus_beta1, beta2, step_size, eps;
+        real grad_scale, l2, beta1, one_minus_beta1, beta2, step_size, eps, divisor_eps;
     };
 
     template <class real>
@@ -11,6 +11,6 @@ struct adamax {
         g = c.grad_scale * g + c.l2 * p;
         m = c.beta1 * m + c.one_minus_beta1 * g;
         u = maximum(c.beta2 * u, abs(g) + c.eps);
-        p = p - c.step_size * m / u;
+        p = p - c.step_size * m / (u + c.divisor_eps);
     }
 };

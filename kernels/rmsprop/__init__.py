@@ -3,11 +3,12 @@
     g    <- grad_scale·g + l2·p                       scale the gradient, add coupled decay
     v    <- α·v + (1-α)·g²                            second moment
     mean <- α·mean + (1-α)·g                          centered only; then v - mean², not below 0, takes v's place below
-    m    <- momentum·m + g / (√v + eps)               with momentum; then takes the quotient's place below
-    p    <- p - lr·g / (√v + eps)
+    m    <- momentum·m + grad_step·g / (√(v + root_eps) + eps)    with momentum; then takes the quotient's place below
+    p    <- p - step_size·grad_step·g / (√(v + root_eps) + eps)
 
-Tieleman & Hinton 2012, lecture 6.5; centered: Graves 2013, eq. 38-45; eps and momentum as in PyTorch. The clamp at 0 is
-ours: rounding makes v - mean² negative under a constant gradient, and its root NaN.
+Tieleman & Hinton 2012, lecture 6.5; centered: Graves 2013, eq. 38-45. One of the two eps is 0, and one of the two steps
+is 1: as in PyTorch, or Keras. The clamp at 0 is ours: rounding makes v - mean² negative under a constant gradient, and
+its root NaN.
 """
 
 from typing import NamedTuple
@@ -27,8 +28,10 @@ class Coefficients(NamedTuple):
     alpha: float
     one_minus_alpha: float
     momentum: float
+    root_eps: float  # inside the root; units of g²
     eps: float  # beside the root; units of g
-    lr: float
+    grad_step: float  # lr where momentum gathers steps; 1 where it gathers gradients
+    step_size: float  # the other way round
 
 
 def rmsprop(p, g, v, mean, m, c):
@@ -39,9 +42,9 @@ def rmsprop(p, g, v, mean, m, c):
     if mean is not None:
         mean = c.alpha * mean + c.one_minus_alpha * g
         variance = maximum(v - mean * mean, 0)
-    update = g / (np.sqrt(variance) + c.eps)
+    update = c.grad_step * g / (np.sqrt(variance + c.root_eps) + c.eps)
     if m is not None:
         m = c.momentum * m + update
         update = m
-    p = p - c.lr * update
+    p = p - c.step_size * update
     return p, v, mean, m

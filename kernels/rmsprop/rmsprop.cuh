@@ -3,7 +3,7 @@
 struct rmsprop {
     template <class real>
     struct Coefficients {
-        real grad_scale, l2, alpha, one_minus_alpha, momentum, eps, lr;
+        real grad_scale, l2, alpha, one_minus_alpha, momentum, root_eps, eps, grad_step, step_size;
     };
 
     template <class real, class Mean, class M>
@@ -15,11 +15,11 @@ struct rmsprop {
             mean = c.alpha * mean + c.one_minus_alpha * g;
             variance = maximum(v - mean * mean, 0);
         }
-        real update = g / (sqrt(variance) + c.eps);
+        real update = c.grad_step * g / (sqrt(variance + c.root_eps) + c.eps);
         if constexpr (there<M>) {
             m = c.momentum * m + update;
             update = m;
         }
-        p = p - c.lr * update;
+        p = p - c.step_size * update;
     }
 };

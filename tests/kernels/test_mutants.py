@@ -61,6 +61,7 @@ ELEMENTS = [
     ("adamax", "np.abs(g) + c.eps", "np.abs(g)"),
     ("adamax", "np.abs(g) + c.eps", "g + c.eps"),
     ("adamax", "maximum(c.beta2 * u,", "maximum(u,"),
+    ("adamax", "(u + c.divisor_eps)", "u"),
     ("adabelief", "surprise = g - m", "surprise = g"),
     ("adabelief", "(surprise * surprise) + c.eps", "(surprise * surprise)"),
     ("lion", "sign(c.beta1 * m + c.one_minus_beta1 * g)", "sign(c.beta2 * m + c.one_minus_beta2 * g)"),
@@ -68,10 +69,11 @@ ELEMENTS = [
     ("momentum", "update + c.momentum_step * m", "c.momentum_step * m"),
     ("momentum", "c.one_minus_dampening * g", "g"),
     ("rmsprop", "maximum(v - mean * mean, 0)", "v"),
-    ("rmsprop", "np.sqrt(variance) + c.eps", "np.sqrt(variance + c.eps)"),
-    ("rmsprop", "c.momentum * m + update", "c.momentum * m + c.lr * update"),
+    ("rmsprop", "variance + c.root_eps) + c.eps", "variance + c.eps) + c.root_eps"),
+    ("rmsprop", "c.momentum * m + update", "c.momentum * m + c.step_size * update"),
+    ("rmsprop", "c.grad_step * g /", "g /"),
     ("adagrad", "sum = sum + g * g", "sum = g * g"),
-    ("adagrad", "np.sqrt(sum) + c.eps", "np.sqrt(sum + c.eps)"),
+    ("adagrad", "sum + c.root_eps) + c.eps", "sum + c.eps) + c.root_eps"),
 ]
 
 
@@ -108,6 +110,9 @@ RULES = [
     ('return {"sum": self.initial_accumulator_value}', "return {}"),
     ("step_size, rsqrt_bias2, self.eps, decay", "step_size, rsqrt_bias2, max(self.eps, 1e-12), decay"),
     ("rsqrt_bias2, self.eps)", "rsqrt_bias2, max(self.eps, 1e-7))"),
+    ("taken, momentum_step = -lr * taken", "taken, momentum_step = -lr"),
+    ("-self.momentum if self.nesterov else -1.0", "-1.0"),
+    ("(self.eps, 0.0), (lr, 1.0)", "(self.eps, 0.0), (1.0, lr)"),
     ("if self.eps_hat else", "if self.eps_hat and t < 100 else"),  # after a while the wrong one
     ("(t - 1) * self.lr_decay", "min(t - 1, 1000) * self.lr_decay"),
     ("1 / math.sqrt(self._bias(1, t))", "1 / math.sqrt(self._bias(1, min(t, 90)))"),
