@@ -10,7 +10,8 @@ import pytest
 
 import fastadam
 
-MODULES = "fastadam", "fastadam.schedules", "fastadam.checkpoint", "fastadam.torch"
+LIBRARIES = {"torch": "PyTorch", "scipy": "SciPy"}  # that wings of the same name are for
+MODULES = "fastadam", "fastadam.schedules", "fastadam.checkpoint", *(f"fastadam.{name}" for name in LIBRARIES)
 
 
 def public(name):
@@ -30,8 +31,9 @@ def public(name):
 def test_examples_run(module, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {"fastadam": fastadam, "fa": fastadam, "np": np}
-    if module == "fastadam.torch":
-        names["torch"] = pytest.importorskip("torch", reason='needs PyTorch: pip install ".[torch]"')
+    if (library := module.rpartition(".")[2]) in LIBRARIES:
+        reason = f'needs {LIBRARIES[library]}: pip install ".[{library}]"'
+        names[library] = pytest.importorskip(library, reason=reason)
         names["fat"] = importlib.import_module(module)
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     said = []

@@ -14,7 +14,7 @@ from sybil.parsers.markdown import PythonCodeBlockParser
 import fastadam as fa
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ".", "benchmarks", "fastadam", "fastadam/checkpoint", "fastadam/torch", "kernels", "tests"
+FOLDERS = ".", "benchmarks", "fastadam", "fastadam/checkpoint", "fastadam/scipy", "fastadam/torch", "kernels", "tests"
 GUIDES = [str(Path(folder, "README.md")) for folder in FOLDERS]
 NEEDS = {  # the blocks that do not run everywhere, in their order
     "README.md": ["torch"],
