@@ -29,6 +29,7 @@ from fastadam.host.threads import get_num_threads, num_threads, set_num_threads
 from fastadam.methods import SGD, AdaBelief, Adagrad, Adam, Adamax, AdamW, Lion, NAdam, RAdam, RMSprop
 from fastadam.optimizer import Optimizer
 from fastadam.plans.chores import StepInfo
+from fastadam.plans.measured import Measured
 from fastadam.stepper import Stepper
 from fastadam.tools.advise import advise
 from fastadam.tools.diagnosis import info
@@ -45,6 +46,7 @@ __all__ = [
     "Adamax",
     "FlatBuffer",
     "Lion",
+    "Measured",
     "NAdam",
     "Optimizer",
     "RAdam",

@@ -12,7 +12,7 @@ class Options(TypedDict, total=False):
     moments: str | None
     master: str | None
     seed: int
-    index_offset: int
+    index_offset: int | dict[str, int]
     max_norm: float | None
     max_value: float | None
     ema_decay: float | Callable[[int], float] | None

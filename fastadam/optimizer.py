@@ -1,7 +1,6 @@
 """Constructs an optimizer and takes its steps. methods.py names the methods, rules.py holds their arithmetic."""
 
-from collections.abc import Callable, Sequence
-from itertools import accumulate
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from fastadam import kernels
@@ -12,11 +11,12 @@ from fastadam.backend import choose
 from fastadam.checks import SEEDS, flag, integer, number
 from fastadam.group import hyperparameters as hyperparameter_names
 from fastadam.group import is_grouped, make_groups
+from fastadam.measuring import ACCUMULATED, Measuring
 from fastadam.plans.chores import Chores, StepInfo, check_copies
+from fastadam.plans.measured import Measured
 from fastadam.plans.storage import Storage
 from fastadam.plans.streams import labels
 from fastadam.plans.table import EVERY, Table
-from fastadam.replacing import Replacing
 from fastadam.rule import Rule
 from fastadam.state import sparse
 from fastadam.state.slots import Leaves, State
@@ -24,10 +24,9 @@ from fastadam.state.totals import Totals
 from fastadam.stateful import Settings
 
 ONE = 1.0  # the default scale, known by identity: nothing to check
-ACCUMULATED = object()  # what step takes the accumulated gradients for
 
 
-class Optimizer(Replacing):
+class Optimizer(Measuring):
     """Holds one method's state over a tree of parameters, which its steps change in place.
 
     params: numpy.ndarrays of float64, float32, bfloat16 (ml_dtypes) or float16, dense in any axis order, writable, in
@@ -52,8 +51,8 @@ class Optimizer(Replacing):
         that never fall below zero; part of the state. The bits depend on the seed, the leaf's count and the element's
         index in the tree, each leaf's elements counted in their order in memory (of which pickle keeps C's and
         Fortran's alone).
-    index_offset: added to that index, for the shards of a larger tree; in 8 bits cut them at multiples of 64. Not part
-        of the state.
+    index_offset: added to that index, for the shards of a larger tree; or {path: the index of a leaf's first element}.
+        In 8 bits cut shards at multiples of 64. Not part of the state.
 
     Chores, all in the same pass over memory as the step, in this order:
     max_norm: clip the gradients, after grad_scale, to this global L2 norm; a group's own max_norm limits that group's.
@@ -83,7 +82,7 @@ class Optimizer(Replacing):
 
     def __init__(
         self, params: Tree, *hyperparameters: Any, backend: str = "auto", moments: str | None = None,
-        master: str | None = None, seed: int = 0, index_offset: int = 0,
+        master: str | None = None, seed: int = 0, index_offset: int | dict[str, int] = 0,
         max_norm: float | None = None, max_value: float | None = None,
         ema_decay: float | Callable[[int], float] | None = None, copy_to: Tree | None = None,
         zero_grads: bool = False, skip_nonfinite: bool | str = False, stats: str | None = None,
@@ -142,7 +141,7 @@ class Optimizer(Replacing):
         """
         if state.draws:
             self._table.draw()
-        firsts = list(accumulate((p.size for p in state.params), initial=state.storage.index_offset))[:-1]
+        firsts = state.storage.firsts(state.paths, [p.size for p in state.params])
         names = [labels(self._kernel, path) for path in state.paths]
         plan = self._backend.plan(self._kernel, names, state.owners, state.streams, self._table, self._chores, firsts)
         plan.copies = copies
@@ -173,7 +172,10 @@ class Optimizer(Replacing):
         """Return the name of the backend that steps these parameters."""
         return self._backend.name
 
-    def step(self, grads: Tree = ACCUMULATED, grad_scale: float = ONE, reduction: str = "mean") -> StepInfo:
+    def step(
+        self, grads: Tree = ACCUMULATED, grad_scale: float = ONE, reduction: str = "mean", *,
+        streams: Sequence[Tree] | None = None, measured: Mapping[str, Measured] | None = None,
+    ) -> StepInfo:  # fmt: skip
         """Update params in place. Returns what the chores have found out.
 
         grads: like params (same tree and shapes), floats of any width, read only; with param groups, a list with one
@@ -181,11 +183,22 @@ class Optimizer(Replacing):
             A leaf that is None is left alone, its own count included. Other strides than the parameter's cost a copy.
             For a parameter of no dimension it may be a number, Python's or NumPy's.
         grad_scale: multiplies grads first, so unscaling costs no pass of its own.
-        reduction: without grads, the step takes the "mean" or the "sum" of what has been accumulated.
+        reduction: without grads, the step takes the "mean" or the "sum" of what has been accumulated, or of streams.
+        streams: several trees of gradients in place of grads, such as those of several processes, added in their order
+            in the compute type, to the bits of `accumulate` with each of them.
+        measured: what to clip and to skip by, {path: Measured} in the order of the tree, where the leaves or parts of
+            other processes count, too; see `measure`.
         Raises TypeError, ValueError before anything has changed.
         """
         if self._averaging:
             self._check_idle()
+        if measured is not None:
+            self._check_measured(measured)
+        if streams is not None:
+            if grads is not ACCUMULATED:
+                raise ValueError("grads and streams are given, expected one of them")
+            with self._added_up(streams):
+                return self.step(ACCUMULATED, grad_scale, reduction, measured=measured)
         scale = grad_scale if grad_scale is ONE else number("grad_scale", grad_scale)
         after: Any = ()
         if grads is ACCUMULATED:
@@ -199,11 +212,11 @@ class Optimizer(Replacing):
             leaves = self._structure.flatten(grads, "grads")
         missing = self._plan.accept(leaves)
         if self._window is not None:
-            return self._window.step(leaves, scale, after)  # type: ignore[no-any-return]
+            return self._window.step(leaves, scale, after, measured)  # type: ignore[no-any-return]
         self._table.fill(scale, [leaf is not None for leaf in leaves] if missing else EVERY)
         if self._behind.at:
             self.catch_up()
-        return self._judge.step(scale, leaves, after, after)
+        return self._judge.step(scale, leaves, after, after, None, measured)
 
     def prepare(self, steps: int | None = None) -> None:
         """Make the coefficients of the next steps ready, 1,024 unless asked for others, where the device counts: with

@@ -74,7 +74,7 @@ class Stateful(Averaging):
         return list(self._structure.names)
 
     @property
-    def index_offset(self) -> int:
+    def index_offset(self) -> int | dict[str, int]:
         """Return what the constructor was given: added to the elements' index for stochastic rounding."""
         return self._state.storage.index_offset
 

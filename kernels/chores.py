@@ -53,6 +53,53 @@ def in_pairs(values: Sequence[float]) -> float:
     return values[0] if values else 0.0
 
 
+class Node(NamedTuple):
+    """Is a sum of the tree that in_pairs adds up by: of numbers place·2^level to (place + 1)·2^level - 1, all there."""
+
+    level: int
+    place: int
+    sum: float
+
+
+def nodes(sums: Any, first: int = 0) -> list[Node]:
+    """Return the largest whole nodes of in_pairs' tree over numbers first, first + 1, ... of a longer list.
+
+    sums: these numbers, (n,) float64. At most 2·log2(n) nodes: whoever has those of all parts has the sum of all.
+    """
+    left: list[Node] = []
+    right: list[Node] = []
+    level, sums = 0, np.asarray(sums, np.float64)
+    while n := len(sums):
+        if first % 2:  # its left neighbour is in another part
+            left.append(Node(level, first, sums.item(0)))
+            first, sums, n = first + 1, sums[1:], n - 1
+        if n % 2:  # so may be its right neighbour
+            right.append(Node(level, first + n - 1, sums.item(n - 1)))
+            sums = sums[: n - 1]
+        level, first, sums = level + 1, first // 2, sums[::2] + sums[1::2]
+    return left + right[::-1]
+
+
+def sum_of_nodes(parts: Sequence[Node]) -> float:
+    """Return what in_pairs gives over all numbers, from the nodes of all parts, in any order.
+
+    Raises ValueError where nodes leave numbers out or overlap.
+    """
+    rest: list[Node] = []  # of falling levels
+    end = 0
+    for node in sorted(parts, key=lambda node: node.place << node.level):
+        if node.place << node.level != end:
+            raise ValueError(f"a node begins with block {node.place << node.level}, expected {end}: parts end to end")
+        end += 1 << node.level
+        while rest and rest[-1].level == node.level:
+            node = Node(node.level + 1, node.place // 2, rest.pop().sum + node.sum)
+        rest.append(node)
+    total = rest.pop().sum if rest else 0.0
+    while rest:
+        total = rest.pop().sum + total
+    return total
+
+
 def sum_of_squares(x: Any) -> Any:
     """Return (blocks,) float64: the sum of squares of each block of a flat array."""
     blocks = -(-x.size // BLOCK)

@@ -6,7 +6,7 @@ Nothing waits for the device but skip_nonfinite="raise", which must know before 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import starmap
 from operator import call, setitem
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from fastadam.kernels.chores import NOTES
 from fastadam.plans import judge
 from fastadam.plans.chores import NOTHING, StepInfo
 from fastadam.plans.judge import Changes, Part, Verdict
+from fastadam.plans.measured import Measured
 
 if TYPE_CHECKING:
     from fastadam.cuda.norm import Norm
@@ -30,8 +31,9 @@ class Judge(judge.Judge):
     _plan: CudaPlan
 
     def step(
-        self, scale: float, grads: Sequence[Any] = (), after: Changes = (), used: Changes = (), part: Part | None = None
-    ) -> StepInfo:
+        self, scale: float, grads: Sequence[Any] = (), after: Changes = (), used: Changes = (),
+        part: Part | None = None, measured: Mapping[str, Measured] | None = None,
+    ) -> StepInfo:  # fmt: skip
         plan, norm = self._plan, self._plan.norm
         if part is not None and norm is None:  # the plan refuses rows that are measured: else it is of whole leaves
             plan.launch_some(*part, [*plan.unread, *after])
@@ -43,15 +45,28 @@ class Judge(judge.Judge):
             norm.send(scale, 1.0 if plan.window is None else scale)
             findings, totals = norm.room(captured=plan.window is not None and plan.stream().is_capturing())
             steps = plan.steps()
-            if norm.measured:
+            if measured is not None and norm.measured:
+                self._rule(self.decide_on(measured, scale), findings, scale, used)
+            elif norm.measured:
                 deque(starmap(call, [*norm.measure(plan.signatures, steps), norm.decide(findings)]), maxlen=0)
-            if norm.raising and (values := findings.get())[1] > 0:
+            if measured is None and norm.raising and (values := findings.get())[1] > 0:
                 deque(starmap(setitem, used), maxlen=0)
-                raise self.refuse(int(np.argmin(np.isfinite(values[2 + len(self._table.groups) :]))))
+                raise self.refuse(self._names[int(np.argmin(np.isfinite(values[2 + len(self._table.groups) :])))])
             noted = norm.total(findings, totals) if norm.noted else []
             rest = [(setitem, *one) for one in after]
             deque(starmap(call, [*steps, *noted, *plan.counting(), *rest]), maxlen=0)
             return DeviceInfo(self, norm, findings, totals, scale, plan.stream())  # type: ignore[return-value]
+
+    def _rule(self, verdict: Verdict, findings: Any, scale: float, used: Changes) -> None:
+        """Let the device act on a verdict of the host. Raises RuntimeError while a graph is captured."""
+        plan = self._plan
+        if plan.window is not None and plan.stream().is_capturing():
+            raise RuntimeError("measured is given while a graph is captured, expected None: it is frozen there")
+        if verdict.bad is not None and self._chores.skip_nonfinite == "raise":
+            deque(starmap(setitem, used), maxlen=0)
+            raise self.refuse(verdict.bad)
+        assert plan.norm is not None
+        plan.norm.rule(verdict, 1.0 if plan.window is None else scale, findings)
 
     def read(self, norm: Norm, findings: Array, totals: Array, scale: float) -> StepInfo:
         """Return the report of a step from what it has found, now on the host."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
+from itertools import starmap
+from operator import call
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +22,7 @@ from fastadam.plans.chores import Chores
 if TYPE_CHECKING:
     from fastadam.cuda.signature import Signature
     from fastadam.group import Group
+    from fastadam.plans.judge import Verdict
 
 THREADS, SPAN = 256, 512  # of a block of ADD_UP; the notes that one adds up
 CASE = np.dtype(
@@ -122,6 +126,26 @@ class Norm:
         """Return the call that lets the device decide on what was measured, and write down in `findings` what it
         finds."""
         return self._function("JUDGE"), (1,), (THREADS,), (self._case(findings),)
+
+    def rule(self, verdict: Verdict, of_rows: float, findings: Any) -> None:
+        """Write down what the host has decided, as `decide` does on the device."""
+        skipped = verdict.bad is not None
+        factors = np.ones(len(self._sizes)) if verdict.factors is None else verdict.factors
+        rulings = np.zeros((max(1, len(self._sizes)), RULING // 8))
+        rulings[:, 0], rulings[: len(factors), 1], rulings.view(np.int64)[:, 2] = of_rows, factors, skipped
+        values = np.zeros(findings.size)
+        values[:2] = verdict.norm or 0.0, skipped
+        values[2 : 2 + len(self._groups)] = 1.0 if verdict.clips is None else verdict.clips
+        self.rulings[...] = self._cupy.asarray(rulings.view(np.int64))
+        findings[...] = self._cupy.asarray(values)
+
+    def blocks(self, signatures: Sequence[Signature], steps: Sequence[tuple[Any, ...]]) -> list[Array]:
+        """Return per leaf (blocks, NOTES) of these steps' gradients, not yet added up; wait for the device."""
+        calls = [self._measure(one, table) for one, (*_, (_, _, table, _)) in zip(signatures, steps, strict=True)]
+        deque(starmap(call, calls), maxlen=0)
+        notes = self.notes.get().reshape(-1, NOTES)
+        firsts = zip(self._first.get().tolist(), self._sizes, strict=False)
+        return [notes[first : first + -(-n // BLOCK)] if first >= 0 else notes[:0] for first, n in firsts]
 
     def total(self, findings: Any, totals: Any) -> list[Any]:
         """Return the calls that add up what a step has noted down, for each leaf."""

@@ -176,6 +176,15 @@ class CudaPlan(GradientsOnDevice, Plan):
             calls = [one.launch(row, rows, NO_WINDOW) for one in self._adding]
             deque(starmap(call, [*calls, *((setitem, *one) for one in (*self.unread, *after))]), maxlen=0)
 
+    def measure_blocks(self, row: Array) -> list[Array]:
+        if self.norm is None:
+            raise ValueError(
+                "measure needs an optimizer with max_norm, skip_nonfinite or stats on a device, expected one"
+            )
+        with self.on_stream():
+            blocks = self.norm.blocks(self.signatures, self.steps(row))
+        return [x[: len(x) if r >= 0 else 0] for x, r in zip(blocks, row.tolist(), strict=False)]
+
     def put_gradients(self, addresses: Sequence[int]) -> None:
         """Take the address of each leaf's gradient, kept and checked by its owner; no matter what where the row is
         -1."""
@@ -215,12 +224,11 @@ class CudaPlan(GradientsOnDevice, Plan):
             later = [(setitem, *one) for one in after]
             deque(starmap(call, [*self.steps(), *self.counting(), *later]), maxlen=0)
 
-    def steps(self) -> list[tuple[Any, ...]]:
-        """Return the calls that step every signature."""
-        window = self.window
+    def steps(self, row: Array | None = None) -> list[tuple[Any, ...]]:
+        """Return the calls that step every signature. row: which row each leaf takes, where it is not the table's."""
+        window, row = self.window, self.table.row if row is None else row
         return [
-            one.launch(self.table.row, self.table.rows, window.of[one.real] if window else NO_WINDOW)
-            for one in self.signatures
+            one.launch(row, self.table.rows, window.of[one.real] if window else NO_WINDOW) for one in self.signatures
         ]
 
     def counting(self) -> list[tuple[Any, ...]]:

@@ -71,7 +71,7 @@ class Window:
             read: list[int] = self.at.get().tolist()  # type: ignore[attr-defined]
         return read
 
-    def step(self, grads: list[Any], scale: float, after: Sequence[Any]) -> Any:
+    def step(self, grads: list[Any], scale: float, after: Sequence[Any], measured: Any = None) -> Any:
         """Launch a step by the device's own count."""
         norm = self._plan.norm
         if missing := [name for name, g in zip(self._names, grads, strict=True) if g is None]:
@@ -89,7 +89,7 @@ class Window:
             if self._launched >= self._steps:
                 self._go_on(norm is not None and norm.skipping)
             after = [*after, (self._launched, ..., self._launched + 1)]
-        return self._judge.step(scale, after=after)
+        return self._judge.step(scale, after=after, measured=measured)
 
     def _go_on(self, counted: bool) -> None:
         """Refill for an eager step. counted: whether only the device knows how many steps it has taken."""

@@ -1,7 +1,6 @@
 """Plans the steps of leaves of which only addresses are known, such as torch's tensors."""
 
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -18,17 +17,16 @@ class AddressPlan(NumbaPlan):
     """Steps leaves of which only sizes, formats and addresses are known: whoever owns the memory keeps it, and checks
     it.
 
-    sizes: (leaves,) elements. formats: per leaf, those of its streams; g's is p's. first: the index of the first
-    element of all. The other arguments: see Plan.
+    sizes: (leaves,) elements. formats: per leaf, those of its streams; g's is p's. The other arguments:
+    see Plan.
     """
 
     def __init__(
-        self, kernel: Kernel, names: Sequence[Streams], sizes: Sequence[int], formats: Sequence[Streams], first: int,
-        table: Table, chores: Chores,
+        self, kernel: Kernel, names: Sequence[Streams], sizes: Sequence[int], formats: Sequence[Streams], table: Table,
+        chores: Chores, firsts: Sequence[int],
     ) -> None:  # fmt: skip
         self._given, self._resting = sizes, formats
         unknown = [of_leaf.map(lambda _: np.empty(0)) for of_leaf in formats]
-        firsts = list(accumulate(sizes, initial=first))[:-1]
         super().__init__(kernel, names, [x.p for x in unknown], unknown, table, chores, firsts)
         self.gradients = self._table[: len(sizes), G]  # of no meaning for leaves whose row is -1
 

@@ -4,7 +4,7 @@ reported."""
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import starmap
 from operator import setitem
 from typing import Any
@@ -17,23 +17,27 @@ from fastadam.kernels.chores import NOTES
 from fastadam.plans import judge
 from fastadam.plans.chores import NOTHING, StepInfo
 from fastadam.plans.judge import Changes, Part, Verdict
+from fastadam.plans.measured import Measured
 
 
 class Judge(judge.Judge):
     """Is the judge of NumPy's and Numba's plans, which works on arrays of the host."""
 
     def step(
-        self, scale: float, grads: Sequence[Any] = (), after: Changes = (), used: Changes = (), part: Part | None = None
-    ) -> StepInfo:
+        self, scale: float, grads: Sequence[Any] = (), after: Changes = (), used: Changes = (),
+        part: Part | None = None, measured: Mapping[str, Measured] | None = None,
+    ) -> StepInfo:  # fmt: skip
         if self._plain and part is None:
             self._plan.launch(after)
             return NOTHING
-        if not self._names:  # nothing to launch
-            deque(starmap(setitem, [*self._table.counted(self._table.row, self._table.rows), *after]), maxlen=0)
-            return self.nothing(scale)
-        verdict = self.decide(self.measure(part), scale)
+        if not self._names:
+            measured = measured or {}
+        verdict = self.decide(self.measure(part), scale) if measured is None else self.decide_on(measured, scale)
         if verdict.bad is not None:
             return self.skip(verdict.bad, grads, used)
+        if not self._names:  # nothing to launch
+            deque(starmap(setitem, [*self._table.counted(self._table.row, self._table.rows), *after]), maxlen=0)
+            return self.report(verdict, np.zeros((0, NOTES)) if self._noting else None, scale)
         self.launch(part, verdict.factors, after)
         return self.report(verdict, self.sums(part) if self._noting else None, scale)
 
@@ -47,14 +51,12 @@ class Judge(judge.Judge):
     def decide(self, measured: Array, scale: float) -> Verdict:
         """Return whether to skip the step, else what to multiply rows by."""
         if self._skipping and not (finite := np.isfinite(measured[:, -1])).all():
-            return Verdict(bad=int(np.argmin(finite)))
+            return Verdict(bad=self._names[int(np.argmin(finite))])
         if not self._clipping:
             return Verdict()
-        norm, clips = self.clips(measured[:, 0].tolist(), scale)
-        lengths = [len(group._leaves) for group in self._table.groups]
-        return Verdict(None, norm, clips, np.repeat(clips, lengths))
+        return self.verdict(*self.clips(measured[:, 0].tolist(), scale))
 
-    def skip(self, bad: int, grads: Sequence[Any], used: Changes) -> StepInfo:
+    def skip(self, bad: str, grads: Sequence[Any], used: Changes) -> StepInfo:
         """Leave everything as it is but for the count of skipped steps, and gradients that were to be zeroed."""
         deque(starmap(setitem, used), maxlen=0)
         if self._chores.skip_nonfinite == "raise":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from fastadam.arrays.host import Array
 from fastadam.kernels.chores import NOTES, in_pairs
 from fastadam.plans.chores import Chores, StepInfo
+from fastadam.plans.measured import Measured
 from fastadam.plans.plan import Plan
 
 Changes = Sequence[tuple[Any, Any, Any]]  # x[where] = values for each (x, where, values)
@@ -27,14 +28,14 @@ class Part(NamedTuple):
 class Verdict(NamedTuple):
     """Says what is decided on the gradients that were measured.
 
-    bad:     the first leaf whose gradient is not finite, where that matters; the step is skipped then.
+    bad:     the path of the first leaf whose gradient is not finite, where that matters; the step is skipped then.
     norm:    the global L2 norm of the gradients.
     clips:   per group, what its gradients are multiplied by.
     factors: (leaves,) float64, what each leaf's row is multiplied by. Leaves that share a row have one factor: those
              that shall not, have rows of their own (Table's `apart`).
     """
 
-    bad: int | None = None
+    bad: str | None = None
     norm: float | None = None
     clips: Sequence[float] | None = None
     factors: Array | None = None
@@ -56,27 +57,53 @@ class Judge:
         self._plain = bool(names) and not (self._clipping or self._skipping or self._noting)
 
     def step(
-        self, scale: float, grads: Sequence[Any] = (), after: Changes = (), used: Changes = (), part: Part | None = None
-    ) -> StepInfo:
+        self, scale: float, grads: Sequence[Any] = (), after: Changes = (), used: Changes = (),
+        part: Part | None = None, measured: Mapping[str, Measured] | None = None,
+    ) -> StepInfo:  # fmt: skip
         """Step by the plan's table, which has been filled in with this scale; or one part only, by its coefficients.
 
         grads: what to zero where zero_grads is asked for and the step is skipped.
         after: what to write once the step has been launched. used: what to write if it is skipped or refused.
+        measured: what to decide on, where more leaves count than these.
         Raises FloatingPointError that names the leaf, where skip_nonfinite is "raise".
         """
         raise NotImplementedError
 
-    def clips(self, squares: Sequence[float], scale: float) -> tuple[float, list[float]]:
+    def decide_on(self, measured: Mapping[str, Measured], scale: float) -> Verdict:
+        """Return the verdict on leaves that others have measured, too, by path and in the order of the whole tree."""
+        measures = measured.values()
+        if self._skipping and (bad := [path for path, one in measured.items() if not math.isfinite(one.largest)]):
+            return Verdict(bad=bad[0])
+        if not self._clipping:
+            return Verdict()
+        groups = range(len(self._table.groups))
+        of_groups = [[one.squares for one in measures if one.group == k] for k in groups]
+        norm, clips = self.clips([one.squares for one in measures], scale, of_groups)
+        return self.verdict(norm, clips)
+
+    def verdict(self, norm: float, clips: Sequence[float]) -> Verdict:
+        """Return the verdict that multiplies each group's gradients by its factor."""
+        return Verdict(None, norm, clips, np.repeat(clips, [len(group._leaves) for group in self._table.groups]))
+
+    def clips(
+        self, squares: Sequence[float], scale: float, of_groups: Sequence[Sequence[float]] | None = None
+    ) -> tuple[float, list[float]]:
         """Return the global norm, and each group's factor: by its norm where it has a limit of its own, else by the
-        global."""
+        global.
+
+        squares: of each leaf's gradient. of_groups: those of each group's leaves, where they are not the table's.
+        """
 
         def factor(norm: float, limit: float | None) -> float:
             return 1.0 if limit is None or norm <= limit else limit / norm  # NaN goes on to the parameters
 
         norm = abs(scale) * math.sqrt(in_pairs(squares))
         everyone, clips = factor(norm, self._chores.max_norm), []
-        for group in self._table.groups:
-            of_group = abs(scale) * math.sqrt(in_pairs(squares[group._leaves.start : group._leaves.stop]))
+        groups = self._table.groups
+        if of_groups is None:
+            of_groups = [squares[group._leaves.start : group._leaves.stop] for group in groups]
+        for group, squares_of_group in zip(groups, of_groups, strict=True):
+            of_group = abs(scale) * math.sqrt(in_pairs(squares_of_group))
             clips.append(everyone if group.max_norm is None else factor(of_group, group.max_norm))
         return norm, clips
 
@@ -85,9 +112,9 @@ class Judge:
         verdict = Verdict(None, *self.clips([], scale)) if self._clipping else Verdict()
         return self.report(verdict, np.zeros((0, NOTES)) if self._noting else None, scale)
 
-    def refuse(self, bad: int) -> FloatingPointError:
-        """Return the error for a leaf's gradient that is not finite."""
-        return FloatingPointError(f"grads{self._names[bad]} holds NaN or infinity, expected finite numbers")
+    def refuse(self, bad: str) -> FloatingPointError:
+        """Return the error for the gradient of the leaf at this path, which is not finite."""
+        return FloatingPointError(f"grads{bad} holds NaN or infinity, expected finite numbers")
 
     def report(self, verdict: Verdict, sums: Array | None, scale: float) -> StepInfo:
         """Return what a step that was taken has found out. sums: (leaves, NOTES) after it, where statistics are asked

@@ -168,6 +168,22 @@ class Plan(Gradients):
         self._measure(noted, row, squares, largest)
         return self.sums(noted, row)
 
+    def measure_blocks(self, row: Array) -> list[Array]:
+        """Return per leaf (blocks, NOTES) of its gradient: see measure; of no block where the row is -1."""
+        noted = [one._replace(notes=self._notes(one.chunks, True)) for one in self.everything]
+        self._measure(noted, row, True, True)
+        return self.blocks(noted, row)
+
+    def blocks(self, noted: Sequence[Work], row: Array) -> list[Array]:
+        """Return per leaf (blocks, NOTES): what a walk has noted of each of its blocks."""
+        blocks = [np.zeros((0, NOTES))] * len(self._params)
+        for _, chunks, notes in noted:
+            leaves, starts, counts = np.unique(chunks[:, 0], return_index=True, return_counts=True)
+            for leaf, first, count in zip(leaves.tolist(), starts, counts, strict=True):
+                if row[leaf] >= 0:
+                    blocks[leaf] = notes[first : first + count].reshape(-1, NOTES)[: -(-self._sizes()[leaf] // BLOCK)]
+        return blocks
+
     def _measure(self, work: Sequence[Work], row: Array, squares: bool, largest: bool) -> None:
         raise NotImplementedError
 

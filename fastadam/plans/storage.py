@@ -5,7 +5,10 @@ The arithmetic is float32, or float64 for float64 parameters; kernels/formats.py
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
 
 from fastadam.checks import integer
 from fastadam.kernels.formats import BFLOAT16, FLOAT16, FORMATS, Format, format_of
@@ -20,15 +23,29 @@ class Storage:
 
     moments: str | None = None
     master: str | None = None
-    index_offset: int = 0
+    index_offset: int | dict[str, int] = 0
 
     def __post_init__(self) -> None:
-        offset = integer("index_offset", self.index_offset, low=0, most=2**62)
+        offset: Any = self.index_offset
+        if isinstance(offset, dict):
+            offset = {path: integer(f"index_offset[{path!r}]", x, low=0, most=2**62) for path, x in offset.items()}
+        else:
+            offset = integer("index_offset", offset, low=0, most=2**62)
         object.__setattr__(self, "index_offset", offset)
         for name, allowed in ("moments", MOMENTS), ("master", MASTERS):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, str) and value in allowed):
                 raise ValueError(f"{name} is {value!r}, expected one of {', '.join(allowed)}, or None")
+
+    def firsts(self, paths: Sequence[str], sizes: Sequence[int]) -> list[int]:
+        """Return the index, among all elements, of the first element of each leaf."""
+        if not isinstance(self.index_offset, dict):
+            return list(accumulate(sizes, initial=self.index_offset))[:-1]
+        for path in [*self.index_offset, *paths]:
+            if path not in paths or path not in self.index_offset:
+                differs = "has" if path not in paths else "lacks"
+                raise ValueError(f"index_offset {differs} {path!r}, expected a number for each of opt.paths")
+        return [self.index_offset[path] for path in paths]
 
     def check(self, name: str, p: Format, described: str) -> None:
         """Refuse what does not fit a parameter in this format, naming it; described: what errors call it."""

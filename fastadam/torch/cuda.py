@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from copy import copy
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -83,10 +82,10 @@ class CudaWalk(Walk):
                 else:  # without a state
                     owners.append(cupy.empty(0, leaf.wide))
                     streams.append(Streams(owners[-1], slots=[None] * len(self._kernel.slots)))
-            firsts = list(accumulate([leaf.size for leaf in self.leaves], initial=self._storage.index_offset))
+            firsts = self._storage.firsts(self._names_of_leaves, [leaf.size for leaf in self.leaves])
             cuda = BACKENDS["cuda"]
             self._plan = cuda.plan(
-                self._kernel, self._labels(), owners, streams, self._table, self._chores, firsts[:-1],
+                self._kernel, self._labels(), owners, streams, self._table, self._chores, firsts,
             )  # fmt: skip
             self._judge = cuda.judge(self._plan, self._chores, self._names_of_leaves)
 

@@ -100,10 +100,9 @@ class Walk:
 
     def _make_plan(self, formats: list[Streams]) -> Any:
         """Return the plan for leaves whose streams rest in these formats."""
-        return AddressPlan(
-            self._kernel, self._labels(), [leaf.size for leaf in self.leaves], formats,
-            self._storage.index_offset, self._table, self._chores,
-        )  # fmt: skip
+        sizes = [leaf.size for leaf in self.leaves]
+        firsts = self._storage.firsts(self._names_of_leaves, sizes)
+        return AddressPlan(self._kernel, self._labels(), sizes, formats, self._table, self._chores, firsts)
 
     def reseed(self, seed: int) -> None:
         """Let random bits depend on another seed from the next step on."""

@@ -1,0 +1,84 @@
+"""Measuring: what a step's gradients are like, before it, and gradients that come in several parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from fastadam.arrays.tree import Tree
+from fastadam.checks import integer
+from fastadam.kernels.chores import BLOCK, nodes
+from fastadam.plans.measured import Measured
+from fastadam.replacing import Replacing
+
+ACCUMULATED = object()  # what step and measure take the accumulated gradients for
+
+
+class Measuring(Replacing):
+    """Is the part of an Optimizer that looks at gradients before a step takes them; optimizer.py takes the steps."""
+
+    def measure(self, grads: Tree = ACCUMULATED, *, starts: Mapping[str, int] | None = None) -> dict[str, Measured]:
+        """Return by path what each leaf's gradient is like; what `step(grads, measured=...)` takes.
+
+        grads: as `step` takes them, before grad_scale; without them what has been accumulated. One that is None
+            measures 0.
+        starts: {path: where in a larger leaf this one begins}, for leaves that are parts; 0 where a path is not named.
+            Multiples of 1,024, but of empty parts; so every part but the last has a multiple of 1,024 elements.
+            Measured.joined puts the parts of a leaf together, to the bits of one process that measures all of it.
+        Changes nothing. On a device it waits, and needs max_norm, skip_nonfinite or stats.
+        Raises TypeError, ValueError as `step` does.
+        """
+        leaves = self._totals.sums(self._state) if grads is ACCUMULATED else self._structure.flatten(grads, "grads")
+        if grads is ACCUMULATED and self._totals.batches == 0:
+            raise ValueError("measure() got no grads and nothing has been accumulated: expected one of them")
+        firsts = dict.fromkeys(self.paths, 0)
+        for path, start in (starts or {}).items():
+            if path not in firsts:
+                raise ValueError(f"starts has {path!r}, expected paths of opt.paths")
+            firsts[path] = integer(f"starts[{path!r}]", start, low=0)
+            if start % BLOCK and self._state.params[self.paths.index(path)].size:
+                raise ValueError(f"starts[{path!r}] is {start}, expected a multiple of {BLOCK}")
+        self._plan.accept(leaves)
+        row = np.array([*(-1 if g is None else 0 for g in leaves), 0])
+        measures = {}
+        groups = [k for k, group in enumerate(self.groups) for _ in group._leaves]
+        blocks_of_leaves = self._plan.measure_blocks(row)
+        for (path, first), group, blocks in zip(firsts.items(), groups, blocks_of_leaves, strict=True):
+            sums, largest = nodes(blocks[:, 0], first // BLOCK), blocks[:, -1].max(initial=0.0)
+            measures[path] = Measured(group, tuple(sums), float(largest))
+        return measures
+
+    def _check_measured(self, measured: Any) -> None:
+        """Refuse what `measure` cannot have returned."""
+        if not isinstance(measured, Mapping):
+            raise TypeError(f"measured is {type(measured).__name__}, expected {{path: Measured}}")
+        for path, one in measured.items():
+            if not isinstance(one, Measured):
+                raise TypeError(f"measured[{path!r}] is {type(one).__name__}, expected a Measured")
+            integer(f"measured[{path!r}].group", one.group, low=0, most=len(self.groups) - 1)
+            try:
+                _ = one.squares
+            except ValueError as error:
+                raise ValueError(f"measured[{path!r}]: {error}") from None
+
+    @contextmanager
+    def _added_up(self, streams: Sequence[Tree]) -> Iterator[None]:
+        """Hold, within it, several trees of gradients accumulated; afterwards nothing is."""
+        self._totals.check_empty()
+        self._check_idle()
+        trees = [self._structure.flatten(tree, f"streams[{k}]") for k, tree in enumerate(streams)]
+        for k, leaves in enumerate(trees):
+            try:
+                self._plan.accept(leaves)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"streams[{k}]: {error}") from None
+        try:
+            for leaves in trees:
+                self._plan.accept(leaves)
+                self._totals.add(self._plan, self._state, leaves)
+            yield
+        finally:
+            self.forget()
