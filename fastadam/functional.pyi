@@ -20,6 +20,7 @@ def adam_step(
     weight_decay: float = 0.0,
     maximize: bool = False,
     eps_hat: bool = False,
+    cautious_decay: bool = False,
 ) -> None: ...
 def nadam_step(
     p: Array,
@@ -83,6 +84,7 @@ def lion_step(
     betas: tuple[float, float] = (0.9, 0.99),
     weight_decay: float = 0.0,
     maximize: bool = False,
+    cautious_decay: bool = False,
 ) -> None: ...
 def momentum_step(
     p: Array,

@@ -35,6 +35,7 @@ class Adam(Optimizer):
         maximize: bool = False,
         decoupled_weight_decay: bool = False,
         eps_hat: bool = False,
+        cautious_decay: bool = False,
         **options: Unpack[Options],
     ) -> None: ...
 
@@ -50,6 +51,7 @@ class AdamW(Optimizer):
         *,
         maximize: bool = False,
         eps_hat: bool = False,
+        cautious_decay: bool = False,
         **options: Unpack[Options],
     ) -> None: ...
 
@@ -119,6 +121,7 @@ class Lion(Optimizer):
         weight_decay: float = 0.0,
         *,
         maximize: bool = False,
+        cautious_decay: bool = False,
         **options: Unpack[Options],
     ) -> None: ...
 

@@ -41,7 +41,7 @@ class Rule:
 
     @property
     def options(self) -> frozenset[str]:
-        """Return the kernel's optional slots that this rule uses."""
+        """Return the kernel's optional slots and its switches that this rule uses."""
         return frozenset()
 
     def initial(self) -> dict[str, float]:

@@ -28,6 +28,11 @@ from fastadam.kernels.rmsprop import Coefficients as RMSpropCoefficients
 from fastadam.rule import LearningRate, Rule
 
 
+def _used(**options: bool) -> frozenset[str]:
+    """Return the names of the options that are True."""
+    return frozenset(name for name, used in options.items() if used)
+
+
 @dataclass(frozen=True)
 class Adam(Rule):
     """Divides a mean of gradients by the root of a mean of their squares: Kingma & Ba 2015, Algorithm 1; weight decay
@@ -35,6 +40,8 @@ class Adam(Rule):
 
     AMSGrad takes the maximum of the biased v, then corrects it, as PyTorch does. eps_hat=True is the form of the end of
     the paper's section 2, which TensorFlow and Keras use: √v + eps with lr·√(1-β2^t)/(1-β1^t).
+    cautious_decay: decoupled decay only of the elements that the step moves towards 0, or leaves where they are:
+    L. Chen et al. 2025, Algorithm 1.
     """
 
     lr: LearningRate = 1e-3
@@ -44,12 +51,20 @@ class Adam(Rule):
     amsgrad: bool = False
     decoupled_weight_decay: bool = field(default=False, kw_only=True)
     eps_hat: bool = field(default=False, kw_only=True)
+    cautious_decay: bool = field(default=False, kw_only=True)
 
     kernel: ClassVar[str] = "adam"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.cautious_decay and not self.decoupled_weight_decay:
+            raise ValueError(
+                "cautious_decay is True with decoupled_weight_decay False, expected True: coupled decay is part of g"
+            )
+
     @property
     def options(self) -> frozenset[str]:
-        return frozenset({"vmax"} if self.amsgrad else ())
+        return _used(vmax=self.amsgrad, cautious_decay=self.cautious_decay)
 
     def coefficients(self, t: int, lr: float, *carried: float) -> tuple[float, ...]:
         root = math.sqrt(self._bias(1, t))
@@ -189,13 +204,22 @@ class AdaBelief(Rule):
 
 @dataclass(frozen=True)
 class Lion(Rule):
-    """Steps by the sign of an interpolated momentum: Chen et al. 2023, Algorithm 2."""
+    """Steps by the sign of an interpolated momentum: Chen et al. 2023, Algorithm 2.
+
+    cautious_decay: decay only of the elements that the step moves towards 0, or leaves where they are: L. Chen et al.
+    2025, Algorithm 1.
+    """
 
     lr: LearningRate = 1e-4
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.0
+    cautious_decay: bool = field(default=False, kw_only=True)
 
     kernel: ClassVar[str] = "lion"
+
+    @property
+    def options(self) -> frozenset[str]:
+        return _used(cautious_decay=self.cautious_decay)
 
     def coefficients(self, t: int, lr: float, *carried: float) -> tuple[float, ...]:
         beta1, beta2 = self.betas
@@ -228,7 +252,7 @@ class SGD(Rule):
 
     @property
     def options(self) -> frozenset[str]:
-        return frozenset({"m"} if self.momentum else ())
+        return _used(m=self.momentum > 0)
 
     def coefficients(self, t: int, lr: float, *carried: float) -> tuple[float, ...]:
         kept, taken = (0.0, 1.0) if t == 1 else (self.momentum, 1 - self.dampening)
@@ -260,7 +284,7 @@ class RMSprop(Rule):
 
     @property
     def options(self) -> frozenset[str]:
-        return frozenset(name for name, used in (("mean", self.centered), ("m", self.momentum > 0)) if used)
+        return _used(mean=self.centered, m=self.momentum > 0)
 
     def coefficients(self, t: int, lr: float, *carried: float) -> tuple[float, ...]:
         both_eps, steps = ((self.eps, 0.0), (lr, 1.0)) if self.eps_hat else ((0.0, self.eps), (1.0, lr))

@@ -1,11 +1,11 @@
-"""Says what a kernel is made of: slots, coefficients, an element function; and the two functions NumPy lacks.
+"""Says what a kernel is made of: slots, switches, coefficients, an element; and the three functions NumPy lacks.
 
 An element function is plain Python that runs on NumPy arrays, and on numbers that write down code (cpu/tracing.py),
-alike. It may use + - * /, `np.sqrt`, `np.abs`, and `maximum` and `sign` from here: NumPy's own differ from Numba's in
-the sign of zero, and CUDA's `fmax` drops NaN.
+alike. It may use + - * /, `np.sqrt`, `np.abs`, and `maximum`, `sign` and `select` from here: NumPy's own differ from
+Numba's in the sign of zero, and CUDA's `fmax` drops NaN.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -36,12 +36,26 @@ class RunningMax(Slot):
 
 
 class Kernel(NamedTuple):
-    """Is one element function with what it needs."""
+    """Is one element function with what it needs.
+
+    switches: its arguments behind the coefficients, each True or False: decided when it is compiled, so that a walk
+        that does without one is as if there were none. on: those that are True.
+    """
 
     name: str
     element: Callable[..., Any]
     slots: tuple[Slot, ...]
     Coefficients: type
+    switches: tuple[str, ...] = ()
+    on: frozenset[str] = frozenset()
+
+    def switched(self, options: Iterable[str]) -> "Kernel":
+        """Return this kernel with those of its switches on that are among the options."""
+        return self._replace(on=frozenset(self.switches).intersection(options))
+
+    def step(self, *values: Any) -> Any:
+        """Return what the element function makes of (p, g, *slots, coefficients) under these switches."""
+        return self.element(*values, **dict.fromkeys(self.on, True))
 
     @property
     def streams(self) -> Columns:
@@ -52,7 +66,8 @@ class Kernel(NamedTuple):
     def of(cls, module: ModuleType) -> "Kernel":
         """Return the kernel that a folder of kernels/ holds: the function bears the folder's name."""
         name = module.__name__.rpartition(".")[2]
-        return cls(name, getattr(module, name), module.SLOTS, module.Coefficients)
+        switches = getattr(module, "SWITCHES", ())
+        return cls(name, getattr(module, name), module.SLOTS, module.Coefficients, switches)
 
 
 def maximum(a, b):
@@ -63,3 +78,8 @@ def maximum(a, b):
 def sign(x):
     """Return -1, 1, NaN, or +0.0 for either zero."""
     return np.sign(x) + np.zeros_like(x)  # -0.0 + 0.0 is 0.0
+
+
+def select(x, a, b):
+    """Return b where x is below 0, else a: where x is either zero or NaN, too."""
+    return np.where(x < 0, b, a)

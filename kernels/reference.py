@@ -39,7 +39,7 @@ def step(
                     g, c = clip(c.grad_scale * g, x.max_value), c._replace(grad_scale=wide(1))
                 before = _whole(stored[0], other).astype(wide, copy=False)
                 old = [decoded(x, slot, n, wide) for x, slot in zip(stored[1:], kernel.slots, strict=True)]
-                new = kernel.element(before, g, *old, c)
+                new = kernel.step(before, g, *old, c)
                 new_ema = None if pieces.ema is None else average(new_ema, new[0], x)
                 drawn = int(rows[now, -1]), firsts[leaf] + first
                 stored[0], other = (encoded(new[0], p, None, drawn), None) if low is None else split(new[0], p.dtype)

@@ -42,11 +42,18 @@ def adam(t, p, g, state, *, lr, betas, eps, weight_decay=0.0, amsgrad=False, max
     return p - lr * m_hat / (np.sqrt(v_hat) + eps), new
 
 
-def adamw(t, p, g, state, *, lr, betas, eps, weight_decay=0.0, amsgrad=False, maximize=False, eps_hat=False):
+def cautiously(p, update, decay):
+    """L. Chen et al. 2025, Algorithm 1: λ·I(u ⊙ x >= 0) ⊙ x, for an update that is subtracted from x."""
+    return np.where(np.sign(update) * np.sign(p) >= 0, decay, 0 * decay)
+
+
+def adamw(t, p, g, state, *, lr, betas, eps, weight_decay=0.0, amsgrad=False, maximize=False, eps_hat=False,
+          cautious_decay=False):  # fmt: skip
     """Loshchilov & Hutter 2019, Algorithm 2, lines 6-12, with η_t = 1 and, as in torch, λ scaled by lr."""
     moved, new = adam(t, p, g, state, lr=lr, betas=betas, eps=eps, amsgrad=amsgrad, maximize=maximize, eps_hat=eps_hat)
     lr, weight_decay = numbers(p, lr, weight_decay)
-    return moved - lr * weight_decay * p, new
+    decay = lr * weight_decay * p
+    return moved - (cautiously(p, new["m"], decay) if cautious_decay else decay), new  # u has m's sign
 
 
 def nadam(t, p, g, state, *, lr, betas, eps, weight_decay=0.0, momentum_decay=4e-3, decoupled_weight_decay=False,
@@ -130,13 +137,14 @@ def adabelief(t, p, g, state, *, lr, betas, eps, weight_decay=0.0, decoupled_wei
     return p - lr * m_hat / (np.sqrt(s_hat) + eps), {"m": m, "s": s}
 
 
-def lion(t, p, g, state, *, lr, betas, weight_decay=0.0, maximize=False):
+def lion(t, p, g, state, *, lr, betas, weight_decay=0.0, maximize=False, cautious_decay=False):
     """Chen et al. 2023, Algorithm 2: β1 weighs the step, β2 the momentum that is kept; sign(0) = 0."""
     lr, beta1, beta2, weight_decay = numbers(p, lr, *betas, weight_decay)
     g = -g if maximize else g
     update = np.sign(beta1 * state["m"] + (1 - beta1) * g)
     m = beta2 * state["m"] + (1 - beta2) * g
-    return p - lr * (update + weight_decay * p), {"m": m}
+    decay = weight_decay * p
+    return p - lr * (update + (cautiously(p, update, decay) if cautious_decay else decay)), {"m": m}
 
 
 def sgd(t, p, g, state, *, lr, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False, maximize=False,

@@ -122,7 +122,7 @@ class CudaPlan(GradientsOnDevice, Plan):
                 addresses = [norm.columns(k, j) if norm else [0, 0] for j in range(len(self._params))]
                 notes = Notes(k, addresses if self._riding else ())
                 signatures.append(
-                    Signature(self._kernel.name, leaves, stepped, self._g_dtypes[leaves[0]], rows, asked, notes)
+                    Signature(self._kernel, leaves, stepped, self._g_dtypes[leaves[0]], rows, asked, notes)
                 )
             cupy.cuda.get_current_stream().synchronize()  # zeros and tables are there, whichever stream steps first
         signatures = [one for one in signatures if one.blocks]
@@ -170,7 +170,7 @@ class CudaPlan(GradientsOnDevice, Plan):
                 told = RowTable(2, np.arange(3 if clear else 1))
                 notes = Notes(addresses=[[0, 0]] * len(totals) if clear else ())
                 some = [(one.leaves.tolist(), streams, one.g_dtype) for one in self.signatures]
-                self._adding += [Signature("accumulate", *parts, told, Riding(clear=clear), notes) for parts in some]
+                self._adding += [Signature(None, *parts, told, Riding(clear=clear), notes) for parts in some]
             for one, parts in zip(self._adding, self.signatures, strict=True):
                 one.words[: len(one.leaves)] = parts.words[: len(one.leaves)]
             calls = [one.launch(row, rows, NO_WINDOW) for one in self._adding]

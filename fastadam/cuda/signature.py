@@ -10,6 +10,7 @@ import numpy as np
 from fastadam.arrays.host import Array
 from fastadam.cuda.nvrtc import function
 from fastadam.cuda.upload import BY_VALUE, Uploaded
+from fastadam.kernels.contract import Kernel
 from fastadam.kernels.cuda import THREADS, WORDS, Instantiation, Riding
 from fastadam.kernels.formats import FLOAT32, format_of
 from fastadam.kernels.streams import Columns
@@ -94,19 +95,23 @@ class Signature:
     """
 
     def __init__(
-        self, kernel: str, leaves: list[int], streams: Sequence[Columns], g_dtype: Any, rows: RowTable, chores: Riding,
-        notes: Notes,
+        self, kernel: Kernel | None, leaves: list[int], streams: Sequence[Columns], g_dtype: Any, rows: RowTable,
+        chores: Riding, notes: Notes,
     ) -> None:  # fmt: skip
-        """Lay out the tables. streams: per leaf, what is stepped. chores: but for what the streams tell."""
+        """Lay out the tables. kernel: None adds gradients up. streams: per leaf, what is stepped.
+
+        chores: but for what the streams tell.
+        """
         import cupy
 
         (most_rows, columns, firsts), (number, more) = rows, notes
+        name, on = ("accumulate", frozenset[str]()) if kernel is None else (kernel.name, kernel.on)
         kinds = Columns.of(None if x is None else format_of(x.dtype) for x in streams[leaves[0]].row)
         drawn = bool(firsts) and kinds.p.compute is FLOAT32.compute
         chores = chores._replace(ema=kinds.ema, copy=kinds.copy)
         chores = chores._replace(more=bool(more) and not chores.rides, drawn=drawn)
         self._steps = tuple(
-            Instantiation(kernel, table, (kinds.p, format_of(g_dtype), *kinds.slots), chores, kinds.low is not None)
+            Instantiation(name, table, (kinds.p, format_of(g_dtype), *kinds.slots), chores, kinds.low is not None, on)
             for table in ("ByValue", "Uploaded")
         )
         self._functions: list[Any] = [None, None]

@@ -81,7 +81,8 @@ class NumbaPlan(Plan):
 
     def _lay_out(self, g_dtypes: Sequence[Any]) -> None:
         super()._lay_out(g_dtypes)
-        flags = [THERE if flag else None for flag in self._flags]
+        switches = [name in self._kernel.on for name in self._kernel.switches]
+        flags = [THERE if flag else None for flag in (*self._flags, *switches)]
         self._tags = []
         for formats in self._formats:
             self._tags.append(self._elements.TAGS[self._kernel.name](*formats.row, *flags))

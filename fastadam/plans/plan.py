@@ -33,6 +33,16 @@ class Work(NamedTuple):
     notes: Array
 
 
+def switched(kernel: Kernel, table: Table) -> Kernel:
+    """Return the kernel with the switches on that the groups' rules ask for, all of them the same ones."""
+    chosen = [kernel.switched(group._rule.options) for group in table.groups] or [kernel]
+    for k, other in enumerate(chosen):
+        for name in chosen[0].on ^ other.on:
+            both = [f"{table.groups[j]._where}{name} is {name in chosen[j].on}" for j in (k, 0)]
+            raise ValueError(f"{', '.join(both)}: expected one choice for all groups, which share a step")
+    return chosen[0]
+
+
 class Plan(Gradients):
     """Is the work of one optimizer on host arrays, laid out once.
 
@@ -61,7 +71,7 @@ class Plan(Gradients):
     ) -> None:
         self._flags, self._firsts = chores.flags, firsts
         self.unread = []
-        self._kernel, self._names = kernel, names
+        self._kernel, self._names = switched(kernel, table), names
         self.table = table
         self._scratch: dict[int, Array] = {}
         self._zeros = np.zeros(CHUNK)  # the gradient of a missed step: as float64, enough for a chunk of any dtype

@@ -73,6 +73,14 @@ def _sign(x):
     return Running(np.sign(x.value), np.where(np.abs(x.value) > x.error, 0.0, 2.0), x.unit)
 
 
+def _select(x, a, b):
+    a, b = a._other(a), a._other(b)
+    value, other = np.where(x.value < 0, b.value, a.value), np.where(x.value < 0, a.value, b.value)
+    error, of_other = np.where(x.value < 0, b.error, a.error), np.where(x.value < 0, a.error, b.error)
+    either = np.maximum(error, np.abs(other - value) + of_other)  # rounding may choose the other one
+    return Running(value, np.where(np.abs(x.value) > x.error, error, either), a.unit)
+
+
 def one_step(kernel, dtype, streams, row, host):
     """Return bounds for (p, *slots) after one step by `kernel` in `dtype` from exact streams (None: absent).
 
@@ -84,6 +92,7 @@ def one_step(kernel, dtype, streams, row, host):
     exact = [Running(x.astype(wide), 0.0, unit) if isinstance(x, np.ndarray) else x for x in streams]
     hosts = np.broadcast_to(host, len(row))
     c = kernel.Coefficients(*(Running(wide(x), abs(x) * (h + unit[0]), unit) for x, h in zip(row, hosts, strict=True)))
-    names = {**kernel.element.__globals__, "maximum": _maximum, "sign": _sign}
-    element = FunctionType(kernel.element.__code__, names, closure=kernel.element.__closure__)
-    return [None if x is None else x.error for x in element(*exact, c)]
+    names = {**kernel.element.__globals__, "maximum": _maximum, "sign": _sign, "select": _select}
+    element = kernel.element
+    running = FunctionType(element.__code__, names, None, element.__defaults__, element.__closure__)
+    return [None if x is None else x.error for x in kernel._replace(element=running).step(*exact, c)]

@@ -81,7 +81,7 @@ Variant = tuple[type[Optimizer], dict[str, Any]]
 
 
 def variants(**fixed: Any) -> list[Variant]:
-    """Return (method, hyperparameters) for every method and every combination of what can be switched on and off."""
+    """Return (method, hyperparameters) for every method, with every pair of what can be switched on and off."""
     pairs = []
     for method in METHODS:
         fields_of_rule = [each for each in fields(method.rule) if each.init]
@@ -91,6 +91,7 @@ def variants(**fixed: Any) -> list[Variant]:
         }
         if "momentum" in {each.name for each in fields_of_rule}:
             switches["momentum"] = (0.0, 0.7)
+        valid = []
         for values in product(*switches.values()):
             chosen = {**base, **fixed, **dict(zip(switches, values, strict=True))}
             if chosen.get("nesterov"):
@@ -99,7 +100,8 @@ def variants(**fixed: Any) -> list[Variant]:
                 method.rule(**chosen)
             except ValueError:  # Nesterov without momentum
                 continue
-            pairs.append((method, chosen))
+            valid.append(chosen)
+        pairs += [(method, valid[k]) for k in in_pairs([[one[name] for name in switches] for one in valid])]
     return pairs
 
 
@@ -127,16 +129,17 @@ def label(variant: Variant) -> str:
 def pairwise(*factors: Sequence[Any]) -> list[tuple[int, ...]]:
     """Return few index tuples, one index a factor, in which every pair of values of any two factors occurs."""
     choices = list(product(*(range(len(factor)) for factor in factors)))
+    return [choices[k] for k in in_pairs(choices)]
 
-    def pairs(choice: tuple[int, ...]) -> set[Any]:
-        return set(combinations(enumerate(choice), 2))
 
-    missing: set[Any] = set().union(*map(pairs, choices)) if choices else set()
-    rows = []
+def in_pairs(choices: Sequence[Sequence[Any]]) -> list[int]:
+    """Return the indices of few choices in which every pair of values occurs that occurs in any; the first's is first."""
+    pairs = [set(combinations(enumerate(choice), min(2, len(choice)))) for choice in choices]
+    missing: set[Any] = set().union(*pairs)
+    rows: list[int] = []
     while missing:
-        best = max(choices, key=lambda choice: len(pairs(choice) & missing))
-        rows.append(best)
-        missing -= pairs(best)
+        rows.append(max(range(len(pairs)), key=lambda k: len(pairs[k] & missing)))
+        missing -= pairs[rows[-1]]
     return rows
 
 

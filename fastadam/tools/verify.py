@@ -36,6 +36,8 @@ def oracle_of(method: type[Optimizer], chosen: dict[str, Any]) -> tuple[Any, dic
     taken, name = dict(chosen), method.__name__.lower()
     if name == "adam" and taken.pop("decoupled_weight_decay"):
         name = "adamw"
+    elif name == "adam":
+        del taken["cautious_decay"]  # which coupled decay has not
     return papers.ORACLES[name], taken
 
 
@@ -62,7 +64,7 @@ def worst_error(
     """
     wide = bounds.WIDER[np.dtype(dtype)]
     oracle, taken = oracle_of(method, chosen)
-    kernel = kernels.ALL[method.rule.kernel]
+    kernel = kernels.ALL[method.rule.kernel].switched(method.rule(**chosen).options)
     rng = np.random.default_rng(11)
     p = (rng.standard_normal(n) * 10.0 ** rng.integers(-3, 3, n)).astype(dtype)
     home = BACKENDS[backend].home

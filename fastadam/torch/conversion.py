@@ -62,7 +62,8 @@ def to_torch_state(opt: Fast) -> dict[str, Any]:
                 of_torch[k][key] = x.clone() if isinstance(x, torch.Tensor) else x
                 if key in opt.rule.carried:  # float64 here
                     of_torch[k][key] = x.to(torch.get_default_dtype(), copy=True)
-    groups = [{name: x for name, x in group.items() if name not in OPTIONS} for group in state["param_groups"]]
+    ours = {*OPTIONS, *opt.extras}
+    groups = [{name: x for name, x in group.items() if name not in ours} for group in state["param_groups"]]
     return {"state": of_torch, "param_groups": groups}
 
 

@@ -51,6 +51,7 @@ class Method(torch.optim.Optimizer):
     slots: ClassVar[dict[str, str]]  # torch's names in the state of the kernel's slots
     numbers: tuple[str, ...] = ("step",)  # and of what is one number: the count, then what the rule carries
     fixed: ClassVar[dict[str, Any]] = {}  # what the rule is told beside torch's hyperparameters
+    extras: ClassVar[dict[str, Any]] = {}  # hyperparameters that torch's class has not, and their defaults
     instead = ""  # what takes sparse gradients
     by_row = False  # whether gradients may be sparse
     plain_numbers = False  # whether the state's numbers are Python's

@@ -19,7 +19,7 @@ class Adam(Fast, torch.optim.Adam):
 
 
 class AdamW(Fast, torch.optim.AdamW):
-    rule, slots = rules.Adam, MOMENTS
+    rule, slots, extras = rules.Adam, MOMENTS, {"cautious_decay": False}
     instead = ", please consider SparseAdam instead"
 
 
@@ -39,7 +39,7 @@ class Lion(Fast, torch.optim.Optimizer):
     """Steps by the sign of an interpolated momentum, Chen et al. 2023, Algorithm 2. torch.optim has none: arguments and
     defaults are the authors'."""
 
-    rule, slots, numbers = rules.Lion, {"m": "exp_avg"}, ()
+    rule, slots, numbers, extras = rules.Lion, {"m": "exp_avg"}, (), {"cautious_decay": False}
 
     def __init__(
         self, params: Any, lr: float | torch.Tensor = 1e-4, betas: tuple[float, float] = (0.9, 0.99),

@@ -48,7 +48,9 @@ class Fast(Replacing):
             max_norm=max_norm, ema_decay=ema_decay, copy_to=copy_to, skip_nonfinite=skip_nonfinite, stats=stats,
             moments=moments, master=master, seed=seed, index_offset=index_offset,
         )  # fmt: skip
+        self._extra = {name: named.pop(name, default) for name, default in self.extras.items()}
         super().__init__(params, *args, **named)
+        self.defaults |= self._extra
         self._check_options()
 
     def _choose(
@@ -82,7 +84,8 @@ class Fast(Replacing):
             torchs = next(base for base in cls.__mro__ if "__init__" in vars(base) and base is not Fast)
             theirs = [p for p in inspect.signature(torchs).parameters.values() if p.kind is not p.VAR_KEYWORD]
             options = [p.replace(kind=p.KEYWORD_ONLY) for p in inspect.signature(Fast.__init__).parameters.values()]
-            options = [p for p in options if p.name in OPTIONS]
+            extras = [inspect.Parameter(x, inspect.Parameter.KEYWORD_ONLY, default=cls.extras[x]) for x in cls.extras]
+            options = [*extras, *(p for p in options if p.name in OPTIONS)]
             cls.__signature__ = inspect.Signature([*theirs, *options])  # type: ignore[attr-defined]
             about = (
                 vars(cls).get("__doc__") or f"torch.optim.{cls.__name__} with one compiled pass in place of its step."
@@ -131,6 +134,10 @@ class Fast(Replacing):
         if "info" not in self.__dict__:
             self._averaging, self.info = False, NOTHING
         super().__setstate__(state)
+        self._extra = {name: self.defaults.setdefault(name, default) for name, default in self.extras.items()}
+        for group in self.param_groups:
+            for name, value in self._extra.items():
+                group.setdefault(name, value)
         self._walks, self._members, self._built = None, [], True
         if self.defaults.get("fused"):  # as torch's constructors set it: a GradScaler leaves unscaling to the step
             self._step_supports_amp_scaling = True
@@ -150,7 +157,7 @@ class Fast(Replacing):
         """Add a param group as torch's do; with copy_to the group's "copy_to" holds the copies of its parameters."""
         if not isinstance(param_group, dict):
             super().add_param_group(param_group)  # which refuses it
-        group = dict(param_group)
+        group = {**self._extra, **param_group}
         self.check_group({**self.defaults, **group})
         copies = group.pop("copy_to", None)
         before = sum(len(group_before["params"]) for group_before in self.param_groups)

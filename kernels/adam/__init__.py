@@ -5,18 +5,21 @@
     v  <- β2·v + (1-β2)·g²                            second moment
     vmax <- max(vmax, v)                              AMSGrad only; then takes the place of v below
     p  <- decay·p - step_size·m / (√v·rsqrt_bias2 + eps)
+                                                      cautious_decay: p itself in place of decay·p where m·p < 0
 
 Adam, AdamW, RAdam and AMSGrad are this one kernel under different coefficients; see fastadam/rules.py.
-Kingma & Ba 2015, Algorithm 1; Reddi et al. 2018, Algorithm 2. Nothing here knows the step count.
+Kingma & Ba 2015, Algorithm 1; Reddi et al. 2018, Algorithm 2; L. Chen et al. 2025, Algorithm 1. Nothing here knows
+the step count.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-from ..contract import NonNegative, RunningMax, Signed, maximum
+from ..contract import NonNegative, RunningMax, Signed, maximum, select
 
 SLOTS = (Signed("m"), NonNegative("v"), RunningMax("vmax", optional=True))
+SWITCHES = ("cautious_decay",)
 
 
 class Coefficients(NamedTuple):
@@ -34,7 +37,7 @@ class Coefficients(NamedTuple):
     decay: float  # 1 - lr·λ; 1 where decay is coupled or absent
 
 
-def adam(p, g, m, v, vmax, c):
+def adam(p, g, m, v, vmax, c, cautious_decay=False):
     """One element, or whole arrays, of one step: (p, g, m, v, vmax) -> (p, m, v, vmax)."""
     g = c.grad_scale * g + c.l2 * p
     m = c.beta1 * m + c.one_minus_beta1 * g
@@ -43,5 +46,8 @@ def adam(p, g, m, v, vmax, c):
     if vmax is not None:
         vmax = maximum(vmax, v)
         bound = vmax
-    p = c.decay * p - c.step_size * m / (np.sqrt(bound) * c.rsqrt_bias2 + c.eps)
+    kept = c.decay * p
+    if cautious_decay:
+        kept = select(m * p, kept, p)
+    p = kept - c.step_size * m / (np.sqrt(bound) * c.rsqrt_bias2 + c.eps)
     return p, m, v, vmax

@@ -1,5 +1,6 @@
 // The lines of __init__.py: `real` is IEEE arithmetic, never fused, never flushed (ieee.cuh).
 
+template <bool cautious_decay>
 struct adam {
     template <class real>
     struct Coefficients {
@@ -16,6 +17,10 @@ struct adam {
             vmax = maximum(vmax, v);
             bound = vmax;
         }
-        p = c.decay * p - c.step_size * m / (sqrt(bound) * c.rsqrt_bias2 + c.eps);
+        real kept = c.decay * p;
+        if constexpr (cautious_decay) {
+            kept = select(m * p, kept, p);
+        }
+        p = kept - c.step_size * m / (sqrt(bound) * c.rsqrt_bias2 + c.eps);
     }
 };

@@ -17,9 +17,12 @@ FLAGS = Flags._fields  # there or None
 
 
 def _tag(kernel: Kernel) -> Any:
-    """Return a named tuple with a field per stream: its class names the kernel in compiled code, its fields the
-    formats."""
-    return namedtuple(kernel.name, (*kernel.streams.row, *FLAGS), module=__name__)  # type: ignore[misc]
+    """Return a named tuple with a field per stream, whose format it holds, and one per flag and switch, there or None.
+
+    Its class names the kernel in compiled code.
+    """
+    fields = (*kernel.streams.row, *FLAGS, *kernel.switches)
+    return namedtuple(kernel.name, fields, module=__name__)  # type: ignore[misc]
 
 
 TAGS = {name: _tag(kernel) for name, kernel in ALL.items()}
@@ -54,7 +57,8 @@ def element(tag: Any, values: Any, c: Any, x: Any) -> tuple[Any, ...]:
     g = old.g
     if asked(tag, "limit"):
         g, c = clip(c.grad_scale * g, x.max_value), c._replace(grad_scale=g.like(1))
-    p, *slots = KERNEL_OF[tag.instance_class].element(old.p, g, *old.slots, c)
+    kernel = KERNEL_OF[tag.instance_class]
+    p, *slots = kernel.switched(name for name in kernel.switches if asked(tag, name)).step(old.p, g, *old.slots, c)
     ema = None if old.ema is None else average(old.ema, p, x)
     return Columns(p, p.like(0), tuple(slots), ema, copy=p).row
 

@@ -76,6 +76,7 @@ class Instantiation(NamedTuple):
     streams: tuple[Format | None, ...]
     chores: Riding = NO_RIDING
     split: bool = False  # whether p is bfloat16 whose other bits rest beside it
+    on: frozenset[str] = frozenset()  # the kernel's switches that are on
 
     @property
     def real(self) -> Any:
@@ -110,7 +111,7 @@ class Instantiation(NamedTuple):
     def name(self) -> str:
         riding = re.findall(r"\w+", self.chores.types) if self.chores.types != NO_RIDING.types else []
         codes = [re.sub(r"\W+", "_", each).strip("_") for each in self._types]
-        return "_".join([self.kernel, self.table, *codes, *riding])
+        return "_".join([self.kernel, *sorted(self.on), self.table, *codes, *riding])
 
     @property
     def _types(self) -> list[str]:
@@ -125,7 +126,9 @@ class Instantiation(NamedTuple):
         """Return the line that instantiates it."""
         macro = "STEP_ROWS" if self.table == "Rows" else "STEP_IN_PHASES" if self.blocked else "STEP"
         table = [] if self.table == "Rows" else [self.table]
-        return f"{macro}({', '.join([self.name, *table, self.chores.types, self.kernel, *self._types])})\n"
+        switches = ALL[self.kernel].switches if self.kernel in ALL else ()
+        which = f"<{', '.join(str(name in self.on).lower() for name in switches)}>" * bool(switches)
+        return f"{macro}({', '.join([self.name, *table, self.chores.types, self.kernel + which, *self._types])})\n"
 
 
 class Pass(NamedTuple):

@@ -80,10 +80,11 @@ DEVICE unsigned short half_of(f32 a) { return __builtin_bit_cast(unsigned short,
 #undef ARITHMETIC
 DEVICE f64 widen(f64 a) { return a; }
 
-// As kernels/contract.py defines them: NaN if either is NaN, b where they are equal; +0 for either zero.
+// As kernels/contract.py defines them: NaN if either is NaN, b where they are equal; +0 for either zero; b below zero.
 #define CHOICES(real) \
     DEVICE real maximum(real a, real b) { return a > b || a != a ? a : b; } \
-    DEVICE real sign(real x) { return x > 0 ? 1 : real(0) > x ? -1 : x != x ? x : 0; }
+    DEVICE real sign(real x) { return x > 0 ? 1 : real(0) > x ? -1 : x != x ? x : 0; } \
+    DEVICE real select(real x, real a, real b) { return real(0) > x ? b : a; }
 CHOICES(f32)
 CHOICES(f64)
 #undef CHOICES

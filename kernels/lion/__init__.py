@@ -1,17 +1,20 @@
 """The Lion kernel: the sign of an interpolated momentum.
 
     g  <- grad_scale·g                                scale the gradient
-    p  <- decay·p - lr·sign(β1·m + (1-β1)·g)
+    u  <- sign(β1·m + (1-β1)·g)
+    p  <- decay·p - lr·u                              cautious_decay: p itself in place of decay·p where u·p < 0
     m  <- β2·m + (1-β2)·g                             momentum, after the step
 
-Chen et al. 2023, Algorithm 2. The sign of either zero is +0; of NaN, NaN.
+Chen et al. 2023, Algorithm 2; cautious_decay: L. Chen et al. 2025, Algorithm 1. The sign of either zero is +0; of NaN,
+NaN.
 """
 
 from typing import NamedTuple
 
-from ..contract import Signed, sign
+from ..contract import Signed, select, sign
 
 SLOTS = (Signed("m"),)
+SWITCHES = ("cautious_decay",)
 
 
 class Coefficients(NamedTuple):
@@ -26,9 +29,13 @@ class Coefficients(NamedTuple):
     decay: float  # 1 - lr·λ; 1 where decay is absent
 
 
-def lion(p, g, m, c):
+def lion(p, g, m, c, cautious_decay=False):
     """One element, or whole arrays, of one step: (p, g, m) -> (p, m)."""
     g = c.grad_scale * g
-    p = c.decay * p - c.lr * sign(c.beta1 * m + c.one_minus_beta1 * g)
+    u = sign(c.beta1 * m + c.one_minus_beta1 * g)
+    kept = c.decay * p
+    if cautious_decay:
+        kept = select(u * p, kept, p)
+    p = kept - c.lr * u
     m = c.beta2 * m + c.one_minus_beta2 * g
     return p, m

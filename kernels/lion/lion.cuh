@@ -1,5 +1,6 @@
 // The lines of __init__.py: `real` is IEEE arithmetic, never fused, never flushed (ieee.cuh).
 
+template <bool cautious_decay>
 struct lion {
     template <class real>
     struct Coefficients {
@@ -9,7 +10,12 @@ struct lion {
     template <class real>
     static DEVICE void element(real& p, real g, real& m, const Coefficients<real>& c) {
         g = c.grad_scale * g;
-        p = c.decay * p - c.lr * sign(c.beta1 * m + c.one_minus_beta1 * g);
+        real u = sign(c.beta1 * m + c.one_minus_beta1 * g);
+        real kept = c.decay * p;
+        if constexpr (cautious_decay) {
+            kept = select(u * p, kept, p);
+        }
+        p = kept - c.lr * u;
         m = c.beta2 * m + c.one_minus_beta2 * g;
     }
 };

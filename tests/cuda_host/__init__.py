@@ -49,18 +49,24 @@ def riding(asked, dtype, grouped=False):
     return Riding(asked["max_value"] is not None, asked["zero_grads"], scaled, asked["stats"] is not None, ema, copy)
 
 
+def on(variant):
+    """The switches of its kernel that a variant turns on."""
+    method, chosen = variant
+    return kernels.ALL[method.rule.kernel].switched(method.rule(**chosen).options).on
+
+
 @cache
 def steps():
     """Every instantiation that the methods need, and those of `chored`."""
     found = []
     for variant, dtype in product(kernels_in_use(), DTYPES):
         name, streams = streams_of(variant, dtype)
-        found += [Instantiation(name, table, streams) for table in ("ByValue", "Uploaded", "Rows")]
+        found += [Instantiation(name, table, streams, on=on(variant)) for table in ("ByValue", "Uploaded", "Rows")]
     for k, variant, dtype, asked in chored():
         name, streams = streams_of(variant, dtype)
         own = riding(asked, dtype, k % 3 == 0)
-        found.append(Instantiation(name, "ByValue", streams, own))
-        found.append(Instantiation(name, "Rows", streams, own._replace(scaled=False, noted=False)))
+        found.append(Instantiation(name, "ByValue", streams, own, on=on(variant)))
+        found.append(Instantiation(name, "Rows", streams, own._replace(scaled=False, noted=False), on=on(variant)))
     return tuple(dict.fromkeys([*found, *PASSES]))
 
 
@@ -72,7 +78,7 @@ def covering():
     """
     same = {}
     for variant in variants():
-        same.setdefault(streams_of(variant, DTYPES[0]), []).append(variant)
+        same.setdefault((streams_of(variant, DTYPES[0]), on(variant)), []).append(variant)
     return tuple(
         (kind[c % len(kind)], DTYPES[(k + c) % 2], asked, (k // 2 + c) % 2 == 1, (k // 4 + c) % 2 == 1)
         for (k, kind), (c, asked) in product(enumerate(same.values()), enumerate(chores()))
@@ -85,7 +91,11 @@ def covering_steps():
     return tuple(
         dict.fromkeys(
             Instantiation(
-                *streams_of(variant, dtype)[:1], "ByValue", streams_of(variant, dtype)[1], riding(asked, dtype, grouped)
+                *streams_of(variant, dtype)[:1],
+                "ByValue",
+                streams_of(variant, dtype)[1],
+                riding(asked, dtype, grouped),
+                on=on(variant),
             )
             for variant, dtype, asked, grouped, _ in covering()
         )
@@ -115,7 +125,7 @@ def stored_step(variant, one, asked, **changed):
     riding_along = riding(asked, p.compute)._replace(drawn=drawn)
     streams = format_of(p.compute) if master else p, g, *kinds
     copied = riding_along._replace(copy=p) if master else riding_along
-    return Instantiation(name, "ByValue", streams, copied, split)._replace(**changed)
+    return Instantiation(name, "ByValue", streams, copied, split, on(variant))._replace(**changed)
 
 
 @cache

@@ -11,7 +11,7 @@ from cases import METHODS, same_bits, variants
 
 from fastadam import kernels
 from fastadam.kernels import chores
-from fastadam.kernels.contract import maximum, sign
+from fastadam.kernels.contract import maximum, select, sign
 
 KERNELS = list(kernels.ALL.values())
 
@@ -21,19 +21,22 @@ def test_an_element_is_its_equation_and_no_more(kernel):
     tree = ast.parse(inspect.getsource(kernel.element))
     (function,) = tree.body
     arguments = [a.arg for a in function.args.args]
-    assert arguments == ["p", "g", *(slot.name for slot in kernel.slots), "c"]
+    assert arguments == ["p", "g", *(slot.name for slot in kernel.slots), "c", *kernel.switches]
+    assert [x.value for x in function.args.defaults] == [False] * len(kernel.switches)
     assert isinstance(function.body[-1], ast.Return)
     assert [x.id for x in function.body[-1].value.elts] == ["p", *(slot.name for slot in kernel.slots)]
     used = [n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and getattr(n.value, "id", "") == "c"]
     assert set(used) == set(kernel.Coefficients._fields)  # each coefficient, and none that is not there
     assert kernel.Coefficients._fields[0] == "grad_scale"  # the optimizer multiplies its own scale into the first
     called = {ast.unparse(n.func) for n in ast.walk(tree) if isinstance(n, ast.Call)}
-    assert called <= {"np.sqrt", "np.abs", "maximum", "sign"}
+    assert called <= {"np.sqrt", "np.abs", "maximum", "sign", "select"}
     assert not any(isinstance(n, (ast.Pow, ast.For, ast.While, ast.Subscript)) for n in ast.walk(tree))
     numbers = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, (int, float))]
+    numbers = [x for x in numbers if x is not False]  # a switch's default
     assert set(numbers) <= {0}  # anything else would be rounded where no rule sees it
     branches = [ast.unparse(n.test) for n in ast.walk(tree) if isinstance(n, ast.If)]
-    assert sorted(branches) == sorted(f"{slot.name} is not None" for slot in kernel.slots if slot.optional)
+    optional = [f"{slot.name} is not None" for slot in kernel.slots if slot.optional]
+    assert sorted(branches) == sorted([*optional, *kernel.switches])
 
 
 def as_python(body):
@@ -43,8 +46,10 @@ def as_python(body):
         if line == "}":
             depth -= 1
             continue
-        branch = re.fullmatch(r"if constexpr \(there<(\w+)>\) \{", line)
-        text = f"if {branch[1].lower()} is not None:" if branch else line.removeprefix("real ").removesuffix(";")
+        branch = re.fullmatch(r"if constexpr \((?:there<(\w+)>|(\w+))\) \{", line)
+        text = line.removeprefix("real ").removesuffix(";")
+        if branch:
+            text = f"if {branch[2]}:" if branch[2] else f"if {branch[1].lower()} is not None:"
         lines.append("    " * depth + text)
         depth += line.endswith("{")
     return "\n".join(lines)
@@ -53,7 +58,9 @@ def as_python(body):
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
 def test_the_cuda_text_says_the_same_statements(kernel):
     text = (Path(kernels.__file__).parent / kernel.name / f"{kernel.name}.cuh").read_text()
-    assert re.search(rf"^struct {kernel.name} {{$", text, re.MULTILINE)
+    switches = ", ".join(f"bool {name}" for name in kernel.switches)
+    head = rf"^template <{switches}>\nstruct" if switches else r"\n\nstruct"
+    assert re.search(rf"{head} {kernel.name} {{$", text, re.MULTILINE)
     fields = re.search(r"struct Coefficients \{\s*real ([^;]*);", text)[1]
     assert tuple(re.split(r",\s*", fields)) == kernel.Coefficients._fields
     arguments, body = re.search(r"DEVICE void element\(([^)]*)\) \{\n(.*?)\n    \}\n", text, re.DOTALL).groups()
@@ -87,7 +94,7 @@ def test_a_rule_gives_what_its_kernel_takes(dtype):
     for method, chosen in variants():
         rule = method.rule(**chosen)
         kernel = kernels.ALL[rule.kernel]
-        assert rule.options <= {slot.name for slot in kernel.slots if slot.optional}
+        assert rule.options <= {*(slot.name for slot in kernel.slots if slot.optional), *kernel.switches}
         assert set(rule.initial()) <= {slot.name for slot in kernel.slots}
         for t in (1, 2, 10, 2**20, 2**40):
             numbers = rule.coefficients(t, chosen["lr"], *rule.carried.values())
@@ -121,8 +128,9 @@ def test_compiled_code_refuses_what_it_cannot_write():
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_maximum_and_sign_mean_one_thing_everywhere(dtype):
+def test_maximum_sign_and_select_mean_one_thing_everywhere(dtype):
     compiled_maximum = compiled(maximum)
+    compiled_select = compiled(lambda a, b: select(a, b, -b))
     compiled_over_zero_of_two = compiled(lambda a, b: maximum(a, 0))
     compiled_sign_of_two = compiled(lambda a, b: sign(a))
 
@@ -139,6 +147,9 @@ def test_maximum_and_sign_mean_one_thing_everywhere(dtype):
         for b in odd:
             both = np.array([maximum(a, b)]), np.array([compiled_maximum(a, b)], dtype)
             assert same_bits(*both), (a, b)
+            either = np.array([select(a, b, -b)], dtype)
+            assert same_bits(either, np.array([compiled_select(a, b)], dtype)), (a, b)
+            assert same_bits(either, np.array([-b if a < 0 else b], dtype)), (a, b)
             assert np.isnan(both[0][0]) == (np.isnan(a) or np.isnan(b))
     assert np.array_equal(sign(odd)[:8], np.array([0, 0, 1, -1, 1, -1, 1, -1], dtype))
     assert not np.signbit(sign(odd)[1])

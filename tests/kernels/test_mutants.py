@@ -50,8 +50,11 @@ ELEMENTS = [
     ("adam", "np.sqrt(bound) * c.rsqrt_bias2 + c.eps", "np.sqrt(bound * c.rsqrt_bias2 * c.rsqrt_bias2 + c.eps)"),
     ("adam", "np.sqrt(bound) * c.rsqrt_bias2 + c.eps", "(np.sqrt(bound) + c.eps) * c.rsqrt_bias2"),
     ("adam", "np.sqrt(bound) * c.rsqrt_bias2 + c.eps", "np.sqrt(bound) + c.eps"),
-    ("adam", "c.decay * p -", "p -"),
-    ("adam", "c.decay * p - c.step_size * m", "c.decay * (p - c.step_size * m"),
+    ("adam", "kept = c.decay * p", "kept = p"),
+    ("adam", "p = kept - c.step_size * m", "p = c.decay * (p - c.step_size * m"),
+    ("adam", "select(m * p, kept, p)", "select(g * p, kept, p)"),  # the gradient's sign, not the update's
+    ("adam", "select(m * p, kept, p)", "select(m * p, p, kept)"),
+    ("adam", "select(m * p, kept, p)", "kept"),
     ("adam", "c.step_size * m /", "c.step_size * g /"),
     ("adam", "bound = vmax", "bound = v"),
     ("adam", "vmax = maximum(vmax, v)", "vmax = v"),
@@ -64,6 +67,8 @@ ELEMENTS = [
     ("adamax", "(u + c.divisor_eps)", "u"),
     ("adabelief", "surprise = g - m", "surprise = g"),
     ("adabelief", "(surprise * surprise) + c.eps", "(surprise * surprise)"),
+    ("lion", "select(u * p, kept, p)", "select(m * p, kept, p)"),
+    ("lion", "select(u * p, kept, p)", "select(-u * p, kept, p)"),
     ("lion", "sign(c.beta1 * m + c.one_minus_beta1 * g)", "sign(c.beta2 * m + c.one_minus_beta2 * g)"),
     ("lion", "m = c.beta2 * m + c.one_minus_beta2 * g", "m = c.beta1 * m + c.one_minus_beta1 * g"),
     ("momentum", "update + c.momentum_step * m", "c.momentum_step * m"),
@@ -191,6 +196,8 @@ CONTRACT = [
     ("np.where((a > b) | (a != a), a, b)", "np.fmax(a, b)"),
     ("np.where((a > b) | (a != a), a, b)", "np.where((a >= b) | (a != a), a, b)"),  # -0.0 beats 0.0
     ("np.sign(x) + np.zeros_like(x)", "np.copysign(np.ones_like(x), x)"),
+    ("np.where(x < 0, b, a)", "np.where(x <= 0, b, a)"),
+    ("np.where(x < 0, b, a)", "np.where(x >= 0, a, b)"),  # of NaN the other one
 ]
 
 
@@ -203,6 +210,8 @@ def right(of):
         and same_bits(of.sign(-zero), zero)
         and same_bits(of.sign(-3 * one), -one)
         and np.isnan(of.sign(nan)).all()
+        and all(of.select(x, one, -one) == one for x in (one, zero, -zero, nan))
+        and of.select(-one, one, -one) == -one
     )
 
 
