@@ -20,13 +20,26 @@ from fastadam.functional import (
     adagrad_step,
     adam_step,
     adamax_step,
+    adopt_step,
     lion_step,
     momentum_step,
     nadam_step,
     rmsprop_step,
 )
 from fastadam.host.threads import get_num_threads, num_threads, set_num_threads
-from fastadam.methods import SGD, AdaBelief, Adagrad, Adam, Adamax, AdamW, Lion, NAdam, RAdam, RMSprop
+from fastadam.methods import (
+    ADOPT,
+    SGD,
+    AdaBelief,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamW,
+    Lion,
+    NAdam,
+    RAdam,
+    RMSprop,
+)
 from fastadam.optimizer import Optimizer
 from fastadam.plans.chores import StepInfo
 from fastadam.plans.measured import Measured
@@ -38,6 +51,7 @@ if TYPE_CHECKING:
     from fastadam import checkpoint, schedules
 
 __all__ = [
+    "ADOPT",
     "SGD",
     "AdaBelief",
     "Adagrad",
@@ -57,6 +71,7 @@ __all__ = [
     "adagrad_step",
     "adam_step",
     "adamax_step",
+    "adopt_step",
     "advise",
     "backends",
     "checkpoint",

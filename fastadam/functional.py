@@ -122,6 +122,22 @@ def adabelief_step(
     _step(rules.AdaBelief(**hyperparameters), p, g, {"m": m, "s": s}, t, grad_scale, backend)
 
 
+@_hyperparameters_of(rules.ADOPT)
+def adopt_step(
+    p: Array, g: Array, m: Array, v: Array, *,
+    t: int, grad_scale: float = 1.0, backend: str = "auto", **hyperparameters: Any,
+) -> None:  # fmt: skip
+    """Take one step of ADOPT, whose first only fills v.
+
+    >>> p, g, m, v = np.ones(3), np.full(3, 2.0), np.zeros(3), np.zeros(3)
+    >>> fa.adopt_step(p, g, m, v, t=1)
+    >>> fa.adopt_step(p, g, m, v, t=2, lr=0.5, betas=(0.5, 0.9999))
+    >>> p.tolist(), v.tolist()
+    ([0.75, 0.75, 0.75], [4.0, 4.0, 4.0])
+    """
+    _step(rules.ADOPT(**hyperparameters), p, g, {"m": m, "v": v}, t, grad_scale, backend)
+
+
 @_hyperparameters_of(rules.Lion)
 def lion_step(
     p: Array, g: Array, m: Array, *,

@@ -72,6 +72,23 @@ def adabelief_step(
     decoupled_weight_decay: bool = True,
     maximize: bool = False,
 ) -> None: ...
+def adopt_step(
+    p: Array,
+    g: Array,
+    m: Array,
+    v: Array,
+    *,
+    t: int,
+    grad_scale: float = 1.0,
+    backend: str = "auto",
+    lr: LearningRate = 0.001,
+    betas: tuple[float, float] = (0.9, 0.9999),
+    eps: float = 1e-06,
+    weight_decay: float = 0.0,
+    clip: bool = True,
+    maximize: bool = False,
+    decoupled_weight_decay: bool = False,
+) -> None: ...
 def lion_step(
     p: Array,
     g: Array,

@@ -27,9 +27,10 @@ class _Method(Optimizer):
             f"params, backend, seed, capturable, errors: see Optimizer.\n\n"
             f">>> weights = np.ones(3, np.float32)\n"
             f">>> opt = fastadam.{cls.__name__}(weights)\n"
-            f">>> _ = opt.step(np.ones(3, np.float32))  # weights are smaller now\n"
+            f">>> _ = opt.step(np.ones(3, np.float32))\n"
+            f">>> _ = opt.step(np.ones(3, np.float32))\n"
             f">>> opt.t, bool((weights < 1).all())\n"
-            f"(1, True)"
+            f"(2, True)"
         )
 
 
@@ -55,6 +56,10 @@ class Adamax(_Method):
 
 class AdaBelief(_Method):
     rule = rules.AdaBelief
+
+
+class ADOPT(_Method):
+    rule = rules.ADOPT
 
 
 class Lion(_Method):

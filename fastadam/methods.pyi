@@ -112,6 +112,21 @@ class AdaBelief(Optimizer):
         **options: Unpack[Options],
     ) -> None: ...
 
+class ADOPT(Optimizer):
+    def __init__(
+        self,
+        params: Tree,
+        lr: LearningRate = 0.001,
+        betas: tuple[float, float] = (0.9, 0.9999),
+        eps: float = 1e-06,
+        weight_decay: float = 0.0,
+        clip: bool = True,
+        *,
+        maximize: bool = False,
+        decoupled_weight_decay: bool = False,
+        **options: Unpack[Options],
+    ) -> None: ...
+
 class Lion(Optimizer):
     def __init__(
         self,

@@ -10,6 +10,11 @@ from fastadam.checks import flag, number
 LearningRate = float | Callable[[int], float]
 
 
+def used(**options: bool) -> frozenset[str]:
+    """Return the names of the options that are True."""
+    return frozenset(name for name, wanted in options.items() if wanted)
+
+
 _AT_LEAST_0 = {"eps", "weight_decay", "momentum", "alpha", "lr_decay", "initial_accumulator_value", "momentum_decay"}
 
 

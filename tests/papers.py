@@ -137,6 +137,25 @@ def adabelief(t, p, g, state, *, lr, betas, eps, weight_decay=0.0, decoupled_wei
     return p - lr * m_hat / (np.sqrt(s_hat) + eps), {"m": m, "s": s}
 
 
+def adopt(t, p, g, state, *, lr, betas, eps, weight_decay=0.0, clip=True, decoupled_weight_decay=False,
+          maximize=False):  # fmt: skip
+    """Taniguchi et al. 2024, Algorithm 2, whose step 0 is t = 1 here; decay, which it lacks, is coupled by default."""
+    lr, beta1, beta2, eps, weight_decay = numbers(p, lr, *betas, eps, weight_decay)
+    g = -g if maximize else g
+    if not decoupled_weight_decay:
+        g = g + weight_decay * p
+    if t == 1:
+        return p, {"m": state["m"], "v": g**2}
+    normalised = g / np.maximum(np.sqrt(state["v"]), eps)
+    if clip:
+        bound = numbers(p, t - 1)[0] ** 0.25
+        normalised = np.minimum(np.maximum(normalised, -bound), bound)
+    m = beta1 * state["m"] + (1 - beta1) * normalised
+    if decoupled_weight_decay:
+        p = p - lr * weight_decay * p
+    return p - lr * m, {"m": m, "v": beta2 * state["v"] + (1 - beta2) * g**2}
+
+
 def lion(t, p, g, state, *, lr, betas, weight_decay=0.0, maximize=False, cautious_decay=False):
     """Chen et al. 2023, Algorithm 2: β1 weighs the step, β2 the momentum that is kept; sign(0) = 0."""
     lr, beta1, beta2, weight_decay = numbers(p, lr, *betas, weight_decay)
@@ -203,7 +222,7 @@ def adagrad(t, p, g, state, *, lr, eps, lr_decay=0.0, weight_decay=0.0, initial_
     return p - lr / (1 + (t - 1) * lr_decay) * g / root, {"sum": total}
 
 
-ORACLES = {f.__name__: f for f in (adam, adamw, nadam, radam, adamax, adabelief, lion, sgd, rmsprop, adagrad)}
+ORACLES = {f.__name__: f for f in (adam, adamw, nadam, radam, adamax, adabelief, adopt, lion, sgd, rmsprop, adagrad)}
 
 
 def start(name, p, *, amsgrad=False, momentum=0.0, centered=False, initial_accumulator_value=0.0, **_):
@@ -218,6 +237,7 @@ def start(name, p, *, amsgrad=False, momentum=0.0, centered=False, initial_accum
         "radam": ["m", "v"],
         "adamax": ["m", "u"],
         "adabelief": ["m", "s"],
+        "adopt": ["m", "v"],
         "lion": ["m"],
         "sgd": m,
         "rmsprop": ["v", *mean, *m],

@@ -264,7 +264,7 @@ def test_no_pronoun_names_anything():
     assert [where(path, node) for path in EVERYTHING for node in pronouns(tree(path))] == []
 
 
-METHODS = ["Adam", "AdamW", "NAdam", "RAdam", "Adamax", "AdaBelief", "Lion", "SGD", "RMSprop", "Adagrad"]
+METHODS = ["Adam", "AdamW", "NAdam", "RAdam", "Adamax", "AdaBelief", "ADOPT", "Lion", "SGD", "RMSprop", "Adagrad"]
 SHARED_CLASSES = {
     **dict.fromkeys(METHODS, "the paper's name: a rule, and the optimizer of arrays and of tensors over it"),
     "Coefficients": "what a kernel must know of one step: each kernel has its own",
@@ -358,7 +358,6 @@ MANY_PARAMETERS = {  # files, and functions of a file
     "fastadam/optimizer.py:__init__": OPTIONS_BY_NAME,
     "fastadam/stepper.py:__init__": OPTIONS_BY_NAME,
     "fastadam/torch/optimizer.py:__init__": OPTIONS_BY_NAME,
-    "fastadam/torch/methods.py:__init__": "Lion's, as torch's own optimizers have them",
     "fastadam/checkpoint/folder.py:save": OPTIONS_BY_NAME,
     "fastadam/tools/demo/__init__.py:run": OPTIONS_BY_NAME,
     "benchmarks/compiling.py:adam": "an element's arithmetic: its coefficients one by one, as a plain loop has them",

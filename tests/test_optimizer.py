@@ -474,10 +474,15 @@ PAPERS = {  # not in torch.optim
         {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-16, "weight_decay": 0, "decoupled_weight_decay": True},
         {"maximize": False},
     ),
-    "Lion": ({"lr": 1e-4, "betas": (0.9, 0.99), "weight_decay": 0}, {"maximize": False}),
+    "ADOPT": (  # the authors', whose clip is a function of the step
+        {"lr": 1e-3, "betas": (0.9, 0.9999), "eps": 1e-6, "weight_decay": 0, "clip": True},
+        {"maximize": False, "decoupled_weight_decay": False},
+    ),
+    "Lion": ({"lr": 1e-4, "betas": (0.9, 0.99), "weight_decay": 0}, {"maximize": False, "cautious_decay": False}),
 }
 HAT = {"eps_hat": False}
-OURS = {**dict.fromkeys(["Adam", "AdamW", "Adamax", "RMSprop", "Adagrad"], HAT), "SGD": {"lr_in_momentum": False}}
+OURS = {**dict.fromkeys(["Adamax", "RMSprop", "Adagrad"], HAT), "SGD": {"lr_in_momentum": False}}
+OURS |= {name: {**HAT, "cautious_decay": False} for name in ("Adam", "AdamW")}
 
 
 @pytest.mark.parametrize("name", TORCH | PAPERS)

@@ -133,7 +133,7 @@ def pairwise(*factors: Sequence[Any]) -> list[tuple[int, ...]]:
 
 
 def in_pairs(choices: Sequence[Sequence[Any]]) -> list[int]:
-    """Return the indices of few choices in which every pair of values occurs that occurs in any; the first's is first."""
+    """Return the indices of few choices, the first first, in which every pair of values occurs that occurs in any."""
     pairs = [set(combinations(enumerate(choice), min(2, len(choice)))) for choice in choices]
     missing: set[Any] = set().union(*pairs)
     rows: list[int] = []

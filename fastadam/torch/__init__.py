@@ -5,9 +5,22 @@ What arrays need too, such as tables, judges, averages and memory checks, belong
 """
 
 from fastadam.torch.conversion import convert, load_state_from, to_torch_state
-from fastadam.torch.methods import SGD, Adagrad, Adam, Adamax, AdamW, Lion, NAdam, RAdam, RMSprop, SparseAdam
+from fastadam.torch.methods import (
+    ADOPT,
+    SGD,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamW,
+    Lion,
+    NAdam,
+    RAdam,
+    RMSprop,
+    SparseAdam,
+)
 
 __all__ = [
+    "ADOPT",
     "SGD",
     "Adagrad",
     "Adam",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
 
 from fastadam import rules
+from fastadam.torch.group import plain
 from fastadam.torch.leaf import Leaf
+from fastadam.torch.method import OPTIONS
 from fastadam.torch.optimizer import Fast
 
 MOMENTS = {"m": "exp_avg", "v": "exp_avg_sq", "vmax": "max_exp_avg_sq"}
@@ -35,31 +38,35 @@ class Adamax(Fast, torch.optim.Adamax):
     rule, slots = rules.Adamax, {"m": "exp_avg", "u": "exp_inf"}
 
 
-class Lion(Fast, torch.optim.Optimizer):
+class Newcomer(Fast, torch.optim.Optimizer):
+    """Is a method that torch.optim has not: arguments, defaults and errors are its rule's, beside torch's flags."""
+
+    def __init__(
+        self, params: Any, *hyperparameters: Any, foreach: bool | None = None, capturable: bool = False,
+        differentiable: bool = False, fused: bool | None = None, **named: Any,
+    ) -> None:  # fmt: skip
+        options = {name: named.pop(name) for name in OPTIONS if name in named}
+        chosen = inspect.signature(self.rule).bind(*hyperparameters, **named)
+        chosen.apply_defaults()
+        self.rule(**{name: plain(x) for name, x in chosen.arguments.items()})
+        flags = {"foreach": foreach, "capturable": capturable, "differentiable": differentiable, "fused": fused}
+        super().__init__(params, {**chosen.arguments, **flags}, **options)
+        if fused:
+            self._step_supports_amp_scaling = True
+
+
+class ADOPT(Newcomer):
+    """Divides each gradient by the root of the second moment before it, Taniguchi et al. 2024, Algorithm 2. Defaults
+    are the authors', whose clip_lambda is clip=True or False."""
+
+    rule, slots = rules.ADOPT, MOMENTS
+
+
+class Lion(Newcomer):
     """Steps by the sign of an interpolated momentum, Chen et al. 2023, Algorithm 2. torch.optim has none: arguments and
     defaults are the authors'."""
 
-    rule, slots, numbers, extras = rules.Lion, {"m": "exp_avg"}, (), {"cautious_decay": False}
-
-    def __init__(
-        self, params: Any, lr: float | torch.Tensor = 1e-4, betas: tuple[float, float] = (0.9, 0.99),
-        weight_decay: float = 0.0, *, maximize: bool = False, foreach: bool | None = None, capturable: bool = False,
-        differentiable: bool = False, fused: bool | None = None, **options: Any,
-    ) -> None:  # fmt: skip
-        if not lr >= 0.0:
-            raise ValueError(f"Invalid learning rate: {lr}")
-        for k, beta in enumerate(betas):
-            if not 0.0 <= beta < 1.0:
-                raise ValueError(f"Invalid beta parameter at index {k}: {beta}")
-        if not weight_decay >= 0.0:
-            raise ValueError(f"Invalid weight_decay value: {weight_decay}")
-        defaults = {
-            "lr": lr, "betas": betas, "weight_decay": weight_decay, "maximize": maximize, "foreach": foreach,
-            "capturable": capturable, "differentiable": differentiable, "fused": fused,
-        }  # fmt: skip
-        super().__init__(params, defaults, **options)
-        if fused:
-            self._step_supports_amp_scaling = True
+    rule, slots, numbers = rules.Lion, {"m": "exp_avg"}, ()
 
 
 class SGD(Fast, torch.optim.SGD):

@@ -1,30 +1,29 @@
-"""A kernel with its rule, added to a copy of the tree: ADOPT."""
+"""A kernel with its rule, added to a copy of the tree: Yogi."""
 
 from house.addition import Addition, Insertion
 
 KERNEL = Addition(
     thing="a kernel",
-    name="adopt",
+    name="yogi",
     insertions=(
         Insertion(
-            "kernels/adopt/__init__.py",
+            "kernels/yogi/__init__.py",
             None,
-            '''"""The ADOPT kernel.
+            '''"""The Yogi kernel.
 
     g  <- grad_scale·g + l2·p                         scale the gradient, add coupled decay
-    u  <- clip(g / max(√v, eps), ±clip)               v is the step before's, so g and v are independent
-    m  <- β1·m + (1-β1)·u
-    p  <- decay·p - step_size·m
-    v  <- β2·v + (1-β2)·g²                            second moment, for the next step
+    m  <- β1·m + (1-β1)·g                             first moment
+    v  <- v - (1-β2)·sign(v - g²)·g²                  second moment, which moves by g² however far it is from it
+    p  <- decay·p - lr·m / (√v + eps)
 
-Taniguchi et al. 2024, Algorithm 2. The first step only fills v: then clip, 1-β1, β2 and step_size are 0.
+Zaheer et al. 2018, Algorithm 2.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-from ..contract import NonNegative, Signed, maximum
+from ..contract import NonNegative, Signed, sign
 
 SLOTS = (Signed("m"), NonNegative("v"))
 
@@ -34,56 +33,52 @@ class Coefficients(NamedTuple):
 
     grad_scale: float  # multiplies g first: 1/loss scale; negative to maximize
     l2: float  # coupled weight decay, added to g
-    clip: float  # limit of the normalised gradient
     beta1: float
     one_minus_beta1: float
-    beta2: float
     one_minus_beta2: float
-    step_size: float
-    eps: float  # smallest divisor; units of g
+    lr: float
+    eps: float  # units of g
     decay: float  # 1 - lr·λ; 1 where decay is coupled or absent
 
 
-def adopt(p, g, m, v, c):
+def yogi(p, g, m, v, c):
     """One element, or whole arrays, of one step: (p, g, m, v) -> (p, m, v)."""
     g = c.grad_scale * g + c.l2 * p
-    u = g / maximum(np.sqrt(v), c.eps)
-    u = maximum(-maximum(-u, -c.clip), -c.clip)
-    m = c.beta1 * m + c.one_minus_beta1 * u
-    p = c.decay * p - c.step_size * m
-    v = c.beta2 * v + c.one_minus_beta2 * (g * g)
+    m = c.beta1 * m + c.one_minus_beta1 * g
+    square = g * g
+    v = v - c.one_minus_beta2 * sign(v - square) * square
+    p = c.decay * p - c.lr * m / (np.sqrt(v) + c.eps)
     return p, m, v
 ''',
         ),
         Insertion(
-            "kernels/adopt/adopt.cuh",
+            "kernels/yogi/yogi.cuh",
             None,
             """// The lines of __init__.py: `real` is IEEE arithmetic, never fused, never flushed (ieee.cuh).
 
-struct adopt {
+struct yogi {
     template <class real>
     struct Coefficients {
-        real grad_scale, l2, clip, beta1, one_minus_beta1, beta2, one_minus_beta2, step_size, eps, decay;
+        real grad_scale, l2, beta1, one_minus_beta1, one_minus_beta2, lr, eps, decay;
     };
 
     template <class real>
     static DEVICE void element(real& p, real g, real& m, real& v, const Coefficients<real>& c) {
         g = c.grad_scale * g + c.l2 * p;
-        real u = g / maximum(sqrt(v), c.eps);
-        u = maximum(-maximum(-u, -c.clip), -c.clip);
-        m = c.beta1 * m + c.one_minus_beta1 * u;
-        p = c.decay * p - c.step_size * m;
-        v = c.beta2 * v + c.one_minus_beta2 * (g * g);
+        m = c.beta1 * m + c.one_minus_beta1 * g;
+        real square = g * g;
+        v = v - c.one_minus_beta2 * sign(v - square) * square;
+        p = c.decay * p - c.lr * m / (sqrt(v) + c.eps);
     }
 };
 """,
         ),
-        Insertion("kernels/__init__.py", "from . import adabelief, adagrad, adam, adamax", ", adopt"),
-        Insertion("kernels/__init__.py", "momentum, rmsprop, adagrad", ", adopt"),
+        Insertion("kernels/__init__.py", "nadam, rmsprop", ", yogi"),
+        Insertion("kernels/__init__.py", "momentum, rmsprop, adagrad", ", yogi"),
         Insertion(
             "fastadam/rules.py",
-            "from fastadam.kernels.adamax import Coefficients as AdamaxCoefficients\n",
-            "from fastadam.kernels.adopt import Coefficients as AdoptCoefficients\n",
+            "from fastadam.kernels.nadam import Coefficients as NAdamCoefficients\n",
+            "from fastadam.kernels.yogi import Coefficients as YogiCoefficients\n",
         ),
         Insertion(
             "fastadam/rules.py",
@@ -91,88 +86,70 @@ struct adopt {
             '''
 
 @dataclass(frozen=True)
-class ADOPT(Rule):
-    """Taniguchi et al. 2024, Algorithm 2: each gradient is normalised by the second moment of the steps before.
+class Yogi(Rule):
+    """Zaheer et al. 2018, Algorithm 2; decay, which is not in the paper, is coupled by default."""
 
-    The first step only fills v. clip: limit the normalised gradient to ±(t-1)^¼, as the authors' later versions do.
-    """
-
-    lr: LearningRate = 1e-3
-    betas: tuple[float, float] = (0.9, 0.9999)
-    eps: float = 1e-6
+    lr: LearningRate = 1e-2
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-3
     weight_decay: float = 0.0
-    clip: bool = True
     decoupled_weight_decay: bool = field(default=False, kw_only=True)
 
-    kernel: ClassVar[str] = "adopt"
+    kernel: ClassVar[str] = "yogi"
 
     def coefficients(self, t: int, lr: float, *carried: float) -> tuple[float, ...]:
         (beta1, beta2), (l2, decay) = self.betas, self._decay(lr, self.decoupled_weight_decay)
-        if t == 1:
-            return AdoptCoefficients(self._sign, l2, 0.0, beta1, 0.0, 0.0, 1.0, 0.0, self.eps, 1.0)
-        limit = (t - 1) ** 0.25 if self.clip else 3e38  # no float32 quotient that a step survives is larger
-        return AdoptCoefficients(
-            self._sign, l2, limit, beta1, 1 - beta1, beta2, 1 - beta2, lr, self.eps, decay
-        )
+        return YogiCoefficients(self._sign, l2, beta1, 1 - beta1, 1 - beta2, lr, self.eps, decay)
 ''',
         ),
         Insertion(
-            "fastadam/methods.py", "    rule = rules.AdamW\n", "\n\nclass ADOPT(_Method):\n    rule = rules.ADOPT\n"
+            "fastadam/methods.py", "    rule = rules.AdamW\n", "\n\nclass Yogi(_Method):\n    rule = rules.Yogi\n"
         ),
-        Insertion("fastadam/__init__.py", "from fastadam.methods import SGD", ", ADOPT"),
-        Insertion("fastadam/__init__.py", '    "SGD",\n', '    "ADOPT",\n'),
-        Insertion("fastadam/__init__.py", "    adamax_step,\n", "    adopt_step,\n"),
-        Insertion("fastadam/__init__.py", '    "adamax_step",\n', '    "adopt_step",\n'),
+        Insertion("fastadam/__init__.py", "    RMSprop,\n", "    Yogi,\n"),
+        Insertion("fastadam/__init__.py", '    "StepInfo",\n', '    "Yogi",\n'),
+        Insertion("fastadam/__init__.py", "    rmsprop_step,\n", "    yogi_step,\n"),
+        Insertion("fastadam/__init__.py", '    "set_num_threads",\n', '    "yogi_step",\n'),
         Insertion(
             "fastadam/functional.py",
             """    _step(rules.Lion(**hyperparameters), p, g, {"m": m}, t, grad_scale, backend)\n""",
             '''
 
-@_hyperparameters_of(rules.ADOPT)
-def adopt_step(
+@_hyperparameters_of(rules.Yogi)
+def yogi_step(
     p: Array, g: Array, m: Array, v: Array, *,
-    t: int, grad_scale: float = 1.0, backend: str = "auto", **hyperparameters: Any,
+    t: int = 1, grad_scale: float = 1.0, backend: str = "auto", **hyperparameters: Any,
 ) -> None:  # fmt: skip
-    """One step of ADOPT, whose first only fills v."""
-    _step(rules.ADOPT(**hyperparameters), p, g, {"m": m, "v": v}, t, grad_scale, backend)
+    """One step of Yogi, which does not depend on t unless lr does."""
+    _step(rules.Yogi(**hyperparameters), p, g, {"m": m, "v": v}, t, grad_scale, backend)
 ''',
         ),
         Insertion(
             "tests/papers.py",
-            "    return moved - lr * weight_decay * p, new\n",
+            "# u has m's sign\n",
             '''
 
-def adopt(t, p, g, state, *, lr, betas, eps, weight_decay=0.0, clip=True, decoupled_weight_decay=False,
-          maximize=False):  # fmt: skip
-    """Taniguchi et al. 2024, Algorithm 2, whose step 0 is t = 1 here; decay is coupled by default."""
+def yogi(t, p, g, state, *, lr, betas, eps, weight_decay=0.0, decoupled_weight_decay=False, maximize=False):
+    """Zaheer et al. 2018, Algorithm 2; decay is coupled by default."""
     lr, beta1, beta2, eps, weight_decay = numbers(p, lr, *betas, eps, weight_decay)
     g = -g if maximize else g
     if not decoupled_weight_decay:
         g = g + weight_decay * p
-    if t == 1:
-        return p, {"m": state["m"], "v": g**2}
-    normalised = g / np.maximum(np.sqrt(state["v"]), eps)
-    if clip:
-        bound = numbers(p, t - 1)[0] ** 0.25
-        normalised = np.minimum(np.maximum(normalised, -bound), bound)
-    m = beta1 * state["m"] + (1 - beta1) * normalised
-    if decoupled_weight_decay:
-        p = p - lr * weight_decay * p
-    return p - lr * m, {"m": m, "v": beta2 * state["v"] + (1 - beta2) * g**2}
+    m = beta1 * state["m"] + (1 - beta1) * g
+    v = state["v"] - (1 - beta2) * np.sign(state["v"] - g**2) * g**2
+    kept = p - lr * weight_decay * p if decoupled_weight_decay else p
+    return kept - lr * m / (np.sqrt(v) + eps), {"m": m, "v": v}
 ''',
         ),
-        Insertion("tests/papers.py", "for f in (adam, adamw", ", adopt"),
-        Insertion("tests/papers.py", '        "adam": ["m", "v", *vmax],\n', '        "adopt": ["m", "v"],\n'),
-        Insertion("tests/kernels/test_papers.py", "BASE = {\n", '    "adopt": ADAM,\n'),
+        Insertion("tests/papers.py", "for f in (adam, adamw", ", yogi"),
+        Insertion("tests/papers.py", '        "adam": ["m", "v", *vmax],\n', '        "yogi": ["m", "v"],\n'),
+        Insertion("tests/kernels/test_papers.py", "BASE = {\n", '    "yogi": ADAM,\n'),
         Insertion(
             "tests/kernels/test_papers.py",
             "on the exact values of the float64 inputs.\n",
-            """    ("adopt", {},
-     [0.4778003826640143, -1.2503094105647825, 1.9950268723950053, -0.025614457889596855, 0.7374004653411357]),
-    ("adopt", {"clip": False},
-     [0.6614220881124404, -1.3366657500116068, 1.9950268723950053, -0.6356528811781883, 0.5666836220441315]),
-    ("adopt", {"decoupled_weight_decay": True, "maximize": True},
-     [0.5077676483303599, -1.2404417457433365, 1.9929183917956002, -0.036685779260026204, 0.7448008643623452]),
+            """    ("yogi", {},
+     [0.4530725166526486, -1.265066260813419, 2.013937657817197, -0.015822991042245983, 0.7273639164824405]),
+    ("yogi", {"decoupled_weight_decay": True, "maximize": True},
+     [0.5166794801511736, -1.2243317703275745, 1.9719095760659981, -0.04023274671325708, 0.7344200683267645]),
 """,
         ),
     ),
@@ -181,10 +158,10 @@ import numpy as np
 import fastadam as fa
 
 p, m, v = np.full(3, 2.0), np.zeros(3), np.zeros(3)
-fa.adopt_step(p, np.full(3, 4.0), m, v, t=1, lr=0.5)
-assert (p == 2).all() and (v == 16).all()
-fa.adopt_step(p, np.full(3, 2.0), m, v, t=2, lr=0.5, betas=(0.5, 0.5))
-assert (m == 0.25).all() and (v == 10).all() and (p == 2 - 0.5 * 0.25).all()  # 2 / sqrt(16), of which half
+fa.yogi_step(p, np.full(3, 4.0), m, v, lr=0.5, betas=(0.5, 0.75), eps=0)
+assert (m == 2).all() and (v == 4).all() and (p == 1.5).all()  # 2 - 0.5 * 2 / sqrt(4)
+fa.yogi_step(p, np.ones(3), m, v, lr=0.5, betas=(0.5, 0.75), eps=0)
+assert (v == 3.75).all()
 """,
     tests=("tests/kernels/test_papers.py", "tests/kernels/test_contract.py", "tests/test_typing.py"),
     generated=("tests/test_typing.py",),

@@ -26,11 +26,11 @@ class AdamD(Adam):
         Insertion(
             "fastadam/methods.py", "    rule = rules.AdamW\n", "\n\nclass AdamD(_Method):\n    rule = rules.AdamD\n"
         ),
-        Insertion("fastadam/__init__.py", "from fastadam.methods import SGD, AdaBelief, Adagrad, Adam", ", AdamD"),
+        Insertion("fastadam/__init__.py", "    Adam,\n", "    AdamD,\n"),
         Insertion("fastadam/__init__.py", '    "Adam",\n', '    "AdamD",\n'),
         Insertion(
             "tests/papers.py",
-            "    return moved - lr * weight_decay * p, new\n",
+            "# u has m's sign\n",
             '''
 
 def adamd(t, p, g, state, *, lr, betas, eps, weight_decay=0.0, decoupled_weight_decay=False, maximize=False):

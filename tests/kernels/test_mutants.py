@@ -2,6 +2,7 @@
 
 import importlib.util
 import inspect
+import re
 import sys
 from itertools import product
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from cases import LATE, defaults, same_bits, variants
 
-from fastadam import kernels, rules
+from fastadam import descent, kernels, rules
 from fastadam import rule as rule_module
 from fastadam.host.threads import PARALLEL_FROM
 from fastadam.kernels import contract
@@ -67,6 +68,10 @@ ELEMENTS = [
     ("adamax", "(u + c.divisor_eps)", "u"),
     ("adabelief", "surprise = g - m", "surprise = g"),
     ("adabelief", "(surprise * surprise) + c.eps", "(surprise * surprise)"),
+    ("adopt", "maximum(np.sqrt(v), c.eps)", "np.sqrt(v) + c.eps"),
+    ("adopt", "-maximum(-u, -c.clip)", "u"),
+    ("adopt", "c.step_size * m", "c.step_size * u"),
+    ("adopt", "c.one_minus_beta2 * (g * g)", "c.one_minus_beta2 * (u * u)"),
     ("lion", "select(u * p, kept, p)", "select(m * p, kept, p)"),
     ("lion", "select(u * p, kept, p)", "select(-u * p, kept, p)"),
     ("lion", "sign(c.beta1 * m + c.one_minus_beta1 * g)", "sign(c.beta2 * m + c.one_minus_beta2 * g)"),
@@ -121,13 +126,18 @@ RULES = [
     ("if self.eps_hat else", "if self.eps_hat and t < 100 else"),  # after a while the wrong one
     ("(t - 1) * self.lr_decay", "min(t - 1, 1000) * self.lr_decay"),
     ("1 / math.sqrt(self._bias(1, t))", "1 / math.sqrt(self._bias(1, min(t, 90)))"),
+    ("limit = (t - 1) ** 0.25", "limit = t ** 0.25"),
+    ("0.0, 0.0, 1.0, 0.0, self.eps, 1.0)", "0.0, 0.0, 1.0, 0.0, self.eps, decay)"),  # ADOPT's first step
 ]
+
+
+TEXTS_OF_RULES = rule_module, descent, rules
 
 
 @pytest.mark.parametrize(("old", "new"), RULES)
 def test_a_changed_rule_is_caught(old, new):
-    base = inspect.getsource(rule_module)  # what all rules share, which rules.py imports
-    source = base + inspect.getsource(rules).replace("from fastadam.rule import LearningRate, Rule\n", "")
+    source = "\n".join(map(inspect.getsource, TEXTS_OF_RULES))  # as one module, which imports none of them
+    source = re.sub(r"from fastadam\.(?:rule|descent) import .*\n", "", source)
     assert old in source, f"no rule has {old!r} to change"
     text = source.replace(old, new) + "\n\ndef _f(x):\n    import numpy\n    return float(numpy.float32(x))\n"
     mutant = load("mutants.rules", text, "fastadam/rules.py")

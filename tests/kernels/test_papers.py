@@ -25,7 +25,7 @@ GRADS = [
 
 ADAM = {"lr": 1e-2, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.1}
 BASE = {
-    **dict.fromkeys(["adam", "adamw", "nadam", "radam", "adamax", "adabelief"], ADAM),
+    **dict.fromkeys(["adam", "adamw", "nadam", "radam", "adamax", "adabelief", "adopt"], ADAM),
     "lion": {"lr": 1e-2, "betas": (0.8, 0.95), "weight_decay": 0.1},
     "sgd": {"lr": 1e-2, "weight_decay": 0.1},
     "rmsprop": {"lr": 1e-2, "alpha": 0.8, "eps": 1e-3, "weight_decay": 0.1},
@@ -108,6 +108,12 @@ PAPER = [   # Written out from the paper in 50-digit arithmetic (mpmath), on the
      [0.4838581971092612, -1.2627988502379113, 2.0039787144105867, -0.02629919375838303, 0.7486432918085584]),
     ("adabelief", {"decoupled_weight_decay": False, "maximize": True},
      [0.5001308625348411, -1.225632791729141, 1.981701150464335, -0.03539744014550356, 0.7295937284464621]),
+    ("adopt", {},
+     [0.4778003826640143, -1.2503094105647825, 1.9950268723950053, -0.025614457889596855, 0.7374004653411357]),
+    ("adopt", {"clip": False},
+     [0.6614220881124404, -1.3366657500116068, 1.9950268723950053, -0.6356528811781883, 0.5666836220441315]),
+    ("adopt", {"decoupled_weight_decay": True, "maximize": True},
+     [0.5077676483303599, -1.2404417457433365, 1.9929183917956002, -0.036685779260026204, 0.7448008643623452]),
     ("lion", {},
      [0.46662033266737957, -1.2312064160239138, 1.995992019940068, -0.011061845227303104, 0.7745760734264442]),
     ("lion", {"maximize": True},

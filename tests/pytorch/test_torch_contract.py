@@ -649,11 +649,12 @@ def test_wide_state_of_short_parameters(info):
 
 
 def test_lion_constructor():
-    """torch's messages, which the others take from torch."""
+    """The rule's messages, where torch has none."""
     p = [Parameter(torch.ones(3))]
     for named, message in (
-        ({"lr": -1.0}, "Invalid learning rate: -1"), ({"betas": (0.9, 1.0)}, "Invalid beta parameter at index 1: 1"),
-        ({"weight_decay": -0.1}, "Invalid weight_decay value: -0.1"),
+        ({"lr": -1.0}, "lr is -1.0, expected a finite number of at least 0"),
+        ({"betas": (0.9, 1.0)}, r"betas\[1\] is 1.0, expected a finite number of at least 0 and below 1"),
+        ({"weight_decay": -0.1}, "weight_decay is -0.1, expected a finite number of at least 0"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             fat.Lion(p, **named)

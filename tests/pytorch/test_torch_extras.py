@@ -14,7 +14,7 @@ STEPS = 30
 
 def cautious(p, update, lr, decay):
     """L. Chen et al. 2025, Algorithm 1."""
-    return p - lr * (update + decay * (update * p >= 0) * p)
+    return p - lr * (update + decay * torch.where(update * p >= 0, p, 0.0))
 
 
 def adamw(p, grads, lr=1e-2, b1=0.8, b2=0.95, eps=1e-3, decay=0.3):

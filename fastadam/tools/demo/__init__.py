@@ -44,7 +44,7 @@ class Entry(NamedTuple):
     lr: dict[str, float]
 
 
-_ALIKE = ("Adam", "AdamW", "NAdam", "RAdam", "Adamax", "AdaBelief")
+_ALIKE = ("Adam", "AdamW", "NAdam", "RAdam", "Adamax", "AdaBelief", "ADOPT")
 
 MODELS = {
     "logistic": Entry(

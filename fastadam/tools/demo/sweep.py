@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import fastadam as fa
+from fastadam.tools import cover
 from fastadam.tools.console import TextTable, track
 from fastadam.tools.demo import MODELS, picture
 from fastadam.tools.demo.learning import one_thread, train
@@ -21,18 +22,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 METHODS: dict[str, tuple[type[fa.Optimizer], dict[str, Any]]] = {
-    "Adam": (fa.Adam, {}),
-    "AdamW": (fa.AdamW, {}),
+    **{method.__name__: (method, {}) for method in cover.METHODS},
     "AMSGrad": (fa.Adam, {"amsgrad": True}),
-    "NAdam": (fa.NAdam, {}),
-    "RAdam": (fa.RAdam, {}),
-    "Adamax": (fa.Adamax, {}),
-    "AdaBelief": (fa.AdaBelief, {}),
-    "Lion": (fa.Lion, {}),
-    "SGD": (fa.SGD, {}),
     "momentum": (fa.SGD, {"momentum": 0.9}),
-    "RMSprop": (fa.RMSprop, {}),
-    "Adagrad": (fa.Adagrad, {}),
 }
 SWEEP = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 
