@@ -89,22 +89,24 @@ def kind_of(opcode):
     return "narrow" if re.match(r"STG\.E$|STG\.E\.64$", opcode) else ""
 
 
-def shortest(instructions, labels, wide, narrow):
+def shortest(instructions, labels, wide, narrow, apart=None):
     """Return the opcodes of the shortest path from the entry to an exit with so many accesses; None where there is
     none.
 
-    What is called (divisions and roots of subnormal or infinite numbers) is not entered.
+    apart: the phase, counted by the barriers before it, whose stores are a few threads' for all of a block: they do not
+    count. What is called (divisions and roots of subnormal or infinite numbers) is not entered.
     """
-    heap, before = [(0, (0, 0, 0), None)], {}
+    heap, before = [(0, (0, 0, 0, 0), None)], {}
     while heap:
         length, place, previous = heapq.heappop(heap)
         if place in before or place[0] >= len(instructions):
             continue
         before[place] = previous
-        at, seen_wide, seen_narrow = place
+        at, seen_wide, seen_narrow, phase = place
         predicate, opcode, operands = instructions[at]
-        kind = kind_of(opcode)
+        kind = "" if phase == apart else kind_of(opcode)
         seen_wide, seen_narrow = min(wide, seen_wide + (kind == "wide")), min(narrow, seen_narrow + (kind == "narrow"))
+        phase = min(2, phase + opcode.startswith("BAR"))
         if opcode == "EXIT" and (seen_wide, seen_narrow) == (wide, narrow):
             path = []
             while place is not None:
@@ -113,10 +115,10 @@ def shortest(instructions, labels, wide, narrow):
             return path[::-1]
         target = re.search(r"`\((\.L_x_\d+)\)", operands) if opcode.startswith("BRA") else None
         if target and target[1] in labels:
-            heapq.heappush(heap, (length + 1, (labels[target[1]], seen_wide, seen_narrow), place))
+            heapq.heappush(heap, (length + 1, (labels[target[1]], seen_wide, seen_narrow, phase), place))
         always = predicate is None and not re.match(r"U?P\d|!U?P\d|U?R\d", operands)
         if not (opcode.startswith(("CALL", "RET")) or (opcode.startswith(("EXIT", "BRA")) and always)):
-            heapq.heappush(heap, (length + 1, (at + 1, seen_wide, seen_narrow), place))
+            heapq.heappush(heap, (length + 1, (at + 1, seen_wide, seen_narrow, phase), place))
     return None
 
 
@@ -142,8 +144,8 @@ def accesses_of(step):
     """Return (of 16 bytes, narrower stores) that one thread makes where all is whole."""
     width, wide, narrow = step.width, 0, 0
     for format, times in traffic(step):
-        if format.block > 1:  # loads of the words that hold its codes, stores of a word for each 4
-            wide, narrow = wide + width * 4 // 16, narrow + max(1, width // 4)
+        if format.block > 1:  # loads of the words that hold its codes, one store of a word for each 4
+            wide, narrow = wide + width * 4 // 16, narrow + 1
         elif format.bytes * width >= 16:
             wide += times * format.bytes * width // 16
         else:
@@ -155,7 +157,8 @@ def row_of(step, registers, instructions, labels):
     """Return the model's numbers of one instantiation."""
     rounded = -(-registers // 8) * 8
     blocks = min(BLOCKS, THREADS // step.threads, REGISTERS // (rounded * step.threads))
-    path = shortest(instructions, labels, *accesses_of(step))
+    coded = any(format is not None and format.block > 1 for format in step.streams)
+    path = shortest(instructions, labels, *accesses_of(step), apart=1 if coded else None)  # where scales are made
     row = {"registers": registers, "occupancy": blocks * step.threads / THREADS, "bytes": bytes_of(step)}
     if path is None:
         return row | {"instructions": None, "a_byte": None, "issue": None}

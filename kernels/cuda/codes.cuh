@@ -121,32 +121,47 @@ struct Packing<Codes<has_sign, drawn, slot>, W> : Coding {
         reinterpret_cast<f32*>(block_of(leaf, first))[BLOCK / 4 + group] = finite ? scale : of_bits(0x7fc00000);
         shared<Waiting<S>>().inverse[group] = finite && most > 0 ? inverse : f32(0);
     }
-    // index: of the block's first element among all of the tree.
+    // index: of the block's first element among all of the tree. A thread makes words that are neighbours, of one group.
     static DEVICE void write(unsigned thread, u64 leaf, i64 first, unsigned fold, u64 index) {
-        unsigned* words = block_of(leaf, first);
-        const unsigned lane = thread % IN_ROW;
+        constexpr int count = W / 4;  // p is of 4 bytes or fewer, where codes are
+        struct alignas(4 * count) Row {
+            f32 x[count];
+        };
+        struct alignas(4 * count) Words {
+            unsigned x[count];
+        };
+        const unsigned group = thread * count / IN_ROW, lane = thread * count % IN_ROW;
+        const f32* numbers = shared<Waiting<S>>().numbers + group * GROUP + lane;
+        Row rows[4];
 #pragma unroll
-        for (int k = 0; k < (W > 4 ? W / 4 : 1); ++k) {
-            const unsigned group = thread / IN_ROW + k * (BLOCK / W / IN_ROW);  // of the word a whole block further on
-            const f32* x = shared<Waiting<S>>().numbers + group * GROUP + lane;
-            const f32 inverse = shared<Waiting<S>>().inverse[group];
-            const unsigned word = word_of(x, inverse, fold, index + group * GROUP, lane);
-            words[group * IN_ROW + lane] = word & (bits_of(inverse) != 0 ? ~0u : 0);  // nobody waits for a branch
+        for (int j = 0; j < 4; ++j) rows[j] = *reinterpret_cast<const Row*>(numbers + j * IN_ROW);
+        const f32 inverse = shared<Waiting<S>>().inverse[group];
+        const unsigned start = started(fold, index + group * GROUP) + lane * MIX0;
+        Words words;
+#pragma unroll
+        for (int k = 0; k < count; ++k) {
+            const f32 x[4] = {rows[0].x[k], rows[1].x[k], rows[2].x[k], rows[3].x[k]};
+            words.x[k] = word_of(x, inverse, start + k * MIX0) & (bits_of(inverse) != 0 ? ~0u : 0);  // no branch
         }
+        *reinterpret_cast<Words*>(block_of(leaf, first) + thread * count) = words;
     }
-    static DEVICE unsigned word_of(const f32* x, f32 inverse, unsigned fold, u64 index, unsigned lane) {
-        unsigned random = 0, codes[4];
+    // Codes are made in a word's bits from SHIFT on. The even ones are shifted to its last byte while what rounds them is
+    // added; of the odd ones two are shifted at once.
+    static DEVICE unsigned word_of(const f32 (&x)[4], f32 inverse, unsigned start) {
+        constexpr int up = 24 - SHIFT;
+        unsigned y[4];
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
-            if (drawn && j % 2 == 0) random = mixed(started(fold, index) + lane * MIX0, j == 0 ? MIX2 : MIX3);
-            const unsigned draw = j % 2 == 0 ? random >> (32 - SHIFT) : random & ((1u << SHIFT) - 1);
-            const f32 size = has_sign ? abs(x[j * IN_ROW]) : x[j * IN_ROW];
-            const unsigned y = bits_of(size * inverse + (drawn ? OF_DRAWN : TO<has_sign>));
-            codes[j] = (y + (drawn ? draw : 1u << (SHIFT - 1))) << (24 - SHIFT);
+        for (int j = 0; j < 4; ++j)
+            y[j] = bits_of((has_sign ? abs(x[j]) : x[j]) * inverse + (drawn ? OF_DRAWN : TO<has_sign>));
+#pragma unroll
+        for (int j = 0; j < 4; j += 2) {
+            const unsigned half = 1u << (SHIFT - 1), random = drawn ? mixed(start, j == 0 ? MIX2 : MIX3) : 0;
+            y[j] = (y[j] << up) + (drawn ? random >> (32 - SHIFT - up) : half << up);
+            y[j + 1] = y[j + 1] + (drawn ? random & ((1u << SHIFT) - 1) : half);
         }
-        const unsigned sizes = last_bytes(codes[0], codes[1], codes[2], codes[3]);
+        const unsigned even = __byte_perm(y[0], y[2], 0x0703), odd = __byte_perm(y[1], y[3], 0x7632) << up;
+        const unsigned sizes = chosen(odd, 0xff00ff00, even);
         if (!has_sign) return sizes;
-        const f32 *b = x + IN_ROW, *c = b + IN_ROW, *d = c + IN_ROW;
-        return merged(last_bytes(bits_of(*x), bits_of(*b), bits_of(*c), bits_of(*d)), 0x80808080, sizes & 0x7f7f7f7f);
+        return chosen(last_bytes(bits_of(x[0]), bits_of(x[1]), bits_of(x[2]), bits_of(x[3])), 0x80808080, sizes);
     }
 };

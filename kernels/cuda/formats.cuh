@@ -55,15 +55,20 @@ DEVICE void encode(f64 value, S& stored, unsigned random = 0) {
 
 // The random bits of an element, from the row's `fold` of the key; what is mixed for it.
 DEVICE unsigned started(unsigned fold, u64 index) { return unsigned(index) * MIX0 + fold + unsigned(index >> 32) * MIX1; }
-// Some bits of a word, and others: one instruction, where the compiler makes two of two constants.
+// Some bits of a word, beside all others or in their place: one instruction, where the compiler makes two of two constants.
 #ifdef __CUDACC__
-DEVICE unsigned merged(unsigned x, unsigned mask, unsigned others) {
-    unsigned y;
-    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(y) : "r"(x), "r"(mask), "r"(others));
-    return y;
-}
+#define OF_THREE(name, table) \
+    DEVICE unsigned name(unsigned x, unsigned mask, unsigned others) { \
+        unsigned y; \
+        asm("lop3.b32 %0, %1, %2, %3, " table ";" : "=r"(y) : "r"(x), "r"(mask), "r"(others)); \
+        return y; \
+    }
+OF_THREE(merged, "0xea")
+OF_THREE(chosen, "0xe2")
+#undef OF_THREE
 #else
 DEVICE unsigned merged(unsigned x, unsigned mask, unsigned others) { return (x & mask) | others; }
+DEVICE unsigned chosen(unsigned x, unsigned mask, unsigned others) { return (x & mask) | (others & ~mask); }
 #endif
 // A word turned to the right, by some bits of a multiple of 32 more.
 DEVICE unsigned turned(unsigned x, int by) { return __funnelshift_r(x, x, by); }

@@ -276,7 +276,7 @@ DEVICE void step_in_phases(const Chunk* chunks, const u64* leaves, const Table& 
         together(threads, [&](int thread) {
             const u64 index = On::drawn ? own[sizeof...(S) + On::template columns<P>] + chunk.first : 0;
             int column = 1;
-            if (begun.stepped && (W >= 4 || thread < BLOCK / 4))
+            if (begun.stepped)
                 (Packing<S, W>::write(thread, own[column++], chunk.first, begun.fold, index), ...);
         });
     }
