@@ -13,7 +13,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
-from ptx.blocks import Fault
+from ptx.instructions import Fault
 from ptx.memory import Memory
 from ptx.streams import Clock, Timeline, Work
 

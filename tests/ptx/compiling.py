@@ -28,7 +28,7 @@ class Compiler:
 
     def ptx(self, text, options):
         """The program's PTX. Raises RuntimeError with NVRTC's messages if it does not compile."""
-        options = [*options, *AS_CUPY_ADDS, f"-arch=sm_{self.architecture}"]
+        options = [*options, *AS_CUPY_ADDS, f"-arch=compute_{self.architecture}"]
         version = ".".join(map(str, self._nvrtc.nvrtcVersion()[1:]))
         kept = self._folder / hashlib.sha256("\0".join([text, *options, version]).encode()).hexdigest()
         if not kept.exists():

@@ -7,7 +7,8 @@ from collections import Counter
 
 import numpy as np
 
-from ptx.blocks import DONE, SHARED_WINDOW, WAIT, Fault, Translation
+from ptx.blocks import DONE, WAIT, Translation
+from ptx.instructions import SHARED_WINDOW, Fault
 from ptx.memory import WORDS, Everything
 from ptx.races import Shadow
 from ptx.reading import Kernel
@@ -39,8 +40,9 @@ class Machine:
 
     def __init__(self, program, grid, block, arguments, memory):
         self.program, self.kernel, self.memory, self.threads = program, program.kernel, memory, block
-        if not (0 < grid < 2**31 and 0 < block <= 1024):
-            raise Fault(f"{self.kernel.name}: a grid of {grid} blocks of {block} threads")
+        if not (0 < grid < 2**31 and 0 < block <= self.kernel.most):
+            expected = f"expected from 1 to {self.kernel.most} threads"
+            raise Fault(f"{self.kernel.name}: a grid of {grid} blocks of {block} threads, {expected}")
         self.size = size = grid * block
         index = np.arange(size, dtype=np.uint32)
         self.tid, self.ctaid, self.ntid = index % np.uint32(block), index // np.uint32(block), np.uint32(block)

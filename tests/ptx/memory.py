@@ -7,7 +7,7 @@ from itertools import islice, takewhile
 
 import numpy as np
 
-from ptx.blocks import Fault
+from ptx.instructions import Fault
 from ptx.races import Shadow
 from ptx.streams import Clock
 

@@ -3,10 +3,14 @@
 import re
 from typing import NamedTuple
 
-LETTERS = {"u": "u", "s": "i", "b": "u", "f": "f"}
+KINDS = {  # NumPy's dtype for a PTX type, as text; "?" for a predicate
+    **{f"{letter}{8 * n}": f"{like}{n}" for letter, like in (("u", "u"), ("s", "i"), ("b", "u")) for n in (1, 2, 4, 8)},
+    **{"f16": "f2", "f32": "f4", "f64": "f8", "pred": "?"},
+}
 PARAMETER = r"\.param (?:\.align (\d+) )?\.(\w+) (?:\.ptr[ .\w]*?\.align \d+ )?(\w+)(?:\[(\d+)\])?"
 SHARED = r"^\s*\.shared \.align (\d+) \.(\w+) (\w+)(?:\[(\d+)\])?;"
-REFUSED = {"ftz", "approx", "sat", "volatile", "fma"}  # flushed, approximate, clamped, of unknown order, fused
+LIMITS = r"\s*\.maxntid (\d+)(?:, 1, 1)?\s*"  # what may stand between a kernel's parameters and its text
+IGNORED = {".reg", ".shared", ".loc", ".pragma"}  # read elsewhere, or of no meaning for what is computed
 
 
 class Statement(NamedTuple):
@@ -19,23 +23,16 @@ class Statement(NamedTuple):
 
     @classmethod
     def of(cls, text):
-        """Read it. Raises NotImplementedError for what may not or cannot be executed exactly."""
+        """Read it. Raises NotImplementedError for what is no instruction that can be read."""
         match = re.fullmatch(r"(?:@(!?%\w+)\s+)?([\w.]+)\s*(.*)", text)
         if match is None:
             raise NotImplementedError(f"{text!r} is no instruction that is known")
         guard, opcode, rest = match.groups()
         pieces = tuple(opcode.split("."))
-        if REFUSED & set(pieces) or (pieces[0] == "mad" and pieces[-1][0] == "f"):
-            raise NotImplementedError(f"{text!r}: fused, flushed, approximate or volatile")
         if guard and pieces[0] != "bra":
             raise NotImplementedError(f"{text!r}: a predicate on what is no branch")
         operands = tuple(x.strip() for x in re.findall(r"\{[^}]*\}|\[[^]]*\]|[^,\s]+", rest))
         return cls(guard or "", pieces, operands, text)
-
-
-def kind_of(word):
-    """NumPy's dtype for a PTX type, as text; "?" for a predicate."""
-    return "?" if word == "pred" else f"{LETTERS[word[0]]}{int(word[1:]) // 8}"
 
 
 def placed(variables):
@@ -52,27 +49,32 @@ def placed(variables):
 class Kernel:
     """One kernel of a program in PTX.
 
-    parameters, shared: {name: (offset, bytes)}. registers: {name: dtype}. labels: {label: number of its block}.
-    blocks: lists of Statements; each ends where threads may part or meet.
+    most: the threads of a block that it is compiled for. parameters, shared: {name: (offset, bytes)}. registers:
+    {name: dtype}. labels: {label: number of its block}. blocks: lists of Statements; each ends where threads may part
+    or meet.
     """
 
     def __init__(self, program, name):
         """Raises KeyError for a kernel that the program lacks, NotImplementedError for a text beyond this reader."""
-        found = re.search(rf"\.entry {name}\((.*?)\)[^{{]*?\{{(.*?)^\}}", program, re.DOTALL | re.MULTILINE)
-        if found is None:
+        match = re.search(rf"\.entry {name}\((.*?)\)(.*?)^\{{(.*?)^\}}", program, re.DOTALL | re.MULTILINE)
+        if match is None:
             raise KeyError(f"the program has no kernel {name}")
-        head, body = found.groups()
+        head, limits, body = match.groups()
         body = re.sub(r"//.*", "", body)
-        self.name = name
+        limit = re.fullmatch(LIMITS, limits)
+        if limits.strip() and limit is None:
+            raise NotImplementedError(f"{name}: {limits.strip()!r} is no limit that is known")
+        self.name, self.most = name, int(limit[1]) if limit else 1024
         self.parameters = placed(re.findall(PARAMETER, head))
         shared = re.findall(SHARED, program, re.MULTILINE)
         self.shared = placed([variable for variable in shared if re.search(rf"\b{variable[2]}\b", body)])
-        if ".local" in body:
-            raise NotImplementedError(f"{name} keeps numbers in local memory")
         self.registers = {}
         for kind, prefix, count in re.findall(r"\.reg \.(\w+)\s+(%?\w+)(?:<(\d+)>)?;", body):
-            names = [f"{prefix}{k}" for k in range(int(count))] if count else [prefix]
-            self.registers |= dict.fromkeys(names, kind_of(kind))
+            for register in [f"{prefix}{k}" for k in range(int(count))] if count else [prefix]:
+                if KINDS.get(kind) != self.registers.setdefault(register, KINDS.get(kind)) or kind not in KINDS:
+                    raise NotImplementedError(
+                        f"{name}: {register} is {kind}, unknown or in another scope of another kind"
+                    )
         self._split(body)
 
     def _split(self, body):
@@ -84,19 +86,15 @@ class Kernel:
                     if self.blocks[-1]:
                         self.blocks.append([])
                     self.labels[text[:-1]] = len(self.blocks) - 1
-                elif text and text[0] not in ".}":
+                elif text and text.split()[0] not in IGNORED:
                     self.blocks[-1].append(Statement.of(text))
                     if self.blocks[-1][-1].opcode[0] in ("bra", "ret", "bar"):
                         self.blocks.append([])
 
     def grain(self, space):
         """The fewest bytes that an access to this space touches; 16 where there is none."""
-        kinds = (
-            kind_of(s.opcode[-1])
-            for block in self.blocks
-            for s in block
-            if s.opcode[:2] in {("ld", space), ("st", space)}
-        )
+        accesses = {("ld", space), ("st", space)}
+        kinds = (KINDS[s.opcode[-1]] for block in self.blocks for s in block if s.opcode[:2] in accesses)
         return min((int(kind[1]) for kind in kinds), default=16)
 
     @property

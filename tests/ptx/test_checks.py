@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from cuda_host import fake_cupy
 
-from ptx.blocks import Fault
+from ptx.instructions import Fault
 from ptx.launch import Program
 
 
@@ -129,6 +129,19 @@ def test_parameters(device):
     get((1,), (1,), (x,))
     with pytest.raises(Fault, match=r"parameters of \[8\] bytes, expected \[8, 16\]"):
         device.state.stream.synchronize()
+
+
+def test_a_block_has_no_more_threads_than_its_kernel_is_compiled_for(device):
+    x = device.zeros(128, np.int32)
+    text = 'extern "C" __global__ void __launch_bounds__(64{}) f(int* x) {{ x[threadIdx.x] = 1; }}\n'
+    one = device.RawModule(text.format("")).get_function("f")
+    one((1,), (64,), (x,))
+    assert x.get().sum() == 64
+    one((1,), (65,), (x,))
+    with pytest.raises(Fault, match="1 blocks of 65 threads, expected from 1 to 64"):
+        device.state.stream.synchronize()
+    with pytest.raises(NotImplementedError, match="minnctapersm"):
+        device.RawModule(text.format(", 2")).get_function("f")
 
 
 def test_blocks_of_no_threads_and_grids_of_no_blocks(device):
@@ -302,6 +315,60 @@ def program(body):
         "mov.u32 %r1, %clock;",
         "bra nowhere;",
         "cvt.u32.u16 %rs1, %rs2;",
+        # Hostile: names that a reader could take for its own, operands too few or too many, orders of memory, widths.
+        "set.gt.u32.f32 %r1, %f1, %f2;",
+        "move.u32 %r1, %r2;",
+        "add.u32 %r1, %r2;",
+        "add.u32 %r1, %r2, %r3, %r4;",
+        "neg.f32 %f1;",
+        "min.s32 %r1, %r2;",
+        "selp.b32 %r1, %r2, %r3;",
+        "add.rn.f16 %rs1, %rs2, %rs3;",
+        "add.rn.bf16 %rs1, %rs2, %rs3;",
+        "add.rn.f32x2 %rd1, %rd2, %rd3;",
+        "add.f64 %fd1, %fd2, %fd3;",
+        "mad.rn.f64 %fd1, %fd2, %fd3, %fd4;",
+        "fma.rn.f64 %fd1, %fd2, %fd3, %fd4;",
+        "sqrt.rn.ftz.f32 %f1, %f2;",
+        "mul.rn.sat.f32 %f1, %f2, %f3;",
+        "neg.ftz.f32 %f1, %f2;",
+        "abs.ftz.f32 %f1, %f2;",
+        "ex2.approx.f32 %f1, %f2;",
+        "setp.gt.and.f32 %p1, %f1, %f2, %p2;",
+        "setp.gt.u32 %p1|%p2, %r1, %r2;",
+        "cvt.rz.f32.f64 %f1, %fd1;",
+        "cvt.rn.ftz.f32.f64 %f1, %fd1;",
+        "cvt.rn.bf16.f32 %rs1, %f1;",
+        "shf.l.clamp.b32 %r1, %r2, %r3, 4;",
+        "lop3.or.b32 %r1, %r2, %r3, %r4, 1;",
+        "prmt.b32.f4e %r1, %r2, %r3, %r4;",
+        "ld.global.nc.f32 %f1, [%rd1];",
+        "ld.global.L2::128B.f32 %f1, [%rd1];",
+        "ld.relaxed.gpu.global.f32 %f1, [%rd1];",
+        "ld.global.b128 %rd1, [%rd2];",
+        "ld.global.v8.f32 {%f1, %f2, %f3, %f4, %f5, %f6, %f7, %f8}, [%rd1];",
+        "ld.global.v2.f32 {%f1, %f2, %f3}, [%rd1];",
+        "st.release.gpu.global.u32 [%rd1], %r1;",
+        "st.param.u32 [f_param_0], %r1;",
+        "st.global.f32 [%rd1], %r1, %r2;",
+        "red.global.add.u32 [%rd1], %r1;",
+        "membar.gl;",
+        "fence.acq_rel.gpu;",
+        "bar.warp.sync -1;",
+        "bar.sync 0, 64;",
+        "barrier.cluster.arrive;",
+        "bra.conv nowhere;",
+        "brx.idx %r1, nowhere;",
+        "call.uni f, ();",
+        "exit;",
+        "mov.u32 %r1, %laneid;",
+        "mov.u32 %r1, %tid.y;",
+        "mov.u32 %r1, elsewhere;",
+        "mov.b64 %rd1, {%rs1, %rs2};",
+        ".local .align 4 .b8 stack[8];",
+        ".branchtargets nowhere;",
+        ".reg .b128 %rq<2>;",
+        ".reg .f64 %f1;",
     ],
 )
 def test_what_is_fused_flushed_approximate_or_unknown_is_refused_when_it_is_read(text):

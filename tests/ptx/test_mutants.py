@@ -15,8 +15,8 @@ from test_cuda import Pair, some
 
 import fastadam as fa
 from fastadam.arrays import device as arrays
-from fastadam.cuda import nvrtc, signature
-from ptx.blocks import Fault
+from fastadam.cuda import norm, nvrtc, signature, upload
+from ptx.instructions import Fault
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 
@@ -54,6 +54,22 @@ def clipped(cupy, **chosen):
 
 def coded(cupy):
     return steps(cupy, sizes=(1030, 2048), missing=(1,), moments="8bit")
+
+
+def grouped(cupy):
+    """Two groups, whose rows of coefficients differ."""
+    rng = np.random.default_rng(7)
+    here = some(rng, (5, 700))
+    there = [cupy.asarray(p) for p in here]
+    a, b = (
+        fa.AdamW([{"params": x[:1], "lr": 0.1}, {"params": x[1:], "lr": 0.2}], **on)
+        for x, on in ((here, {"backend": "numpy"}), (there, {}))
+    )
+    for _ in range(2):
+        grads = some(rng, (5, 700))
+        a.step([grads[:1], grads[1:]])
+        b.step([[cupy.asarray(g) for g in part] for part in (grads[:1], grads[1:])])
+    return [k for k, (p, q) in enumerate(zip(here, there, strict=True)) if not (p == q.get()).all()]
 
 
 def rows(cupy):
@@ -119,6 +135,20 @@ def uploaded(cupy):
     return pair.differing()
 
 
+def polled(cupy):
+    """The same on a device that has come just as far as the event which the host asks."""
+    right = fake_cupy.Event.done
+
+    def done(event):
+        if event.stream is not None and event.stream.graph is None:
+            event.stream.drain(event.clock.get(event.stream, 0))
+        return right.__get__(event)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(fake_cupy.Event, "done", property(done))
+        return uploaded(cupy)
+
+
 def hostile(cupy):
     """A NaN whose bits carry into infinity, beside numbers, in 16 bits."""
     here = np.array([1, 2, 3], np.float32).astype(BF16)
@@ -177,8 +207,8 @@ TEXTS = {
     ),
     "the rest of a block not filled": (coded, "&& thread * W >= chunk.n)", "&& thread * W >= BLOCK)"),
     "codes of the wrong block": (coded, "(leaf + of_block(i))", "(leaf + of_block(i) / 2)"),
-    "signs of the neighbour": (coded, "bits_of(*x), bits_of(*b)", "bits_of(*b), bits_of(*x)"),
-    "draws of the neighbour": (coded, "started(fold, index) + lane * MIX0", "started(fold, index) + (lane + 1) * MIX0"),
+    "signs of the neighbour": (coded, "bits_of(x[0]), bits_of(x[1])", "bits_of(x[1]), bits_of(x[0])"),
+    "draws of the neighbour": (coded, "GROUP) + lane * MIX0", "GROUP) + (lane + 1) * MIX0"),
     "pairs added by two threads": (
         clipped_large,
         "k + apart < own.count; k += 2 * apart * threads",
@@ -189,6 +219,33 @@ TEXTS = {
         rows,
         "next(rows.place + rows.start[row])",
         "next(rows.place + rows.start[row] - (row == 1))",
+    ),
+    "bounds of a launch below its threads": (
+        steps,
+        "__global__ void name(const Chunk* chunks",
+        "__global__ void __launch_bounds__(64) name(const Chunk* chunks",
+    ),
+    "half a warp taken to be in step": (
+        clipped,
+        "together(threads, [&](unsigned thread) {\n                for (unsigned k = thread; k < columns * half",
+        "[](unsigned half, const auto& phase) { phase(threadIdx.x); if (half > 8) __syncthreads(); }"
+        "(half, [&](unsigned thread) {\n                for (unsigned k = thread; k < columns * half",
+    ),
+    "a barrier of a warp alone": (clipped, "__syncthreads();", "__syncwarp();"),
+    "a line of addresses too wide": (
+        clipped,
+        "leaves + chunk.leaf * i64(1 + sizeof...(S)",
+        "leaves + chunk.leaf * i64(2 + sizeof...(S)",
+    ),
+    "a row of coefficients too wide": (
+        grouped,
+        "coefficients<C>(rows + row * width)",
+        "coefficients<C>(rows + row * (width + 1))",
+    ),
+    "words of codes too wide": (
+        coded,
+        "const unsigned group = thread * count / IN_ROW",
+        "const unsigned group = thread * count / IN_ROW + (thread == 0)",
     ),
     "judged before all is added up": (
         clipped,
@@ -238,6 +295,50 @@ def events_are_always_done(monkeypatch):
     monkeypatch.setattr(fake_cupy.Event, "done", True)
 
 
+def an_event_before_the_copy(monkeypatch):
+    def calls(uploaded, values, right=upload.Uploaded.calls):
+        return right(uploaded, values)[::-1]
+
+    monkeypatch.setattr(upload.Uploaded, "calls", calls)
+
+
+def a_copy_on_another_stream(monkeypatch):
+    def calls(uploaded, values, right=upload.Uploaded.calls):
+        (copy, source, _), record = right(uploaded, values)
+        return [(copy, source, sys.modules["cupy"].Stream(non_blocking=True)), record]
+
+    monkeypatch.setattr(upload.Uploaded, "calls", calls)
+
+
+def measured_on_another_stream(monkeypatch):
+    def measure(gradients, *args, right=norm.Norm.measure):
+        other = sys.modules["cupy"].Stream(non_blocking=True)
+
+        def on_other(launched, *arguments):
+            with other:
+                launched(*arguments)
+
+        return [(on_other, *one) for one in right(gradients, *args)]
+
+    monkeypatch.setattr(norm.Norm, "measure", measure)
+
+
+def added_up_before_measured(monkeypatch):
+    def measure(gradients, *args, right=norm.Norm.measure):
+        return right(gradients, *args)[::-1]
+
+    monkeypatch.setattr(norm.Norm, "measure", measure)
+
+
+def rows_too_wide(monkeypatch):
+    def launch_rows(one, *args, right=signature.Signature.launch_rows):
+        *launch, (told,) = right(one, *args)
+        told["width"] += 1
+        return *launch, (told,)
+
+    monkeypatch.setattr(signature.Signature, "launch_rows", launch_rows)
+
+
 def one_block_more(monkeypatch):
     def launch(signature, *args, whole=signature.Signature.launch):
         step, (blocks,), *rest = whole(signature, *args)
@@ -259,12 +360,13 @@ def chunks_that_overlap(monkeypatch):
     monkeypatch.setattr(signature, "chunk_table", overlapping)
 
 
-def window_off(by):
-    """The rows of another step."""
+def window_off(by, wider=0):
+    """The rows of another step, or rows that are wider."""
 
     def change(opt):
         for real, window in opt._plan.window.of.items():
             window["rows"] = int(window["rows"]) + by * int(window["width"]) * real.itemsize
+            window["width"] += wider
 
     return lambda cupy: replayed(cupy, change)
 
@@ -272,6 +374,12 @@ def window_off(by):
 LAUNCHES = {
     "no event between two streams": (foreign, no_wait),
     "a pinned buffer used again at once": (uploaded, events_are_always_done),
+    "an event recorded before what it guards": (polled, an_event_before_the_copy),
+    "a copy on another stream": (uploaded, a_copy_on_another_stream),
+    "gradients measured on another stream": (clipped, measured_on_another_stream),
+    "notes added up before they are written": (clipped, added_up_before_measured),
+    "rows an element too wide": (rows, rows_too_wide),
+    "a window a number too wide": (window_off(0, 1), lambda monkeypatch: None),
     "a block too many": (steps, one_block_more),
     "a window row too far": (window_off(1), lambda monkeypatch: None),
     "a window row too early": (window_off(-1), lambda monkeypatch: None),
@@ -287,7 +395,7 @@ def test_a_changed_launch_is_found(name, cupy_of, monkeypatch):
     assert wrong(scenario, cupy), name
 
 
-RIGHT = [steps, clipped, coded, rows, replayed, carried, foreign, uploaded, hostile, clipped_large]
+RIGHT = [steps, clipped, coded, grouped, rows, replayed, carried, foreign, uploaded, polled, hostile, clipped_large]
 
 
 @pytest.mark.parametrize("scenario", RIGHT, ids=lambda x: x.__name__)
