@@ -48,7 +48,7 @@ from fastadam.tools.advise import advise
 from fastadam.tools.diagnosis import info
 
 if TYPE_CHECKING:
-    from fastadam import checkpoint, schedules
+    from fastadam import checkpoint, distributed, schedules
 
 __all__ = [
     "ADOPT",
@@ -75,6 +75,7 @@ __all__ = [
     "advise",
     "backends",
     "checkpoint",
+    "distributed",
     "get_num_threads",
     "info",
     "lion_step",
@@ -91,8 +92,8 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """Load fastadam.schedules or fastadam.checkpoint when it is first asked for."""
-    if name in ("checkpoint", "schedules"):
+    """Load fastadam.schedules, .checkpoint or .distributed when it is first asked for."""
+    if name in ("checkpoint", "distributed", "schedules"):
         import importlib
 
         return importlib.import_module(f"fastadam.{name}")

@@ -14,7 +14,8 @@ from sybil.parsers.markdown import PythonCodeBlockParser
 import fastadam as fa
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ".", "benchmarks", "fastadam", "fastadam/checkpoint", "fastadam/scipy", "fastadam/torch", "kernels", "tests"
+WINGS = "checkpoint", "distributed", "scipy", "torch"
+FOLDERS = ".", "benchmarks", "fastadam", *(f"fastadam/{wing}" for wing in WINGS), "kernels", "tests"
 GUIDES = [str(Path(folder, "README.md")) for folder in FOLDERS]
 NEEDS = {  # the blocks that do not run everywhere, in their order
     "README.md": ["torch"],

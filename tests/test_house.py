@@ -359,6 +359,7 @@ MANY_PARAMETERS = {  # files, and functions of a file
     "fastadam/stepper.py:__init__": OPTIONS_BY_NAME,
     "fastadam/torch/optimizer.py:__init__": OPTIONS_BY_NAME,
     "fastadam/checkpoint/folder.py:save": OPTIONS_BY_NAME,
+    "fastadam/distributed/sharded.py:__init__": OPTIONS_BY_NAME,
     "fastadam/tools/demo/__init__.py:run": OPTIONS_BY_NAME,
     "benchmarks/compiling.py:adam": "an element's arithmetic: its coefficients one by one, as a plain loop has them",
     "kernels/reference.py:step": "a kernel is launched",

@@ -57,7 +57,8 @@ class Snapshot:
 class Layout:
     """Names the tensors that a leaf's elements belong to, in order.
 
-    path: the leaf's. paths, shapes: of each tensor. offsets: where it begins, in elements from the start of the first.
+    path: the leaf's. home: the path by which blocks of 8 bits are called, the same for all parts.
+    paths, shapes: of each tensor. offsets: where it begins, in elements from the start of the first.
     start, stop: which of all these elements the leaf has; total: how many there are. order: of its axes in memory.
     """
 
@@ -71,6 +72,7 @@ class Layout:
         else:
             inner = [(path, array.shape if shard is None else whole)]
         self.path, self.paths, self.shapes = path, [name for name, _ in inner], [tuple(x) for _, x in inner]
+        self.home = self.paths[0] if isinstance(whole, list) and self.paths else path
         *self.offsets, self.total = accumulate(map(prod, self.shapes), initial=0)
         self.start = 0 if shard is None else shard.start
         self.stop = self.start + array.size
@@ -96,12 +98,12 @@ class Layout:
 
     def groups(self) -> tuple[int, int, int]:
         """Return the first group of 64 of the leaf's elements, the last + 1, and how many all have."""
-        if self.start % GROUP or (self.stop % GROUP and self.stop != self.total):
+        if (self.start % GROUP and self.start != self.total) or (self.stop % GROUP and self.stop != self.total):
             raise ValueError(
                 f"shards[{self.path!r}] has elements {self.start} to {self.stop} of {self.total}, expected multiples "
                 f"of {GROUP} where moments are of 8 bits"
             )
-        return self.start // GROUP, -(-self.stop // GROUP), -(-self.total // GROUP)
+        return -(-self.start // GROUP), -(-self.stop // GROUP), -(-self.total // GROUP)
 
 
 class SavedLeaf:
@@ -153,9 +155,9 @@ def snapshot(opt: Optimizer, shards: Mapping[str, Shard] | None, accumulated: bo
     signs = signed_slots(opt)
     for leaf in leaves:
         for path, *_ in leaf.layout.parts():
-            if path in numbers:
-                raise ValueError(f"two leaves are called {path}, expected paths that differ")
-            numbers[path] = leaf.numbers
+            before = numbers.setdefault(path, leaf.numbers)
+            if before is not leaf.numbers and (leaf.path not in (shards or {}) or before != leaf.numbers):
+                raise ValueError(f"two leaves are called {path}, expected paths that differ, or parts alike in numbers")
         for stream, x in leaf.streams.items():
             slot = stream.removesuffix("_scales")
             if f"{slot}_scales" in leaf.streams:
@@ -167,7 +169,7 @@ def snapshot(opt: Optimizer, shards: Mapping[str, Shard] | None, accumulated: bo
     head = {
         "kind": "fastadam",
         **{key: state[key] for key in HEAD},
-        "index_offset": opt.index_offset,
+        "index_offset": 0 if shards and isinstance(opt.index_offset, dict) else opt.index_offset,  # of the whole tree
         "accumulated": count,
     }
     return Snapshot(head, numbers, pieces, state["t"])
@@ -183,7 +185,7 @@ def _coded(layout: Layout, stream: str, x: Array, signed: bool) -> Piece:
     width = GROUP if format_of(x.dtype) is CODES else 1
     shape = (total, GROUP) if width == GROUP else (total,)
     return Piece(
-        stream, layout.path, x.dtype.name, shape, first * width, (last - first) * width, x, layout.coded(signed)
+        stream, layout.home, x.dtype.name, shape, first * width, (last - first) * width, x, layout.coded(signed)
     )
 
 

@@ -1,0 +1,47 @@
+"""Agreement: what every rank must have alike, and which ranks have not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from fastadam.distributed.engine import Engine
+
+
+def ranks(which: Sequence[int]) -> str:
+    """Return what errors call some ranks."""
+    return f"rank {which[0]} has" if len(which) == 1 else f"ranks {', '.join(map(str, which))} have"
+
+
+def agree(everyone: Sequence[Sequence[tuple[str, Any]]]) -> None:
+    """Compare what all ranks say: of each, (what, value) in one order.
+
+    Raises ValueError, on every rank alike, which names the first difference and who has what.
+    """
+    for k in range(max(map(len, everyone), default=0)):
+        values: dict[str, list[int]] = {}
+        for rank, said in enumerate(everyone):
+            values.setdefault("{} {!r}".format(*said[k]) if k < len(said) else "nothing more", []).append(rank)
+        if len(values) > 1:
+            differing = "; ".join(f"{ranks(which)} {value}" for value, which in values.items())
+            raise ValueError(f"{differing}: expected the same on all ranks")
+
+
+def together(engine: Engine, check: Callable[[], Any]) -> list[Any]:
+    """Return what check() returns on each rank; where it raises on one, raise on all.
+
+    The rank itself raises its own error, the others RuntimeError that names it and says the error.
+    """
+    raised: Exception | None = None
+    said: Any = None
+    try:
+        said = check()
+    except Exception as error:  # this rank takes part in the agreement all the same
+        raised = error
+    everyone = engine.everyone((None if raised is None else f"{type(raised).__name__}: {raised}", said))
+    if raised is not None:
+        raise raised
+    for rank, (wrong, _) in enumerate(everyone):
+        if wrong is not None:
+            raise RuntimeError(f"rank {rank} refused, so that no rank goes on: {wrong}")
+    return [said for _, said in everyone]

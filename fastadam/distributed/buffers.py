@@ -1,0 +1,225 @@
+"""Buffers: a tree of parameters as one flat array for each group and dtype, and gradients in the same order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+
+from fastadam.arrays.device import home_of
+from fastadam.arrays.flat import FlatBuffer
+from fastadam.arrays.host import Array, describe
+from fastadam.arrays.tree import Structure, Tree, container_of, rebuild
+from fastadam.group import is_grouped
+from fastadam.kernels.formats import FLOATS
+
+
+class Buffer:
+    """Holds the parameters of one group that have one dtype, end to end.
+
+    group:  the number of their group.
+    leaves: their numbers in the order of the tree.
+    name:   what errors call them all. paths, shapes: of each array in it, a FlatBuffer's among them.
+    array:  (n,), on every rank the parameters as all hold them.
+    first:  the index of its first element among those of all buffers.
+    """
+
+    def __init__(self, group: int, leaves: list[int], names: Sequence[str], arrays: Sequence[Any], first: int) -> None:
+        self.group, self.leaves, self.first = group, leaves, first
+        self.paths: list[str] = []
+        self.shapes: list[tuple[int, ...]] = []
+        for leaf in leaves:
+            x = arrays[leaf]
+            inner = zip(x.names, x.shapes, strict=True) if isinstance(x, FlatBuffer) else [("", x.shape)]
+            for name, shape in inner:
+                self.paths.append(names[leaf] + name)
+                self.shapes.append(tuple(shape))
+        self._names = [names[leaf] for leaf in leaves]
+        self.name = self._names[0] + (f" to {names[leaves[-1]]}" if len(leaves) > 1 else "")
+        self._owners = [arrays[leaf] for leaf in leaves]
+        self._sizes = [flat_of(x).size for x in self._owners]
+        self.n = sum(self._sizes)
+        self._packed: Array | None = None  # where gradients are put end to end
+        self.home = home_of(self._owners)
+        if len(leaves) == 1 and is_straight(self._owners[0]):
+            self.array = flat_of(self._owners[0])  # where it lies: nothing is copied
+            self.views = self._owners
+        else:
+            with self.home.near(list(map(flat_of, self._owners))):
+                self.array = self.home.allocate(self.n, flat_of(self._owners[0]).dtype)
+            self.views = [view.reshape(getattr(x, "shape", (-1,))) for view, x in self._pieces(self.array)]
+            for view, x in zip(self.views, self._owners, strict=True):
+                view[...] = flat_of(x).reshape(view.shape)
+
+    def _pieces(self, array: Array) -> list[tuple[Array, Any]]:
+        """Return what of a flat array belongs to each leaf, and that leaf."""
+        ends = np.cumsum(self._sizes).tolist()
+        return [(array[end - n : end], x) for end, n, x in zip(ends, self._sizes, self._owners, strict=True)]
+
+    def hold(self, values: Array, dtype: Any) -> None:
+        """Hold these float32 values rounded to a dtype from here on, to nearest, in memory of its own."""
+        with np.errstate(all="ignore"):
+            self.array = values.astype(np.float32).astype(dtype)
+        self.views = [view.reshape(getattr(x, "shape", (-1,))) for view, x in self._pieces(self.array)]
+
+    def flatten(self, leaves: Sequence[Any], name: str) -> Array | None:
+        """Return these leaves end to end, where they lie if they are one array, else copied; None if all are None.
+
+        leaves: of the whole tree, of one dtype. Raises TypeError, ValueError that name what does not fit.
+        """
+        values = [leaves[leaf] for leaf in self.leaves]
+        missing = [x is None for x in values]
+        if all(missing):
+            return None
+        if any(missing):
+            lacking, present = (self._names[missing.index(flag)] for flag in (True, False))
+            raise ValueError(
+                f"{name}{lacking} is None and {name}{present} is not: expected a gradient for all parameters of a "
+                "group and a dtype, or for none, as they are exchanged together"
+            )
+        arrays = [self._checked(k, x, name) for k, x in enumerate(values)]
+        for k, x in enumerate(arrays):
+            if x.dtype != arrays[0].dtype:
+                both = f"{name}{self._names[k]} is {describe(x)}, {name}{self._names[0]} is {describe(arrays[0])}"
+                raise TypeError(f"{both}: expected one dtype for all parameters of a group and a dtype")
+        if len(arrays) == 1:
+            return arrays[0]
+        if self._packed is None or self._packed.dtype != arrays[0].dtype:
+            self._packed = self.home.allocate(self.n, arrays[0].dtype)
+        for (piece, _), x in zip(self._pieces(self._packed), arrays, strict=True):
+            piece[...] = x
+        return self._packed
+
+    def _checked(self, k: int, g: Any, name: str) -> Array:
+        """Return a leaf's values as a flat array in C order."""
+        owner = self._owners[k]
+        both = f"{name}{self._names[k]} is {describe(g)}, params{self._names[k]} is {describe(owner)}"
+        if isinstance(g, FlatBuffer):
+            if not isinstance(owner, FlatBuffer) or (g.names, g.shapes) != (owner.names, owner.shapes):
+                raise ValueError(both)
+            g = g.array
+        if self.home.is_array(g) and g.shape != (owner.array.shape if isinstance(owner, FlatBuffer) else owner.shape):
+            raise ValueError(both)
+        return self._floats(g, both)
+
+    def straight(self, g: Any, name: str) -> Array:
+        """Return checked values of the whole buffer in one array of its length."""
+        return self._floats(g, f"{name} is {describe(g)}, params is {describe(self.array)}")
+
+    def _floats(self, g: Any, both: str) -> Array:
+        if not self.home.is_array(g) or g.dtype.name not in FLOATS or not g.dtype.isnative:
+            raise TypeError(f"{both}, expected an array of {', '.join(FLOATS)}")
+        straight: Array = g.reshape(-1)
+        return straight
+
+
+def flat_of(x: Any) -> Array:
+    """Return an array, or a FlatBuffer's, in C order."""
+    straight: Array = (x.array if isinstance(x, FlatBuffer) else x).reshape(-1)
+    return straight
+
+
+def is_straight(x: Any) -> bool:
+    """Tell whether a leaf can be stepped where it lies."""
+    return isinstance(x, FlatBuffer) or bool(x.flags.c_contiguous)
+
+
+class Buffers:
+    """Holds all buffers of a tree of parameters: group by group, and in a group by dtype in order of appearance.
+
+    structure: of the tree given, without what else a group has. home: where the arrays lie.
+    """
+
+    def __init__(self, params: Tree) -> None:
+        self._grouped = is_grouped(params)
+        trees = [item["params"] for item in params] if self._grouped else params
+        self.structure = Structure(trees)
+        names, leaves = self.structure.names, self.structure.leaves
+        home = home_of(leaves)
+        for name, leaf in zip(names, leaves, strict=True):
+            home.owned(f"params{name}", leaf.array if isinstance(leaf, FlatBuffer) else leaf)
+        of_groups = [len(Structure(tree).leaves) for tree in trees] if self._grouped else [len(leaves)]
+        self._buffers: list[Buffer] = []
+        leaf = first = 0
+        for group, count in enumerate(of_groups):
+            by_dtype: dict[str, list[int]] = {}
+            for k in range(leaf, leaf + count):
+                by_dtype.setdefault(flat_of(leaves[k]).dtype.name, []).append(k)
+            for numbers in by_dtype.values():
+                self._buffers.append(Buffer(group, numbers, names, leaves, first))
+                first += self._buffers[-1].n
+            leaf += count
+        self._groups = [dict(item) for item in params] if self._grouped else [{}]
+        self._given, self.home = trees, home
+
+    def __iter__(self) -> Iterator[Buffer]:
+        return iter(self._buffers)
+
+    def near(self) -> AbstractContextManager[Any]:
+        """Let, within it, what is allocated lie where the parameters do."""
+        return self.home.near([buffer.array for buffer in self])
+
+    def flatten(self, tree: Tree, name: str) -> list[Array | None]:
+        """Return a tree like the parameters as one flat array for each buffer, None where all its leaves are.
+
+        One flat array or FlatBuffer stands for a tree of one buffer. Raises TypeError, ValueError naming the leaf.
+        """
+        whole: Any = getattr(tree, "array", tree)
+        if len(self._buffers) == 1 and self.home.is_array(whole) and whole.shape == (self._buffers[0].n,):
+            return [self._buffers[0].straight(whole, name)]
+        leaves = self.structure.flatten(tree, name)
+        return [buffer.flatten(leaves, name) for buffer in self]
+
+    def show(self) -> Tree:
+        """Let the user's dicts and lists hold the views; returns a tree like the one given that does."""
+        of_leaves = {k: view for buffer in self for k, view in zip(buffer.leaves, buffer.views, strict=True)}
+        views = iter([of_leaves[k] for k in range(len(of_leaves))])
+        tree = rebuild(self._given, lambda _: next(views))
+        put(self._given, tree)
+        return [{**group, "params": x} for group, x in zip(self._groups, tree, strict=True)] if self._grouped else tree
+
+    def by_group(self, of_buffers: Sequence[Any]) -> Any:
+        """Return one thing for each buffer as a tree of gradients: a list, or a list of the groups' lists."""
+        trees: list[list[Any]] = [[] for _ in self._groups]
+        for buffer, x in zip(self, of_buffers, strict=True):
+            trees[buffer.group].append(x)
+        return trees if self._grouped else trees[0]
+
+    def as_params(self, of_buffers: Sequence[Any]) -> Any:
+        """Return one thing for each buffer as a constructor takes parameters: with the groups' hyperparameters."""
+        trees = self.by_group(of_buffers)
+        if not self._grouped:
+            return trees
+        return [{**group, "params": tree} for group, tree in zip(self._groups, trees, strict=True)]
+
+    @property
+    def described(self) -> list[tuple[str, Any]]:
+        """Return what ranks must agree on: (what, value)."""
+        described: list[tuple[str, Any]] = []
+        for buffer in self:
+            dtype = buffer.array.dtype.name
+            of_buffer = zip(buffer.paths, buffer.shapes, strict=True)
+            described += [("params", f"{path} is {dtype}{shape}") for path, shape in of_buffer]
+        free = [{key: x for key, x in group.items() if key != "params"} for group in self._groups]
+        return [*described, ("groups with", [shown(group) for group in free])]
+
+
+def put(tree: Tree, views: Tree) -> None:
+    """Let dicts and lists to any depth hold these views in the place of their arrays."""
+    if type(tree) not in (dict, list):
+        return
+    for key in list(tree) if isinstance(tree, dict) else range(len(tree)):
+        if container_of(tree[key]) is None:
+            tree[key] = views[key]
+        else:
+            put(tree[key], views[key])
+
+
+def shown(value: Any) -> str:
+    """Return what ranks compare an option by: a function's name, for its address is every process's own."""
+    if isinstance(value, dict):
+        return str({key: shown(x) for key, x in value.items()})
+    name = getattr(value, "__qualname__", None)
+    return repr(value) if name is None else f"the function {name}"

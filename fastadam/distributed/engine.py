@@ -1,0 +1,85 @@
+"""Engine: what a sharded step asks of whoever carries bytes between processes; which one serves a communicator."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+Wait = Callable[[], None]  # returns once what was begun has arrived
+Part = Any  # a flat array, or None for nothing
+
+
+class Engine:
+    """Stands for the processes that step together. Each of its calls is made by all of them, in the same order.
+
+    rank, size: this process among them.
+    """
+
+    rank = 0
+    size = 1
+
+    def swap(self, sends: Sequence[Part], receives: Sequence[Part]) -> Wait:
+        """Begin to send sends[k] to rank k and to receive from it into receives[k]; None, or no element, for nothing.
+
+        Neither may be touched before the returned function has been called; what a rank has for itself is None.
+        """
+        raise NotImplementedError
+
+    def reduce(self, parts: Sequence[Part], total: Part) -> Wait:
+        """Begin to add up what all ranks have as parts[rank] into `total`, in whatever order is fastest."""
+        raise NotImplementedError
+
+    def everyone(self, x: Any) -> list[Any]:
+        """Return a small object of every rank, in their order."""
+        raise NotImplementedError
+
+    def share(self, x: Part) -> Wait:
+        """Begin to give every rank what each has; x: for every rank, a part of the same array, this rank's own full."""
+        mine = x[self.rank]
+        sends = [None if k == self.rank else mine for k in range(self.size)]
+        return self.swap(sends, [None if k == self.rank else part for k, part in enumerate(x)])
+
+
+class Alone(Engine):
+    """Is one process: nothing is carried anywhere."""
+
+    def swap(self, sends: Sequence[Part], receives: Sequence[Part]) -> Wait:
+        return nothing
+
+    def reduce(self, parts: Sequence[Part], total: Part) -> Wait:
+        total[...] = parts[0]
+        return nothing
+
+    def everyone(self, x: Any) -> list[Any]:
+        return [x]
+
+
+def nothing() -> None:
+    """Wait for what is there already."""
+
+
+ENGINES = {  # the package that a communicator's class comes from: the module whose `engine` takes it
+    "mpi4py": "fastadam.distributed.mpi",
+    "torch": "fastadam.distributed.process_group",
+    "cupy": "fastadam.distributed.nccl",
+    "cupyx": "fastadam.distributed.nccl",
+}
+ACCEPTED = (
+    "an mpi4py communicator, a torch.distributed process group, a cupy.cuda.nccl.NcclCommunicator, a "
+    "cupyx.distributed.NCCLBackend, a fastadam.distributed.Engine, or None for one process"
+)
+
+
+def engine_of(communicator: Any, timeout: float | None = None) -> Engine:
+    """Return the engine that serves a communicator, found by its type. Raises TypeError that lists what is accepted."""
+    if communicator is None:
+        return Alone()
+    if isinstance(communicator, Engine):
+        return communicator
+    package = type(communicator).__module__.partition(".")[0]
+    if package in ENGINES:
+        served: Engine | None = importlib.import_module(ENGINES[package]).engine(communicator, timeout)
+        if served is not None:
+            return served
+    raise TypeError(f"communicator is {type(communicator).__name__}, expected {ACCEPTED}")

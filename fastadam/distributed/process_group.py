@@ -1,0 +1,76 @@
+"""The engine over a process group of torch.distributed: gloo for arrays of the host, NCCL for those of a device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+
+from fastadam.distributed.engine import Engine, Part, Wait
+
+
+class ProcessGroup(Engine):
+    """Serves the ranks of a process group. When one dies, the others raise gloo's RuntimeError, which names it."""
+
+    def __init__(self, group: Any, timeout: float | None) -> None:
+        import torch
+
+        self._torch, self._group = torch, group
+        self._limit = () if timeout is None else (timedelta(seconds=timeout),)
+        self.rank, self.size = group.rank(), group.size()
+        self._peers = torch.distributed.get_process_group_ranks(group)
+
+    def _tensor(self, x: Part) -> Any:
+        """Return the tensor of an array's bytes."""
+        if not isinstance(x, np.ndarray):
+            return self._torch.utils.dlpack.from_dlpack(x.view(np.uint8))
+        if not x.flags.writeable:  # PyTorch has no tensors that cannot be written, and warns
+            x = np.lib.stride_tricks.as_strided(x, writeable=True)
+        return self._torch.from_numpy(x.view(np.uint8))
+
+    def swap(self, sends: Sequence[Part], receives: Sequence[Part]) -> Wait:
+        distributed = self._torch.distributed
+        operations = [
+            distributed.P2POp(act, self._tensor(part), self._peers[k], self._group)
+            for act, parts in ((distributed.irecv, receives), (distributed.isend, sends))
+            for k, part in enumerate(parts)
+            if part is not None and part.size
+        ]
+        begun = distributed.batch_isend_irecv(operations) if operations else []
+
+        def wait() -> None:
+            for one in begun:
+                one.wait(*self._limit)
+
+        return wait
+
+    def reduce(self, parts: Sequence[Part], total: Part) -> Wait:
+        torch = self._torch
+        tensors = [torch.from_numpy(np.ascontiguousarray(x)) for x in parts]
+        begun = [
+            torch.distributed.reduce(x, self._peers[k], group=self._group, async_op=True)
+            for k, x in enumerate(tensors)
+            if x.numel()
+        ]
+
+        def wait() -> None:
+            for one in begun:
+                one.wait(*self._limit)
+            total[...] = tensors[self.rank].numpy()
+
+        return wait
+
+    def everyone(self, x: Any) -> list[Any]:
+        everyones: list[Any] = [None] * self.size
+        self._torch.distributed.all_gather_object(everyones, x, group=self._group)
+        return everyones
+
+
+def engine(communicator: Any, timeout: float | None) -> ProcessGroup | None:
+    """Return the engine of a process group; None for anything else."""
+    import torch
+
+    is_group = torch.distributed.is_available() and isinstance(communicator, torch.distributed.ProcessGroup)
+    return ProcessGroup(communicator, timeout) if is_group else None

@@ -1,0 +1,220 @@
+"""Sharded: one optimizer over several processes, each of which keeps the state of its own pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
+
+from fastadam.arrays.tree import Structure, Tree
+from fastadam.checks import integer, number
+from fastadam.distributed.agreement import agree, together
+from fastadam.distributed.buffers import Buffers, shown
+from fastadam.distributed.collective import Collective
+from fastadam.distributed.engine import engine_of
+from fastadam.distributed.exchange import Exchange, Item
+from fastadam.distributed.pieces import Pieces
+from fastadam.kernels.formats import SHORT
+from fastadam.optimizer import Optimizer
+from fastadam.plans.chores import StepInfo
+
+REFUSED = "index_offset", "copy_to", "capturable", "stats"
+
+
+class Sharded(Collective):
+    """Takes a method's steps over several processes: parameters on all, state for a rank's own pieces alone.
+
+    method: the class of the optimizer, such as fastadam.AdamW.
+    params: as Optimizer takes them, the same on all ranks. What one group has of one dtype is stepped as one flat
+        array: where it is one array in C order or one FlatBuffer, where it lies; else it is copied into one, and the
+        dicts and lists given hold views of that from then on. Containers of other kinds keep the old arrays, which no
+        longer change: see `params`.
+    communicator: an mpi4py communicator, a torch.distributed process group, NCCL through CuPy, or None for one process.
+    copies: "bfloat16" or "float16": the parameters that ranks hold are rounded to it, and only a piece's owner keeps
+        float32. init: the float32 values to begin with, a tree like params; without it those of params.
+    reproducible: "ranks": gradients are added in the order of the ranks, so that bits depend on their number alone;
+        "micro": in the order of the numbers that `accumulate` is given, so that they do not depend even on that; False:
+        as is fastest for the engine.
+    bucket: the most elements that are exchanged at once.
+    timeout: seconds, where the communicator has such a thing: process groups.
+    options: hyperparameters and options of the method by name. Not index_offset, copy_to, capturable, stats; zero_grads
+        zeroes this rank's gradients.
+
+    A step has the bits of one process over one FlatBuffer per group and dtype, whose step gets the ranks' gradients as
+    `streams`, whatever the number of ranks: parameters, state, norms and what is skipped.
+
+    Bytes per parameter on N ranks: p for the parameters, g for the gradients, g·(N - 1)/N while they are exchanged, and
+    state_bytes, which is 1/N of what one process has; with copies 4/N more for the float32 parameters.
+
+    A rank whose checking of its arguments fails makes all raise before anything has changed. What fails later, or a
+    rank that dies, ends as the engine ends it: MPI ends the job, gloo's ranks raise RuntimeError.
+
+    Raises TypeError, ValueError as the method does, and ValueError on all ranks that names the first difference between
+    them: trees, shapes, dtypes, values, options, version.
+
+    >>> params = {"w": np.ones(3, np.float32)}
+    >>> opt = fa.distributed.Sharded(fa.SGD, params, None, lr=0.5, max_norm=1.0)
+    >>> opt.step({"w": np.array([2, 0, 0], np.float32)}).clip_factor
+    0.5
+    >>> params["w"].tolist()
+    [0.5, 1.0, 1.0]
+    """
+
+    def __init__(
+        self, method: type[Optimizer], params: Tree, communicator: Any = None, *, init: Tree = None,
+        copies: str | None = None, reproducible: str | bool = "ranks", bucket: int = 1 << 24,
+        timeout: float | None = None, **options: Any,
+    ) -> None:  # fmt: skip
+        self._engine, self._clearing = engine_of(communicator, timeout), options.pop("zero_grads", False)
+
+        def build() -> list[tuple[str, Any]]:
+            check(method, options, reproducible, copies, init)
+            self._buffers = Buffers(params)
+            size = integer("bucket", bucket, low=1, most=2**31)
+            self._pieces = Pieces(self._buffers, self._engine, size, copies, init)
+            named = dict(options) if copies is None else {**options, "copy_to": self._pieces.copies}
+            self._opt = method(self._pieces.params, index_offset=self._pieces.offsets, **named)
+            said = [("fastadam", import_module("fastadam").__version__), ("the method", method.__name__)]
+            said += [("copies", copies), ("reproducible", reproducible), ("bucket", bucket)]
+            said += [(name, shown(x)) for name, x in sorted(options.items())]
+            return [*said, *self._buffers.described, *self._pieces.described]
+
+        agree(together(self._engine, build))
+        self._tree = self._buffers.show()
+        self._exchange = Exchange(self._engine, self._buffers, self._pieces.cuts, reproducible)
+        limits = [options.get("max_norm"), *(group.max_norm for group in self._opt.groups)]
+        self._measuring = bool(options.get("skip_nonfinite")) or any(limit is not None for limit in limits)
+
+    @property
+    def params(self) -> Tree:
+        """Return the parameters, the same on all ranks: a tree like the one given, of views of the flat arrays."""
+        return self._tree
+
+    @property
+    def groups(self) -> Any:
+        """Return the groups, whose hyperparameters may be set between steps: on all ranks alike."""
+        return self._opt.groups
+
+    @property
+    def t(self) -> int:
+        """Return the steps taken so far."""
+        return self._opt.t
+
+    @property
+    def skipped(self) -> int:
+        """Return the steps left out by skip_nonfinite, on all ranks alike."""
+        return self._opt.skipped
+
+    @property
+    def state_bytes(self) -> int:
+        """Return the bytes of this rank's state: slots, averages, masters, and with copies the float32 parameters."""
+        copied = 0 if self._pieces.copies is None else sum(x.nbytes for pieces in self._pieces.owned for x in pieces)
+        return self._opt.state_bytes + copied
+
+    def accumulate(self, grads: Tree, index: int | None = None) -> None:
+        """Keep one micro-batch's gradients for the next `step()`; nothing is exchanged before.
+
+        index: with reproducible="micro" its number among the micro-batches of all ranks, in whose order they are added.
+            This rank keeps each; else it keeps their sum.
+        """
+        self._exchange.add(grads, index)
+        self._clear(grads)
+
+    def forget(self) -> None:
+        """Drop what has been accumulated."""
+        self._exchange.forget()
+
+    def step(self, grads: Tree = None, grad_scale: float = 1.0, reduction: str = "mean") -> StepInfo:
+        """Update params on all ranks; every rank calls it. Returns what one process would return, on all.
+
+        grads: this rank's gradients, a tree like params, or one flat array where there is one flat array of parameters;
+            without them what has been accumulated. All leaves of one group and dtype have a gradient or none has, on
+            all ranks alike: those are left alone. Without reproducible=False any width of floats goes.
+        grad_scale: multiplies grads first; the same on all ranks.
+        reduction: the "mean" over all ranks' micro-batches, or their "sum".
+        Raises TypeError, ValueError, on the other ranks RuntimeError, before anything has changed.
+        """
+
+        def check() -> Any:
+            number("grad_scale", grad_scale)
+            if reduction not in ("mean", "sum"):
+                raise ValueError(f"reduction is {reduction!r}, expected 'mean' or 'sum'")
+            items[:] = self._exchange.take(grads)
+            said = [("grad_scale", grad_scale), ("reduction", reduction), ("t", self.t)]
+            return [(item.order, item.batches) for item in items], said, self._exchange.kinds(items)
+
+        items: list[Item] = []
+        everyone = together(self._engine, check)
+        numbers, said, kinds = zip(*everyone, strict=True)
+        agree(said)
+        given = [kind for kind in kinds if kind is not None]
+        agree(given)
+        if not given:
+            raise ValueError("step() got no grads and no rank has accumulated any: expected some")
+        streams = self._exchange.swap(items, numbers, given[0])
+        try:
+            info = self._take(streams, grad_scale, reduction)
+        finally:
+            self.forget()
+            self._opt.forget()
+        if not info.skipped:
+            self._pieces.spread()
+        if grads is not None:
+            self._clear(grads)
+        return info
+
+    def _take(self, streams: Sequence[tuple[int, Any]], scale: float, reduction: str) -> StepInfo:
+        """Step this rank's pieces by (micro-batches, their gradients) of all ranks."""
+        trees = [self._as_tree(pieces) for _, pieces in streams]
+        if not self._measuring and all(batches == 1 for batches, _ in streams):
+            return self._opt.step(streams=trees, grad_scale=scale, reduction=reduction)
+        for (batches, _), tree in zip(streams, trees, strict=True):
+            self._opt.accumulate(tree, micro_batches=batches)
+        measured = None
+        if self._measuring:
+            measures = list(self._opt.measure(starts=self._pieces.starts).values())
+            measured = self._pieces.joined(self._engine.everyone(measures))
+        return self._opt.step(grad_scale=scale, reduction=reduction, measured=measured)
+
+    def _as_tree(self, pieces: Sequence[Any]) -> Any:
+        """Return gradients of this rank's pieces, as its optimizer takes them."""
+        buckets = map(len, self._pieces.cuts)
+        return self._buffers.by_group([[None] * n if x is None else x for x, n in zip(pieces, buckets, strict=True)])
+
+    def _clear(self, grads: Tree) -> None:
+        """Zero a tree of gradients, where that is asked for."""
+        for x in Structure(grads).leaves if self._clearing else ():
+            if x is not None:
+                getattr(x, "array", x)[...] = 0
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Let params hold the averaged weights on all ranks, which all call it, and give them their own bits back
+        afterwards: `with opt.averaged():`."""
+        try:
+            with self._opt.averaged():
+                self._pieces.refresh()
+                self._pieces.spread()
+                yield
+        finally:
+            self._pieces.refresh()
+            self._pieces.spread()
+
+    def __repr__(self) -> str:
+        return f"Sharded({self._opt!r}, rank {self._engine.rank} of {self._engine.size})"
+
+
+def check(method: Any, options: dict[str, Any], reproducible: Any, copies: Any, init: Any) -> None:
+    """Refuse what Sharded cannot take."""
+    if not (isinstance(method, type) and issubclass(method, Optimizer) and hasattr(method, "rule")):
+        raise TypeError(f"method is {method!r}, expected a class such as fastadam.AdamW")
+    for name in REFUSED:
+        if name in options:
+            raise TypeError(f"{name} is {options[name]!r}, expected none: Sharded takes no {name}")
+    if reproducible is not False and reproducible not in ("ranks", "micro"):
+        raise ValueError(f"reproducible is {reproducible!r}, expected 'ranks', 'micro' or False")
+    if copies is not None and copies not in SHORT:
+        raise ValueError(f"copies is {copies!r}, expected one of {', '.join(SHORT)}, or None")
+    if init is not None and copies is None:
+        raise ValueError("init is given, expected it with copies alone, whose float32 values it says")

@@ -1,0 +1,1 @@
+"""Several processes hold the bits of one: what runs when it is named. See tests/README.md."""

@@ -1,0 +1,286 @@
+"""1 to 4 ranks have the bits of one process: every kernel, format and chore, with buckets so small that each boundary
+is crossed. Ranks are threads here; test_mpi.py and test_gloo.py have processes."""
+
+import numpy as np
+import pytest
+from cases import same_bits
+
+import fastadam as fa
+from fastadam.kernels.formats import FORMATS
+from fastadam.tools.cover import chores, kernels_in_use, label, stored
+from ranks.threads import together
+
+SIZES = [1, 2, 3, 4]
+LEAVES, SEVEN = 700, 7  # tiny leaves: 4,900 elements are 5 blocks, so that 4 ranks have pieces of unlike sizes
+N = LEAVES * SEVEN
+STEPS = 4
+
+
+def values(seed, dtype, scale=1.0):
+    x = np.random.default_rng(seed).standard_normal(N) * scale
+    with np.errstate(over="ignore"):
+        return x.astype(np.float32).astype(dtype)
+
+
+def tree_of(flat):
+    """The leaves of one dict, end to end."""
+    return {f"l{k}": x.copy() for k, x in enumerate(np.split(flat, LEAVES))}
+
+
+def gradient(t, rank, dtype, bad):
+    g = values([t, rank], dtype, 10.0 ** (t % 3 - 2))
+    if bad and t == 1 and rank == 0:
+        g[N // 2] = np.nan
+    return g
+
+
+def run(size, p_dtype, g_dtype, method, chosen, bucket=1024, copies=None, **named):
+    """Steps of `size` ranks and of one process: must agree in every bit."""
+    chosen = {**chosen, **named, "seed": 7, "backend": "numpy"}
+    clearing = chosen.pop("zero_grads", False)
+    start, held = values(99, p_dtype), {}
+    one = start.copy()
+    if copies is not None:
+        held["copy_to"] = np.zeros(N, FORMATS[copies].dtype)
+    reference = method(one, zero_grads=clearing, **held, **chosen)
+    bad = bool(chosen.get("skip_nonfinite"))
+    infos = [
+        reference.step(streams=[gradient(t, rank, g_dtype, bad) for rank in range(size)], grad_scale=0.5)
+        for t in range(STEPS)
+    ]
+    state = reference.state_dict()["leaves"]["params"]
+
+    def work(engine):
+        params = tree_of(start)
+        opt = fa.distributed.Sharded(
+            method, params, engine, bucket=bucket, copies=copies, zero_grads=clearing, **chosen
+        )
+        for t in range(STEPS):
+            grads = tree_of(gradient(t, engine.rank, g_dtype, bad))
+            assert opt.step(grads, grad_scale=0.5) == infos[t]
+            if clearing:
+                assert not any(g.any() for g in grads.values())
+        assert (opt.t, opt.skipped) == (reference.t, reference.skipped)
+        whole = np.concatenate([x.reshape(-1) for x in params.values()])
+        assert same_bits(whole, held.get("copy_to", one))
+        return opt.state_dict(), opt.state_bytes
+
+    (saved, _), *others = results = together(size, work)
+    assert all(nothing is None for nothing, _ in others)
+    leaf = saved["leaves"]["params[0]"]
+    assert leaf.keys() == state.keys()
+    for name, x in state.items():
+        assert same_bits(leaf[name], x) if isinstance(x, np.ndarray) else leaf[name] == x, name
+    return [nbytes for _, nbytes in results]
+
+
+KERNELS = kernels_in_use()
+CHORES = [{name: x for name, x in asked.items() if name != "stats"} for asked in chores()]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("variant", KERNELS, ids=label)
+def test_every_kernel(variant, size):
+    run(size, np.float32, np.float32, *variant)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("number", range(len(CHORES)))
+def test_every_chore(number, size):
+    asked = {name: x for name, x in CHORES[number].items() if x is not None}
+    copies = asked.pop("copy_to", None)
+    run(size, np.float32, np.float32, *KERNELS[number % len(KERNELS)], copies=copies, **asked)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("number", range(len(stored())), ids=lambda k: str(stored()[k]))
+def test_every_format(number, size):
+    one, asked = stored()[number], {"max_norm": 0.37} if number % 2 else {}
+    run(size, *one.dtypes(), *KERNELS[number % len(KERNELS)], **one.chosen(), **asked)
+
+
+def test_state_is_shared_out():
+    """Each rank has about its part: 4,900 elements are 1,024 for each of three and the rest for the fourth."""
+    sizes = run(4, np.float32, np.float32, fa.AdamW, {"lr": 0.1}, bucket=1 << 24)
+    assert sizes == [8 * 2048, 8 * 2048, 8 * 804, 0]
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("backend", ["numba"])
+def test_compiled_steps_too(size, backend):
+    run(size, np.float32, np.float32, fa.AdamW, {"lr": 0.01, "weight_decay": 0.1, "max_norm": 0.5}, bucket=2048)
+
+
+@pytest.mark.parametrize("n", [0, 1, 5])
+def test_ranks_without_any_element(n):
+    def work(engine):
+        p = np.ones(n, np.float32)
+        opt = fa.distributed.Sharded(fa.SGD, p, engine, lr=0.5, max_norm=1.0, skip_nonfinite=True)
+        info = opt.step(np.full(n, 3.0, np.float32))
+        return info, p.tolist(), opt.state_bytes
+
+    alone = np.ones(n, np.float32)
+    info = fa.SGD(alone, lr=0.5, max_norm=1.0).step(streams=[np.full(n, 3.0, np.float32)] * 3)
+    assert together(3, work) == [(info, alone.tolist(), 0)] * 3
+
+
+def groups():
+    rng = np.random.default_rng(5)
+    first = [rng.standard_normal(n).astype(np.float32) for n in (1500, 7, 3000)]
+    second = {"w": rng.standard_normal((40, 50)).astype(np.float32), "d": rng.standard_normal(1100)}
+    return [{"params": first, "max_norm": 0.3}, {"params": second, "lr": 1e-3, "name": "heads"}]
+
+
+def gradients_of_groups(t, rank):
+    rng = np.random.default_rng([t, rank])
+    return [
+        [rng.standard_normal(n).astype(np.float32) for n in (1500, 7, 3000)],
+        {"w": None if t == 2 else rng.standard_normal((40, 50)).astype(np.float32), "d": rng.standard_normal(1100)},
+    ]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_groups_and_dtypes(size):
+    """Each with its own lr and limit; one buffer for each group and dtype; one without a gradient is left alone."""
+    named = {"lr": 0.01, "max_norm": 0.7, "moments": None, "seed": 2, "backend": "numpy", "ema_decay": 0.9}
+    given = groups()
+    flat = [np.concatenate(given[0]["params"]), given[1]["params"]["w"].reshape(-1).copy(), given[1]["params"]["d"]]
+    reference = fa.AdamW(
+        [{"params": [flat[0]], "max_norm": 0.3}, {"params": flat[1:], "lr": 1e-3, "name": "heads"}], **named
+    )
+    infos = []
+    for t in range(4):
+        streams = []
+        for rank in range(size):
+            first, second = gradients_of_groups(t, rank)
+            w = second["w"]
+            streams.append([[np.concatenate(first)], [None if w is None else w.reshape(-1), second["d"]]])
+        infos.append(reference.step(streams=streams, reduction="sum"))
+
+    def work(engine):
+        params = groups()
+        opt = fa.distributed.Sharded(fa.AdamW, params, engine, bucket=1024, **named)
+        assert [opt.step(gradients_of_groups(t, engine.rank), reduction="sum") for t in range(4)] == infos
+        assert opt.groups[1].name == "heads"
+        assert params[0]["params"][0] is opt.params[0]["params"][0]
+        state = opt.state_dict()
+        if engine.rank == 0:
+            assert [leaf["count"] for leaf in state["leaves"].values()] == [4, 3, 4]
+            for key, leaf in reference.state_dict()["leaves"].items():
+                for name, x in leaf.items():
+                    if isinstance(x, np.ndarray):
+                        assert same_bits(x, state["leaves"][key][name])
+        with opt.averaged():
+            averages = np.concatenate([x.reshape(-1) for x in params[0]["params"]])
+        first, second = (item["params"] for item in params)
+        return averages, np.concatenate(first), second["w"].reshape(-1), second["d"]
+
+    for averages, *whole in together(size, work):
+        assert all(same_bits(x, y) for x, y in zip(whole, flat, strict=True))
+        assert same_bits(averages, reference.ema[0][0])
+
+
+@pytest.mark.parametrize("sizes", [(1, 3), (2, 4)])
+def test_micro_batches_have_one_order(sizes):
+    """In the order of their numbers: 1 and 3, or 2 and 4 ranks, give the same bits, also with fewer than there are
+    ranks."""
+    named = {"lr": 0.01, "moments": "8bit", "max_norm": 0.5, "seed": 3, "backend": "numpy"}
+    for many in (2, 5):
+        one = values(1, np.float32)
+        reference = fa.AdamW(one, **named)
+        for t in range(3):
+            reference.step(streams=[values([t, m], np.float32) for m in range(many)])
+
+        def work(engine, many=many):
+            p = values(1, np.float32)
+            opt = fa.distributed.Sharded(fa.AdamW, p, engine, reproducible="micro", bucket=2000, **named)
+            for t in range(3):
+                for m in range(many)[::-1]:
+                    if m * 7 % engine.size == engine.rank:
+                        opt.accumulate(values([t, m], np.float32), index=m)
+                opt.step()
+            return p
+
+        for size in sizes:
+            assert all(same_bits(p, one) for p in together(size, work))
+
+
+@pytest.mark.parametrize("g_dtype", ["float32", "bfloat16"])
+def test_accumulated_before_they_are_exchanged(g_dtype):
+    """Each rank's sum in the compute type; the mean is over all micro-batches, of which ranks may have unlike many."""
+    dtype = FORMATS[g_dtype].dtype
+    one = values(1, np.float32)
+    reference = fa.AdamW(one, max_norm=0.5, backend="numpy")
+    for t in range(2):
+        for rank in range(3):
+            total = values([t, rank, 0], dtype).astype(np.float32)
+            for m in range(1, rank + 1):
+                total = total + values([t, rank, m], dtype).astype(np.float32)
+            reference.accumulate(total, micro_batches=rank + 1)
+        reference.step()
+
+    def work(engine):
+        p = values(1, np.float32)
+        opt = fa.distributed.Sharded(fa.AdamW, p, engine, max_norm=0.5, backend="numpy")
+        for t in range(2):
+            for m in range(engine.rank + 1):
+                opt.accumulate(values([t, engine.rank, m], dtype))
+            opt.step()
+        return p
+
+    assert all(same_bits(p, one) for p in together(3, work))
+
+
+def test_the_engines_own_sums():
+    """reproducible=False: close to the truth in whatever order, and the same on all ranks."""
+
+    def work(engine, reproducible):
+        p = values(1, np.float32)
+        opt = fa.distributed.Sharded(
+            fa.SGD, p, engine, lr=1.0, max_norm=0.5, reproducible=reproducible, bucket=1024, backend="numpy"
+        )
+        for t in range(2):
+            opt.step(values([t, engine.rank], np.float32))
+        return p
+
+    fast = together(4, lambda engine: work(engine, False))
+    exact = together(4, lambda engine: work(engine, "ranks"))
+    assert all(same_bits(p, fast[0]) for p in fast)
+    assert not same_bits(fast[0], exact[0])
+    # 4 numbers are added with 3 roundings, twice, on a total of at most 4 standard deviations of 5 each
+    np.testing.assert_allclose(fast[0], exact[0], rtol=0, atol=2 * 3 * np.finfo(np.float32).eps * 20)
+
+
+def test_bytes_travel_once():
+    """A gradient goes to its owner and a parameter to the others: (N - 1)/N of an array per rank and direction."""
+    rooms = []
+
+    def work(engine):
+        p = values(1, np.float32)
+        opt = fa.distributed.Sharded(fa.SGD, p, engine, backend="numpy")
+        engine.everyone(None)
+        engine._room.carried = 0
+        engine.everyone(None)
+        opt.step(values([1, engine.rank], np.float32))
+        rooms.append(engine._room)
+
+    together(2, work)
+    assert rooms[0].carried == 2 * 4 * N
+
+
+def test_one_flipped_bit_is_seen():
+    """What compares must be able to fail: one bit of one element of one rank's gradient shows in the parameters."""
+
+    def work(engine, flip):
+        p = values(1, np.float32)
+        opt = fa.distributed.Sharded(fa.SGD, p, engine, lr=0.1, momentum=0.9, backend="numpy", bucket=1024)
+        for t in range(2):
+            g = values([t, engine.rank], np.float32)
+            if flip and t == 0 and engine.rank == 2:
+                g.view(np.uint32)[N - 3] ^= 1 << 22
+            opt.step(g)
+        return p
+
+    straight = together(3, lambda engine: work(engine, False))
+    flipped = together(3, lambda engine: work(engine, True))
+    assert [int((a != b).sum()) for a, b in zip(straight, flipped, strict=True)] == [1, 1, 1]

@@ -1,0 +1,128 @@
+"""What ranks save, any number of ranks loads, and one process too; a kill in the middle of a step loses nothing."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+from cases import same_bits
+
+import fastadam as fa
+from ranks.jobs import HERE, mpi
+from ranks.threads import together
+
+N = 9_001
+SHAPES = {"w": (30, 200), "e": (0, 3), "b": (3001,)}
+
+
+def tree(seed):
+    rng = np.random.default_rng(seed)
+    return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in SHAPES.items()}
+
+
+def flat(params):
+    return np.concatenate([x.reshape(-1) for x in params.values()])
+
+
+CHOSEN = [{}, {"moments": "8bit", "max_norm": 1.0}, {"ema_decay": 0.5, "copies": "bfloat16"}]
+
+
+def make(engine, chosen, seed=0):
+    params = tree(seed)
+    named = {"lr": 0.01, "seed": 4, "bucket": 2048, "backend": "numpy", "reproducible": "micro"}
+    return fa.distributed.Sharded(fa.AdamW, params, engine, **named, **chosen), params
+
+
+def steps(opt, engine, first, last):
+    for t in range(first, last):
+        for m in range(4):
+            if m % engine.size == engine.rank:
+                opt.accumulate(tree([t, m]), index=m)
+        opt.step()
+
+
+@pytest.mark.parametrize("chosen", CHOSEN, ids=str)
+def test_another_number_of_ranks_goes_on(chosen, tmp_path):
+    def straight(engine):
+        opt, params = make(engine, chosen)
+        steps(opt, engine, 0, 6)
+        return flat(params)
+
+    def begin(engine):
+        opt, _ = make(engine, chosen)
+        steps(opt, engine, 0, 3)
+        opt.save(fa.checkpoint.Folder(tmp_path), {"size": engine.size})
+
+    (expected,) = together(1, straight)
+    together(3, begin)
+
+    def go_on(engine):
+        opt, params = make(engine, chosen, seed=9)
+        assert opt.load(fa.checkpoint.Folder(tmp_path)) == {"size": 3}
+        assert opt.t == 3
+        steps(opt, engine, 3, 6)
+        return flat(params), opt.state_dict()
+
+    counts = []
+    for size in (1, 2, 4):
+        results = together(size, go_on)
+        assert all(same_bits(x, expected) for x, _ in results)
+        counts.append(results[0][1]["leaves"]["params[0]"]["count"])
+    assert counts == [6, 6, 6]
+
+
+def test_one_process_loads_what_ranks_saved(tmp_path):
+    def work(engine):
+        opt, params = make(engine, {})
+        steps(opt, engine, 0, 2)
+        opt.save(fa.checkpoint.Folder(tmp_path))
+        return flat(params)
+
+    (expected, _) = together(2, work)
+    alone = fa.AdamW(tree(9), backend="numpy")
+    fa.checkpoint.Folder(tmp_path).load(alone)
+    assert same_bits(flat(alone.params), expected)
+    assert alone.t == 2
+
+
+def test_ranks_that_find_other_checkpoints_do_not_go_on(tmp_path):
+    def work(engine):
+        opt, _ = make(engine, {})
+        folder = fa.checkpoint.Folder(tmp_path / str(engine.rank))
+        alone = fa.AdamW(tree(1), lr=0.01, seed=4, backend="numpy")
+        for _ in range(engine.rank + 1):
+            alone.step(tree(2))
+        folder.save(alone)
+        with pytest.raises(ValueError, match="rank 0 has t 1; rank 1 has t 2: expected the same on all ranks"):
+            opt.load(folder)
+
+    together(2, work)
+
+
+PROGRAM = HERE / "elastic.py"
+LAST = 8
+
+
+def job(folder, size, *arguments):
+    status, output = mpi(size, PROGRAM, folder, LAST, *arguments)
+    return status, output
+
+
+def test_a_killed_rank_loses_nothing(tmp_path, request):
+    """Chains of three kills, each in the middle of a step and on another number of ranks: the uninterrupted hash."""
+    status, output = job(tmp_path / "straight", 2)
+    assert status == 0, output
+    expected = json.loads((tmp_path / "straight" / "hash").read_text())
+    chains = 6 if request.config.getoption("--all") else 2
+    draw = random.Random(3)
+    for chain in range(chains):
+        folder = tmp_path / str(chain)
+        for kill in range(3):
+            size = draw.randint(1, 4)
+            status, output = job(folder, size, draw.randrange(size), 2 * kill + draw.randint(2, 3))
+            assert status != 0, output
+            assert "killed in the middle of step" in output
+        status, output = job(folder, draw.randint(1, 4))
+        assert status == 0, output
+        assert "resumed" in output
+        assert json.loads((folder / "hash").read_text()) == expected
