@@ -11,8 +11,8 @@ from pathlib import Path
 import fastadam
 
 PACKAGES = (
-    "numpy", "numba", "llvmlite", "torch", "deepspeed", "jax", "optax", "thinc", "bitsandbytes", "torchao",
-    "cupy-cuda12x", "cupy-cuda13x",
+    "numpy", "numba", "llvmlite", "torch", "deepspeed", "jax", "optax", "thinc", "bitsandbytes", "torchao", "scipy",
+    "scikit-learn", "keras", "tensorflow-cpu", "cupy-cuda12x", "cupy-cuda13x",
 )  # fmt: skip
 ROOT = Path(fastadam.__file__).resolve().parent.parent
 QUIET = 0.25  # load average up to which nothing else is running

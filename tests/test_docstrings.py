@@ -10,7 +10,7 @@ import pytest
 
 import fastadam
 
-LIBRARIES = {"torch": "PyTorch", "scipy": "SciPy"}  # that wings of the same name are for
+LIBRARIES = {"torch": "PyTorch", "scipy": "SciPy", "sklearn": "scikit-learn"}  # that wings of the same name are for
 MODULES = "fastadam", "fastadam.schedules", "fastadam.checkpoint", *(f"fastadam.{name}" for name in LIBRARIES)
 
 

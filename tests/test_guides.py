@@ -14,7 +14,7 @@ from sybil.parsers.markdown import PythonCodeBlockParser
 import fastadam as fa
 
 ROOT = Path(__file__).parents[1]
-WINGS = "checkpoint", "distributed", "scipy", "torch"
+WINGS = "checkpoint", "distributed", "scipy", "sklearn", "torch"
 FOLDERS = ".", "benchmarks", "fastadam", *(f"fastadam/{wing}" for wing in WINGS), "kernels", "tests"
 GUIDES = [str(Path(folder, "README.md")) for folder in FOLDERS]
 NEEDS = {  # the blocks that do not run everywhere, in their order
