@@ -138,6 +138,21 @@ def adopt_step(
     _step(rules.ADOPT(**hyperparameters), p, g, {"m": m, "v": v}, t, grad_scale, backend)
 
 
+@_hyperparameters_of(rules.AdEMAMix)
+def ademamix_step(
+    p: Array, g: Array, m1: Array, m2: Array, v: Array, *,
+    t: int, grad_scale: float = 1.0, backend: str = "auto", **hyperparameters: Any,
+) -> None:  # fmt: skip
+    """Take one step of AdEMAMix.
+
+    >>> p, g, m1, m2, v = np.ones(3), np.ones(3), np.zeros(3), np.zeros(3), np.zeros(3)
+    >>> fa.ademamix_step(p, g, m1, m2, v, t=1, lr=0.25, alpha=0.0)
+    >>> p.round(6).tolist()
+    [0.75, 0.75, 0.75]
+    """
+    _step(rules.AdEMAMix(**hyperparameters), p, g, {"m1": m1, "m2": m2, "v": v}, t, grad_scale, backend)
+
+
 @_hyperparameters_of(rules.Lion)
 def lion_step(
     p: Array, g: Array, m: Array, *,

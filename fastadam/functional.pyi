@@ -89,6 +89,25 @@ def adopt_step(
     maximize: bool = False,
     decoupled_weight_decay: bool = False,
 ) -> None: ...
+def ademamix_step(
+    p: Array,
+    g: Array,
+    m1: Array,
+    m2: Array,
+    v: Array,
+    *,
+    t: int,
+    grad_scale: float = 1.0,
+    backend: str = "auto",
+    lr: LearningRate = 0.001,
+    betas: tuple[float, float, float] = (0.9, 0.999, 0.9999),
+    alpha: float = 5.0,
+    t_alpha: float = 0.0,
+    t_beta3: float = 0.0,
+    eps: float = 1e-08,
+    weight_decay: float = 0.0,
+    maximize: bool = False,
+) -> None: ...
 def lion_step(
     p: Array,
     g: Array,

@@ -62,6 +62,10 @@ class ADOPT(_Method):
     rule = rules.ADOPT
 
 
+class AdEMAMix(_Method):
+    rule = rules.AdEMAMix
+
+
 class Lion(_Method):
     rule = rules.Lion
 

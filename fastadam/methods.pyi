@@ -127,6 +127,22 @@ class ADOPT(Optimizer):
         **options: Unpack[Options],
     ) -> None: ...
 
+class AdEMAMix(Optimizer):
+    def __init__(
+        self,
+        params: Tree,
+        lr: LearningRate = 0.001,
+        betas: tuple[float, float, float] = (0.9, 0.999, 0.9999),
+        alpha: float = 5.0,
+        t_alpha: float = 0.0,
+        t_beta3: float = 0.0,
+        eps: float = 1e-08,
+        weight_decay: float = 0.0,
+        *,
+        maximize: bool = False,
+        **options: Unpack[Options],
+    ) -> None: ...
+
 class Lion(Optimizer):
     def __init__(
         self,

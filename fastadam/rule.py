@@ -15,7 +15,17 @@ def used(**options: bool) -> frozenset[str]:
     return frozenset(name for name, wanted in options.items() if wanted)
 
 
-_AT_LEAST_0 = {"eps", "weight_decay", "momentum", "alpha", "lr_decay", "initial_accumulator_value", "momentum_decay"}
+_AT_LEAST_0 = {
+    "eps",
+    "weight_decay",
+    "momentum",
+    "alpha",
+    "lr_decay",
+    "initial_accumulator_value",
+    "momentum_decay",
+    "t_alpha",
+    "t_beta3",
+}
 
 
 @dataclass(frozen=True)
@@ -34,8 +44,9 @@ class Rule:
             if each.name == "lr":
                 checked: Any = value if callable(value) else number("lr", value, low=0)
             elif each.name == "betas":
-                if not isinstance(value, (tuple, list)) or len(value) != 2:
-                    raise TypeError(f"betas is {value!r}, expected a pair of numbers")
+                many = len(each.default)  # type: ignore[arg-type]
+                if not isinstance(value, (tuple, list)) or len(value) != many:
+                    raise TypeError(f"betas is {value!r}, expected {'a pair' if many == 2 else 'a triple'} of numbers")
                 checked = tuple(number(f"betas[{k}]", beta, low=0, below=1) for k, beta in enumerate(value))
                 object.__setattr__(self, "_logs", tuple(math.log(beta) if beta else -math.inf for beta in checked))
             elif each.type is bool:

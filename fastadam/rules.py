@@ -21,6 +21,7 @@ from fastadam.descent import SGD, Adagrad, Lion, RMSprop
 from fastadam.kernels.adabelief import Coefficients as AdaBeliefCoefficients
 from fastadam.kernels.adam import Coefficients as AdamCoefficients
 from fastadam.kernels.adamax import Coefficients as AdamaxCoefficients
+from fastadam.kernels.ademamix import Coefficients as AdemamixCoefficients
 from fastadam.kernels.adopt import Coefficients as AdoptCoefficients
 from fastadam.kernels.nadam import Coefficients as NAdamCoefficients
 from fastadam.rule import LearningRate, Rule, used
@@ -28,6 +29,7 @@ from fastadam.rule import LearningRate, Rule, used
 __all__ = [
     "ADOPT",
     "SGD",
+    "AdEMAMix",
     "AdaBelief",
     "Adagrad",
     "Adam",
@@ -233,3 +235,41 @@ class ADOPT(Rule):
             return AdoptCoefficients(self._sign, l2, 0.0, beta1, 0.0, 0.0, 1.0, 0.0, self.eps, 1.0)
         limit = (t - 1) ** 0.25 if self.clip else UNLIMITED
         return AdoptCoefficients(self._sign, l2, limit, beta1, 1 - beta1, beta2, 1 - beta2, lr, self.eps, decay)
+
+
+@dataclass(frozen=True)
+class AdEMAMix(Rule):
+    """Adds to Adam's mean of gradients α times a slower one: Pagliardini, Ablin & Grangier 2025, Algorithm 1.
+
+    betas: of the fast mean, of the second moment, of the slow mean. t_alpha, t_beta3: in so many steps, usually those
+    of the whole training, α rises from 0 in proportion, and β3 from β1 so that its half-life does; in 0 steps: at once.
+    """
+
+    lr: LearningRate = 1e-3
+    betas: tuple[float, float, float] = (0.9, 0.999, 0.9999)
+    alpha: float = 5.0
+    t_alpha: float = 0.0
+    t_beta3: float = 0.0
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+
+    kernel: ClassVar[str] = "ademamix"
+
+    def coefficients(self, t: int, lr: float, *carried: float) -> tuple[float, ...]:
+        beta1, beta2, _ = self.betas
+        beta3, kept = self._slow(t)
+        alpha = self.alpha * min(t / self.t_alpha, 1.0) if self.t_alpha else self.alpha
+        steps = lr / self._bias(0, t), lr * alpha
+        decays = self._sign, beta1, 1 - beta1, beta2, 1 - beta2, beta3, kept
+        return AdemamixCoefficients(
+            *decays, *steps, 1 / math.sqrt(self._bias(1, t)), self.eps, 1 - lr * self.weight_decay
+        )
+
+    def _slow(self, t: int) -> tuple[float, float]:
+        """Return β3 at t, and 1 - β3: 1/log β3 moves from 1/log β1 in proportion to t, never beyond its end."""
+        first, _, last = self._logs
+        if t >= self.t_beta3 or first >= last:
+            return self.betas[2], 1 - self.betas[2]
+        share = t / self.t_beta3
+        log_beta3 = 1 / ((1 - share) / first + share / last)
+        return math.exp(log_beta3), -math.expm1(log_beta3)

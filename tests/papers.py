@@ -156,6 +156,25 @@ def adopt(t, p, g, state, *, lr, betas, eps, weight_decay=0.0, clip=True, decoup
     return p - lr * m, {"m": m, "v": beta2 * state["v"] + (1 - beta2) * g**2}
 
 
+def ademamix(t, p, g, state, *, lr, betas, alpha, eps, t_alpha=0, t_beta3=0, weight_decay=0.0, maximize=False):
+    """Pagliardini et al. 2025, Algorithm 1 with the schedulers of its section 3, where β_start is β1; η is lr."""
+    lr, beta1, beta2, beta3, alpha, eps, weight_decay = numbers(p, lr, *betas, alpha, eps, weight_decay)
+    g = -g if maximize else g
+    if t_alpha:
+        alpha = np.minimum(t * alpha / t_alpha, alpha)
+    if t < t_beta3:
+        tau = numbers(p, t)[0] / t_beta3
+        beta3 = np.minimum(
+            np.exp(np.log(beta1) * np.log(beta3) / ((1 - tau) * np.log(beta3) + tau * np.log(beta1))), beta3
+        )
+    m1 = beta1 * state["m1"] + (1 - beta1) * g
+    m2 = beta3 * state["m2"] + (1 - beta3) * g
+    v = beta2 * state["v"] + (1 - beta2) * g**2
+    m1_hat = m1 / (1 - beta1**t)
+    v_hat = v / (1 - beta2**t)
+    return p - lr * ((m1_hat + alpha * m2) / (np.sqrt(v_hat) + eps) + weight_decay * p), {"m1": m1, "m2": m2, "v": v}
+
+
 def lion(t, p, g, state, *, lr, betas, weight_decay=0.0, maximize=False, cautious_decay=False):
     """Chen et al. 2023, Algorithm 2: β1 weighs the step, β2 the momentum that is kept; sign(0) = 0."""
     lr, beta1, beta2, weight_decay = numbers(p, lr, *betas, weight_decay)
@@ -222,7 +241,9 @@ def adagrad(t, p, g, state, *, lr, eps, lr_decay=0.0, weight_decay=0.0, initial_
     return p - lr / (1 + (t - 1) * lr_decay) * g / root, {"sum": total}
 
 
-ORACLES = {f.__name__: f for f in (adam, adamw, nadam, radam, adamax, adabelief, adopt, lion, sgd, rmsprop, adagrad)}
+ORACLES = {
+    f.__name__: f for f in (adam, adamw, nadam, radam, adamax, adabelief, adopt, ademamix, lion, sgd, rmsprop, adagrad)
+}
 
 
 def start(name, p, *, amsgrad=False, momentum=0.0, centered=False, initial_accumulator_value=0.0, **_):
@@ -238,6 +259,7 @@ def start(name, p, *, amsgrad=False, momentum=0.0, centered=False, initial_accum
         "adamax": ["m", "u"],
         "adabelief": ["m", "s"],
         "adopt": ["m", "v"],
+        "ademamix": ["m1", "m2", "v"],
         "lion": ["m"],
         "sgd": m,
         "rmsprop": ["v", *mean, *m],

@@ -21,6 +21,7 @@ METHODS = {
     "Adamax": fa.Adamax,
     "AdaBelief": fa.AdaBelief,
     "ADOPT": fa.ADOPT,
+    "AdEMAMix": functools.partial(fa.AdEMAMix, betas=(0.9, 0.999, 0.99), alpha=1.0),  # else slower than these runs
     "Lion": fa.Lion,
     "RMSprop": fa.RMSprop,
     "Adagrad": fa.Adagrad,
@@ -97,7 +98,8 @@ def rosenbrock_gradient(p):
         ("RAdam", 0.003, 1e-9),
         ("Adamax", 0.1, 1e-9),
         ("AdaBelief", 0.1, 1e-9),
-        ("ADOPT", 0.1, 1e-9),
+        ("ADOPT", 1.0, 1e-9),
+        ("AdEMAMix", 0.1, 1e-9),
         ("Lion", 0.003, 1e-3),
         ("RMSprop", 0.003, 1e-3),
         ("Adagrad", 0.3, 1e-2),

@@ -16,6 +16,7 @@ FUNCTIONS = {
     fa.Adamax: fa.adamax_step,
     fa.AdaBelief: fa.adabelief_step,
     fa.ADOPT: fa.adopt_step,
+    fa.AdEMAMix: fa.ademamix_step,
     fa.Lion: fa.lion_step,
     fa.SGD: fa.momentum_step,
     fa.RMSprop: fa.rmsprop_step,

@@ -264,7 +264,20 @@ def test_no_pronoun_names_anything():
     assert [where(path, node) for path in EVERYTHING for node in pronouns(tree(path))] == []
 
 
-METHODS = ["Adam", "AdamW", "NAdam", "RAdam", "Adamax", "AdaBelief", "ADOPT", "Lion", "SGD", "RMSprop", "Adagrad"]
+METHODS = [
+    "Adam",
+    "AdamW",
+    "NAdam",
+    "RAdam",
+    "Adamax",
+    "AdaBelief",
+    "ADOPT",
+    "AdEMAMix",
+    "Lion",
+    "SGD",
+    "RMSprop",
+    "Adagrad",
+]
 SHARED_CLASSES = {
     **dict.fromkeys(METHODS, "the paper's name: a rule, and the optimizer of arrays and of tensors over it"),
     "Coefficients": "what a kernel must know of one step: each kernel has its own",

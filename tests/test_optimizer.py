@@ -171,6 +171,8 @@ def test_groups_equal_an_optimizer_each(backend):
     for method, chosen in variants(maximize=False):
         known = inspect.signature(method).parameters
         mine = [{k: x for k, x in each.items() if k in known} for each in own]
+        if len(chosen.get("betas", ())) == 3:
+            mine[2]["betas"] = (0.5, 0.6, 0.7)
         together, apart = [arrays(k) for k in range(4)], [arrays(k) for k in range(4)]
         groups = [{"params": tree, **each} for tree, each in zip(together, mine, strict=True)]
         opt = method(groups, backend=backend, **chosen)
@@ -478,6 +480,18 @@ PAPERS = {  # not in torch.optim
         {"lr": 1e-3, "betas": (0.9, 0.9999), "eps": 1e-6, "weight_decay": 0, "clip": True},
         {"maximize": False, "decoupled_weight_decay": False},
     ),
+    "AdEMAMix": (  # bitsandbytes', but for its alpha of 5 and its decay of 1e-2
+        {
+            "lr": 1e-3,
+            "betas": (0.9, 0.999, 0.9999),
+            "alpha": 5.0,
+            "t_alpha": 0,
+            "t_beta3": 0,
+            "eps": 1e-8,
+            "weight_decay": 0,
+        },
+        {"maximize": False},
+    ),
     "Lion": ({"lr": 1e-4, "betas": (0.9, 0.99), "weight_decay": 0}, {"maximize": False, "cautious_decay": False}),
 }
 HAT = {"eps_hat": False}
@@ -511,6 +525,8 @@ def test_names_order_and_defaults_are_torchs(name):
 def test_positional_arguments_land_where_torch_puts_them(name):
     positional, _ = (TORCH | PAPERS)[name]
     special = {"betas": (0.5, 0.25), "momentum": 0.5, "dampening": 0, "nesterov": True}
+    if len(positional.get("betas", ())) == 3:
+        special["betas"] = (0.5, 0.25, 0.75)
     values = [
         special.get(k, not default if isinstance(default, bool) else (place + 1) / 64)
         for place, (k, default) in enumerate(positional.items())

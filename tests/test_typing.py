@@ -23,7 +23,7 @@ def argument(p):
         text = "LearningRate"
     elif p.name == "params":
         text = "Tree"
-    elif p.name in ("p", "g", "m", "v", "u", "s", "sum", "vmax", "mean"):
+    elif p.name in ("p", "g", "m", "m1", "m2", "v", "u", "s", "sum", "vmax", "mean"):
         text = "Array" + (" | None" if p.default is None else "")
     else:
         text = kind.__name__ if isinstance(kind, type) and "[" not in str(kind) else str(kind)

@@ -24,7 +24,7 @@ METHODS: list[type[Optimizer]] = [m for m in vars(methods).values() if isinstanc
 # Values at which a misplaced term cannot hide: with wd = 0 and eps = 1e-8 most wrong equations look right.
 BITING = {
     "lr": 1e-2, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.1, "alpha": 0.8, "dampening": 0.3,
-    "lr_decay": 0.1, "initial_accumulator_value": 0.2, "momentum_decay": 0.04,
+    "lr_decay": 0.1, "initial_accumulator_value": 0.2, "momentum_decay": 0.04, "t_alpha": 4.0, "t_beta3": 5.0,
 }  # fmt: skip
 
 # What each chore can be asked for. Limits that bite on gradients around 1e-2 and scale 0.5.
@@ -86,6 +86,8 @@ def variants(**fixed: Any) -> list[Variant]:
     for method in METHODS:
         fields_of_rule = [each for each in fields(method.rule) if each.init]
         base = {each.name: BITING[each.name] for each in fields_of_rule if each.name in BITING}
+        if len(getattr(method.rule, "betas", ())) == 3:
+            base["betas"] = (*BITING["betas"], 0.99)  # type: ignore[misc]
         switches: dict[str, Sequence[Any]] = {
             each.name: (False, True) for each in fields_of_rule if each.type is bool and each.name not in fixed
         }

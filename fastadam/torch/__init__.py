@@ -12,6 +12,7 @@ from fastadam.torch.methods import (
     Adam,
     Adamax,
     AdamW,
+    AdEMAMix,
     Lion,
     NAdam,
     RAdam,
@@ -22,6 +23,7 @@ from fastadam.torch.methods import (
 __all__ = [
     "ADOPT",
     "SGD",
+    "AdEMAMix",
     "Adagrad",
     "Adam",
     "AdamW",

@@ -62,6 +62,12 @@ class ADOPT(Newcomer):
     rule, slots = rules.ADOPT, MOMENTS
 
 
+class AdEMAMix(Newcomer):
+    """Adds to Adam's mean of gradients α times a slower one, Pagliardini, Ablin & Grangier 2025, Algorithm 1."""
+
+    rule, slots = rules.AdEMAMix, {"m1": "exp_avg", "m2": "exp_avg_slow", "v": "exp_avg_sq"}
+
+
 class Lion(Newcomer):
     """Steps by the sign of an interpolated momentum, Chen et al. 2023, Algorithm 2. torch.optim has none: arguments and
     defaults are the authors'."""

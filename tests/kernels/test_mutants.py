@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from cases import LATE, defaults, same_bits, variants
 
+import fastadam as fa
 from fastadam import descent, kernels, rules
 from fastadam import rule as rule_module
 from fastadam.host.threads import PARALLEL_FROM
@@ -72,6 +73,8 @@ ELEMENTS = [
     ("adopt", "-maximum(-u, -c.clip)", "u"),
     ("adopt", "c.step_size * m", "c.step_size * u"),
     ("adopt", "c.one_minus_beta2 * (g * g)", "c.one_minus_beta2 * (u * u)"),
+    ("ademamix", "c.slow_step * m2", "c.slow_step * m1"),
+    ("ademamix", "m2 = c.beta3 * m2 + c.one_minus_beta3 * g", "m2 = c.beta3 * m2 + c.one_minus_beta3 * m1"),
     ("lion", "select(u * p, kept, p)", "select(m * p, kept, p)"),
     ("lion", "select(u * p, kept, p)", "select(-u * p, kept, p)"),
     ("lion", "sign(c.beta1 * m + c.one_minus_beta1 * g)", "sign(c.beta2 * m + c.one_minus_beta2 * g)"),
@@ -127,6 +130,10 @@ RULES = [
     ("(t - 1) * self.lr_decay", "min(t - 1, 1000) * self.lr_decay"),
     ("1 / math.sqrt(self._bias(1, t))", "1 / math.sqrt(self._bias(1, min(t, 90)))"),
     ("limit = (t - 1) ** 0.25", "limit = t ** 0.25"),
+    ("min(t / self.t_alpha, 1.0)", "min((t - 1) / self.t_alpha, 1.0)"),
+    ("min(t / self.t_alpha, 1.0)", "t / self.t_alpha"),
+    ("(1 - share) / first + share / last", "share / first + (1 - share) / last"),
+    ("t >= self.t_beta3 or first", "t > self.t_beta3 + 9 or first"),
     ("0.0, 0.0, 1.0, 0.0, self.eps, 1.0)", "0.0, 0.0, 1.0, 0.0, self.eps, decay)"),  # ADOPT's first step
 ]
 
@@ -142,7 +149,12 @@ def test_a_changed_rule_is_caught(old, new):
     text = source.replace(old, new) + "\n\ndef _f(x):\n    import numpy\n    return float(numpy.float32(x))\n"
     mutant = load("mutants.rules", text, "fastadam/rules.py")
     found = 0.0
-    both = [*variants(), *((m, {**h, "betas": (0.9, 0.999)}) for m, h in variants() if "betas" in h), *defaults()]
+    both = [
+        *variants(),
+        *((m, {**h, "betas": (0.9, 0.999, *h["betas"][2:])}) for m, h in variants() if "betas" in h),
+        *defaults(),
+    ]
+    both.append((fa.SGD, {"lr": 1e-2, "momentum": 0.7, "dampening": 0.3, "lr_in_momentum": True}))  # three at once
     for (method, chosen), before in product(both, (0, LATE)):
         rule, true = getattr(mutant, method.rule.__name__), method.rule(**chosen)
         carried = [0.5] * len(true.carried)
