@@ -27,6 +27,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     say("--json", type=target, metavar="FILE", help="write the result")
     say("--plot", type=picture, metavar="FILE.png", help="draw it (needs matplotlib)")
     say("--training", type=whole, metavar="N", help="steps of the examples of --suite pytorch, 0 for none (300)")
+    say("--distributed", action="store_true", help="time steps over two processes instead (needs the extra mpi)")
     say("--first-use", action="store_true", help="time the first step instead, with empty and with warm caches")
 
 
@@ -42,6 +43,10 @@ def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
 def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     import fastadam
 
+    if args.distributed:
+        from . import ranks
+
+        return ranks.main([] if args.json is None else ["--json", str(args.json)])
     most, status = fastadam.get_num_threads(), fastadam.backends()
     args.threads = args.threads or most
     if args.threads > most:

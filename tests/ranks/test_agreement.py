@@ -1,0 +1,204 @@
+"""What ranks have unlike is named on all of them; nobody's mistake leaves others waiting or anything changed."""
+
+import numpy as np
+import pytest
+
+import fastadam as fa
+from ranks.threads import refused, together
+
+SHARDED = fa.distributed.Sharded
+
+
+def params(engine=None):
+    return {"w": np.ones((40, 50), np.float32), "b": np.ones(7, np.float32)}
+
+
+def grads(scale=1.0):
+    return {"w": np.full((40, 50), scale, np.float32), "b": np.full(7, scale, np.float32)}
+
+
+def made(engine, **chosen):
+    return SHARDED(fa.AdamW, params(), engine, **{"lr": 0.1, "backend": "numpy", **chosen})
+
+
+UNLIKE = {
+    "lr": (lambda e: made(e, lr=0.1 + 0.1 * (e.rank == 1)),
+           "ranks 0, 2 have lr '0.1'; rank 1 has lr '0.2': expected the same on all ranks"),
+    "an option": (lambda e: made(e, **({"ema_decay": 0.9} if e.rank == 2 else {})),
+                  "ranks 0, 1 have lr '0.1'; rank 2 has ema_decay '0.9'"),
+    "a schedule": (lambda e: made(e, lr=(lambda t: 0.1) if e.rank else 0.1), "ranks 1, 2 have lr 'the function"),
+    "method": (lambda e: SHARDED(fa.Adam if e.rank else fa.AdamW, params(), e),
+               "rank 0 has the method 'AdamW'; ranks 1, 2 have the method 'Adam'"),
+    "shape": (lambda e: SHARDED(fa.SGD, {"w": np.ones(5 + e.rank)}, e),
+              r"rank 0 has params \"\['w'\] is float64\(5,\)\"; rank 1 has params \"\['w'\] is float64\(6,\)\""),
+    "dtype": (lambda e: SHARDED(fa.SGD, np.ones(5, np.float32 if e.rank else np.float64), e),
+              r"rank 0 has params ' is float64\(5,\)'; ranks 1, 2 have params ' is float32\(5,\)'"),
+    "tree": (lambda e: SHARDED(fa.SGD, {"w": np.ones(5), **({"x": np.ones(2)} if e.rank == 1 else {})}, e),
+             r"ranks 0, 2 have groups .*; rank 1 has params \"\['x'\] is float64\(2,\)\""),
+    "values": (lambda e: SHARDED(fa.SGD, np.full(5, float(e.rank == 2)), e),
+               "ranks 0, 1 have values with the checksum .*; rank 2 has values with the checksum"),
+    "seed": (lambda e: made(e, seed=e.rank), "rank 0 has seed '0'; rank 1 has seed '1'; rank 2 has seed '2'"),
+    "groups": (lambda e: SHARDED(fa.SGD, [{"params": [np.ones(5)], "lr": 0.1 * (1 + e.rank)}], e), "groups with"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", UNLIKE)
+def test_what_is_unlike_is_named_on_all(case):
+    work, words = UNLIKE[case]
+    errors = refused(3, work)
+    assert all(isinstance(error, ValueError) for error in errors), errors
+    assert len({str(error) for error in errors}) == 1
+    with pytest.raises(ValueError, match=words):
+        raise errors[0]
+
+
+def test_a_rank_that_refuses_its_arguments_stops_all():
+    mine, *others = refused(3, lambda e: made(e, lr=-1.0 if e.rank == 0 else 0.1))
+    assert isinstance(mine, ValueError)
+    for error in others:
+        assert isinstance(error, RuntimeError)
+        assert str(error).startswith("rank 0 refused, so that no rank goes on: ValueError: lr is -1.0")
+
+
+REFUSED = {
+    "shape": (lambda rank: {**grads(), "b": np.ones(8, np.float32)} if rank == 1 else grads(),
+              r"grads\['b'\] is float32\(8,\), params\['b'\] is float32\(7,\)"),
+    "dtype": (lambda rank: {**grads(), "b": np.ones(7, int)} if rank == 1 else grads(), "expected an array of"),
+    "dtypes": (lambda rank: {**grads(), "b": np.ones(7)} if rank == 1 else grads(), "expected one dtype for all"),
+    "tree": (lambda rank: {"w": grads()["w"]} if rank == 1 else grads(), "grads has no 'b', params has"),
+    "None": (lambda rank: {**grads(), "b": None} if rank == 1 else grads(),
+             r"grads\['b'\] is None and grads\['w'\] is not"),
+    "nothing": (lambda rank: None if rank == 1 else grads(), "got no grads and nothing has been accumulated"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_step_refused_on_one_rank_changes_nothing_on_any(case):
+    given, words = REFUSED[case]
+
+    def work(engine):
+        p = params()
+        opt = SHARDED(fa.AdamW, p, engine, backend="numpy", max_norm=1.0)
+        kind, match = (RuntimeError, "rank 1 refused") if engine.rank != 1 else ((TypeError, ValueError), words)
+        with pytest.raises(kind, match=match):
+            opt.step(given(engine.rank))
+        assert opt.t == 0
+        assert all((x == 1).all() for x in p.values())
+        opt.step(grads())  # and all go on
+        return opt.t
+
+    assert together(2, work) == [1, 1]
+
+
+UNLIKE_STEPS = {
+    "None on some": (lambda opt, rank: opt.step({"w": None, "b": None} if rank else grads()),
+                     r"rank 0 has as grads\['w'\] to \['b'\] 'float32'; rank 1 has .* 'no gradient'"),
+    "dtype": (lambda opt, rank: opt.step(grads() if rank else {k: g.astype(np.float64) for k, g in grads().items()}),
+              "rank 0 has as grads.* 'float64'; rank 1 has as grads.* 'float32'"),
+    "scale": (lambda opt, rank: opt.step(grads(), grad_scale=1.0 + rank),
+              "rank 0 has grad_scale 1.0; rank 1 has grad_scale 2.0"),
+    "reduction": (lambda opt, rank: opt.step(grads(), reduction="sum" if rank else "mean"),
+                  "rank 0 has reduction 'mean'; rank 1 has reduction 'sum'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", UNLIKE_STEPS)
+def test_steps_that_are_unlike_change_nothing(case):
+    step, words = UNLIKE_STEPS[case]
+
+    def work(engine):
+        p = params()
+        opt = SHARDED(fa.AdamW, p, engine, backend="numpy")
+        with pytest.raises(ValueError, match=words):
+            step(opt, engine.rank)
+        assert all((x == 1).all() for x in p.values())
+        opt.step({"w": None, "b": None})  # on all: the leaves are left alone, the count goes on
+        assert all((x == 1).all() for x in p.values())
+        return opt.t
+
+    assert together(2, work) == [1, 1]
+
+
+def test_numbers_of_micro_batches():
+    def work(engine):
+        opt = made(engine, reproducible="micro")
+        for error, words, index in ((ValueError, "index is -1", -1), (TypeError, "index is None", None)):
+            with pytest.raises(error, match=words):
+                opt.accumulate(grads(), index=index)
+        opt.accumulate(grads(), index=3)
+        with pytest.raises(ValueError, match="index is 3 for the second time"):
+            opt.accumulate(grads(), index=3)
+        with pytest.raises(ValueError, match="index is 3 on two ranks"):
+            opt.step()
+        opt.forget()
+        with pytest.raises(ValueError, match="no rank has accumulated any"):
+            opt.step()
+        return opt.t
+
+    assert together(2, work) == [0, 0]
+
+
+def test_an_infinite_gradient_of_one_rank_is_refused_on_all():
+    def work(engine):
+        p = params()
+        opt = SHARDED(fa.AdamW, p, engine, skip_nonfinite="raise", backend="numpy", bucket=1024)
+        g = grads(np.inf if engine.rank == 1 else 1.0)
+        with pytest.raises(FloatingPointError, match=r"grads\['w'\] to \['b'\] holds NaN or infinity"):
+            opt.step(g)
+        return opt.t
+
+    assert together(2, work) == [0, 0]
+
+
+class Comm:
+    """Is no communicator."""
+
+
+@pytest.mark.parametrize(
+    ("error", "words", "call"),
+    [
+        (TypeError, "communicator is Comm, expected an mpi4py communicator, a torch.distributed process group",
+         lambda: SHARDED(fa.AdamW, params(), Comm())),
+        (TypeError, "method is 'adamw', expected a class such as fastadam.AdamW",
+         lambda: SHARDED("adamw", params())),
+        (TypeError, "copy_to is None, expected none: Sharded takes no copy_to",
+         lambda: SHARDED(fa.AdamW, params(), copy_to=None)),
+        (TypeError, "stats is 'group'", lambda: SHARDED(fa.AdamW, params(), stats="group")),
+        (ValueError, "reproducible is 'yes'", lambda: SHARDED(fa.AdamW, params(), reproducible="yes")),
+        (ValueError, "copies is 'float32', expected one of", lambda: SHARDED(fa.AdamW, params(), copies="float32")),
+        (ValueError, "init is given", lambda: SHARDED(fa.AdamW, params(), init=params())),
+        (ValueError, "bucket is 0", lambda: SHARDED(fa.AdamW, params(), bucket=0)),
+        (TypeError, "no 'learning_rate'", lambda: SHARDED(fa.AdamW, params(), learning_rate=1.0)),
+        (TypeError, r"params\['w'\] is <i8 \(int64\(2,\)\)", lambda: SHARDED(fa.AdamW, {"w": np.ones(2, int)})),
+        (ValueError, "reduction is 'max'", lambda: SHARDED(fa.AdamW, params()).step(grads(), reduction="max")),
+        (TypeError, "grads.* are bfloat16 and reproducible is False|expected float32 or float64",
+         lambda: SHARDED(fa.AdamW, np.ones(3, np.float32), reproducible=False).step(np.ones(3, np.float16))),
+        (ValueError, "some have been accumulated", lambda: twice(SHARDED(fa.AdamW, params()))),
+    ],
+)  # fmt: skip
+def test_bad_input(error, words, call):
+    with pytest.raises(error, match=words):
+        call()
+
+
+def twice(opt):
+    opt.accumulate(grads())
+    opt.step(grads())
+
+
+def test_where_parameters_lie():
+    """One array in C order, and a FlatBuffer, are stepped where they lie; others move into the dicts and lists."""
+    p, buffer = np.ones(9, np.float32), fa.FlatBuffer(params())
+    fortran = {"w": np.asfortranarray(np.arange(6, dtype=np.float32).reshape(2, 3))}
+    before, expected = fortran["w"], fortran["w"].copy()
+    for tree in (p, buffer, fortran):
+        SHARDED(fa.SGD, tree, lr=1.0).step(fa.FlatBuffer(grads()) if tree is buffer else _ones_like(tree))
+    assert (p == 0).all()
+    assert (buffer.array == 0).all()
+    assert (fortran["w"] == expected - 1).all()
+    assert fortran["w"] is not before
+    assert fortran["w"].flags.c_contiguous
+
+
+def _ones_like(tree):
+    return np.ones_like(tree) if isinstance(tree, np.ndarray) else {name: np.ones_like(x) for name, x in tree.items()}
