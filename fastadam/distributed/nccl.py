@@ -39,7 +39,7 @@ class Nccl(Engine):
 
     def reduce(self, parts: Sequence[Part], total: Part) -> Wait:
         nccl = self._nccl
-        kind = nccl.NCCL_FLOAT64 if total.dtype == np.float64 else nccl.NCCL_FLOAT32
+        kind = getattr(nccl, f"NCCL_{total.dtype.name.upper()}")
         nccl.groupStart()
         for rank, part in enumerate(parts):
             if part.size:

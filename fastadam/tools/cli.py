@@ -35,10 +35,17 @@ def demo(parser: argparse.ArgumentParser) -> Run:
         "--backend", choices=("auto", "numpy", "numba"), metavar="NAME", help="auto, numpy, numba (auto)"
     )
     parser.add_argument("--compare", action="store_true", help="all methods side by side: a table and a picture")
+    parser.add_argument(
+        "--distributed", action="store_true", help="the digits over the ranks of mpiexec, and by one process"
+    )
     parser.add_argument("--seeds", type=_integer(1), metavar="N", help="with --compare: how many runs of each (5)")
     parser.add_argument("--out", metavar="FILE", help="the picture, a PNG (fastadam-MODEL.png)")
 
     def run(args: argparse.Namespace) -> int:
+        if args.distributed:
+            from fastadam.tools.demo import dealing
+
+            return dealing.run(args.batch_size, args.seed or 0)
         one = {name: getattr(args, name) for name in ("lr", "optimizer", "schedule", "seed", "backend")}
         many = {"seeds": args.seeds}
         wrong, given = (one, many) if args.compare else (many, one)

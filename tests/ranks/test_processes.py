@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from fastadam.benchmarks import alpha_beta, files, ranks
 from ranks.jobs import HERE, gloo, mpi
 
 PROGRAM = HERE / "program.py"
@@ -34,3 +35,30 @@ def test_one_flipped_bit_differs(tmp_path):
     status, output = mpi(2, PROGRAM, "mpi", tmp_path / "results", FLIP=1)
     assert status == 0, output
     assert differing(tmp_path / "results", 2) == [0, 2, 3, 4, 5]
+
+
+def test_the_demo_has_the_same_bits():
+    status, output = mpi(3, "-m", "fastadam", "demo", "--distributed")
+    assert status == 0, output
+    assert "3 ranks      accuracy 9" in output
+    assert output.rstrip().endswith("the same bits")
+
+
+def test_the_model_in_the_readme_is_the_scripts():
+    """A model, and labelled as one; and by hand: 1 B float32 on 8 nodes move 7/8·8 GB in 280 ms and 2·3 messages."""
+    text = (HERE.parents[1] / "fastadam" / "distributed" / "README.md").read_text()
+    assert alpha_beta.written(text) == text
+    assert "**A model, not a measurement**" in text
+    _, best, bucketed, step, whole, *_ = next(alpha_beta.rows(1e9, alpha_beta.FORMATS["float32"], 300e9))
+    assert best == pytest.approx(0.28 + 6 * 5e-6)
+    assert bucketed == pytest.approx(0.28 + 2 * 62.5 * 7 * 5e-6)
+    assert (step, whole) == pytest.approx((28 / 2400, 28 / 300))
+
+
+def test_the_benchmark_runs(tmp_path, capsys):
+    """Smallest sizes: every contestant that is installed has its rounds; no time is asserted."""
+    assert ranks.main(["--sizes", "4096", "--rounds", "2", "--json", str(tmp_path / "r.json")]) == 0
+    (seconds,) = files.read(tmp_path / "r.json", "ranks")["cases"].values()
+    assert {ranks.OURS, ranks.OTHERS, ranks.FAST + ranks.WITH_NORM} <= seconds.keys()
+    assert all(len(each) == 2 for each in seconds.values())
+    assert "asked at most 0.85" in capsys.readouterr().out
