@@ -410,3 +410,47 @@ def test_large_buffers_lie_on_huge_pages():
     middle = buffer.array.ctypes.data + buffer.array.nbytes // 2
     assert huge_kilobytes(middle) > 0
     assert buffer.array.ctypes.data % 64 == 0
+
+
+def test_over_given_memory():
+    """Its values move there, what is behind them is zeroed, and steps change that memory."""
+    memory = np.full(20, 9.0, np.float32)
+    tree = {"a": np.ones((2, 3), np.float32), "b": np.full(5, 2, np.float32)}
+    buffer = fa.FlatBuffer(tree, memory=memory[2:], multiple=4)
+    assert memory.tolist() == [9, 9, *[1] * 6, *[2] * 5, 0, *[9] * 6]
+    assert (buffer.array.size, buffer.memory.size) == (11, 12)
+    assert np.shares_memory(buffer.views["b"], memory)
+    fa.SGD(buffer, lr=1.0).step(np.ones(11, np.float32))
+    assert memory[2:14].tolist() == [*[0] * 6, *[1] * 5, 0]
+    for other in (buffer.zeros_like(), pickle.loads(pickle.dumps(buffer)), copy.deepcopy(buffer)):
+        assert other.memory.size == 12
+        assert other.same_layout(buffer)
+        assert not np.shares_memory(other.memory, memory)
+
+
+def test_what_lies_in_a_range():
+    buffer = fa.FlatBuffer({"a": np.zeros((2, 3)), "e": np.zeros(0), "b": [np.zeros(4), np.zeros(())]})
+    assert buffer.within(0, 11) == [("['a']", 0, 6), ("['b'][0]", 0, 4), ("['b'][1]", 0, 1)]
+    assert buffer.within(5, 7) == [("['a']", 5, 6), ("['b'][0]", 0, 1)]
+    assert buffer.within(6, 6) == []
+    for wrong in ((0, 12), (-1, 3)):
+        with pytest.raises(ValueError, match="expected an integer of at least 0 and at most 11"):
+            buffer.within(*wrong)
+
+
+@pytest.mark.parametrize(
+    ("error", "words", "chosen"),
+    [
+        (ValueError, r"float32\(3,\), expected 4 elements of float32 or more", {"memory": np.zeros(3, np.float32)}),
+        (ValueError, "expected 8 elements", {"memory": np.zeros(7, np.float32), "multiple": 8}),
+        (ValueError, r"memory is float64\(9,\)", {"memory": np.zeros(9)}),
+        (ValueError, "without gaps", {"memory": np.zeros(18, np.float32)[::2]}),
+        (ValueError, r"float32\(3, 3\)", {"memory": np.zeros((3, 3), np.float32)}),
+        (TypeError, "memory is bytearray", {"memory": bytearray(99)}),
+        (ValueError, "memory is read-only", {"memory": np.frombuffer(bytes(40), np.float32)}),
+        (ValueError, "multiple is 0", {"multiple": 0}),
+    ],
+)
+def test_memory_that_does_not_fit(error, words, chosen):
+    with pytest.raises(error, match=words):
+        fa.FlatBuffer([np.ones(4, np.float32)], **chosen)
