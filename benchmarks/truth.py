@@ -145,7 +145,8 @@ class Papers:
             )
             streams = [p_now, bounds.Running(g, g_error, unit), *now]
             row = self._row(t, carried)
-            inner, *errors = bounds.one_step(self._kernel, dtype, streams, row, self._host(t, dtype, carried))
+            summed = self._kernel.summed(setting.rule.options)
+            inner, *errors = bounds.one_step(self._kernel, dtype, streams, row, self._host(t, dtype, carried), summed)
             exact, state = paper(t, exact, g, state, **taken)
             shown = self._rested(exact, inner * (2 if self._peer else 1), p.dtype.name, None, groups)
             if "master" not in setting.format.options:

@@ -22,6 +22,7 @@ from fastadam.functional import (
     adamax_step,
     ademamix_step,
     adopt_step,
+    lamb_step,
     lion_step,
     momentum_step,
     nadam_step,
@@ -30,6 +31,7 @@ from fastadam.functional import (
 from fastadam.host.threads import get_num_threads, num_threads, set_num_threads
 from fastadam.methods import (
     ADOPT,
+    LAMB,
     SGD,
     AdaBelief,
     Adagrad,
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ADOPT",
+    "LAMB",
     "SGD",
     "AdEMAMix",
     "AdaBelief",
@@ -82,6 +85,7 @@ __all__ = [
     "distributed",
     "get_num_threads",
     "info",
+    "lamb_step",
     "lion_step",
     "momentum_step",
     "nadam_step",

@@ -168,6 +168,21 @@ def lion_step(
     _step(rules.Lion(**hyperparameters), p, g, {"m": m}, t, grad_scale, backend)
 
 
+@_hyperparameters_of(rules.LAMB)
+def lamb_step(
+    p: Array, g: Array, m: Array, v: Array, *,
+    t: int, grad_scale: float = 1.0, backend: str = "auto", **hyperparameters: Any,
+) -> None:  # fmt: skip
+    """Take one step of LAMB, whose trust ratio is that of p.
+
+    >>> p, g, m, v = np.ones(4), np.ones(4), np.zeros(4), np.zeros(4)
+    >>> fa.lamb_step(p, g, m, v, t=1, lr=0.25, weight_decay=0.0)
+    >>> p.round(6).tolist()
+    [0.75, 0.75, 0.75, 0.75]
+    """
+    _step(rules.LAMB(**hyperparameters), p, g, {"m": m, "v": v}, t, grad_scale, backend)
+
+
 @_hyperparameters_of(rules.SGD)
 def momentum_step(
     p: Array, g: Array, m: Array | None = None, *,

@@ -122,6 +122,22 @@ def lion_step(
     maximize: bool = False,
     cautious_decay: bool = False,
 ) -> None: ...
+def lamb_step(
+    p: Array,
+    g: Array,
+    m: Array,
+    v: Array,
+    *,
+    t: int,
+    grad_scale: float = 1.0,
+    backend: str = "auto",
+    lr: LearningRate = 0.001,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-06,
+    weight_decay: float = 0.01,
+    maximize: bool = False,
+    bias_correction: bool = True,
+) -> None: ...
 def momentum_step(
     p: Array,
     g: Array,

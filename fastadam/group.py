@@ -148,6 +148,11 @@ class Group:
         return numbers
 
 
+def sums_first(group: Group) -> bool:
+    """Return whether steps of a group need sums over whole leaves first."""
+    return kernels.ALL[group._rule.kernel].summed(group._rule.options)
+
+
 def is_grouped(params: Tree) -> bool:
     """Return whether params is a list of param groups: every item a dict with the key "params"."""
     return isinstance(params, list) and params != [] and all(isinstance(x, dict) and "params" in x for x in params)

@@ -70,6 +70,10 @@ class Lion(_Method):
     rule = rules.Lion
 
 
+class LAMB(_Method):
+    rule = rules.LAMB
+
+
 class SGD(_Method):
     rule = rules.SGD
 

@@ -156,6 +156,20 @@ class Lion(Optimizer):
         **options: Unpack[Options],
     ) -> None: ...
 
+class LAMB(Optimizer):
+    def __init__(
+        self,
+        params: Tree,
+        lr: LearningRate = 0.001,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-06,
+        weight_decay: float = 0.01,
+        *,
+        maximize: bool = False,
+        bias_correction: bool = True,
+        **options: Unpack[Options],
+    ) -> None: ...
+
 class SGD(Optimizer):
     def __init__(
         self,

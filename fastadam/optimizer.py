@@ -10,7 +10,7 @@ from fastadam.arrays.tree import Structure, Tree, rebuild
 from fastadam.backend import choose
 from fastadam.checks import SEEDS, flag, integer, number
 from fastadam.group import hyperparameters as hyperparameter_names
-from fastadam.group import is_grouped, make_groups
+from fastadam.group import is_grouped, make_groups, sums_first
 from fastadam.measuring import ACCUMULATED, Measuring
 from fastadam.plans.chores import Chores, StepInfo, check_copies
 from fastadam.plans.measured import Measured
@@ -129,7 +129,8 @@ class Optimizer(Measuring):
         leaves = Leaves(self._structure.names, self._structure.leaves, arrays, copies)
         state = State(self._kernel, self.groups, leaves, self._backend.home, storage, asked.ema_decay is not None)
         state.fill_copies(range(len(arrays)))
-        self._table = Table(self.rule, self.groups, asked, seed)
+        apart = self._backend.judge.apart and any(map(sums_first, self.groups))
+        self._table = Table(self.rule, self.groups, asked, seed, apart=apart)
         self._behind = sparse.Behind(*self._table.rows.shape)
         self._introduce(state, self._copies)
         self._built = frozenset(vars(self)) - before | {"_built"}
@@ -255,6 +256,9 @@ class Optimizer(Measuring):
         it once per leaf. Not with capturable=True.
         Raises IndexError that names the first bad index, TypeError, ValueError before anything has changed.
         """
+        if self._plan.summed.size:
+            name = self.rule.__name__
+            raise ValueError(f"step_rows: {name}, as it was made, sums over whole leaves first, expected step()")
         if semantics not in ("lazy", "exact"):
             raise ValueError(f"semantics is {semantics!r}, expected 'lazy' or 'exact'")
         if self._window is not None:

@@ -24,10 +24,12 @@ from fastadam.kernels.adamax import Coefficients as AdamaxCoefficients
 from fastadam.kernels.ademamix import Coefficients as AdemamixCoefficients
 from fastadam.kernels.adopt import Coefficients as AdoptCoefficients
 from fastadam.kernels.nadam import Coefficients as NAdamCoefficients
+from fastadam.layerwise import LAMB
 from fastadam.rule import LearningRate, Rule, used
 
 __all__ = [
     "ADOPT",
+    "LAMB",
     "SGD",
     "AdEMAMix",
     "AdaBelief",

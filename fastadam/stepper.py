@@ -16,7 +16,7 @@ from fastadam.arrays.host import Array, Memory, describe, flat
 from fastadam.arrays.tree import Structure, Tree
 from fastadam.backend import choose
 from fastadam.checks import SEEDS, integer, number
-from fastadam.group import Group
+from fastadam.group import Group, sums_first
 from fastadam.kernels.formats import FLOATS, Format, compute, format_of
 from fastadam.plans.chores import Chores, StepInfo
 from fastadam.plans.storage import Storage
@@ -88,7 +88,8 @@ class Stepper:
         self._group = Called(rule, "", range(len(leaves)), {compute(dtype) for dtype, _ in self._like})
         drawing = any(kind.draws for of in self._formats for kind in of.values())
         drawing |= any(format_of(dtype).draws for dtype, _ in self._like)
-        self._table = Table(type(rule), [self._group], self._chores, integer("seed", seed, **SEEDS), drawing)
+        apart = self._backend.judge.apart and sums_first(self._group)
+        self._table = Table(type(rule), [self._group], self._chores, integer("seed", seed, **SEEDS), drawing, apart)
         self._arrays: list[list[Any]] = []  # the last call's: p's, then each named tree's
         self._apart: list[Apart] = []  # codes and scales of theirs that do not lie in blocks
         self._plan: Any = None

@@ -2,9 +2,9 @@
 
 As element functions, the first three run on NumPy arrays and on Numba's scalars alike.
 
-A sum of squares over a leaf: blocks of BLOCK elements from the leaf's start (the last filled up with zeros), in each
-LANES lanes, lane l over elements l, l + LANES, ...; lanes are added in halves, blocks and then leaves in pairs of
-neighbours. Squares and sums are float64, so nothing of float32 overflows or vanishes.
+A sum of squares, or another, over a leaf: blocks of BLOCK elements from the leaf's start (the last filled up with
+zeros), in each LANES lanes, lane l over elements l, l + LANES, ...; lanes are added in halves, blocks and then leaves
+in pairs of neighbours. Squares and sums are float64, so nothing of float32 overflows or vanishes.
 """
 
 from collections.abc import Sequence
@@ -24,6 +24,8 @@ class Flags(NamedTuple):
     limit: bool = False  # clip the gradient by value
     clear: bool = False  # zero it once read
     stats: bool = False  # note down what Optimizer's `stats` reports
+    summed: bool = False  # the kernel's sums, which are added up before the step
+    summing: bool = False  # add them up: nothing is stored but notes
 
 
 class Numbers(NamedTuple):
@@ -102,12 +104,18 @@ def sum_of_nodes(parts: Sequence[Node]) -> float:
 
 def sum_of_squares(x: Any) -> Any:
     """Return (blocks,) float64: the sum of squares of each block of a flat array."""
+    wide = x.astype(np.float64)
+    return block_sums(wide * wide)
+
+
+def block_sums(x: Any) -> Any:
+    """Return (blocks,) float64: the sum of each block of a flat array."""
     blocks = -(-x.size // BLOCK)
     padded = np.zeros((blocks, BLOCK // LANES, LANES))
     padded.reshape(-1)[: x.size] = x
-    lanes = padded[:, 0] * padded[:, 0]
+    lanes = padded[:, 0]
     for k in range(1, BLOCK // LANES):
-        lanes = lanes + padded[:, k] * padded[:, k]
+        lanes = lanes + padded[:, k]
     while lanes.shape[1] > 1:
         half = lanes.shape[1] // 2
         lanes = lanes[:, :half] + lanes[:, half:]

@@ -1,11 +1,15 @@
 """Says what a kernel is made of: slots, switches, coefficients, an element; and the three functions NumPy lacks.
 
+A kernel with SUMS is one whose step needs sums over a leaf first. Its element has a number more for each of them,
+behind the slots: given 0, returned as what is added up over the leaf; given and returned None where a rule does
+without. The module's `judged` turns the sums into the last coefficient, `factor`, which a rule leaves at 1.
+
 An element function is plain Python that runs on NumPy arrays, and on numbers that write down code (cpu/tracing.py),
 alike. It may use + - * /, `np.sqrt`, `np.abs`, and `maximum`, `sign` and `select` from here: NumPy's own differ from
 Numba's in the sign of zero, and CUDA's `fmax` drops NaN.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -35,11 +39,28 @@ class RunningMax(Slot):
     """Only grows, or decays between maxima: to nearest, because stochastic rounding would ratchet it up."""
 
 
+@dataclass(frozen=True)
+class Sum:
+    """Is a number of each element that is added up over a leaf. Its class says how."""
+
+    name: str
+    optional: bool = False  # the element gets None where a rule does without it
+
+
+class Euclidean(Sum):
+    """Stands for the square root of the sum of its squares."""
+
+
+class Total(Sum):
+    """Stands for the sum itself."""
+
+
 class Kernel(NamedTuple):
     """Is one element function with what it needs.
 
     switches: its arguments behind the coefficients, each True or False: decided when it is compiled, so that a walk
         that does without one is as if there were none. on: those that are True.
+    judged: (elements, *sums of a leaf, Coefficients) -> the factor, all of it float64, of many leaves at once as well.
     """
 
     name: str
@@ -47,6 +68,8 @@ class Kernel(NamedTuple):
     slots: tuple[Slot, ...]
     Coefficients: type
     switches: tuple[str, ...] = ()
+    sums: tuple[Sum, ...] = ()
+    judged: Callable[..., Any] | None = None
     on: frozenset[str] = frozenset()
 
     def switched(self, options: Iterable[str]) -> "Kernel":
@@ -54,7 +77,7 @@ class Kernel(NamedTuple):
         return self._replace(on=frozenset(self.switches).intersection(options))
 
     def step(self, *values: Any) -> Any:
-        """Return what the element function makes of (p, g, *slots, coefficients) under these switches."""
+        """Return what the element function makes of (p, g, *slots, *sums, coefficients) under these switches."""
         return self.element(*values, **dict.fromkeys(self.on, True))
 
     @property
@@ -66,13 +89,28 @@ class Kernel(NamedTuple):
     def of(cls, module: ModuleType) -> "Kernel":
         """Return the kernel that a folder of kernels/ holds: the function bears the folder's name."""
         name = module.__name__.rpartition(".")[2]
-        switches = getattr(module, "SWITCHES", ())
-        return cls(name, getattr(module, name), module.SLOTS, module.Coefficients, switches)
+        switches, sums = getattr(module, "SWITCHES", ()), getattr(module, "SUMS", ())
+        judged = getattr(module, "judged", None)
+        return cls(name, getattr(module, name), module.SLOTS, module.Coefficients, switches, sums, judged)
+
+    def summed(self, options: frozenset[str]) -> bool:
+        """Return whether a rule that uses these options needs the sums: a kernel's are all optional, or none is."""
+        return any(not each.optional or each.name in options for each in self.sums)
+
+    def stepped(self, summed: bool, nought: Any, p: Any, g: Any, slots: Sequence[Any], c: Any) -> tuple[Any, Any, Any]:
+        """Return p and the slots after a step of one element, or of whole arrays, and what is added up, if `summed`."""
+        new, n = self.step(p, g, *slots, *[nought if summed else None] * len(self.sums), c), 1 + len(self.slots)
+        return new[0], new[1:n], new[n:]
 
 
 def maximum(a, b):
     """Return the larger one; NaN if either is NaN; b where they are equal, so maximum(-0.0, 0) is 0.0."""
     return np.where((a > b) | (a != a), a, b)
+
+
+def where(truth, a, b):
+    """Return a where there is truth, else b."""
+    return np.where(truth, a, b)
 
 
 def sign(x):

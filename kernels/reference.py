@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from .chores import BLOCK, NOTES, Numbers, average, clip, in_pairs, largest, sum_of_squares
-from .contract import Kernel
+from .chores import BLOCK, NOTES, Numbers, average, block_sums, clip, in_pairs, largest, sum_of_squares
+from .contract import Euclidean, Kernel
 from .formats import compute, decoded, encoded, format_of, is_drawn, join, split
 from .streams import Columns
 
@@ -15,6 +15,8 @@ def step(
     kernel: Kernel, streams: Any, chunks: Any, row: Any, rows: Any, flags: Any, notes: Any, firsts: Any
 ) -> Iterator[tuple[Any, Any]]:
     """Step every chunk once; yields (piece of a stream, its new values), and writes nothing but notes.
+
+    Where flags ask for sums, they are noted in their order, of each block, and nothing is yielded.
 
     streams: per leaf, Columns of flat arrays in one memory order; then those of the zeros, as a gradient. The other
     arguments: see Plan.
@@ -39,20 +41,27 @@ def step(
                     g, c = clip(c.grad_scale * g, x.max_value), c._replace(grad_scale=wide(1))
                 before = _whole(stored[0], other).astype(wide, copy=False)
                 old = [decoded(x, slot, n, wide) for x, slot in zip(stored[1:], kernel.slots, strict=True)]
-                new = kernel.step(before, g, *old, c)
-                new_ema = None if pieces.ema is None else average(new_ema, new[0], x)
+                new_p, new_slots, summands = kernel.stepped(flags.summed, wide(0), before, g, old, c)
+                if flags.summing:
+                    for j, (each, values) in enumerate(zip(kernel.sums, summands, strict=True)):
+                        add_up = sum_of_squares if isinstance(each, Euclidean) else block_sums
+                        notes[k, : -(-n // BLOCK), j] = add_up(values)
+                    continue
+                new_ema = None if pieces.ema is None else average(new_ema, new_p, x)
                 drawn = int(rows[now, -1]), firsts[leaf] + first
-                stored[0], other = (encoded(new[0], p, None, drawn), None) if low is None else split(new[0], p.dtype)
+                stored[0], other = (encoded(new_p, p, None, drawn), None) if low is None else split(new_p, p.dtype)
                 stored[1:] = [
                     encoded(values, like, slot, drawn if is_drawn(slot) else None)
-                    for values, like, slot in zip(new[1:], slots, kernel.slots, strict=True)
+                    for values, like, slot in zip(new_slots, slots, kernel.slots, strict=True)
                 ]
                 if flags.stats:
                     noted, after = notes[k, : -(-n // BLOCK)], _whole(stored[0], other).astype(wide, copy=False)
                     noted[:, 0], noted[:, 1] = sum_of_squares(gradient), sum_of_squares(after)
                     noted[:, 2], noted[:, 3] = sum_of_squares(after - before), largest(after - before)
-            new_p, *new_slots = stored
-            stepped = Columns(new_p, None, tuple(new_slots), new_ema, encoded(new[0], pieces.copy), other)
+            if flags.summing:
+                continue
+            stored_p, *stored_slots = stored
+            stepped = Columns(stored_p, None, tuple(stored_slots), new_ema, encoded(new_p, pieces.copy), other)
             for x, values in zip(pieces.row, stepped.row, strict=True):
                 if x is not None:
                     yield x, values

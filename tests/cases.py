@@ -3,7 +3,16 @@
 from dataclasses import fields
 from typing import Any
 
-from fastadam.tools.cover import METHODS, hostile, kernels_in_use, same_bits, state_arrays, variants
+from fastadam.tools.cover import (
+    METHODS,
+    elementwise,
+    hostile,
+    kernels_in_use,
+    same_bits,
+    state_arrays,
+    sums_first,
+    variants,
+)
 from fastadam.tools.cover import label as name_of
 
 __all__ = [
@@ -12,12 +21,14 @@ __all__ = [
     "METHODS",
     "SIZES",
     "defaults",
+    "elementwise",
     "hostile",
     "kernels_in_use",
     "label",
     "made_up",
     "same_bits",
     "state_arrays",
+    "sums_first",
     "variants",
 ]
 

@@ -185,6 +185,22 @@ def lion(t, p, g, state, *, lr, betas, weight_decay=0.0, maximize=False, cautiou
     return p - lr * (update + (cautiously(p, update, decay) if cautious_decay else decay)), {"m": m}
 
 
+def lamb(t, p, g, state, *, lr, betas, eps, weight_decay=0.0, bias_correction=True, maximize=False):
+    """You et al. 2020, Algorithm 2, with φ(x) = x, over one layer.
+
+    As in the authors' code the ratio is 1 where p or the direction is 0, and moments may go without their correction.
+    """
+    lr, beta1, beta2, eps, weight_decay = numbers(p, lr, *betas, eps, weight_decay)
+    g = -g if maximize else g
+    m = beta1 * state["m"] + (1 - beta1) * g
+    v = beta2 * state["v"] + (1 - beta2) * g**2
+    m_hat, v_hat = (m / (1 - beta1**t), v / (1 - beta2**t)) if bias_correction else (m, v)
+    direction = m_hat / (np.sqrt(v_hat) + eps) + weight_decay * p
+    length, size = np.sqrt(np.sum(direction**2)), np.sqrt(np.sum(p**2))
+    ratio = size / length if size > 0 and length > 0 else 1
+    return p - lr * ratio * direction, {"m": m, "v": v}
+
+
 def sgd(t, p, g, state, *, lr, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False, maximize=False,
         lr_in_momentum=False):  # fmt: skip
     """Sutskever et al. 2013, equations 1-4, in torch's form.
@@ -242,7 +258,8 @@ def adagrad(t, p, g, state, *, lr, eps, lr_decay=0.0, weight_decay=0.0, initial_
 
 
 ORACLES = {
-    f.__name__: f for f in (adam, adamw, nadam, radam, adamax, adabelief, adopt, ademamix, lion, sgd, rmsprop, adagrad)
+    f.__name__: f
+    for f in (adam, adamw, nadam, radam, adamax, adabelief, adopt, ademamix, lion, lamb, sgd, rmsprop, adagrad)
 }
 
 
@@ -261,6 +278,7 @@ def start(name, p, *, amsgrad=False, momentum=0.0, centered=False, initial_accum
         "adopt": ["m", "v"],
         "ademamix": ["m1", "m2", "v"],
         "lion": ["m"],
+        "lamb": ["m", "v"],
         "sgd": m,
         "rmsprop": ["v", *mean, *m],
         "adagrad": ["sum"],

@@ -23,12 +23,14 @@ METHODS = {
     "ADOPT": fa.ADOPT,
     "AdEMAMix": functools.partial(fa.AdEMAMix, betas=(0.9, 0.999, 0.99), alpha=1.0),  # else slower than these runs
     "Lion": fa.Lion,
+    "LAMB": functools.partial(fa.LAMB, weight_decay=0.0),
     "RMSprop": fa.RMSprop,
     "Adagrad": fa.Adagrad,
     "SGD": fa.SGD,
     "momentum": functools.partial(fa.SGD, momentum=0.9),
 }
-ADAPTIVE = [name for name in METHODS if name not in ("SGD", "momentum")]
+# Each of whose coordinates has a scale of its own, and a step of lr: LAMB's are as long as its parameters are.
+ADAPTIVE = [name for name in METHODS if name not in ("SGD", "momentum", "LAMB")]
 
 
 def minimize(name, gradient, start, lr, steps, **named):
@@ -101,6 +103,7 @@ def rosenbrock_gradient(p):
         ("ADOPT", 1.0, 1e-9),
         ("AdEMAMix", 0.1, 1e-9),
         ("Lion", 0.003, 1e-3),
+        ("LAMB", 0.03, 1e-3),
         ("RMSprop", 0.003, 1e-3),
         ("Adagrad", 0.3, 1e-2),
         ("SGD", 0.003, 1e-2),

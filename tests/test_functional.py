@@ -18,6 +18,7 @@ FUNCTIONS = {
     fa.ADOPT: fa.adopt_step,
     fa.AdEMAMix: fa.ademamix_step,
     fa.Lion: fa.lion_step,
+    fa.LAMB: fa.lamb_step,
     fa.SGD: fa.momentum_step,
     fa.RMSprop: fa.rmsprop_step,
     fa.Adagrad: fa.adagrad_step,

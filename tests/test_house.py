@@ -274,6 +274,7 @@ METHODS = [
     "ADOPT",
     "AdEMAMix",
     "Lion",
+    "LAMB",
     "SGD",
     "RMSprop",
     "Adagrad",

@@ -207,7 +207,7 @@ class World:
         streams = [p, g, *(own.get(slot.name) for slot in kernel.slots)]
         with np.errstate(all="ignore"):
             host = host_error(rule, t)
-            limits = bounds.one_step(kernel, p.dtype.type, streams, row[:width], host)
+            limits = bounds.one_step(kernel, p.dtype.type, streams, row[:width], host, kernel.summed(rule.options))
             name = self.method.__name__.lower()
             if name == "adam" and taken.pop("decoupled_weight_decay"):
                 name = "adamw"

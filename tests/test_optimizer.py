@@ -493,6 +493,10 @@ PAPERS = {  # not in torch.optim
         {"maximize": False},
     ),
     "Lion": ({"lr": 1e-4, "betas": (0.9, 0.99), "weight_decay": 0}, {"maximize": False, "cautious_decay": False}),
+    "LAMB": (  # timm's
+        {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 1e-2},
+        {"maximize": False, "bias_correction": True},
+    ),
 }
 HAT = {"eps_hat": False}
 OURS = {**dict.fromkeys(["Adamax", "RMSprop", "Adagrad"], HAT), "SGD": {"lr_in_momentum": False}}

@@ -29,6 +29,7 @@ class Judge(judge.Judge):
     """Is the judge of a CUDA plan: the device decides, and multiplies gradients in the step's own walk."""
 
     _plan: CudaPlan
+    apart = False  # the device keeps each leaf's factor beside the rows
 
     def step(
         self, scale: float, grads: Sequence[Any] = (), after: Changes = (), used: Changes = (),
@@ -52,6 +53,8 @@ class Judge(judge.Judge):
             if measured is None and norm.raising and (values := findings.get())[1] > 0:
                 deque(starmap(setitem, used), maxlen=0)
                 raise self.refuse(self._names[int(np.argmin(np.isfinite(values[2 + len(self._table.groups) :])))])
+            if plan.summed.size:
+                deque(starmap(call, norm.weigh(plan.signatures, steps)), maxlen=0)
             noted = norm.total(findings, totals) if norm.noted else []
             rest = [(setitem, *one) for one in after]
             deque(starmap(call, [*steps, *noted, *plan.counting(), *rest]), maxlen=0)

@@ -12,7 +12,7 @@ import numpy as np
 
 from fastadam.arrays.host import Array
 from fastadam.cuda.nvrtc import function
-from fastadam.cuda.signature import chunk_table
+from fastadam.cuda.signature import NO_WINDOW, chunk_table
 from fastadam.cuda.upload import Uploaded
 from fastadam.kernels.chores import BLOCK, LANES, NOTES
 from fastadam.kernels.cuda import Pass, text_of
@@ -29,7 +29,8 @@ CASE = np.dtype(
     [("leaves", "i8"), ("groups", "i8")]
     + [(name, "u8") for name in ("notes_of", "group_from", "asked", "notes", "room", "rulings", "found")]
 )
-RULING = 24  # bytes
+RULING = 32  # bytes
+WEIGHED = np.dtype([("n", "i8"), ("note", "i8"), ("ruling", "u8")])
 
 
 class Norm:
@@ -78,6 +79,10 @@ class Norm:
             cupy.asarray(chunk_table([sizes[leaf] for leaf in leaves], [0] * len(leaves), BLOCK).view(np.uint8))
             for leaves in signatures
         ]
+        weighed = np.zeros(len(sizes), WEIGHED)
+        weighed["n"], weighed["note"] = sizes, first[:-1]
+        weighed["ruling"] = self.rulings.data.ptr + RULING * np.arange(len(sizes))
+        self._weighed = [cupy.asarray(weighed[leaves].view(np.uint8)) for leaves in signatures]
         self._device = self.notes.device.id
 
     @property
@@ -96,6 +101,9 @@ class Norm:
         """Compile or load the passes over what steps of a window are given."""
         for one in signatures:
             self._measure(one, one.load(0)[1])
+            if one.summed:
+                one.load_sums(one.load(0)[1])
+                self._weigh(one, one.load(0)[1], NO_WINDOW)
         for macro in ("ADD_UP", "JUDGE", "TOTALS", "ADVANCE_UNLESS"):
             self._function(macro)
 
@@ -147,14 +155,32 @@ class Norm:
         firsts = zip(self._first.get().tolist(), self._sizes, strict=False)
         return [notes[first : first + -(-n // BLOCK)] if first >= 0 else notes[:0] for first, n in firsts]
 
+    def weigh(self, signatures: Sequence[Signature], steps: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Return the calls that add up what these steps, one call a signature, must know first, and judge it.
+
+        What adds up has a block for each piece of memory that MEASURE has one for.
+        """
+        calls, later = [], []
+        for one, (*_, (_, leaves, table, window)) in zip(signatures, steps, strict=True):
+            if one.summed:
+                blocks = self._blocks[one.number]
+                add = one.load_sums(table)
+                calls.append((add, (len(blocks) // 16,), (one.threads_of_sums,), (blocks, leaves, table, window)))
+                later.append(self._weigh(one, table, window))
+        return [*calls, *self._add_up(), *later]
+
+    def _weigh(self, one: Signature, table: Array, window: Any) -> tuple[Any, ...]:
+        weigh = self._function("WEIGH", _where(table), one.type, text_of(format_of(one.real)))
+        grid = (-(-len(one.leaves) // THREADS),)
+        return weigh, grid, (THREADS,), (self._weighed[one.number], table, window, np.array(one.width), self.notes)
+
     def total(self, findings: Any, totals: Any) -> list[Any]:
         """Return the calls that add up what a step has noted down, for each leaf."""
         return [*self._add_up(), (self._function("TOTALS"), (1,), (THREADS,), (self._case(findings), totals))]
 
     def _measure(self, signature: Signature, table: Array) -> tuple[Any, ...]:
-        where = "ByValue" if table.dtype["words"].shape else "Uploaded"
         kinds = [text_of(format_of(dtype)) for dtype in (signature.real, signature.g_dtype)]
-        measure = self._function("MEASURE", where, *kinds)
+        measure = self._function("MEASURE", _where(table), *kinds)
         blocks = self._blocks[signature.number]
         return measure, (len(blocks) // 16,), (LANES,), (blocks, table, self._notes_of(signature.number))
 
@@ -165,3 +191,8 @@ class Norm:
     def _case(self, findings: Any) -> Array:
         homes = self._first, self._from, self._asked.memory, self.notes, self._room, self.rulings, findings
         return np.array((len(self._sizes), len(self._groups), *(x.data.ptr for x in homes)), CASE)
+
+
+def _where(table: Array) -> str:
+    """Return where a step's table lies, as CUDA's text calls it."""
+    return "ByValue" if table.dtype["words"].shape else "Uploaded"

@@ -16,6 +16,7 @@ from fastadam.cuda.norm import Norm
 from fastadam.cuda.nvrtc import function
 from fastadam.cuda.signature import NO_WINDOW, Ahead, Notes, RowTable, Signature, Touched
 from fastadam.cuda.upload import AnySize
+from fastadam.group import sums_first
 from fastadam.kernels.chores import Numbers
 from fastadam.kernels.contract import Kernel
 from fastadam.kernels.cuda import Pass, Riding
@@ -52,7 +53,7 @@ class CudaPlan(GradientsOnDevice, Plan):
     ) -> None:
         limits = [group.max_norm for group in table.groups]
         measured = chores.max_norm or chores.skip_nonfinite or chores.stats or any(limits)
-        self._asked = (chores, table.groups) if measured else None
+        self._asked = (chores, table.groups) if measured or any(map(sums_first, table.groups)) else None
         self._laid: dict[Any, Laid] = {}  # by the gradients' dtypes; all are kept, since captured graphs know theirs
         self.window: Ahead | None = None
         super().__init__(kernel, names, owners, streams, table, chores, *rest)
@@ -117,8 +118,9 @@ class CudaPlan(GradientsOnDevice, Plan):
             scaled, noted = norm.flags if norm else (False, False)
             stepped = [streams.columns for streams in self._streams]
             rows = RowTable(len(self.table.rows), self.columns, self._firsts if self._drawing else ())
-            asked, signatures = Riding(self._flags.limit, self._flags.clear, scaled, noted), []
+            riding, signatures = Riding(self._flags.limit, self._flags.clear, scaled, noted), []
             for k, leaves in enumerate(leaves_of_signatures):
+                asked = riding._replace(summed=self._flags_of[k].summed)
                 addresses = [norm.columns(k, j) if norm else [0, 0] for j in range(len(self._params))]
                 notes = Notes(k, addresses if self._riding else ())
                 signatures.append(

@@ -115,6 +115,7 @@ class Signature:
             for table in ("ByValue", "Uploaded")
         )
         self._functions: list[Any] = [None, None]
+        self.type, self.summed = self._steps[0].type, chores.summed
         self.leaves, self.real, self._columns, width = np.array(leaves), self._steps[0].real, columns, len(columns)
         self.number, self.g_dtype, self._unrounded, self._drawn = number, g_dtype, chores.scaled, drawn
         self._rounded = width - bool(firsts)
@@ -126,7 +127,7 @@ class Signature:
             riding = [at.ema, at.copy, *more[leaf]] if more else []
             low = [] if kinds.low is None else [at.low]
             columns_of_leaf.append([at.p, *at.slots, *riding, *low, *firsts[leaf : leaf + drawn]])
-        self.threads = self._steps[0].threads
+        self.threads, self.threads_of_sums = self._steps[0].threads, self._steps[0].sums.threads
         self._places = [at // kinds.p.bytes for at, *_ in columns_of_leaf]  # in elements
         heads = [0 if self._steps[0].blocked else place % self._steps[0].width for place in self._places]
         chunks = chunk_table([streams[leaf].p.size for leaf in leaves], heads, self._steps[0].chunk)
@@ -204,6 +205,10 @@ class Signature:
         if self._functions[which] is None:
             self._functions[which] = function(self._device, self._steps[which])
         return self._functions[which]
+
+    def load_sums(self, table: Array) -> Any:
+        """Return the function that adds up what steps by such a table must know first, compiled or loaded."""
+        return function(self._device, self._steps[int(not table.dtype["words"].shape)].sums)
 
     def launch_some(self, row: Array, rows: Array) -> Iterator[tuple[Any, ...]]:
         """Yield the calls that step these leaves, one for each run of leaves whose row is not -1."""

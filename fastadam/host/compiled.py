@@ -81,11 +81,11 @@ class NumbaPlan(Plan):
 
     def _lay_out(self, g_dtypes: Sequence[Any]) -> None:
         super()._lay_out(g_dtypes)
-        switches = [name in self._kernel.on for name in self._kernel.switches]
-        flags = [THERE if flag else None for flag in (*self._flags, *switches)]
+        switches = [THERE if name in self._kernel.on else None for name in self._kernel.switches]
         self._tags = []
-        for formats in self._formats:
-            self._tags.append(self._elements.TAGS[self._kernel.name](*formats.row, *flags))
+        for formats, flags in zip(self._formats, self._flags_of, strict=True):
+            marks = [THERE if flag else None for flag in flags]
+            self._tags.append(self._elements.TAGS[self._kernel.name](*formats.row, *marks, *switches))
         self._calls: dict[Any, Calls] = {}  # of whole steps, made once
         if hasattr(self, "_table"):
             self._look_at_grads()
@@ -191,6 +191,18 @@ class NumbaPlan(Plan):
             deque(starmap(call, self._once(key, work, row, lambda: make(workers)).calls), maxlen=0)
 
         self._on_threads(run, self._size if work[0].chunks is self.everything[0].chunks else _elements(work))
+
+    def _sum_up(self, work: Sequence[Work]) -> None:
+        def make(workers: int) -> Calls:
+            tags = [self._tags[one.signature]._replace(summing=THERE, clear=None, stats=None) for one in work]
+            return self._calls_for(workers, work, tags, self._table, self.table.row, self.table.rows, False)
+
+        def run(workers: int) -> None:
+            if ("summing", workers) not in self._calls:
+                self._calls["summing", workers] = make(workers)
+            deque(starmap(call, self._calls["summing", workers].calls), maxlen=0)
+
+        self._on_threads(run, self._size)
 
     def _once(self, key: Any, work: Sequence[Work], row: Array, make: Callable[[], Calls]) -> Calls:
         """Return make(), or what it made before for the whole of the parameters: gathering its addresses takes 20

@@ -73,10 +73,19 @@ class Judge(judge.Judge):
             _, row, rows = part or self._whole()
             taken, first = np.unique(row[:-1], return_index=True)
             rows[taken[taken >= 0], 0] *= factors[first[taken >= 0]]
+        if self._plan.summed.size:
+            self.weigh()
         if part is None:
             self._plan.launch(after)
         else:
             self._plan.launch_some(*part, [*self._plan.unread, *after])
+
+    def weigh(self) -> None:
+        """Let the factor in each leaf's row be what its method makes of the sums over the leaf."""
+        plan, table = self._plan, self._table
+        leaves = plan.summed[table.row[plan.summed] >= 0]
+        rows, sums = table.row[leaves], plan.sum_up()[leaves]
+        table.rows[rows, table.width - 1] = plan.judged(leaves, sums, table.rows[rows])
 
     def sums(self, part: Part | None) -> Array:
         """Return (leaves, NOTES): what the step has noted down."""

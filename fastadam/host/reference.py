@@ -1,7 +1,7 @@
 """Plans the steps of the NumPy backend, the reference that the others must equal."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import starmap
 from operator import setitem
 from typing import Any
@@ -10,7 +10,7 @@ import numpy as np
 
 from fastadam.arrays.host import Array
 from fastadam.kernels import reference
-from fastadam.kernels.chores import NOTES
+from fastadam.kernels.chores import NOTES, Flags
 from fastadam.kernels.streams import Columns
 from fastadam.plans.plan import Plan, Work
 
@@ -22,6 +22,10 @@ class NumpyPlan(Plan):
         """Return each leaf's streams, then the zeros that are the gradient of a missed step."""
         return [*(streams.columns for streams in self._streams), Columns(None, self._zeros)]
 
+    def _walk(self, work: Work, columns: Any, row: Array, rows: Array, flags: Flags) -> Iterator[tuple[Any, Any]]:
+        """Walk over the chunks of one signature; see fastadam.kernels.reference."""
+        return reference.step(self._kernel, columns, work.chunks, row, rows, flags, work.notes, self._firsts)
+
     def launch_some(
         self, work: Sequence[Work], row: Array, rows: Array, after: Sequence[tuple[Any, Any, Any]], counted: bool = True
     ) -> None:
@@ -30,8 +34,7 @@ class NumpyPlan(Plan):
         columns = self._columns()
         done: list[Any] = []
         for one in work:
-            walked = reference.step(self._kernel, columns, one.chunks, row, rows, self._flags, one.notes, self._firsts)
-            done += [(old, ..., new) for old, new in walked]
+            done += [(old, ..., new) for old, new in self._walk(one, columns, row, rows, self._flags_of[one.signature])]
         done += self.table.counted(row, rows) if counted else ()
         deque(starmap(setitem, [*done, *after]), maxlen=0)
         for streams in self._streams if counted else ():
@@ -40,6 +43,12 @@ class NumpyPlan(Plan):
     def _measure(self, work: Sequence[Work], row: Array, squares: bool, largest: bool) -> None:
         for one in work:
             reference.measure(self._columns(), one.chunks, row, one.notes)
+
+    def _sum_up(self, work: Sequence[Work]) -> None:
+        columns = self._columns()
+        for one in work:
+            flags = self._flags_of[one.signature]._replace(summing=True, clear=False, stats=False)
+            deque(self._walk(one, columns, self.table.row, self.table.rows, flags), maxlen=0)
 
     def accumulate(self, totals: Sequence[Array], row: Array, after: Sequence[tuple[Any, Any, Any]]) -> None:
         with np.errstate(all="ignore"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -45,7 +45,10 @@ class Judge:
     """Measures the gradients of a step as far as it must, decides on them, launches the step or skips it, and reports.
 
     plan: whose steps these are, with its table of coefficients. names: per leaf, what follows "params" in errors.
+    apart: whether factors go into the rows of a table, which leaves must not share then.
     """
+
+    apart: ClassVar[bool] = True
 
     def __init__(self, plan: Plan, chores: Chores, names: Sequence[str]) -> None:
         self._plan, self._table, self._chores, self._names = plan, plan.table, chores, names
@@ -54,7 +57,7 @@ class Judge:
         self._skipping = bool(chores.skip_nonfinite)
         self._noting = chores.stats is not None
         # Whether there is nothing to measure or to report, but something to launch.
-        self._plain = bool(names) and not (self._clipping or self._skipping or self._noting)
+        self._plain = bool(names) and not (self._clipping or self._skipping or self._noting or plan.summed.size)
 
     def step(
         self, scale: float, grads: Sequence[Any] = (), after: Changes = (), used: Changes = (),

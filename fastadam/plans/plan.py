@@ -11,9 +11,10 @@ import numpy as np
 
 from fastadam.arrays.flat import FlatBuffer
 from fastadam.arrays.host import Array, Memory, plain
+from fastadam.group import sums_first
 from fastadam.kernels.chores import BLOCK, NOTES
-from fastadam.kernels.contract import Kernel
-from fastadam.kernels.formats import format_of
+from fastadam.kernels.contract import Euclidean, Kernel
+from fastadam.kernels.formats import FLOAT32, format_of
 from fastadam.kernels.streams import Columns
 from fastadam.plans.chores import PLAIN, Chores
 from fastadam.plans.gradients import Gradients
@@ -53,6 +54,8 @@ class Plan(Gradients):
     table:   the coefficients of each step, which it takes as they lie there; it advances the counts.
     chores:  what a step does beside the method's arithmetic.
     firsts:  per leaf, the index of its first element among all, which random bits depend on.
+
+    summed: the leaves over which sums are added up before each step, as their rules ask for.
 
     A chunk is (leaf, first, n, g_leaf, g_first, missed): n elements of a leaf from `first` on, their gradient from
     g_first on of leaf g_leaf's, where the leaf after the last has zeros; and how many steps with zeros as the gradient
@@ -99,10 +102,16 @@ class Plan(Gradients):
         """
         self._g_dtypes = list(g_dtypes)
         signatures: dict[Any, list[int]] = {}
+        summed = {leaf: sums_first(group) for group in self.table.groups for leaf in group._leaves}
         for leaf, dtype in enumerate(g_dtypes):
-            signatures.setdefault(self._formats_of(leaf, dtype), []).append(leaf)
-        self._formats = list(signatures)
+            signatures.setdefault((self._formats_of(leaf, dtype), summed[leaf]), []).append(leaf)
+        self._formats = [formats for formats, _ in signatures]
+        self._flags_of = [self._flags._replace(summed=summed) for _, summed in signatures]
+        self.summed = np.array([leaf for leaf in range(len(g_dtypes)) if summed[leaf]], np.int64)
         sizes = self._sizes()
+        self._elements_of, self._narrow = np.array(sizes, np.float64), np.zeros(len(sizes), bool)
+        for (formats, _), leaves in signatures.items():
+            self._narrow[leaves] = formats.p.compute is FLOAT32.compute
         chunks = [
             np.array(
                 [
@@ -118,6 +127,11 @@ class Plan(Gradients):
         self._signature_of = {leaf: k for k, leaves in enumerate(signatures.values()) for leaf in leaves}
         self.everything = [Work(k, some, self._notes(some, self._flags.stats)) for k, some in enumerate(chunks)]
         self._measured: list[Work] = []
+        self._summing = [
+            one._replace(notes=self._notes(one.chunks, True))
+            for one, flags in zip(self.everything, self._flags_of, strict=True)
+            if flags.summed
+        ]
 
     def _formats_of(self, leaf: int, g_dtype: Any) -> Columns:
         """Return what a leaf's columns rest in where its gradient is of this dtype."""
@@ -196,6 +210,26 @@ class Plan(Gradients):
 
     def _measure(self, work: Sequence[Work], row: Array, squares: bool, largest: bool) -> None:
         raise NotImplementedError
+
+    def sum_up(self) -> Array:
+        """Return (leaves, NOTES): what the kernel adds up over each leaf before a step by the table; change nothing."""
+        self._sum_up(self._summing)
+        return self.sums(self._summing, self.table.row)
+
+    def _sum_up(self, work: Sequence[Work]) -> None:
+        raise NotImplementedError
+
+    def judged(self, leaves: Array, sums: Array, rows: Array) -> Array:
+        """Return (leaves,) float64: the factors of leaves with these sums and rows, by the kernel's own formula."""
+        kernel, numbers, narrow = self._kernel, rows[:, : self.table.width].copy(), self._narrow[leaves]
+        assert kernel.judged is not None
+        with np.errstate(all="ignore"):
+            numbers[narrow] = numbers[narrow].astype(FLOAT32.compute)  # as the walk rounds them
+            values = [
+                np.sqrt(x) if isinstance(each, Euclidean) else x for each, x in zip(kernel.sums, sums.T, strict=False)
+            ]
+            factors: Array = kernel.judged(self._elements_of[leaves], *values, kernel.Coefficients(*numbers.T))
+        return factors
 
     def accumulate(self, totals: Sequence[Array], row: Array, after: Sequence[tuple[Any, Any, Any]]) -> None:
         """Store the gradients in flat arrays where a leaf's row is 0, add them where it is 1; then as launch_some."""

@@ -27,6 +27,7 @@ class Table:
     rows:    (rows, coefficients + carried + chores' numbers) float64.
     counts:  (leaves + 1,) int64: the steps that each leaf has taken; the last is the optimizer's own count.
     carried: (leaves + 1, carried) float64: what the rule accumulates for each leaf, copied from its row by each step.
+    leads:   (leaves,) int64: the first leaf of each leaf's cohort, all of which share this step's coefficients.
     width:   the coefficients of a row, before what the rule carries.
     carries: whether it accumulates anything.
     skipped: the steps left out by skip_nonfinite.
@@ -61,7 +62,7 @@ class Table:
             self.draw()
         self._live: Any = None  # who took the step that leaves were sorted for
         self._cohorts: list[tuple[Group, list[tuple[int, int]]]] = []  # per group, (row's offset, leaf) of each cohort
-        self._leads = np.arange(n)  # per leaf, the first of its cohort
+        self.leads = np.arange(n)
 
     def draw(self) -> None:
         """Let each row say what the random bits of its step depend on, from now on."""
@@ -89,7 +90,7 @@ class Table:
                     numbers = *numbers, *self._riding, float(key(self.seed, count)) if self._drawing else 0.0
                 self._pack(self._memory, at, *numbers)  # 0.3 µs, where NumPy's assignment takes 1
         if self._apart:
-            self.rows[: len(self._leads)] = self.rows[self._leads]
+            self.rows[: len(self.leads)] = self.rows[self.leads]
 
     def sort(self, live: Any) -> None:
         """Let the leaves of a group that have taken the same steps share a row, and those that rest have none.
@@ -114,7 +115,7 @@ class Table:
                     row[leaf] = leaf if self._apart else row[first]
             cohorts.append((group, rows))
         self.row[:] = row
-        self._cohorts, self._leads, self._live = cohorts, leads, live
+        self._cohorts, self.leads, self._live = cohorts, leads, live
 
     @property
     def cohorts(self) -> list[int]:

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from fastadam.kernels.chores import BLOCK, LANES
+from fastadam.kernels.contract import Euclidean
 from fastadam.kernels.formats import FLOAT32, FLOAT64
 
 WIDER: dict[Any, Any] = {FLOAT32.compute: np.float64, FLOAT64.compute: np.longdouble}  # what stands for exact numbers
@@ -57,6 +59,9 @@ class Running:
         low, high = np.sqrt(np.maximum(self.value - self.error, 0)), np.sqrt(self.value + self.error)
         return self._rounded(value, np.maximum(high - value, value - low))
 
+    def __gt__(self, x):
+        return self.value > self._other(x).value
+
     def __neg__(self):
         return Running(-self.value, self.error, self.unit)
 
@@ -81,10 +86,36 @@ def _select(x, a, b):
     return Running(value, np.where(np.abs(x.value) > x.error, error, either), a.unit)
 
 
-def one_step(kernel, dtype, streams, row, host):
+def _where(truth, a, b):
+    a, b = (x if isinstance(x, Running) else Running(np.float64(x), 0.0, None) for x in (a, b))
+    return a if truth else b
+
+
+def _summed(each, x, unit):
+    """Return what a sum over x comes to in float64: each of `depth` additions on an element's way adds a rounding."""
+    depth, size = BLOCK // LANES + np.log2(LANES) + np.ceil(np.log2(max(x.value.size / BLOCK, 1))), np.abs(x.value)
+    errors = np.broadcast_to(x.error, size.shape)
+    if isinstance(each, Euclidean):  # the norm of the errors is the most that they can move it; squares are rounded
+        value, error = np.sqrt((size * size).sum()), np.sqrt((errors * errors).sum())
+        return Running(value, error + (depth + 2) * unit[0] * (value + error), unit)
+    return Running(x.value.sum(), errors.sum() + depth * unit[0] * (size + errors).sum(), unit)
+
+
+def _factor(kernel, arguments, c, unit):
+    """Return the kernel's factor over a leaf of these elements, as `judged` makes it in float64, then rounded."""
+    summands, wide = kernel.step(*arguments, c)[1 + len(kernel.slots) :], Running.arithmetic(np.float64)
+    sums = [_summed(each, x, wide) for each, x in zip(kernel.sums, summands, strict=True)]
+    judged = FunctionType(kernel.judged.__code__, {**kernel.judged.__globals__, "maximum": _maximum, "where": _where})
+    with np.errstate(all="ignore"):
+        factor = judged(float(summands[0].value.size), *sums, c)
+    return Running(factor.value, factor.error + unit[0] * np.abs(factor.value), unit)
+
+
+def one_step(kernel, dtype, streams, row, host, summed=False):
     """Return bounds for (p, *slots) after one step by `kernel` in `dtype` from exact streams (None: absent).
 
     row: the coefficients; host: their relative error before they are rounded to dtype, one number or one for each.
+    summed: whether the rule needs the kernel's sums, of which these streams are a whole leaf.
     A stream that is no longer exact may be a Running.
     """
     unit = Running.arithmetic(dtype)
@@ -95,4 +126,7 @@ def one_step(kernel, dtype, streams, row, host):
     names = {**kernel.element.__globals__, "maximum": _maximum, "sign": _sign, "select": _select}
     element = kernel.element
     running = FunctionType(element.__code__, names, None, element.__defaults__, element.__closure__)
-    return [None if x is None else x.error for x in kernel._replace(element=running).step(*exact, c)]
+    kernel, arguments = kernel._replace(element=running), [*exact, *[0 if summed else None] * len(kernel.sums)]
+    if summed:
+        c = c._replace(factor=_factor(kernel, arguments, c, unit))
+    return [None if x is None else x.error for x in kernel.step(*arguments, c)[: 1 + len(kernel.slots)]]

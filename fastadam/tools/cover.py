@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastadam import methods
+from fastadam import kernels, methods
 from fastadam.arrays.device import HOST, home_of
 from fastadam.arrays.host import Array
 from fastadam.backend import BACKENDS
@@ -119,6 +119,17 @@ def kernels_in_use() -> list[Variant]:
     for variant in variants(maximize=False):
         variant_of.setdefault(_signature(variant), variant)
     return list(variant_of.values())
+
+
+def sums_first(variant: Variant) -> bool:
+    """Return whether its steps need sums over whole leaves first: another cut of the parameters gives other steps."""
+    method, chosen = variant
+    return kernels.ALL[method.rule.kernel].summed(method.rule(**chosen).options)
+
+
+def elementwise() -> list[Variant]:
+    """Return those of kernels_in_use whose steps need no sums: each element steps by itself."""
+    return [variant for variant in kernels_in_use() if not sums_first(variant)]
 
 
 def label(variant: Variant) -> str:

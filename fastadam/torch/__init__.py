@@ -7,6 +7,7 @@ What arrays need too, such as tables, judges, averages and memory checks, belong
 from fastadam.torch.conversion import convert, load_state_from, to_torch_state
 from fastadam.torch.methods import (
     ADOPT,
+    LAMB,
     SGD,
     Adagrad,
     Adam,
@@ -22,6 +23,7 @@ from fastadam.torch.methods import (
 
 __all__ = [
     "ADOPT",
+    "LAMB",
     "SGD",
     "AdEMAMix",
     "Adagrad",

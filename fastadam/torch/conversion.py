@@ -14,7 +14,7 @@ from fastadam.torch.method import OPTIONS
 from fastadam.torch.optimizer import Fast, in_place_of
 
 WRAPPED = "__bnb_optimizer_quant_state__"  # where bitsandbytes keeps what load_state_dict must not cast
-TAKEN = ("lr", "betas", "eps", "weight_decay", "momentum", "alpha", "amsgrad")
+TAKEN = ("lr", "betas", "eps", "weight_decay", "momentum", "alpha", "amsgrad", "bias_correction")
 
 
 def convert(optimizer: torch.optim.Optimizer, **options: Any) -> Fast:
@@ -91,9 +91,9 @@ def load_state_from(opt: Fast, state: dict[str, Any]) -> None:
         )
     taken: dict[int, Any] = {}
     for k, (group, target) in enumerate(zip(state["param_groups"], mine, strict=True)):
-        if not group.get("bias_correction", True):
+        if not group.get("bias_correction", True) and "bias_correction" not in target:
             asked = f"state['param_groups'][{k}]['bias_correction'] is {group['bias_correction']}"
-            raise ValueError(f"{asked}, expected True: no method here leaves the correction out")
+            raise ValueError(f"{asked}, expected True: {type(opt).__name__} never leaves the correction out")
         target.update({name: group[name] for name in TAKEN if name in group and name in target})
         for at, at_theirs, p in zip(target["params"], group["params"], opt.param_groups[k]["params"], strict=True):
             if at_theirs in state["state"]:

@@ -75,6 +75,13 @@ class Lion(Newcomer):
     rule, slots, numbers = rules.Lion, {"m": "exp_avg"}, ()
 
 
+class LAMB(Newcomer):
+    """Steps in Adam's direction as far as each parameter is long, You et al. 2020, Algorithm 2: timm's Lamb with
+    max_grad_norm=None and always_adapt=True."""
+
+    rule, slots = rules.LAMB, MOMENTS
+
+
 class SGD(Fast, torch.optim.SGD):
     rule, slots, numbers = rules.SGD, {"m": "momentum_buffer"}, ()
     by_row = True

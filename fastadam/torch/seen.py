@@ -62,9 +62,9 @@ class Seen:
                 self._shared.append((at, leaf))
             at += len(leaf.memory)
         self._cohorts: list[tuple[int, list[list[Any]]]] = []  # a leaf of each, and where each of its numbers goes
-        rows = table.row.tolist()
+        leads = table.leads.tolist()
         for first in table.cohorts:
-            places = [leaf.places for k, leaf in self.leaves if rows[k] == rows[first]]
+            places = [leaf.places for k, leaf in self.leaves if leads[k] == first]
             self._cohorts.append((first, list(map(list, zip(*places, strict=True)))))
         self._memory: Forms | None = None if self._shared else forms(self._kept)
         self._usual = usual

@@ -17,6 +17,7 @@ from fastadam import kernels
 from fastadam.arrays.host import separate
 from fastadam.backend import choose
 from fastadam.checks import positive
+from fastadam.group import sums_first
 from fastadam.host.addresses import AddressPlan
 from fastadam.host.judge import Judge
 from fastadam.plans.chores import NOTHING, StepInfo
@@ -46,7 +47,7 @@ class Walk:
     def __init__(
         self, opt: Method, members: Sequence[Sequence[tuple[str, Any]]], copies: dict[int, Any], options: Options
     ) -> None:  # fmt: skip
-        choose(self.backend)
+        self._apart = choose(self.backend).judge.apart
         # Between steps a weak reference: in a cycle the state of a deleted optimizer would wait for the collector.
         self._opt: Method = proxy(opt)  # type: ignore[assignment]
         self._weakly = self._opt
@@ -84,6 +85,8 @@ class Walk:
                     raise ValueError(
                         f"{leaf.name} is a DTensor: max_norm, skip_nonfinite and stats would see one shard"
                     )
+                if leaf.shared and self._kernel.summed(rule.options):
+                    raise ValueError(f"{leaf.name} is a DTensor: {opt.rule.__name__} would sum over one shard")
             leaves_of_group = range(len(self.leaves), len(self.leaves) + len(leaves))
             self.groups.append(
                 ParamGroup(rule, f"param_groups[{k}]: ", leaves_of_group, {leaf.wide for leaf in leaves}, limit)
@@ -91,7 +94,8 @@ class Walk:
             self.leaves += leaves
         self._names_of_leaves = [leaf.name.removeprefix("params") for leaf in self.leaves]
         drawing = any(format.draws for leaf in self.leaves for format in (leaf.format, *leaf.formats.values()))
-        self._table = Table(opt.rule, self.groups, self._chores, self._seed, drawing)
+        apart = self._apart and any(map(sums_first, self.groups))
+        self._table = Table(opt.rule, self.groups, self._chores, self._seed, drawing, apart)
         self._plan: Any = self._make_plan(formats)
         self._judge: Any = None if self._plan is None else Judge(self._plan, self._chores, self._names_of_leaves)
         self._params = [leaf.p for leaf in self.leaves]

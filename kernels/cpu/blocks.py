@@ -56,11 +56,16 @@ def _in_halves(builder: Any, vector: Any, combine: Any) -> Any:
 
 def sum_of_squares(builder: Any, kind: Any, address: Any) -> Any:
     """Return the float64 sum of the squares of BLOCK floats of a kind of LLVM's."""
+    return block_sum(builder, kind, address, squared=True)
+
+
+def block_sum(builder: Any, kind: Any, address: Any, squared: bool = False) -> Any:
+    """Return the float64 sum of BLOCK floats of a kind of LLVM's, or of their squares."""
     total, wide = None, ir.VectorType(ir.DoubleType(), LANES)
     for x in _vectors(builder, kind, address):
         x = x if x.type == wide else builder.fpext(x, wide)
-        square = builder.fmul(x, x)
-        total = square if total is None else builder.fadd(total, square)
+        x = builder.fmul(x, x) if squared else x
+        total = x if total is None else builder.fadd(total, x)
     return _in_halves(builder, total, builder.fadd)
 
 
@@ -98,7 +103,8 @@ def put(builder: Any, room: Any, i: Any, x: Any) -> None:
 def scratch(typing, tag):
     """Return the address of room for two blocks, and for one of each slot of 8 bits, on the stack of the function that
     says this; 0 if its tag needs none."""
-    count = 2 + len(coded(tag)) if asked(tag, "stats") or coded(tag) or tag.instance_class is Measure else 0
+    noting = asked(tag, "stats") or asked(tag, "summing") or tag.instance_class is Measure
+    count = 2 + len(coded(tag)) if noting or coded(tag) else 0
 
     def generate(context, builder, signature, args):
         if not count:

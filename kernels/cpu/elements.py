@@ -53,14 +53,21 @@ def element(tag: Any, values: Any, c: Any, x: Any) -> tuple[Any, ...]:
     values: in that order, None for an absent stream, for the copy, which is not read, and for `low`, read with p.
     c, x: the kernel's numbers and the chores'. All of them as tracing.Number.
     """
+    p, slots, _ = stepped(tag, values, c, x)
+    ema = Columns.of(values).ema
+    ema = None if ema is None else average(ema, p, x)
+    return Columns(p, p.like(0), tuple(slots), ema, copy=p).row
+
+
+def stepped(tag: Any, values: Any, c: Any, x: Any) -> tuple[Any, Any, Any]:
+    """Return p, the slots and what is added up before, of one element's step by the kernel alone."""
     old = Columns.of(values)
     g = old.g
     if asked(tag, "limit"):
         g, c = clip(c.grad_scale * g, x.max_value), c._replace(grad_scale=g.like(1))
     kernel = KERNEL_OF[tag.instance_class]
-    p, *slots = kernel.switched(name for name in kernel.switches if asked(tag, name)).step(old.p, g, *old.slots, c)
-    ema = None if old.ema is None else average(old.ema, p, x)
-    return Columns(p, p.like(0), tuple(slots), ema, copy=p).row
+    kernel = kernel.switched(name for name in kernel.switches if asked(tag, name))
+    return kernel.stepped(asked(tag, "summed"), g.like(0), old.p, g, old.slots, c)
 
 
 def added(values: Any, fresh: Any) -> tuple[Any, ...]:

@@ -7,12 +7,15 @@ from numba import types
 from numba.extending import intrinsic
 
 from ..chores import BLOCK
+from ..contract import Euclidean
 from ..formats import format_of
-from .blocks import difference, each, largest, put, sum_of_squares
-from .elements import asked, columns, storage
+from .blocks import block_sum, difference, each, largest, put, sum_of_squares
+from .elements import KERNEL_OF, asked, columns, stepped, storage
 from .formats import TEXTS
-from .memory import at_rest, value_of
+from .memory import at_rest, kinds, scoped, unpacked, value_of, values_of
 from .words import I64, place
+
+SCOPES = 15, 14  # of what scratch holds to be added up: behind those of streams
 
 
 def _kind(tag: Any) -> Any:
@@ -96,3 +99,52 @@ def after(typing, tag, base, start, end, room, note):
         return context.get_dummy_value()
 
     return types.void(tag, base, *[types.uint64] * 4), generate
+
+
+def _room(builder: Any, room: Any, k: int) -> Any:
+    """Return the address of scratch for a block of the k-th of what is added up."""
+    return builder.add(room, I64(8 * BLOCK * k))
+
+
+@intrinsic
+def laid_from(typing, tag, room, start):
+    """Return scratch for a block that begins at element `start`, less what that adds to an address."""
+
+    def generate(context, builder, signature, args):
+        _, room, start = args
+        return builder.sub(room, builder.mul(start, I64(storage(tag)[0][1].compute.itemsize)))
+
+    return types.uint64(tag, types.uint64, types.uint64), generate
+
+
+@intrinsic
+def lay(typing, tag, streams, i, c, x, room):
+    """Put what element i adds to each sum into scratch; see laid_from."""
+
+    def generate(context, builder, signature, args):
+        _, streams, i, c, x, room = args
+        values = values_of(builder, tag, at_rest(builder, streams, i))
+        c, x = (unpacked(builder, *both) for both in zip((c, x), kinds(tag), strict=True))
+        _, _, summands = stepped(tag, values, c, x)
+        for k, (scope, summand) in enumerate(zip(SCOPES, summands, strict=False)):
+            at = place(builder, _room(builder, room, k), _kind(tag), i)
+            scoped(builder, builder.store(summand.value, at), scope)
+        return context.get_dummy_value()
+
+    return types.void(tag, streams, types.uint64, c, x, types.uint64), generate
+
+
+@intrinsic
+def summed(typing, tag, room, n, note):
+    """Note the sums of a block, of which scratch holds n numbers each, filled up with zeros."""
+
+    def generate(context, builder, signature, args):
+        _, room, n, note = args
+        for k, one in enumerate(KERNEL_OF[tag.instance_class].sums):
+            at = _room(builder, room, k)
+            with each(builder, n, I64(BLOCK)) as i:
+                put(builder, at, i, ir.Constant(_kind(tag), 0.0))
+            _note(builder, note, k, block_sum(builder, _kind(tag), at, squared=isinstance(one, Euclidean)))
+        return context.get_dummy_value()
+
+    return types.void(tag, *[types.uint64] * 3), generate

@@ -24,7 +24,7 @@ from .codes import closed, opened
 from .elements import Accumulate, Measure, asked, coded
 from .memory import add, bases, coefficients, first_index, key, move, numbers, random_end, random_start
 from .pairs import move_two, paired
-from .statistics import after, before, measured
+from .statistics import after, before, laid_from, lay, measured, summed
 from .words import call_piece, call_workers, put_word, take, word
 
 log = logging.getLogger("fastadam")
@@ -118,6 +118,31 @@ def _step(tag):
     return step
 
 
+def _sum(tag):
+    """Return the piece that adds up what a step must know of whole leaves first."""
+    tag = tag.value
+
+    def sum_up(job, low, high):
+        table, columns, rows = word(job, TABLE), word(job, COLUMNS), word(job, ROWS)
+        width, room = WORD * word(job, NUMBERS), scratch(tag)
+        for k in range(low, high):
+            chunk = word(job, CHUNKS) + CHUNK * k
+            leaf, first, n = word(chunk, LEAF), word(chunk, FIRST), u64(word(chunk, COUNT))
+            r, note = word(word(job, ROW), leaf), u64(word(job, NOTES_AT) + NOTE * k * word(job, BLOCKS))
+            if r >= 0:
+                c, x = coefficients(tag, rows + width * r), numbers(tag, rows + width * (r + 1))
+                base = bases(tag, table, columns, leaf, first, word(chunk, G_LEAF), word(chunk, G_FIRST))
+                for start in range(u64(0), n, BLOCK):
+                    end = min(n, start + BLOCK)
+                    streams = opened(tag, base, room, start, end)
+                    laid = laid_from(tag, room, start)
+                    for i in range(start, end):
+                        lay(tag, streams, i, c, x, laid)
+                    summed(tag, room, end - start, note + u64(NOTE) * (start // BLOCK))
+
+    return sum_up
+
+
 def _measure(tag):
     """Return the piece that sums squares of gradients and finds their largest magnitudes."""
     tag = tag.value
@@ -200,7 +225,8 @@ def piece(tag: Any) -> int:
     """Return the address of the piece for a tag, compiled or loaded now."""
     kind = numba.typeof(tag)
     if kind not in pieces:
-        function = {Measure: _measure, Accumulate: _accumulate}.get(type(tag), _step)(Tagged(tag, kind))
+        write = {Measure: _measure, Accumulate: _accumulate}.get(type(tag), _sum if asked(kind, "summing") else _step)
+        function = write(Tagged(tag, kind))
         # Numba tells namesakes apart by a count that every process begins anew; of two in code from the disk one wins.
         function.__qualname__ = f"{function.__name__}_{sha256(str(kind).encode()).hexdigest()[:16]}"
         pieces[kind] = native(function.__name__, function, types.void(*[types.int64] * 3), of=str(kind), for_c=True)

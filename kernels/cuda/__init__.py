@@ -12,7 +12,7 @@ from .. import ALL
 from ..chores import BLOCK, LANES
 from ..codes import BYTES, DRAWN, GROUP, LARGE, LAST, PART, REACH, SHIFT, TINY, TO, TWO
 from ..codes import LANES as IN_ROW
-from ..contract import Slot
+from ..contract import Euclidean, Kernel, Slot
 from ..formats import BFLOAT16, CODES, FLOAT16, FLOAT32, FLOAT64, MIX, Format, format_of, is_drawn, is_signed
 
 THREADS = 128  # a block; 512 float32 elements a chunk, so that 100,000 fill the 132 multiprocessors of an H100
@@ -36,7 +36,7 @@ def text_of(format: Format | None, slot: Slot | None = None, number: int = 0) ->
     return f"{FORMATS[format]}_slot" if drawn else FORMATS[format]
 
 
-FLAGS = "limit", "clear", "scaled", "noted", "more", "drawn"
+FLAGS = "limit", "clear", "scaled", "noted", "more", "drawn", "summed", "summing"
 
 
 class Riding(NamedTuple):
@@ -51,11 +51,13 @@ class Riding(NamedTuple):
     copy: Format | None = None
     more: bool = False  # rows and tables are as where other leaves have chores
     drawn: bool = False  # rows and tables say what random bits depend on
+    summed: bool = False  # the kernel's sums are there, and what was made of them is its factor
+    summing: bool = False  # they are added up, and nothing is stored
 
     @property
     def rides(self) -> bool:
         """Return whether any chore is done."""
-        flags = self.limit, self.clear, self.scaled, self.noted
+        flags = self.limit, self.clear, self.scaled, self.noted, self.summed
         return any(flags) or self.ema is not None or self.copy is not None
 
     @property
@@ -93,9 +95,9 @@ class Instantiation(NamedTuple):
 
     @property
     def blocked(self) -> bool:
-        """Return whether it has statistics or slots of 8 bits, for which each block of BLOCK elements is stepped in
-        phases."""
-        return self.chores.noted or any(format is not None and format.block > 1 for format in self.streams)
+        """Return whether it notes something or has slots of 8 bits: then each block of BLOCK is stepped in phases."""
+        blocks = any(format is not None and format.block > 1 for format in self.streams)
+        return self.chores.noted or self.chores.summing or blocks
 
     @property
     def chunk(self) -> int:
@@ -106,6 +108,11 @@ class Instantiation(NamedTuple):
     def threads(self) -> int:
         """Return the threads of a block."""
         return BLOCK // self.width if self.blocked else THREADS
+
+    @property
+    def sums(self) -> "Instantiation":
+        """Return what adds up the sums that this one needs."""
+        return self._replace(chores=self.chores._replace(summing=True, clear=False, noted=False, ema=None, copy=None))
 
     @property
     def name(self) -> str:
@@ -126,21 +133,30 @@ class Instantiation(NamedTuple):
         """Return the line that instantiates it."""
         macro = "STEP_ROWS" if self.table == "Rows" else "STEP_IN_PHASES" if self.blocked else "STEP"
         table = [] if self.table == "Rows" else [self.table]
+        return f"{macro}({', '.join([self.name, *table, self.chores.types, self.type, *self._types])})\n"
+
+    @property
+    def type(self) -> str:
+        """Return the kernel's CUDA type, a template of its switches where it has any."""
         switches = ALL[self.kernel].switches if self.kernel in ALL else ()
-        which = f"<{', '.join(str(name in self.on).lower() for name in switches)}>" * bool(switches)
-        return f"{macro}({', '.join([self.name, *table, self.chores.types, self.kernel + which, *self._types])})\n"
+        return self.kernel + f"<{', '.join(str(name in self.on).lower() for name in switches)}>" * bool(switches)
 
 
 class Pass(NamedTuple):
-    """Names CARRY, or a kernel of norm.cu: ADD_UP, JUDGE, TOTALS, ADVANCE_UNLESS, or MEASURE with its table and
-    types."""
+    """Names CARRY, WEIGH with its table, kernel and type, or a kernel of norm.cu: ADD_UP, JUDGE, TOTALS,
+    ADVANCE_UNLESS, or MEASURE with its table and types."""
 
     macro: str
     arguments: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
-        return "_".join([self.macro.lower(), *self.arguments])
+        return "_".join([self.macro.lower(), *(re.sub(r"\W+", "_", each).strip("_") for each in self.arguments)])
+
+    @property
+    def kernels(self) -> list[str]:
+        """Return the names of the kernels among its arguments."""
+        return [name for each in self.arguments if (name := each.partition("<")[0]) in ALL]
 
     @property
     def text(self) -> str:
@@ -168,6 +184,16 @@ def _coding() -> str:
     )
 
 
+def _sums(kernel: Kernel) -> str:
+    """Return what contract.py says of a kernel's sums."""
+    if not kernel.sums:
+        return ""
+    norms = sum(isinstance(each, Euclidean) << k for k, each in enumerate(kernel.sums))
+    of = f"{kernel.name}<{', '.join(kernel.switches)}>" if kernel.switches else kernel.name
+    numbers = f"static constexpr int count = {len(kernel.sums)}, norms = {norms};"
+    return f"template <{', '.join(f'bool {name}' for name in kernel.switches)}>\nstruct Sums<{of}> {{\n{numbers}\n}};\n"
+
+
 def _exact(number: Any) -> str:
     """Return a float32 as CUDA reads it."""
     return f"{float(number).hex()}f"
@@ -177,12 +203,16 @@ def source(steps: Sequence[Instantiation | Pass]) -> str:
     """Return the program that holds these steps and `advance`. One text without #include: CuPy's cache looks at no
     other."""
     folder = Path(__file__).parent
-    kernels = sorted({step.kernel for step in steps if isinstance(step, Instantiation)})
-    files = [
-        folder / "ieee.cuh", folder / "formats.cuh", folder / "chores.cuh", folder / "norm.cuh", folder / "codes.cuh",
-        *((folder if name == "accumulate" else folder.parent / name) / f"{name}.cuh" for name in kernels),
-        folder / "traversal.cu", folder / "rows.cu", folder / "carry.cu", folder / "norm.cu",
-    ]  # fmt: skip
+    kernels = sorted(
+        {step.kernel for step in steps if isinstance(step, Instantiation)}
+        | {name for step in steps if isinstance(step, Pass) for name in step.kernels}
+    )
+    first = ["ieee.cuh", "formats.cuh", "chores.cuh", "norm.cuh", "codes.cuh"]
+    of_kernels = [(folder if name == "accumulate" else folder.parent / name) / f"{name}.cuh" for name in kernels]
+    last = ["traversal.cu", "rows.cu", "carry.cu", "norm.cu"]
+    texts = [file.read_text() for file in [*(folder / name for name in first), *of_kernels]]
+    texts += [_sums(ALL[name]) for name in kernels if name in ALL]
+    texts += [(folder / name).read_text() for name in last]
     head = f"constexpr int WORDS = {WORDS}, BLOCK = {BLOCK}, LANES = {LANES};\n"
     head += f"constexpr unsigned MIX0 = {MIX[0]}u, MIX1 = {MIX[1]}u, MIX2 = {MIX[2]}u;\n" + _coding()
-    return head + "".join(file.read_text() for file in files) + "ADVANCE\n" + "".join(step.text for step in steps)
+    return head + "".join(texts) + "ADVANCE\n" + "".join(step.text for step in steps)

@@ -43,13 +43,21 @@ struct If<true, T> : T {};
 template <class C, class... More>
 struct RowOf : C, More... {};
 
-// What norm.cu found out about a leaf's gradient: multiply it by both, or leave everything as it is.
+// What norm.cu found out about a leaf: multiply its gradient by both, or leave everything as it is; and the factor that
+// the kernel's sums over it give.
 struct Ruling {
     f64 scale, factor;
     i64 skip;
+    f64 judged;
 };
 
-constexpr int LIMIT = 1, CLEAR = 2, SCALED = 4, NOTED = 8, MORE = 16, DRAWN = 32;
+// Of a kernel's sums, as its SUMS say: how many there are, and which of them are norms, by bits.
+template <class K>
+struct Sums {
+    static constexpr int count = 0, norms = 0;
+};
+
+constexpr int LIMIT = 1, CLEAR = 2, SCALED = 4, NOTED = 8, MORE = 16, DRAWN = 32, SUMMED = 64, SUMMING = 128;
 
 template <int flags, class Average, class Short>
 struct Chores {
@@ -57,8 +65,10 @@ struct Chores {
     using Copy = Short;
     static constexpr bool limit = flags & LIMIT, clear = flags & CLEAR, scaled = flags & SCALED, noted = flags & NOTED;
     static constexpr bool drawn = flags & DRAWN;
+    // SUMMED: the kernel's sums are there, and the leaf's Ruling has the factor. SUMMING: add them up, and store nothing.
+    static constexpr bool summed = flags & SUMMED, summing = flags & SUMMING;
     // MORE: rows and tables are as where other leaves have chores.
-    static constexpr bool any = flags & (LIMIT | CLEAR | SCALED | NOTED | MORE) || there<Ema> || there<Copy>;
+    static constexpr bool any = flags & (LIMIT | CLEAR | SCALED | NOTED | MORE | SUMMED) || there<Ema> || there<Copy>;
     // In the table of addresses, behind the slots: the average, the copy, the leaf's Ruling, the signature's notes; then
     // what p's other bits rest in; then the index of the leaf's first element.
     template <class P>

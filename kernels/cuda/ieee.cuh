@@ -80,6 +80,8 @@ DEVICE unsigned short half_of(f32 a) { return __builtin_bit_cast(unsigned short,
 #undef ARITHMETIC
 DEVICE f64 widen(f64 a) { return a; }
 
+DEVICE f64 where(bool truth, f64 a, f64 b) { return truth ? a : b; }
+
 // As kernels/contract.py defines them: NaN if either is NaN, b where they are equal; +0 for either zero; b below zero.
 #define CHOICES(real) \
     DEVICE real maximum(real a, real b) { return a > b || a != a ? a : b; } \

@@ -102,7 +102,7 @@ DEVICE void judge(const Case& c, int threads) {
         const bool skip = c.asked[2] > 0 && c.found[1] > 0;
         for (i64 k = 0; k < c.groups; ++k)
             for (i64 leaf = c.group_from[k] + thread; leaf < c.group_from[k + 1]; leaf += threads)
-                c.rulings[leaf] = {c.asked[1], c.found[2 + k], skip};
+                c.rulings[leaf] = {c.asked[1], c.found[2 + k], skip, 1};
     });
 }
 

@@ -24,6 +24,12 @@ struct Lane {
         for (int k = 1; k < BLOCK / LANES; ++k) total = total + widen(x[k]) * widen(x[k]);
         return total;
     }
+    DEVICE f64 sum() const {
+        f64 total = widen(x[0]);
+#pragma unroll
+        for (int k = 1; k < BLOCK / LANES; ++k) total = total + widen(x[k]);
+        return total;
+    }
     DEVICE f64 largest() const {
         real most = abs(x[0]);
 #pragma unroll
@@ -73,14 +79,56 @@ struct Noted {
     }
 };
 
+// What one block's elements add to each of a kernel's sums.
+template <class real, class K>
+struct Summed {
+    static constexpr int count = Sums<K>::count;
+    real of[count][BLOCK];
+    Lanes<count + 1> lanes;
+    DEVICE void clear(int first, int n) {
+        for (int j = 0; j < count; ++j)
+            for (int i = first; i < first + n; ++i) of[j][i] = 0;
+    }
+    DEVICE void sum(int threads, Note* note) {
+        together(threads, [&](int thread) {
+            for (int k = thread; k < count * LANES; k += threads) {
+                Lane<real> own;
+#pragma unroll
+                for (int j = 0; j < BLOCK / LANES; ++j) own.x[j] = of[k / LANES][k % LANES + j * LANES];
+                lanes.of[k / LANES][k % LANES] = Sums<K>::norms >> k / LANES & 1 ? own.squares() : own.sum();
+            }
+            for (int k = thread; k < LANES; k += threads) lanes.of[count][k] = 0;
+        });
+        lanes.combine(threads);
+        together(threads, [&](int thread) {
+            if (thread == 0) *note = {lanes.of[0][0], count > 1 ? lanes.of[count - 1][0] : f64(0), 0, 0};
+        });
+    }
+};
+
+template <bool summing, class real, class K>
+struct NotesOf {
+    using Type = Noted<real>;
+};
+template <class real, class K>
+struct NotesOf<true, real, K> {
+    using Type = Summed<real, K>;
+};
+
 // One thread's place in it: from `first` on, where those from low to high are its own.
-template <class real>
+template <class Notes>
 struct Room {
-    Noted<real>* noted;
+    Notes* noted;
     int first, low, high;
+    template <class real>
+    DEVICE void add(int sum, int k, real x) const {
+        if (low <= k && k < high) noted->of[sum][first + k] = x;
+    }
+    template <class real>
     DEVICE void before(int k, real g, real p) const {
         if (low <= k && k < high) noted->g[first + k] = g, noted->p[first + k] = p;
     }
+    template <class real>
     DEVICE void after(int k, real p) const {
         if (low <= k && k < high) noted->update[first + k] = p - noted->p[first + k], noted->p[first + k] = p;
     }

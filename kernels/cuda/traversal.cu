@@ -140,13 +140,34 @@ DEVICE constexpr int width_of() {
     return most < 32 / int(sizeof(real)) ? most : 32 / int(sizeof(real));
 }
 
+template <bool there, class real>
+struct Summand {
+    using Type = None;
+};
+template <class real>
+struct Summand<true, real> {
+    using Type = real;
+};
+
+// The kernel's element, and what it adds to each sum.
+template <class On, class K, class Room, class real, class C, class... S>
+DEVICE void move(const Room& room, int k, real& p, real g, const C& c, S&... slots) {
+    typename Summand<On::summed, real>::Type one{}, two{};
+    if constexpr (Sums<K>::count == 0) K::element(p, g, slots..., c);
+    else if constexpr (Sums<K>::count == 1) K::element(p, g, slots..., one, c);
+    else K::element(p, g, slots..., one, two, c);
+    if constexpr (On::summing) room.add(0, k, one);
+    if constexpr (On::summing && Sums<K>::count == 2) room.add(1, k, two);
+}
+
 // The step itself, and the chores that ride along. draws(k): the random bits of the element of that number.
 template <class On, class K, int W, class C, class Draws, class Room, class Ema, class Copy, class P, class G, class... S>
 DEVICE void elements(const C& c, const Draws& draws, const Room& room, Ema& ema, Copy& copy, P& p, G& g, S&... slots) {
 #pragma unroll
     for (int k = 0; k < W; ++k) {
         if constexpr (On::noted) room.before(k, g.now[k], p.now[k]);
-        K::element(p.now[k], On::gradient(g.now[k], c), slots.now[k]..., On::numbers(c));
+        move<On, K>(room, k, p.now[k], On::gradient(g.now[k], c), On::numbers(c), slots.now[k]...);
+        if constexpr (On::summing) continue;
         if constexpr (there<typename On::Ema>) ema.now[k] = average(ema.now[k], p.now[k], c), ema.close(k, 0);
         if constexpr (there<typename On::Copy>) copy.now[k] = p.now[k], copy.close(k, 0);
         const unsigned random = draws(c, k);
@@ -170,6 +191,7 @@ DEVICE void walk(bool all, int low, int high, const C& c, u64 at, const Room& ro
     ema.load(all, low, high);
     p.open(), g.open(), (slots.open(), ...), ema.open();
     elements<On, K, W>(c, typename On::Draws{at, all}, room, ema, copy, p, g, slots...);
+    if constexpr (On::summing) return;
     p.store(all, low, high), (slots.store(all, low, high), ...), ema.store(all, low, high), copy.store(all, low, high);
     if constexpr (On::clear) g.clear(), g.store(all, low, high);
 }
@@ -203,7 +225,7 @@ struct Share {
 
 // Whether blocks begin at multiples of BLOCK, wherever p lies.
 template <class On, class... S>
-constexpr bool in_blocks = On::noted || (coded<S> || ...);
+constexpr bool in_blocks = On::noted || On::summing || (coded<S> || ...);
 
 // What a block's phases after its step must know: whether it took one, and what its random bits begin with.
 struct Begun {
@@ -213,7 +235,7 @@ struct Begun {
 
 template <class Table, class On, class K, class real, class P, class G, class... S>
 DEVICE void step(const Chunk* chunks, const u64* leaves, const Table& table, const Window& window, i64 block, int thread,
-                 Noted<real>* noted = nullptr, Begun* begun = nullptr) {
+                 typename NotesOf<On::summing, real, K>::Type* noted = nullptr, Begun* begun = nullptr) {
     using C = typename On::template Row<typename K::template Coefficients<real>, real>;
     constexpr int W = width_of<real, P, G, S...>(), width = sizeof(C) / sizeof(real);
     const Chunk chunk = chunks[block];
@@ -243,31 +265,35 @@ DEVICE void step(const Chunk* chunks, const u64* leaves, const Table& table, con
         }
         encode(c.value() * ruling.scale * ruling.factor, c.grad_scale);
     }
+    if constexpr (On::summed && !On::summing)
+        encode(static_cast<const Ruling*>(__cvta_global_to_generic(own[1 + sizeof...(S) + 2]))->judged, c.factor);
     if (in_blocks<On, S...> && thread == 0) *begun = {true, On::fold(c)};
-    const Room<real> room{noted, share.i, share.low, share.high};
+    const Room<typename NotesOf<On::summing, real, K>::Type> room{noted, share.i, share.low, share.high};
     visit<On, P, K, W>(own, table.words[chunk.leaf], chunk.first + share.i, share.low, share.high, c, room,
                        Stream<real, W, typename On::Ema>(), Stream<real, W, typename On::Copy>(), Stream<real, W, P>(),
                        Stream<real, W, G>(), Stream<real, W, S>()...);
 }
 
-// A step of one block with statistics, or with slots of 8 bits.
+// A step of one block with statistics, or with slots of 8 bits; or what it adds to sums.
 template <class Table, class On, class K, class real, class P, class G, class... S>
 DEVICE void step_in_phases(const Chunk* chunks, const u64* leaves, const Table& table, const Window& window, i64 block,
                            int threads) {
     constexpr int W = width_of<real, P, G, S...>();
     const Chunk chunk = chunks[block];
     const u64* own = leaves + chunk.leaf * i64(1 + sizeof...(S) + On::template columns<P>);
-    Noted<real>* noted = nullptr;
-    if constexpr (On::noted) noted = &shared<Noted<real>>();
+    using Notes = typename NotesOf<On::summing, real, K>::Type;
+    constexpr bool packing = (coded<S> || ...) && !On::summing, noting = On::noted || On::summing;
+    Notes* noted = nullptr;
+    if constexpr (noting) noted = &shared<Notes>();
     Begun& begun = shared<Begun>();
     together(threads, [&](int thread) {
         if (thread == 0) begun = {false, 0};
-        if constexpr (On::noted) noted->clear(thread * W, W);
+        if constexpr (noting) noted->clear(thread * W, W);
         // Beyond a leaf's end zeros wait.
-        if ((coded<S> || ...) && thread * W >= chunk.n) (Packing<S, W>::fill(thread), ...);
+        if (packing && thread * W >= chunk.n) (Packing<S, W>::fill(thread), ...);
         else step<Table, On, K, real, P, G, S...>(chunks, leaves, table, window, block, thread, noted, &begun);
     });
-    if constexpr ((coded<S> || ...)) {
+    if constexpr (packing) {
         together(threads, [&](int thread) {
             if (!begun.stepped || thread % 32 >= BLOCK / Coding::GROUP) return;
             int slot = 0;  // the scales of each are made by a warp of its own
@@ -280,8 +306,42 @@ DEVICE void step_in_phases(const Chunk* chunks, const u64* leaves, const Table& 
                 (Packing<S, W>::write(thread, own[column++], chunk.first, begun.fold, index), ...);
         });
     }
-    if constexpr (On::noted)
+    if constexpr (noting)
         noted->sum(threads, static_cast<Note*>(__cvta_global_to_generic(own[1 + sizeof...(S) + 3])) + block);
+}
+
+// A leaf that is weighed: its elements, the first of its notes, and where its Ruling lies.
+struct Weighed {
+    i64 n, note;
+    u64 ruling;
+};
+
+DEVICE f64 sum_of(const Note& note, int k, bool norm) {
+    const f64 sum = k == 0 ? note.squares_of_g : note.squares_of_p;
+    return norm ? sqrt(sum) : sum;
+}
+
+// Let a leaf's Ruling have the factor that the kernel makes of its sums.
+template <class Table, class K, class real>
+DEVICE void weigh(const Weighed* leaves, const Table& table, const Window& window, i64 width, const Note* notes, i64 leaf) {
+    using C = typename K::template Coefficients<real>;
+    using Wide = typename K::template Coefficients<f64>;
+    if (leaf >= table.leaves) return;
+    const i64 row = reinterpret_cast<const int*>(table.words + table.leaves)[leaf], now = window.rows ? window.at[0] : 0;
+    if (row < 0 || (window.rows && now >= window.at[1]) || leaves[leaf].note < 0) return;
+    const real* rows = window.rows
+        ? static_cast<const real*>(window.rows) + now * window.width
+        : reinterpret_cast<const real*>(table.words + table.leaves + (table.leaves + 1) / 2);
+    const C c = coefficients<C>(rows + row * width);
+    Wide wide;
+#pragma unroll
+    for (int k = 0; k < int(sizeof(C) / sizeof(real)); ++k)
+        reinterpret_cast<f64*>(&wide)[k] = widen(reinterpret_cast<const real*>(&c)[k]);
+    const Note note = notes[leaves[leaf].note];
+    const f64 n = double(leaves[leaf].n), one = sum_of(note, 0, Sums<K>::norms & 1), two = sum_of(note, 1, Sums<K>::norms & 2);
+    f64& judged = static_cast<Ruling*>(__cvta_global_to_generic(leaves[leaf].ruling))->judged;
+    if constexpr (Sums<K>::count == 1) judged = K::judged(n, one, wide);
+    else judged = K::judged(n, one, two, wide);
 }
 
 #ifndef STEP  // tests have one of their own, which loops over blocks and threads on the host
@@ -297,6 +357,13 @@ DEVICE void step_in_phases(const Chunk* chunks, const u64* leaves, const Table& 
                                     const __grid_constant__ Table table,                             \
                                     const __grid_constant__ Window window) {                         \
         step_in_phases<Table, __VA_ARGS__>(chunks, leaves, table, window, blockIdx.x, blockDim.x);   \
+    }
+#define WEIGH(name, Table, K, real)                                                                  \
+    extern "C" __global__ void name(const Weighed* leaves, const __grid_constant__ Table table,      \
+                                    const __grid_constant__ Window window, i64 width,                \
+                                    const Note* notes) {                                             \
+        weigh<Table, K, real>(leaves, table, window, width, notes,                                   \
+                              blockIdx.x * i64(blockDim.x) + threadIdx.x);                           \
     }
 #define ADVANCE \
     extern "C" __global__ void advance(i64* at) { *at += 1; }

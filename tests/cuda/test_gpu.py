@@ -11,7 +11,7 @@ import sys
 import cuda_host
 import numpy as np
 import pytest
-from cases import METHODS, hostile, kernels_in_use, label, same_bits, variants
+from cases import METHODS, elementwise, hostile, kernels_in_use, label, same_bits, variants
 from test_bits import gradients_like, tree_of_offsets
 
 # Collected here once more, with this module's cupy and its marks.
@@ -89,7 +89,7 @@ def test_tables_that_are_uploaded_reach_the_right_step(cupy):
 
 @pytest.mark.parametrize("semantics", ["lazy", "exact"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=label)
-@pytest.mark.parametrize("case", kernels_in_use(), ids=label)
+@pytest.mark.parametrize("case", elementwise(), ids=label)
 def test_rows_have_numpys_bits(case, dtype, semantics, cupy):
     """Steps ahead of the device, of sizes from nothing to thousands of rows, each row several times."""
     method, chosen = case

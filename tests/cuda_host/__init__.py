@@ -11,10 +11,10 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from fastadam import kernels
-from fastadam.kernels.cuda import PASSES, Instantiation, Pass, Riding, source
+from fastadam.kernels.cuda import PASSES, Instantiation, Pass, Riding, source, text_of
 from fastadam.kernels.formats import DTYPES, FORMATS, format_of, is_drawn
 from fastadam.plans.storage import Storage
-from fastadam.tools.cover import Stored, chores, kernels_in_use, label, stored, variants
+from fastadam.tools.cover import Stored, chores, kernels_in_use, label, stored, sums_first, variants
 
 SHIM = Path(__file__).parent / "shim.h"
 COMPILER = shutil.which("g++")
@@ -55,18 +55,29 @@ def on(variant):
     return kernels.ALL[method.rule.kernel].switched(method.rule(**chosen).options).on
 
 
+def launched(variant, step):
+    """What is launched for a step of a method: what adds up its sums before, where it has any; no rows then."""
+    step = step._replace(on=on(variant))
+    if not sums_first(variant):
+        return [step]
+    step = step._replace(chores=step.chores._replace(summed=True))
+    weigh = Pass("WEIGH", (step.table, step.type, text_of(format_of(step.real))))
+    return [] if step.table == "Rows" else [step, step.sums, weigh]
+
+
 @cache
 def steps():
     """Every instantiation that the methods need, and those of `chored`."""
     found = []
     for variant, dtype in product(kernels_in_use(), DTYPES):
         name, streams = streams_of(variant, dtype)
-        found += [Instantiation(name, table, streams, on=on(variant)) for table in ("ByValue", "Uploaded", "Rows")]
+        for table in ("ByValue", "Uploaded", "Rows"):
+            found += launched(variant, Instantiation(name, table, streams))
     for k, variant, dtype, asked in chored():
         name, streams = streams_of(variant, dtype)
         own = riding(asked, dtype, k % 3 == 0)
-        found.append(Instantiation(name, "ByValue", streams, own, on=on(variant)))
-        found.append(Instantiation(name, "Rows", streams, own._replace(scaled=False, noted=False), on=on(variant)))
+        found += launched(variant, Instantiation(name, "ByValue", streams, own))
+        found += launched(variant, Instantiation(name, "Rows", streams, own._replace(scaled=False, noted=False)))
     return tuple(dict.fromkeys([*found, *PASSES]))
 
 
@@ -88,18 +99,11 @@ def covering():
 @cache
 def covering_steps():
     """What is launched for them."""
-    return tuple(
-        dict.fromkeys(
-            Instantiation(
-                *streams_of(variant, dtype)[:1],
-                "ByValue",
-                streams_of(variant, dtype)[1],
-                riding(asked, dtype, grouped),
-                on=on(variant),
-            )
-            for variant, dtype, asked, grouped, _ in covering()
-        )
-    )
+    found = []
+    for variant, dtype, asked, grouped, _ in covering():
+        name, streams = streams_of(variant, dtype)
+        found += launched(variant, Instantiation(name, "ByValue", streams, riding(asked, dtype, grouped)))
+    return tuple(dict.fromkeys(found))
 
 
 @cache
@@ -131,7 +135,7 @@ def stored_step(variant, one, asked, **changed):
 @cache
 def stored_steps():
     """Every instantiation that tests of formats need."""
-    found = [stored_step(*case) for case in stored_cases()]
+    found = [step for case in stored_cases() for step in launched(case[0], stored_step(*case))]
     adam = next(variant for variant in kernels_in_use() if label(variant) == "Adam")
     for g in ("float64", "float16"):
         found.append(stored_step(adam, Stored("float32", g), dict.fromkeys(chores()[0])))

@@ -74,6 +74,13 @@ const T& argument(void** arguments, int k) {
     extern "C" void name(i64 blocks, int threads, void** arguments) {                                                 \
         for (i64 k = 0; k < blocks * threads; ++k) step_rows<__VA_ARGS__>(argument<Rows>(arguments, 0), k);           \
     }
+#define WEIGH(name, Table, K, real)                                                                                   \
+    extern "C" void name(i64 blocks, int threads, void** arguments) {                                                 \
+        for (i64 k = 0; k < blocks * threads; ++k)                                                                    \
+            weigh<Table, K, real>(argument<const Weighed*>(arguments, 0), argument<Table>(arguments, 1),              \
+                                  argument<Window>(arguments, 2), argument<i64>(arguments, 3),                        \
+                                  argument<const Note*>(arguments, 4), k);                                            \
+    }
 #define WALK                                                                                                          \
     extern "C" void walk(i64 blocks, int threads, void** arguments) {                                                 \
         for (i64 block = 0; block < blocks; ++block)                                                                  \

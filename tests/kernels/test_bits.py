@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from cases import LARGE, SIZES, hostile, kernels_in_use, label, same_bits, state_arrays
+from cases import LARGE, SIZES, elementwise, hostile, kernels_in_use, label, same_bits, state_arrays
 
 import fastadam as fa
 
@@ -70,7 +70,7 @@ def test_numba_equals_numpy_at_every_size_and_offset(case, dtype):
 
 
 @pytest.mark.parametrize("backend", ["numpy", "numba"])
-@pytest.mark.parametrize("case", kernels_in_use(), ids=label)
+@pytest.mark.parametrize("case", elementwise(), ids=label)
 def test_splitting_into_arrays_changes_nothing(case, backend):
     method, chosen = case
     rng = np.random.default_rng(8)

@@ -21,10 +21,11 @@ def test_an_element_is_its_equation_and_no_more(kernel):
     tree = ast.parse(inspect.getsource(kernel.element))
     (function,) = tree.body
     arguments = [a.arg for a in function.args.args]
-    assert arguments == ["p", "g", *(slot.name for slot in kernel.slots), "c", *kernel.switches]
+    numbers = [each.name for each in (*kernel.slots, *kernel.sums)]
+    assert arguments == ["p", "g", *numbers, "c", *kernel.switches]
     assert [x.value for x in function.args.defaults] == [False] * len(kernel.switches)
     assert isinstance(function.body[-1], ast.Return)
-    assert [x.id for x in function.body[-1].value.elts] == ["p", *(slot.name for slot in kernel.slots)]
+    assert [x.id for x in function.body[-1].value.elts] == ["p", *numbers]
     used = [n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and getattr(n.value, "id", "") == "c"]
     assert set(used) == set(kernel.Coefficients._fields)  # each coefficient, and none that is not there
     assert kernel.Coefficients._fields[0] == "grad_scale"  # the optimizer multiplies its own scale into the first
@@ -35,8 +36,37 @@ def test_an_element_is_its_equation_and_no_more(kernel):
     numbers = [x for x in numbers if x is not False]  # a switch's default
     assert set(numbers) <= {0}  # anything else would be rounded where no rule sees it
     branches = [ast.unparse(n.test) for n in ast.walk(tree) if isinstance(n, ast.If)]
-    optional = [f"{slot.name} is not None" for slot in kernel.slots if slot.optional]
+    optional = [f"{each.name} is not None" for each in (*kernel.slots, *kernel.sums) if each.optional]
     assert sorted(branches) == sorted([*optional, *kernel.switches])
+
+
+SUMMED = [kernel for kernel in KERNELS if kernel.sums]
+
+
+@pytest.mark.parametrize("kernel", SUMMED, ids=lambda kernel: kernel.name)
+def test_a_factor_is_its_formula_and_no_more(kernel):
+    """One expression of float64 numbers, in CUDA too; the rule's placeholder, and what judges stand behind, are 1."""
+    assert kernel.Coefficients._fields[-1] == "factor"
+    assert len(kernel.sums) <= 2  # what one Note and scratch have room for
+    assert len({each.optional for each in kernel.sums}) == 1
+    (function,) = ast.parse(inspect.getsource(kernel.judged).replace("np.", "")).body
+    assert [a.arg for a in function.args.args] == ["n", *(each.name for each in kernel.sums), "c"]
+    _, statement = function.body
+    called = {ast.unparse(n.func) for n in ast.walk(statement) if isinstance(n, ast.Call)}
+    assert called <= {"sqrt", "abs", "maximum", "where"}
+    used = {n.attr for n in ast.walk(statement) if isinstance(n, ast.Attribute) and getattr(n.value, "id", "") == "c"}
+    assert not used & {"factor", "grad_scale"}
+    text = (Path(kernels.__file__).parent / kernel.name / f"{kernel.name}.cuh").read_text()
+    arguments, body = re.search(r"static DEVICE f64 judged\(([^)]*)\) \{\n(.*?)\n    \}\n", text, re.DOTALL).groups()
+    kinds = [*["f64"] * (1 + len(kernel.sums)), "const Coefficients<f64>&"]
+    names = ["n", *(each.name for each in kernel.sums), "c"]
+    for argument, kind, name in zip(arguments.split(", "), kinds, names, strict=True):
+        assert argument in (kind, f"{kind} {name}")  # without a name where it is of no use
+    assert ast.dump(statement) == ast.dump(ast.parse(f"def f():\n    {body.strip().rstrip(';')}").body[0].body[0])
+    for method, chosen in variants():
+        if method.rule.kernel == kernel.name:
+            rule = method.rule(**chosen)
+            assert rule.coefficients(3, 1e-2, *rule.carried.values())[len(kernel.Coefficients._fields) - 1] == 1
 
 
 def as_python(body):
@@ -64,8 +94,9 @@ def test_the_cuda_text_says_the_same_statements(kernel):
     fields = re.search(r"struct Coefficients \{\s*real ([^;]*);", text)[1]
     assert tuple(re.split(r",\s*", fields)) == kernel.Coefficients._fields
     arguments, body = re.search(r"DEVICE void element\(([^)]*)\) \{\n(.*?)\n    \}\n", text, re.DOTALL).groups()
-    slots = [f"{slot.name.capitalize() if slot.optional else 'real'}& {slot.name}" for slot in kernel.slots]
-    assert arguments.split(", ") == ["real& p", "real g", *slots, "const Coefficients<real>& c"]
+    numbers = (*kernel.slots, *kernel.sums)
+    references = [f"{each.name.capitalize() if each.optional else 'real'}& {each.name}" for each in numbers]
+    assert arguments.split(", ") == ["real& p", "real g", *references, "const Coefficients<real>& c"]
     (function,) = ast.parse(inspect.getsource(kernel.element).replace("np.", "")).body
     statements = [x for x in function.body if not isinstance(x, ast.Return) and not isinstance(x, ast.Expr)]
     assert ast.dump(ast.Module(statements, [])) == ast.dump(ast.Module(ast.parse(as_python(body)).body, []))
@@ -94,7 +125,8 @@ def test_a_rule_gives_what_its_kernel_takes(dtype):
     for method, chosen in variants():
         rule = method.rule(**chosen)
         kernel = kernels.ALL[rule.kernel]
-        assert rule.options <= {*(slot.name for slot in kernel.slots if slot.optional), *kernel.switches}
+        optional = {each.name for each in (*kernel.slots, *kernel.sums) if each.optional}
+        assert rule.options <= {*optional, *kernel.switches}
         assert set(rule.initial()) <= {slot.name for slot in kernel.slots}
         for t in (1, 2, 10, 2**20, 2**40):
             numbers = rule.coefficients(t, chosen["lr"], *rule.carried.values())

@@ -11,7 +11,7 @@ import pytest
 from cases import LATE, defaults, same_bits, variants
 
 import fastadam as fa
-from fastadam import descent, kernels, rules
+from fastadam import descent, kernels, layerwise, rules
 from fastadam import rule as rule_module
 from fastadam.host.threads import PARALLEL_FROM
 from fastadam.kernels import contract
@@ -138,13 +138,13 @@ RULES = [
 ]
 
 
-TEXTS_OF_RULES = rule_module, descent, rules
+TEXTS_OF_RULES = rule_module, descent, layerwise, rules
 
 
 @pytest.mark.parametrize(("old", "new"), RULES)
 def test_a_changed_rule_is_caught(old, new):
     source = "\n".join(map(inspect.getsource, TEXTS_OF_RULES))  # as one module, which imports none of them
-    source = re.sub(r"from fastadam\.(?:rule|descent) import .*\n", "", source)
+    source = re.sub(r"from fastadam\.(?:rule|descent|layerwise) import .*\n", "", source)
     assert old in source, f"no rule has {old!r} to change"
     text = source.replace(old, new) + "\n\ndef _f(x):\n    import numpy\n    return float(numpy.float32(x))\n"
     mutant = load("mutants.rules", text, "fastadam/rules.py")

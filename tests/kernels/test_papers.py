@@ -25,7 +25,7 @@ GRADS = [
 
 ADAM = {"lr": 1e-2, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.1}
 BASE = {
-    **dict.fromkeys(["adam", "adamw", "nadam", "radam", "adamax", "adabelief", "adopt"], ADAM),
+    **dict.fromkeys(["adam", "adamw", "nadam", "radam", "adamax", "adabelief", "adopt", "lamb"], ADAM),
     "ademamix": {**ADAM, "betas": (0.8, 0.95, 0.99), "alpha": 3.0},
     "lion": {"lr": 1e-2, "betas": (0.8, 0.95), "weight_decay": 0.1},
     "sgd": {"lr": 1e-2, "weight_decay": 0.1},
@@ -133,6 +133,13 @@ PAPER = [   # Written out from the paper in 50-digit arithmetic (mpmath), on the
      [0.4675649550124995, -1.23495760492127, 2.00396602799, -0.011104062187656218, 0.7784108]),
     ("lion", {"cautious_decay": True, "maximize": True},
      [0.52895051, -1.25627373875, 1.982021992002, -0.05113635371875, 0.7163573925537392]),
+    # timm 1.0.31's Lamb (max_grad_norm=None, always_adapt=True) is within 7e-16 of all three.
+    ("lamb", {},
+     [0.4613210486899991, -1.2666916498653225, 1.9985781635492, -0.009789804950491362, 0.7694943299029703]),
+    ("lamb", {"bias_correction": False},
+     [0.46099383518202963, -1.2742344147525508, 2.0073653131273774, -0.013007842037779648, 0.761127618950665]),
+    ("lamb", {"maximize": True},
+     [0.5224662648899717, -1.213844432504223, 1.9500167162918662, -0.05104126968831389, 0.7212139855218359]),
 ]
 # fmt: on
 CASES = TORCH + PAPER

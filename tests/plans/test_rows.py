@@ -5,7 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
-from cases import kernels_in_use, label, same_bits, state_arrays
+from cases import elementwise, label, same_bits, state_arrays
 
 import fastadam as fa
 import papers
@@ -46,7 +46,7 @@ def assert_same(one, other):
 
 
 @pytest.mark.parametrize("backend", ["numpy", "numba"])
-@pytest.mark.parametrize("case", kernels_in_use(), ids=label)
+@pytest.mark.parametrize("case", elementwise(), ids=label)
 def test_exact_rows_are_the_dense_step_to_the_bit(case, backend):
     method, chosen = case
     for dtype in (np.float32, np.float64):

@@ -77,8 +77,8 @@ def test_hundred_steps(name, dtype, master):
                 for x, e in zip(exact, errors[k], strict=True)
             ]
             streams.insert(1, g.double().numpy())
-            host = host_error(walk.groups[0]._rule, t)
-            errors[k] = bounds.one_step(kernel, kind, streams, row, host)
+            rule = walk.groups[0]._rule
+            errors[k] = bounds.one_step(kernel, kind, streams, row, host_error(rule, t), kernel.summed(rule.options))
         if master is None or t == STEPS:  # else the other bits are kept
             here = np.abs(p.detach().numpy()) + errors[0][0]
             errors[0][0] = errors[0][0] + relative * here + absolute
