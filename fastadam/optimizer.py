@@ -129,7 +129,7 @@ class Optimizer(Measuring):
         leaves = Leaves(self._structure.names, self._structure.leaves, arrays, copies)
         state = State(self._kernel, self.groups, leaves, self._backend.home, storage, asked.ema_decay is not None)
         state.fill_copies(range(len(arrays)))
-        apart = self._backend.judge.apart and any(map(sums_first, self.groups))
+        apart = self._backend.judge.apart and self.sums_first
         self._table = Table(self.rule, self.groups, asked, seed, apart=apart)
         self._behind = sparse.Behind(*self._table.rows.shape)
         self._introduce(state, self._copies)
@@ -219,6 +219,15 @@ class Optimizer(Measuring):
             self.catch_up()
         return self._judge.step(scale, leaves, after, after, None, measured)
 
+    @property
+    def sums_first(self) -> bool:
+        """Tell whether steps begin with sums over whole leaves, which may not be cut into several then.
+
+        >>> fa.LAMB(np.ones(3)).sums_first, fa.AdamW(np.ones(3)).sums_first
+        (True, False)
+        """
+        return any(map(sums_first, self.groups))
+
     def prepare(self, steps: int | None = None) -> None:
         """Make the coefficients of the next steps ready, 1,024 unless asked for others, where the device counts: with
         capturable=True, and with skip_nonfinite=True on a GPU.
@@ -256,9 +265,8 @@ class Optimizer(Measuring):
         it once per leaf. Not with capturable=True.
         Raises IndexError that names the first bad index, TypeError, ValueError before anything has changed.
         """
-        if self._plan.summed.size:
-            name = self.rule.__name__
-            raise ValueError(f"step_rows: {name}, as it was made, sums over whole leaves first, expected step()")
+        if self.sums_first:
+            raise ValueError(f"step_rows: {self.rule.__name__} as made here sums over whole leaves, expected step()")
         if semantics not in ("lazy", "exact"):
             raise ValueError(f"semantics is {semantics!r}, expected 'lazy' or 'exact'")
         if self._window is not None:

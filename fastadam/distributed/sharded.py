@@ -75,6 +75,8 @@ class Sharded(Collective):
             self._pieces = Pieces(self._buffers, self._engine, size, copies, init)
             named = dict(options) if copies is None else {**options, "copy_to": self._pieces.copies}
             self._opt = method(self._pieces.params, index_offset=self._pieces.offsets, **named)
+            if self._opt.sums_first:
+                raise ValueError(f"method is {method.__name__}, which sums over whole arrays: here they are cut")
             said = [("fastadam", import_module("fastadam").__version__), ("the method", method.__name__)]
             said += [("copies", copies), ("reproducible", reproducible), ("bucket", bucket)]
             said += [(name, shown(x)) for name, x in sorted(options.items())]
