@@ -372,6 +372,7 @@ MANY_PARAMETERS = {  # files, and functions of a file
     "fastadam/optimizer.py:__init__": OPTIONS_BY_NAME,
     "fastadam/stepper.py:__init__": OPTIONS_BY_NAME,
     "fastadam/torch/optimizer.py:__init__": OPTIONS_BY_NAME,
+    "fastadam/jax/transformations.py:adamw": OPTIONS_BY_NAME,
     "fastadam/checkpoint/folder.py:save": OPTIONS_BY_NAME,
     "fastadam/distributed/sharded.py:__init__": OPTIONS_BY_NAME,
     "fastadam/tools/demo/__init__.py:run": OPTIONS_BY_NAME,

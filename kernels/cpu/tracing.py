@@ -77,3 +77,31 @@ WRITTEN: dict[Any, Any] = {
     np.absolute: _one("llvm.fabs"),
     np.sign: _sign,
 }
+
+
+class Word:
+    """Is an unsigned integer of 64 bits, known when the code runs: what is done to it appends instructions."""
+
+    def __init__(self, builder: Any, value: Any) -> None:
+        self.builder, self.value = builder, value
+
+    def _done(self, name: str, other: Any) -> "Word":
+        x = other.value if isinstance(other, Word) else ir.Constant(self.value.type, other)
+        return Word(self.builder, getattr(self.builder, name)(self.value, x))
+
+    def __add__(self, other: Any) -> "Word":
+        return self._done("add", other)
+
+    def __mul__(self, other: Any) -> "Word":
+        return self._done("mul", other)
+
+    def __xor__(self, other: Any) -> "Word":
+        return self._done("xor", other)
+
+    def __and__(self, other: Any) -> "Word":
+        return self._done("and_", other)
+
+    def __rshift__(self, other: Any) -> "Word":
+        return self._done("lshr", other)
+
+    __radd__, __rmul__ = __add__, __mul__
