@@ -40,18 +40,18 @@ class RunningMax(Slot):
 
 
 @dataclass(frozen=True)
-class Sum:
+class Summand:
     """Is a number of each element that is added up over a leaf. Its class says how."""
 
     name: str
     optional: bool = False  # the element gets None where a rule does without it
 
 
-class Euclidean(Sum):
+class Euclidean(Summand):
     """Stands for the square root of the sum of its squares."""
 
 
-class Total(Sum):
+class Total(Summand):
     """Stands for the sum itself."""
 
 
@@ -68,7 +68,7 @@ class Kernel(NamedTuple):
     slots: tuple[Slot, ...]
     Coefficients: type
     switches: tuple[str, ...] = ()
-    sums: tuple[Sum, ...] = ()
+    sums: tuple[Summand, ...] = ()
     judged: Callable[..., Any] | None = None
     on: frozenset[str] = frozenset()
 
