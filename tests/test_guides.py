@@ -20,7 +20,7 @@ GUIDES = [str(Path(folder, "README.md")) for folder in FOLDERS]
 NEEDS = {  # the blocks that do not run everywhere, in their order
     "README.md": ["torch"],
     "fastadam/README.md": ["gpu"],
-    "fastadam/torch/README.md": [*["torch"] * 7, "lightning", "transformers"],
+    "fastadam/torch/README.md": [*["torch"] * 7, "lightning", "transformers", "torch"],
 }
 MARK = re.compile(r"<!-- needs: (\w+) -->\n\Z")
 

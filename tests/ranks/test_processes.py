@@ -62,3 +62,33 @@ def test_the_benchmark_runs(tmp_path, capsys):
     assert {ranks.OURS, ranks.OTHERS, ranks.FAST + ranks.WITH_NORM} <= seconds.keys()
     assert all(len(each) == 2 for each in seconds.values())
     assert "asked at most 0.85" in capsys.readouterr().out
+
+
+def test_pytorchs_own_ways_take_our_optimizers():
+    """DDP with ZeroRedundancyOptimizer, and FSDP2, as fastadam/torch's README has them, on two gloo processes."""
+    statuses, outputs = gloo(2, HERE / "guide.py", HERE.parents[1] / "fastadam" / "torch" / "README.md")
+    assert statuses == [0, 0], "\n".join(outputs)
+    assert all("alike on 2" in output for output in outputs)
+
+
+DYING = """
+import os, signal, sys, numpy as np, torch.distributed as dist, fastadam as fa
+dist.init_process_group("gloo")
+rank = dist.get_rank()
+opt = fa.distributed.Sharded(fa.AdamW, np.ones(5000, np.float32), dist.group.WORLD, timeout=20, backend="numpy")
+opt.step(np.ones(5000, np.float32))
+if rank == 1:
+    os.kill(os.getpid(), signal.SIGKILL)
+try:
+    opt.step(np.ones(5000, np.float32))
+except RuntimeError as error:
+    print("raised:", str(error)[:200], flush=True)
+    os._exit(3)
+"""
+
+
+def test_gloo_says_that_a_rank_has_died(tmp_path):
+    (tmp_path / "dying.py").write_text(DYING)
+    statuses, outputs = gloo(2, tmp_path / "dying.py")
+    assert statuses == [3, -9], "\n".join(outputs)
+    assert "raised:" in outputs[0]
