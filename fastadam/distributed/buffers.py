@@ -10,7 +10,7 @@ import numpy as np
 
 from fastadam.arrays.device import home_of
 from fastadam.arrays.flat import FlatBuffer
-from fastadam.arrays.host import Array, describe
+from fastadam.arrays.host import Array, Memory, describe
 from fastadam.arrays.tree import Structure, Tree, container_of, rebuild
 from fastadam.group import is_grouped
 from fastadam.kernels.formats import FLOATS
@@ -92,6 +92,17 @@ class Buffer:
             piece[...] = x
         return self._packed
 
+    def straight_leaf(self, leaf: int, g: Any) -> tuple[Array, int]:
+        """Return one leaf's gradient as a flat array, and where in the buffer it belongs."""
+        k = self.leaves.index(leaf)
+        return self._checked(k, g, "grads"), sum(self._sizes[:k])
+
+    def leaves_within(self, first: int, stop: int) -> set[int]:
+        """Return which leaves have elements between these places."""
+        ends = np.cumsum(self._sizes).tolist()
+        places = zip(self.leaves, self._sizes, ends, strict=True)
+        return {leaf for leaf, n, end in places if n and end > first and end - n < stop}
+
     def _checked(self, k: int, g: Any, name: str) -> Array:
         """Return a leaf's values as a flat array in C order."""
         owner = self._owners[k]
@@ -140,6 +151,8 @@ class Buffers:
         home = home_of(leaves)
         for name, leaf in zip(names, leaves, strict=True):
             home.owned(f"params{name}", leaf.array if isinstance(leaf, FlatBuffer) else leaf)
+        arrays = [getattr(leaf, "array", leaf) for leaf in leaves]
+        Memory((f"params{name}", x) for name, x in zip(names, arrays, strict=True))  # no two share any
         of_groups = [len(Structure(tree).leaves) for tree in trees] if self._grouped else [len(leaves)]
         self._buffers: list[Buffer] = []
         leaf = first = 0

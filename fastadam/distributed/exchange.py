@@ -116,7 +116,7 @@ class Exchange:
                 arrivals[order] = batches, [None if dtype is None else [] for dtype in dtypes]
             for k, (dtype, flat, of_buffer) in enumerate(zip(dtypes, flats, self._cuts, strict=True)):
                 for at, cut in enumerate(of_buffer if dtype is not None else ()):
-                    wait, parts = self._swap_bucket((turn, k, at), cut, flat, senders, dtype)
+                    wait, parts = self.swap_bucket((turn, k, at), cut, flat, senders, dtype)
                     waits.append(wait)
                     for rank, (order, _) in senders.items():
                         arrivals[order][1][k] += [parts[rank]]  # type: ignore[operator]
@@ -124,7 +124,7 @@ class Exchange:
             wait()
         return [arrivals[order] for order in sorted(arrivals)]
 
-    def _swap_bucket(
+    def swap_bucket(
         self, key: tuple[int, ...], cut: list[int], flat: Array | None, senders: Iterable[int], dtype: Any
     ) -> tuple[Wait, dict[int, Array]]:
         """Begin to exchange one bucket; return the wait for it, and where each sender's part for this rank goes."""

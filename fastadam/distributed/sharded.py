@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
-from fastadam.arrays.tree import Structure, Tree
+from fastadam.arrays.tree import Structure, Tree, named
 from fastadam.checks import integer, number
 from fastadam.distributed.agreement import agree, together
+from fastadam.distributed.arriving import Arriving
 from fastadam.distributed.buffers import Buffers, shown
 from fastadam.distributed.collective import Collective
 from fastadam.distributed.engine import engine_of
@@ -84,7 +85,9 @@ class Sharded(Collective):
 
         agree(together(self._engine, build))
         self._tree = self._buffers.show()
+        self._reproducible = reproducible
         self._exchange = Exchange(self._engine, self._buffers, self._pieces.cuts, reproducible)
+        self._arriving: Arriving | None = None
         limits = [options.get("max_norm"), *(group.max_norm for group in self._opt.groups)]
         self._measuring = bool(options.get("skip_nonfinite")) or any(limit is not None for limit in limits)
 
@@ -123,9 +126,39 @@ class Sharded(Collective):
         self._exchange.add(grads, index)
         self._clear(grads)
 
+    def bucket(self, path: str) -> Callable[[Tree], None]:
+        """Return a function that takes the gradients of the leaves at a path, or below it, as soon as they are there.
+
+        For programs that make gradients layer by layer, the last layer's first: a bucket's exchange begins once it is
+        full, and its memory is given up once it has been sent. Every leaf's is handed in once before each `step()`,
+        which takes them. What a hook refuses has not been agreed on: end the job then.
+        Raises ValueError naming a path that there is not. With reproducible="ranks" alone.
+
+        >>> opt = fa.distributed.Sharded(fa.SGD, {"w": np.ones(3, np.float32), "b": np.ones(2, np.float32)}, lr=0.5)
+        >>> hooks = [opt.bucket(path) for path in ("['w']", "['b']")]
+        >>> hooks[1](np.ones(2, np.float32)), hooks[0](np.ones(3, np.float32)), opt.step().skipped
+        (None, None, False)
+        """
+        if self._reproducible != "ranks":
+            raise ValueError(f"reproducible is {self._reproducible!r}, expected 'ranks' for gradients by bucket")
+        paths = self._buffers.structure.names
+        chosen = [paths[k] for k in named(paths, [path])]
+
+        def take(grads: Tree) -> None:
+            leaves = Structure(grads).leaves
+            if len(leaves) != len(chosen):
+                raise ValueError(f"{len(leaves)} gradients are given, expected those of {', '.join(chosen)}")
+            if self._arriving is None:
+                self._arriving = Arriving(self._buffers, self._exchange, self._pieces.cuts, self._engine)
+            for each, g in zip(chosen, leaves, strict=True):
+                self._arriving.take(each, g)
+
+        return take
+
     def forget(self) -> None:
-        """Drop what has been accumulated."""
+        """Drop what has been accumulated, or handed in: on all ranks."""
         self._exchange.forget()
+        self._arriving = None
 
     def step(self, grads: Tree = None, grad_scale: float = 1.0, reduction: str = "mean") -> StepInfo:
         """Update params on all ranks; every rank calls it. Returns what one process would return, on all.
@@ -142,8 +175,10 @@ class Sharded(Collective):
             number("grad_scale", grad_scale)
             if reduction not in ("mean", "sum"):
                 raise ValueError(f"reduction is {reduction!r}, expected 'mean' or 'sum'")
+            said = [("grad_scale", grad_scale), ("reduction", reduction), ("t", self.t), *described(self.groups)]
+            if self._arriving is not None and grads is None:
+                return [], said, self._arriving.kinds
             items[:] = self._exchange.take(grads)
-            said = [("grad_scale", grad_scale), ("reduction", reduction), ("t", self.t)]
             return [(item.order, item.batches) for item in items], said, self._exchange.kinds(items)
 
         items: list[Item] = []
@@ -154,7 +189,8 @@ class Sharded(Collective):
         agree(given)
         if not given:
             raise ValueError("step() got no grads and no rank has accumulated any: expected some")
-        streams = self._exchange.swap(items, numbers, given[0])
+        arriving = self._arriving
+        streams = arriving.arrived() if arriving else self._exchange.swap(items, numbers, given[0])
         try:
             info = self._take(streams, grad_scale, reduction)
         finally:
@@ -205,6 +241,14 @@ class Sharded(Collective):
 
     def __repr__(self) -> str:
         return f"Sharded({self._opt!r}, rank {self._engine.rank} of {self._engine.size})"
+
+
+def described(groups: Any) -> list[tuple[str, Any]]:
+    """Return the numbers of the groups, which a program may have set on one rank alone."""
+    return [
+        (f"groups[{k}] with", f"{shown(vars(group._rule))}, max_norm {group.max_norm}")
+        for k, group in enumerate(groups)
+    ]
 
 
 def check(method: Any, options: dict[str, Any], reproducible: Any, copies: Any, init: Any) -> None:

@@ -150,6 +150,40 @@ def test_an_infinite_gradient_of_one_rank_is_refused_on_all():
     assert together(2, work) == [0, 0]
 
 
+def test_a_number_set_on_one_rank_is_seen():
+    def work(engine):
+        opt = made(engine)
+        opt.groups[0].lr = 0.1 * (1 + engine.rank)
+        with pytest.raises(ValueError, match=r"rank 0 has groups\[0\] with .*'lr': '0.1'.*; rank 1 has"):
+            opt.step(grads())
+        return opt.t
+
+    assert together(2, work) == [0, 0]
+
+
+def test_hooks_refuse():
+    opt = SHARDED(fa.SGD, params(), lr=0.5)
+    with pytest.raises(ValueError, match=r"leaves has \"\['x'\]\""):
+        opt.bucket("['x']")
+    hook = opt.bucket("['b']")
+    with pytest.raises(ValueError, match=r"grads\['b'\] is float32\(8,\)"):
+        hook(np.ones(8, np.float32))
+    with pytest.raises(ValueError, match=r"2 gradients are given, expected those of \['b'\]"):
+        hook([np.ones(7, np.float32)] * 2)
+    hook(np.ones(7, np.float32))
+    with pytest.raises(ValueError, match=r"grads\['b'\] is handed in for the second time"):
+        hook(np.ones(7, np.float32))
+    with pytest.raises(ValueError, match=r"grads\['w'\] has not been handed in"):
+        opt.step()
+    with pytest.raises(TypeError, match=r"grads\['w'\] is float64, others are float32"):
+        opt.bucket("['w']")(np.ones((40, 50)))
+    opt.forget()
+    opt.step(grads())
+    micro = SHARDED(fa.SGD, params(), reproducible="micro")
+    with pytest.raises(ValueError, match="expected 'ranks' for gradients by bucket"):
+        micro.bucket("['b']")
+
+
 class Comm:
     """Is no communicator."""
 
@@ -167,6 +201,8 @@ class Comm:
         (ValueError, "reproducible is 'yes'", lambda: SHARDED(fa.AdamW, params(), reproducible="yes")),
         (ValueError, "copies is 'float32', expected one of", lambda: SHARDED(fa.AdamW, params(), copies="float32")),
         (ValueError, "init is given", lambda: SHARDED(fa.AdamW, params(), init=params())),
+        (ValueError, r"params\['b'\] and params\['w'\] share memory",
+         lambda: SHARDED(fa.AdamW, dict.fromkeys("wb", np.ones(3)))),
         (ValueError, "bucket is 0", lambda: SHARDED(fa.AdamW, params(), bucket=0)),
         (TypeError, "no 'learning_rate'", lambda: SHARDED(fa.AdamW, params(), learning_rate=1.0)),
         (TypeError, r"params\['w'\] is <i8 \(int64\(2,\)\)", lambda: SHARDED(fa.AdamW, {"w": np.ones(2, int)})),

@@ -251,6 +251,44 @@ def test_the_engines_own_sums():
     np.testing.assert_allclose(fast[0], exact[0], rtol=0, atol=2 * 3 * np.finfo(np.float32).eps * 20)
 
 
+@pytest.mark.parametrize("max_norm", [None, 0.5])
+@pytest.mark.parametrize("size", [1, 3])
+def test_gradients_that_arrive_layer_by_layer(size, max_norm):
+    """In another order on each rank; buckets leave as they fill, from the last to the first, some before the step."""
+    reference = run_plain(size, max_norm)
+
+    def work(engine):
+        params = tree_of(values(1, np.float32))
+        opt = fa.distributed.Sharded(
+            fa.AdamW, params, engine, max_norm=max_norm, bucket=1024, moments="8bit", backend="numpy"
+        )
+        hooks = {name: opt.bucket(f"['{name}']") for name in params}
+        for t in range(3):
+            grads = list(tree_of(values([t, engine.rank], np.float32)).items())
+            np.random.default_rng(engine.rank).shuffle(grads)
+            engine.everyone(None)
+            engine._room.carried = 0
+            engine.everyone(None)
+            for name, g in sorted(grads, key=lambda item: -int(item[0][1:])) if t else grads:
+                hooks[name](g)
+                if t and name == "l100":
+                    left = engine._room.carried
+            opt.step()
+        return np.concatenate([x for x in params.values()]), left
+
+    results = together(size, work)
+    assert all(same_bits(p, reference) for p, _ in results)
+    assert size == 1 or all(left > 0 for _, left in results)
+
+
+def run_plain(size, max_norm):
+    p = values(1, np.float32)
+    opt = fa.AdamW(p, max_norm=max_norm, moments="8bit", backend="numpy")
+    for t in range(3):
+        opt.step(streams=[values([t, rank], np.float32) for rank in range(size)])
+    return p
+
+
 def test_bytes_travel_once():
     """A gradient goes to its owner and a parameter to the others: (N - 1)/N of an array per rank and direction."""
     rooms = []
