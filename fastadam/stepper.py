@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import accumulate, chain
+from math import prod
 from operator import is_
 from typing import Any
 
@@ -68,9 +69,8 @@ class Stepper:
         self._chores, self._backend = Chores(**chores), choose(backend, leaves)
         if self._chores.skip_nonfinite is True and self._backend.home is not HOST:
             raise ValueError("skip_nonfinite is True, expected 'raise' or False on CUDA, where nothing would count")
-        offset = integer("index_offset", index_offset, low=0, most=2**62)
         alike, by_slot = (None, moments) if isinstance(moments, Mapping) else (moments, {})
-        storage = Storage(moments=alike, master=master, index_offset=offset)
+        storage = Storage(moments=alike, master=master, index_offset=index_offset)
         self._slots = [slot.name for slot in self._kernel.slots if has(rule, slot)]
         asked = Asked(storage, self._slots, by_slot, self._chores.ema_decay is not None, copy_to)
         self._like: list[tuple[Any, Any]] = []  # per leaf, the dtype and the shape of its parameter
@@ -84,7 +84,7 @@ class Stepper:
         coded = {f"{name}{SCALES}" for of in self._formats for name, kind in of.items() if kind.block > 1}
         self._names = [*names, *sorted(coded)]  # of the trees that a call gives beside p and g
         self._labels = [labels(self._kernel, path, "p", "g") for path in self._structure.names]
-        self._firsts = list(accumulate((x.size for x in leaves), initial=offset))[:-1]
+        self._firsts = list(accumulate((prod(shape) for _, shape in self._like), initial=storage.index_offset))[:-1]
         self._group = Called(rule, "", range(len(leaves)), {compute(dtype) for dtype, _ in self._like})
         drawing = any(kind.draws for of in self._formats for kind in of.values())
         drawing |= any(format_of(dtype).draws for dtype, _ in self._like)
