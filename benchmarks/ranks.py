@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -31,10 +32,11 @@ import numpy as np
 import fastadam as fa
 from fastadam.tools.console import TextTable
 
-from . import files, machine
+from . import files, machine, markdown
 
 OURS, OTHERS, DDP = "sharded", "allreduce + full step", "torch DDP + ZeRO"
 FAST, WITH_NORM = "fastest", ", norm"
+NAMES = (OURS, OTHERS, OURS + WITH_NORM, OTHERS + WITH_NORM, FAST, FAST + WITH_NORM, DDP)
 ASKED = ((OURS, OTHERS, 0.85), (OURS + WITH_NORM, OTHERS + WITH_NORM, 1.05), (OURS, DDP, 1 / 1.8))  # at most
 
 
@@ -170,6 +172,40 @@ def ratio(seconds, name, against):
     return statistics.median(ratios), ratios[len(ratios) // 10], ratios[-1 - len(ratios) // 10]
 
 
+def section(result):
+    """Yield the Markdown of a result."""
+    columns = [f"{int(n):,}" for n in result["cases"]]
+    yield f"Milliseconds of a step of {result['ranks']} ranks of one thread, by float32 parameters: median (p10–p90)."
+    yield ""
+    yield from markdown.table(
+        ["", *columns],
+        [[name, *(spread(seconds[name], 1e3, 1) for seconds in result["cases"].values())] for name in NAMES],
+    )
+    yield ""
+    rows = []
+    for name, against, most in ASKED:
+        of_sizes = [ratio(seconds, name, against) for seconds in result["cases"].values()]
+        rows.append(
+            [f"{name} / {against}, at most {most:.2f}", *(f"{m:.2f} ({a:.2f}–{b:.2f})" for m, a, b in of_sizes)]
+        )
+    yield from markdown.table(["asked", *columns], rows)
+    yield ""
+    of, versions = result["machine"], result["versions"]
+    used = ", ".join(f"{name} {versions[name]}" for name in ("numpy", "mpi4py", "mpich", "torch") if versions.get(name))
+    when = f"commit {result['commit']}, {result['date'][:10]}; {result['rounds']} rounds"
+    yield f"{of['cpu']}, {of['cores']} cores; {used}; {when}"
+    load = f"load average {of['load_before']} before the run and {of['load_after']} after it"
+    yield f"in turns, ratios round by round; {load}."
+
+
+def spread(seconds, factor, digits):
+    """Return the text of a median and the range around it."""
+    ordered = sorted(seconds)
+    low, high = ordered[len(ordered) // 10], ordered[-1 - len(ordered) // 10]
+    median = statistics.median(ordered)
+    return f"{median * factor:.{digits}f} ({low * factor:.{digits}f}–{high * factor:.{digits}f})"
+
+
 def show(n, seconds):
     """Print the times of one size and what was asked."""
     table = TextTable("", "ms", "p10-p90", title=f"{int(n):,} float32 parameters")
@@ -204,7 +240,8 @@ def main(argv=None):
         print(machine.unquiet(of))
     result = {
         "bench": "ranks", "date": machine.date(), "commit": machine.commit(), "machine": of,
-        "versions": machine.versions(), "threads": 1, "ranks": args.ranks, "rounds": args.rounds,
+        "versions": machine.versions() | {name: version(name) for name in ("mpi4py", "mpich")},
+        "threads": 1, "ranks": args.ranks, "rounds": args.rounds,
         "cases": launch(args),
     }  # fmt: skip
     result["machine"]["load_after"] = round(os.getloadavg()[0], 2)

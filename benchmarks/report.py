@@ -18,7 +18,11 @@ from fastadam.benchmarks.suites import SUITES
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
-FILES = [HERE / "README.md", HERE.parent / "README.md", HERE.parent / "fastadam/README.md"]
+FILES = [
+    HERE / "README.md",
+    HERE.parent / "README.md",
+    *(HERE.parent / "fastadam" / name for name in ("README.md", "distributed/README.md")),
+]
 PICTURE = RESULTS / "speed.png"
 SHOW = dict.fromkeys(SUITES, targets.show) | {"first-use": first_use.show}
 

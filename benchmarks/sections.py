@@ -1,6 +1,6 @@
 """Writes what each table of benchmarks/README.md holds: Markdown, from the newest result of its suite."""
 
-from . import advice, fidelity_report
+from . import advice, fidelity_report, ranks
 from .markdown import absent, by_format, table, taken_on, times, verdicts
 
 PEERS = "torch", "deepspeed", "bitsandbytes", "torchao"
@@ -79,4 +79,8 @@ def pytorch(result):
 
 
 SECTIONS = {"core": core, "chain": chain, "narrow": narrow, "pytorch": pytorch, "fidelity": fidelity_report.section}
-FRONT = {"core times": core_times, "advise": advice.section}  # other files' tables; the first word names the result
+FRONT = {
+    "core times": core_times,
+    "advise": advice.section,
+    "ranks": ranks.section,
+}  # other files' tables; the first word names the result
