@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fastadam import kernels
+from fastadam import kernels, methods
 from fastadam.kernels.formats import BFLOAT16, CODES, FORMATS, REMAINDER, RESTING, format_of
 
 ROOT = Path(__file__).parents[1]
@@ -264,21 +264,7 @@ def test_no_pronoun_names_anything():
     assert [where(path, node) for path in EVERYTHING for node in pronouns(tree(path))] == []
 
 
-METHODS = [
-    "Adam",
-    "AdamW",
-    "NAdam",
-    "RAdam",
-    "Adamax",
-    "AdaBelief",
-    "ADOPT",
-    "AdEMAMix",
-    "Lion",
-    "LAMB",
-    "SGD",
-    "RMSprop",
-    "Adagrad",
-]
+METHODS = [name for name, x in vars(methods).items() if isinstance(x, type) and "rule" in vars(x)]
 SHARED_CLASSES = {
     **dict.fromkeys(METHODS, "the paper's name: a rule, and the optimizer of arrays and of tensors over it"),
     "Coefficients": "what a kernel must know of one step: each kernel has its own",
