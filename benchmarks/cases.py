@@ -63,6 +63,7 @@ def llama2_7b():
 MODELS = {
     "mlp": mlp(),
     "resnet50": resnet50(),
+    "160-leaves": 160 * [(1000,)],
     "vit-b": vit_b(),
     "gpt2": gpt2(768, 12),
     "bert-large": bert_large(),

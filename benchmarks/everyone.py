@@ -3,6 +3,7 @@
 from . import ours_cuda, peers
 from .limits import Limit, LimitCuda
 from .ours import ours
+from .ours_jax import FastadamJax
 
 
 def everyone(backends):
@@ -11,5 +12,5 @@ def everyone(backends):
     cuda = "cuda" in backends
     main = [ours_cuda.MAIN] * cuda + sorted(cpu, key=lambda one: one.backend == "numpy")
     limits = [Limit] * bool(cpu) + [LimitCuda] * cuda
-    others = [*(peers.CPU if cpu else ()), *(peers.CUDA if cuda else ())]
+    others = [*((FastadamJax, *peers.CPU) if cpu else ()), *(peers.CUDA if cuda else ())]
     return [*main[:1], *limits, *main[1:], *others, *(ours_cuda.VARIANTS if cuda else ())]

@@ -13,7 +13,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     """Give `bench` its options."""
     models = ", ".join(cases.MODELS)
     say = parser.add_argument
-    say("--suite", choices=SUITES, default="core", help="chain: a whole training step; narrow: fewer bytes; pytorch")
+    say("--suite", choices=SUITES, default="core", help="chain: a whole step; narrow: fewer bytes; pytorch; jax")
     say("--rule", metavar="NAME", help="a method, or one with options such as Adam-amsgrad (Adam)")
     say("--format", "--dtype", metavar="NAME", help="the dtype, and how the state rests (float32)")
     say("--sizes", type=sizes, metavar="N,N", help="flat arrays: 2^10,2^16,100000 (2^10 to 2^26)")

@@ -21,7 +21,7 @@ RESULTS = HERE / "results"
 FILES = [
     HERE / "README.md",
     HERE.parent / "README.md",
-    *(HERE.parent / "fastadam" / name for name in ("README.md", "distributed/README.md")),
+    *(HERE.parent / "fastadam" / name for name in ("README.md", "distributed/README.md", "jax/README.md")),
 ]
 PICTURE = RESULTS / "speed.png"
 SHOW = dict.fromkeys(SUITES, targets.show) | {"first-use": first_use.show}

@@ -2,7 +2,7 @@
 
 core: a step of every backend beside all peers. chain: a whole training step in one pass against PyTorch's passes.
 narrow: steps in fewer bytes, once more on fewer parameters beside peers whose 8-bit moments are slow on a CPU.
-pytorch: fastadam.torch against torch.optim.
+pytorch: fastadam.torch against torch.optim. jax: fastadam.jax against optax.
 """
 
 from collections.abc import Callable
@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from . import cases
 
-OURS, CUDA, TORCH, FUSED, DEEPSPEED = (
-    "fastadam numba", "fastadam cuda", "fastadam.torch", "torch fused", "DeepSpeedCPUAdam",
+OURS, CUDA, TORCH, FUSED, DEEPSPEED, JAX, OPTAX = (
+    "fastadam numba", "fastadam cuda", "fastadam.torch", "torch fused", "DeepSpeedCPUAdam", "fastadam.jax", "optax",
 )  # fmt: skip
 PLAIN, MOMENTS, ALL, REMAINDER, CODED, SHORT_CODED, WIDE_STATE = (
     "float32", "float32:moments=bfloat16", "bfloat16:moments=bfloat16", "bfloat16:moments=bfloat16:master=remainder",
@@ -66,11 +66,17 @@ def pytorch(workload, backends):
     return [Race(workload, ((TORCH, PLAIN), (FUSED, PLAIN)))]
 
 
+def jax(workload, backends):
+    """Return a race of two optimizers under JAX."""
+    return [Race(workload, ((JAX, PLAIN), (OPTAX, PLAIN)))]
+
+
 SUITES = {
     "core": Suite(core, tuple(cases.flat(n) for n in cases.SIZES)),
     "chain": Suite(chain, ("2^24",), rounds=15, needs=140),
     "narrow": Suite(narrow, ("2^24",), rounds=41, needs=140),
     "pytorch": Suite(pytorch, ("mlp", "2^20", "resnet50", "2^24 max_norm", "2^26"), "AdamW", rounds=25),
+    "jax": Suite(jax, ("2^10", "2^20", "2^24", "resnet50", "160-leaves"), rounds=25),
 }
 
 

@@ -6,7 +6,21 @@ The figures are for two cores (Zen 4), those of a GPU for an H100.
 from typing import NamedTuple
 
 from . import summary
-from .suites import ALL, CODED, CUDA, DEEPSPEED, FUSED, MOMENTS, OURS, PLAIN, REMAINDER, TORCH, label
+from .suites import (
+    ALL,
+    CODED,
+    CUDA,
+    DEEPSPEED,
+    FUSED,
+    JAX,
+    MOMENTS,
+    OPTAX,
+    OURS,
+    PLAIN,
+    REMAINDER,
+    TORCH,
+    label,
+)  # fmt: skip
 from .summary import duration, number
 
 
@@ -93,6 +107,11 @@ TARGETS = (
     Target("pytorch", "resnet50", TORCH, FUSED, least=1.2),
     Target("pytorch", "2^24 max_norm", TORCH, FUSED, least=1.3),
     Target("pytorch", "2^26", TORCH, FUSED, least=1.0),
+    Target("jax", "2^10", JAX, OPTAX, least=1.3),
+    Target("jax", "2^20", JAX, OPTAX, least=1.5),
+    Target("jax", "2^24", JAX, OPTAX, least=1.8),
+    Target("jax", "resnet50", JAX, OPTAX, least=2.3),
+    Target("jax", "160-leaves", JAX, OPTAX, least=1.0),
 )
 
 

@@ -10,7 +10,12 @@ import pytest
 
 import fastadam
 
-LIBRARIES = {"torch": "PyTorch", "scipy": "SciPy", "sklearn": "scikit-learn"}  # that wings of the same name are for
+LIBRARIES = {
+    "torch": "PyTorch",
+    "jax": "JAX",
+    "scipy": "SciPy",
+    "sklearn": "scikit-learn",
+}  # that wings of the same name are for
 MODULES = "fastadam", "fastadam.schedules", "fastadam.checkpoint", *(f"fastadam.{name}" for name in LIBRARIES)
 
 
@@ -35,6 +40,7 @@ def test_examples_run(module, tmp_path, monkeypatch):
         reason = f'needs {LIBRARIES[library]}: pip install ".[{library}]"'
         names[library] = pytest.importorskip(library, reason=reason)
         names["fat"] = importlib.import_module(module)
+        names["jnp"] = getattr(names[library], "numpy", None)
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     said = []
     for name, thing in public(module).items():

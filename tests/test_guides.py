@@ -14,12 +14,13 @@ from sybil.parsers.markdown import PythonCodeBlockParser
 import fastadam as fa
 
 ROOT = Path(__file__).parents[1]
-WINGS = "checkpoint", "distributed", "scipy", "sklearn", "torch"
+WINGS = "checkpoint", "distributed", "jax", "scipy", "sklearn", "torch"
 FOLDERS = ".", "benchmarks", "fastadam", *(f"fastadam/{wing}" for wing in WINGS), "kernels", "tests"
 GUIDES = [str(Path(folder, "README.md")) for folder in FOLDERS]
 NEEDS = {  # the blocks that do not run everywhere, in their order
     "README.md": ["torch"],
     "fastadam/README.md": ["gpu"],
+    "fastadam/jax/README.md": ["jax"] * 5,
     "fastadam/torch/README.md": [*["torch"] * 7, "lightning", "transformers", "torch"],
 }
 MARK = re.compile(r"<!-- needs: (\w+) -->\n\Z")

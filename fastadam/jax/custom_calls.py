@@ -81,7 +81,11 @@ def _make(text: int, length: int, which: int) -> int:
 
 @cache
 def register() -> str:
-    """Return the name under which XLA knows the step, once it does."""
+    """Return the name under which XLA knows the step, once it does. Tracing calls this; a program from a file needs it.
+
+    >>> fastadam.jax.register()
+    'fastadam_step'
+    """
     texts = [ctypes.create_string_buffer(text.encode()) for text in MESSAGES.values()]
     make = ctypes.CFUNCTYPE(*[ctypes.c_int64] * 4)(_make)
     desk = call_memory.Desk(

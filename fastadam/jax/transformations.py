@@ -96,6 +96,12 @@ def transform(rule: Rule, *, mask: Any = None, **options: Any) -> Transformation
         tx.stream("ema", params, state).
     true_updates: whether `update` returns arrays that transformations after it may read, at the cost of another pass.
     pool_below: parameters of fewer elements share arrays of the state; 0 gives each its own, as sharded ones need.
+
+    >>> params = jnp.ones(3)
+    >>> tx = fastadam.jax.transform(fa.rules.NAdam(lr=0.25), ema_decay=0.5)
+    >>> params, state = tx.step(params, tx.init(params), jnp.ones(3))
+    >>> bool((params < tx.stream("ema", params, state)).all())
+    True
     """
     return _of(Fused(rule, _options(options), mask=mask))
 
@@ -134,6 +140,7 @@ def adam(
 
     learning_rate: a number, an array, or a function of the count of steps taken. options: see transform.
 
+    >>> import optax
     >>> params = jnp.ones(3)
     >>> tx = optax.chain(optax.clip_by_global_norm(1.0), fastadam.jax.adam(0.25))
     >>> updates, state = tx.update(jnp.ones(3), tx.init(params), params)
