@@ -56,6 +56,7 @@ def key_of(text: str, measures: bool) -> int:
 @cache
 def piece(text: str, measures: bool) -> int:
     """Return the address of a compiled piece, which native code finds from now on."""
+    register()  # which lays the desk out
     address = traversal.piece(tag_of(text, measures))
     if measures:
         _desk[call_memory.DECIDE] = xla.decide().address

@@ -77,6 +77,10 @@ class Fused:
     def __init__(self, rule: Rule, options: FusedOptions, inputs: Inputs | None = None, mask: Any = None) -> None:
         self.rule, self.options, self._inputs, self._mask = rule, options, dict(inputs or {}), mask
         self._kernel = kernels.ALL[rule.kernel].switched(rule.options)
+        if self._kernel.summed(rule.options):
+            raise NotImplementedError(
+                f"rule is {rule!r}, which needs sums over whole leaves: expected one that does not"
+            )
         if callable(rule.lr):  # type: ignore[attr-defined]
             self._inputs["lr"] = rule.lr  # type: ignore[attr-defined]
         if callable(options.ema_decay):
@@ -96,20 +100,24 @@ class Fused:
         norm = None if self.options.max_norm is None else jnp.zeros((), jnp.float32)
         return FusedState(jnp.zeros((), jnp.int32), carried, layout.begin(leaves, self.rule.initial()), norm)
 
-    def step(self, params: Any, state: FusedState, grads: Any, *, grad_scale: Any = None) -> tuple[Any, FusedState]:
+    def step(
+        self, params: Any, state: FusedState, grads: Any, *, lr: Any = None, grad_scale: Any = None
+    ) -> tuple[Any, FusedState]:
         """Return the parameters and the state after one step; in place, under jit, where both are donated.
 
-        grads: a tree like params, floats of any width. grad_scale: a number or array that multiplies them first.
+        grads: a tree like params, floats of any width. lr: this step's, a number or an array, instead of the rule's.
+        grad_scale: a number or an array that multiplies the gradients first.
         Raises TypeError, ValueError naming the leaf. Coefficients that are not finite raise XLA's error as it runs.
         """
         leaves, names, tree = self._flattened(params)
         gradients = self._gradients(leaves, names, tree, grads)
         layout = self._layout(leaves, names)
         decays = self._decays(params, tree, len(leaves))
-        key = avals(leaves), avals(gradients), tuple(decays), grad_scale is not None
+        at_call = {"lr": lr, "grad_scale": grad_scale}
+        given = {**self._inputs, **{name: x for name, x in at_call.items() if x is not None}}
+        key = avals(leaves), avals(gradients), tuple(decays), tuple(given)
         if key not in self._calls:
-            self._calls[key] = self._call(layout, gradients, decays, grad_scale is not None)
-        given = {**self._inputs, **({} if grad_scale is None else {"grad_scale": grad_scale})}
+            self._calls[key] = self._call(layout, gradients, decays, list(given))
         inputs = [_scalar(x(state.count) if callable(x) else x) for x in given.values()]
         streams = [x for name in layout.arrays for x in state.streams[name]]
         count, *results = self._calls[key](*inputs, state.count, *state.carried.values(), *leaves, *streams, *gradients)
@@ -161,22 +169,25 @@ class Fused:
         mask = self._mask(params) if callable(self._mask) else self._mask
         return [True] * n if mask is None else [bool(x) for x in tree.flatten_up_to(mask)]
 
-    def _call(self, layout: StateLayout, gradients: Sequence[Any], decays: Sequence[bool], scaled: bool) -> Call:
+    def _call(
+        self, layout: StateLayout, gradients: Sequence[Any], decays: Sequence[bool], given: Sequence[str]
+    ) -> Call:
+        """Return the call of such steps, which is told these numbers when it runs."""
         program = Program()
-        inputs: dict[str, Any] = {name: program.input(name) for name in self._inputs}
-        scale = program.input("grad_scale") if scaled else program.value(1.0)
+        inputs: dict[str, Any] = {name: program.input(name) for name in given}
+        scale = inputs.pop("grad_scale", None)
         carried = [program.input(name) for name in self.rule.carried]
         rows, after = [], carried
         for decayed in sorted(set(decays), reverse=True) or [True]:
             changed = dict(inputs) if decayed else {**inputs, "weight_decay": 0.0}
-            numbers, after = self._row(program, changed, carried, scale if scaled else None)
+            numbers, after = self._row(program, changed, carried, scale)
             rows.append(numbers)
         limit = None if self.options.max_norm is None else program.value(self.options.max_norm)
         order = sorted(set(decays), reverse=True)
+        outputs = Outputs(program, rows, after, program.value(1.0 if scale is None else scale), limit)
         return Call(
-            layout, Outputs(program, rows, after, scale, limit), [order.index(x) for x in decays],
-            [g.dtype for g in gradients], Flags(limit=self.options.max_value is not None), self.options.seed,
-            self.options.index_offset,
+            layout, outputs, [order.index(x) for x in decays], [g.dtype for g in gradients],
+            Flags(limit=self.options.max_value is not None), self.options.seed, self.options.index_offset,
         )  # fmt: skip
 
     def _row(

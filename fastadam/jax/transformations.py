@@ -66,9 +66,11 @@ class Transformation(optax.GradientTransformation):  # type: ignore[misc]
         """Return what works the steps out."""
         return self.init.__self__  # type: ignore[no-any-return]
 
-    def step(self, params: Any, state: FusedState, grads: Any, *, grad_scale: Any = None) -> tuple[Any, FusedState]:
+    def step(
+        self, params: Any, state: FusedState, grads: Any, *, lr: Any = None, grad_scale: Any = None
+    ) -> tuple[Any, FusedState]:
         """Return the parameters and the state after a step; see fastadam.jax.fused.Fused.step."""
-        return self.fused.step(params, state, grads, grad_scale=grad_scale)
+        return self.fused.step(params, state, grads, lr=lr, grad_scale=grad_scale)
 
     def stream(self, name: str, params: Any, state: FusedState) -> Any:
         """Return a stream of the state as a tree like params: "m", "v", "ema"; of 8 bits, flat blocks."""
