@@ -58,6 +58,8 @@ class Call:
             homes = self._homes(leaf)
             rows.append([texts.index(text), row_of[leaf], at, *(k for k, _ in homes), *(first for _, first in homes)])
             at += size
+        if self._limited:
+            custom_calls.decides()  # of a tree without leaves, too
         for text in texts:
             for measures in (False, True)[: 1 + self._limited]:
                 custom_calls.piece(text, measures)

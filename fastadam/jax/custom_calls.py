@@ -59,13 +59,19 @@ def piece(text: str, measures: bool) -> int:
     register()  # which lays the desk out
     address = traversal.piece(tag_of(text, measures))
     if measures:
-        _desk[call_memory.DECIDE] = xla.decide().address
+        decides()
     count = int(_desk[call_memory.COUNT_OF_PIECES])
     if count == ROOM:
         raise RuntimeError(f"{text} is one of more than {ROOM:,} signatures, expected fewer in one process")
     _desk[call_memory.PIECES + 2 * count : call_memory.PIECES + 2 * count + 2] = key_of(text, measures), address
     _desk[call_memory.COUNT_OF_PIECES] = count + 1  # last: others may read meanwhile
     return address
+
+
+def decides() -> None:
+    """Let native code find what decides about clipping."""
+    register()
+    _desk[call_memory.DECIDE] = xla.decide().address
 
 
 def _make(text: int, length: int, which: int) -> int:

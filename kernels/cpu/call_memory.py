@@ -166,7 +166,7 @@ def lay_out(frame, block, desk):
             put_word(place, 4, first)
             put_word(place, 5, 0)
             place += 6 * WORD
-    return True
+    return not measures or word(desk, DECIDE) != 0
 
 
 @register_jitable(error_model="numpy")

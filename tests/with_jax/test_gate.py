@@ -76,6 +76,15 @@ def test_what_no_step_can_take_is_an_error_of_xlas(lr):
     assert params["w"].tolist() == [1, 1, 1]
 
 
+def test_a_tree_without_leaves_counts():
+    for options in ({}, {"max_norm": 1.0}):
+        tx = fastadam.jax.adam(0.1, **options)
+        for params in ({}, {"w": jnp.zeros((0, 3))}):
+            _, state = jax.jit(tx.step)(params, tx.init(params), params)
+            assert int(state.count) == 1
+            assert state.grad_norm is None or float(state.grad_norm) == 0
+
+
 CALLED = """
 import sys
 import jax, numpy as np
