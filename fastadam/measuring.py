@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from fastadam.arrays.host import Array
 from fastadam.arrays.tree import Tree
 from fastadam.checks import integer
 from fastadam.kernels.chores import BLOCK, nodes
+from fastadam.plans.judge import Judge
 from fastadam.plans.measured import Measured
 from fastadam.replacing import Replacing
 
@@ -19,6 +21,8 @@ ACCUMULATED = object()  # what step and measure take the accumulated gradients f
 
 class Measuring(Replacing):
     """Is the part of an Optimizer that looks at gradients before a step takes them; optimizer.py takes the steps."""
+
+    _judge: Judge
 
     def measure(self, grads: Tree = ACCUMULATED, *, starts: Mapping[str, int] | None = None) -> dict[str, Measured]:
         """Return by path what each leaf's gradient is like; what `step(grads, measured=...)` takes.
@@ -34,6 +38,25 @@ class Measuring(Replacing):
         leaves = self._totals.sums(self._state) if grads is ACCUMULATED else self._structure.flatten(grads, "grads")
         if grads is ACCUMULATED and self._totals.batches == 0:
             raise ValueError("measure() got no grads and nothing has been accumulated: expected one of them")
+        firsts = self._firsts(starts)
+        self._plan.accept(leaves)
+        row = np.array([*(-1 if g is None else 0 for g in leaves), 0])
+        return dict(zip(self.paths, self._measures(self._plan.measure_blocks(row), 0, firsts), strict=True))
+
+    def noted(self, starts: Mapping[str, int] | None = None) -> dict[str, tuple[Measured, Measured, Measured]]:
+        """Return by path what the last step(measured=...) has noted, with `stats`: of the gradient, of the parameter
+        after the step, and of its update, whose largest magnitude stands there; the others' is 0.
+
+        starts: as of `measure`. On the host alone. Raises ValueError where nothing has been noted.
+        """
+        if not self._judge.noted:
+            raise ValueError("nothing has been noted, expected stats, and step(measured=...) before, on the host")
+        columns = [self._measures(self._judge.noted, j, self._firsts(starts)) for j in range(3)]
+        gradients, params = ([one._replace(largest=0.0) for one in column] for column in columns[:2])
+        return dict(zip(self.paths, zip(gradients, params, columns[2], strict=True), strict=True))
+
+    def _firsts(self, starts: Mapping[str, int] | None) -> list[int]:
+        """Return where each leaf begins in a larger one."""
         firsts = dict.fromkeys(self.paths, 0)
         for path, start in (starts or {}).items():
             if path not in firsts:
@@ -41,15 +64,15 @@ class Measuring(Replacing):
             firsts[path] = integer(f"starts[{path!r}]", start, low=0)
             if start % BLOCK and self._state.params[self.paths.index(path)].size:
                 raise ValueError(f"starts[{path!r}] is {start}, expected a multiple of {BLOCK}")
-        self._plan.accept(leaves)
-        row = np.array([*(-1 if g is None else 0 for g in leaves), 0])
-        measures = {}
+        return list(firsts.values())
+
+    def _measures(self, blocks_of_leaves: Sequence[Array], column: int, firsts: Sequence[int]) -> list[Measured]:
+        """Return per leaf what one column of its blocks' notes makes, and their last."""
         groups = [k for k, group in enumerate(self.groups) for _ in group._leaves]
-        blocks_of_leaves = self._plan.measure_blocks(row)
-        for (path, first), group, blocks in zip(firsts.items(), groups, blocks_of_leaves, strict=True):
-            sums, largest = nodes(blocks[:, 0], first // BLOCK), blocks[:, -1].max(initial=0.0)
-            measures[path] = Measured(group, tuple(sums), float(largest))
-        return measures
+        return [
+            Measured(group, tuple(nodes(blocks[:, column], first // BLOCK)), float(blocks[:, -1].max(initial=0.0)))
+            for group, first, blocks in zip(groups, firsts, blocks_of_leaves, strict=True)
+        ]
 
     def _check_measured(self, measured: Any) -> None:
         """Refuse what `measure` cannot have returned."""

@@ -13,11 +13,12 @@ Part = Any  # a flat array, or None for nothing
 class Engine:
     """Stands for the processes that step together. Each of its calls is made by all of them, in the same order.
 
-    rank, size: this process among them.
+    rank, size: this process among them. carries: where arrays lie that it takes, "host" or "device" or both.
     """
 
     rank = 0
     size = 1
+    carries: tuple[str, ...] = ("host",)
 
     def swap(self, sends: Sequence[Part], receives: Sequence[Part]) -> Wait:
         """Begin to send sends[k] to rank k and to receive from it into receives[k]; None, or no element, for nothing.
@@ -43,6 +44,8 @@ class Engine:
 
 class Alone(Engine):
     """Is one process: nothing is carried anywhere."""
+
+    carries = "host", "device"
 
     def swap(self, sends: Sequence[Part], receives: Sequence[Part]) -> Wait:
         return nothing

@@ -17,6 +17,8 @@ class Nccl(Engine):
     Work is ordered by the stream, so waits return at once; not tried on a device yet.
     """
 
+    carries = ("device",)
+
     def __init__(self, communicator: Any) -> None:
         import cupy
 

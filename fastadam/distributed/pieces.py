@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 from zlib import crc32
@@ -84,8 +85,8 @@ class Pieces:
                     with np.errstate(all="ignore"):
                         y[...] = x.astype(y.dtype)
 
-    def joined(self, everyone: list[list[Measured]]) -> dict[str, Measured]:
-        """Return what the buffers' whole gradients are, from what every rank has measured of each piece of its own."""
+    def joined(self, everyone: Sequence[Sequence[Measured]]) -> dict[str, Measured]:
+        """Return by buffer what all of it is like, from what every rank has measured of each piece of its own."""
         measured, at = {}, 0
         for buffer, of_buffer in zip(self._buffers, self.cuts, strict=True):
             parts = [one for measures in everyone for one in measures[at : at + len(of_buffer)]]

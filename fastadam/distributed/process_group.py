@@ -20,6 +20,7 @@ class ProcessGroup(Engine):
         self._torch, self._group = torch, group
         self._limit = () if timeout is None else (timedelta(seconds=timeout),)
         self.rank, self.size = group.rank(), group.size()
+        self.carries = ("device",) if torch.distributed.get_backend(group) == "nccl" else ("host",)
         self._peers = torch.distributed.get_process_group_ranks(group)
 
     def _tensor(self, x: Part) -> Any:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
+import numpy as np
+
+from fastadam.arrays.device import HOST
 from fastadam.arrays.tree import Structure, Tree, named
 from fastadam.checks import integer, number
 from fastadam.distributed.agreement import agree, together
@@ -16,11 +20,14 @@ from fastadam.distributed.collective import Collective
 from fastadam.distributed.engine import engine_of
 from fastadam.distributed.exchange import Exchange, Item
 from fastadam.distributed.pieces import Pieces
+from fastadam.kernels.chores import in_pairs
 from fastadam.kernels.formats import SHORT
 from fastadam.optimizer import Optimizer
 from fastadam.plans.chores import StepInfo
+from fastadam.plans.judge import statistics
+from fastadam.plans.measured import Measured
 
-REFUSED = "index_offset", "copy_to", "capturable", "stats"
+REFUSED = "index_offset", "copy_to", "capturable"
 
 
 class Sharded(Collective):
@@ -39,8 +46,8 @@ class Sharded(Collective):
         as is fastest for the engine.
     bucket: the most elements that are exchanged at once.
     timeout: seconds, where the communicator has such a thing: process groups.
-    options: hyperparameters and options of the method by name. Not index_offset, copy_to, capturable, stats; zero_grads
-        zeroes this rank's gradients.
+    options: hyperparameters and options of the method by name. Not index_offset, copy_to, capturable. zero_grads zeroes
+        this rank's gradients; stats="tensor" reports each of the flat arrays.
 
     A step has the bits of one process over one FlatBuffer per group and dtype, whose step gets the ranks' gradients as
     `streams`, whatever the number of ranks: parameters, state, norms and what is skipped.
@@ -72,6 +79,10 @@ class Sharded(Collective):
         def build() -> list[tuple[str, Any]]:
             check(method, options, reproducible, copies, init)
             self._buffers = Buffers(params)
+            where, carries = "host" if self._buffers.home is HOST else "device", self._engine.carries
+            if where not in carries:
+                both = f"params lie on the {where}, communicator carries arrays of the {' and '.join(carries)}"
+                raise TypeError(f"{both}: expected them there")
             size = integer("bucket", bucket, low=1, most=2**31)
             self._pieces = Pieces(self._buffers, self._engine, size, copies, init)
             named = dict(options) if copies is None else {**options, "copy_to": self._pieces.copies}
@@ -90,6 +101,7 @@ class Sharded(Collective):
         self._arriving: Arriving | None = None
         limits = [options.get("max_norm"), *(group.max_norm for group in self._opt.groups)]
         self._measuring = bool(options.get("skip_nonfinite")) or any(limit is not None for limit in limits)
+        self._stats = options.get("stats")
 
     @property
     def params(self) -> Tree:
@@ -205,15 +217,33 @@ class Sharded(Collective):
     def _take(self, streams: Sequence[tuple[int, Any]], scale: float, reduction: str) -> StepInfo:
         """Step this rank's pieces by (micro-batches, their gradients) of all ranks."""
         trees = [self._as_tree(pieces) for _, pieces in streams]
-        if not self._measuring and all(batches == 1 for batches, _ in streams):
+        if not (self._measuring or self._stats) and all(batches == 1 for batches, _ in streams):
             return self._opt.step(streams=trees, grad_scale=scale, reduction=reduction)
         for (batches, _), tree in zip(streams, trees, strict=True):
             self._opt.accumulate(tree, micro_batches=batches)
-        measured = None
+        measured: dict[str, Measured] = {}
         if self._measuring:
             measures = list(self._opt.measure(starts=self._pieces.starts).values())
             measured = self._pieces.joined(self._engine.everyone(measures))
-        return self._opt.step(grad_scale=scale, reduction=reduction, measured=measured)
+        info = self._opt.step(grad_scale=scale, reduction=reduction, measured=measured)
+        if self._stats is None or info.skipped:
+            return info
+        return self._reported(
+            info, scale * (1 / sum(batches for batches, _ in streams) if reduction == "mean" else 1.0)
+        )
+
+    def _reported(self, info: StepInfo, scale: float) -> StepInfo:
+        """Return what all ranks together have found out of a step that was taken."""
+        everyone = self._engine.everyone(list(self._opt.noted(self._pieces.starts).values()))
+        columns = [self._pieces.joined([[of[j] for of in noted] for noted in everyone]) for j in range(3)]
+        wholes = list(zip(*(column.values() for column in columns), strict=True))
+        sums = np.array([[*(one.squares for one in of), of[2].largest] for of in wholes]).reshape(-1, 4)
+        pieces = {f"params{name}": [k] for k, name in enumerate(columns[0])}
+        if self._stats == "group":
+            groups = [buffer.group for buffer in self._buffers]
+            pieces = {f"groups[{k}]": [j for j, x in enumerate(groups) if x == k] for k in range(len(self.groups))}
+        norm = abs(scale) * math.sqrt(in_pairs(sums[:, 0].tolist())) if info.clip_factor is None else info.grad_norm
+        return info._replace(grad_norm=norm, stats=statistics(sums, pieces, scale))
 
     def _as_tree(self, pieces: Sequence[Any]) -> Any:
         """Return gradients of this rank's pieces, as its optimizer takes them."""

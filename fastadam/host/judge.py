@@ -39,6 +39,8 @@ class Judge(judge.Judge):
             deque(starmap(setitem, [*self._table.counted(self._table.row, self._table.rows), *after]), maxlen=0)
             return self.report(verdict, np.zeros((0, NOTES)) if self._noting else None, scale)
         self.launch(part, verdict.factors, after)
+        if self._noting and measured is not None:
+            self.noted = [x.copy() for x in self._plan.blocks(*self._whole()[:2])]
         return self.report(verdict, self.sums(part) if self._noting else None, scale)
 
     def measure(self, part: Part | None) -> Array:

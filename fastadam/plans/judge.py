@@ -46,12 +46,14 @@ class Judge:
 
     plan: whose steps these are, with its table of coefficients. names: per leaf, what follows "params" in errors.
     apart: whether factors go into the rows of a table, which leaves must not share then.
+    noted: per leaf, (blocks, NOTES) of the last step that was told what others had measured, if it has statistics.
     """
 
     apart: ClassVar[bool] = True
 
     def __init__(self, plan: Plan, chores: Chores, names: Sequence[str]) -> None:
         self._plan, self._table, self._chores, self._names = plan, plan.table, chores, names
+        self.noted: Sequence[Array] = ()
         self._limited = any(group.max_norm for group in plan.table.groups)
         self._clipping = self._limited or chores.max_norm is not None
         self._skipping = bool(chores.skip_nonfinite)
@@ -134,12 +136,17 @@ class Judge:
             pieces = {f"params{name}": range(k, k + 1) for k, name in enumerate(self._names)}
         else:
             pieces = {f"groups[{k}]": group._leaves for k, group in enumerate(self._table.groups)}
-        stats = {}
-        for name, leaves in pieces.items():
-            notes = sums[leaves.start : leaves.stop]
-            g, p, u = (math.sqrt(in_pairs(notes[:, j].tolist())) for j in range(3))
-            largest = float(notes[:, 3].max(initial=0.0))
-            stats[name] = {
-                "grad_norm": abs(scale) * g, "update_norm": u, "param_norm": p, "largest_update": largest
-            }  # fmt: skip
-        return stats
+        return statistics(sums, pieces, scale)
+
+
+def statistics(sums: Array, pieces: Mapping[str, Sequence[int]], scale: float) -> dict[str, dict[str, float]]:
+    """Return StepInfo.stats: of the leaves of each piece, from (leaves, NOTES) of all."""
+    stats = {}
+    for name, leaves in pieces.items():
+        notes = sums[list(leaves)]
+        g, p, u = (math.sqrt(in_pairs(notes[:, j].tolist())) for j in range(3))
+        largest = float(notes[:, 3].max(initial=0.0))
+        stats[name] = {
+            "grad_norm": abs(scale) * g, "update_norm": u, "param_norm": p, "largest_update": largest
+        }  # fmt: skip
+    return stats

@@ -139,6 +139,22 @@ def test_streams_are_added_in_order(backend, p_dtype, g_dtype):
         assert all(same_bits(x, y) for x, y in zip(state_arrays(a).values(), state_arrays(b).values(), strict=True))
 
 
+def test_statistics_of_parts():
+    whole, parts = whole_and_parts("numba", stats="tensor", max_norm=1.0)
+    with pytest.raises(ValueError, match="nothing has been noted"):
+        parts.noted()
+    starts = {f"[{k}]": a for k, a in enumerate(CUTS[:-1])}
+    cut = [gradient(1)[a:b] for a, b in pairwise(CUTS)]
+    info = whole.step(gradient(1))
+    parts.step(cut, measured=joined(parts.measure(cut, starts=starts)))
+    stats = info.stats["params"]
+    g, p, u = (joined(dict(enumerate(column)))[""] for column in zip(*parts.noted(starts).values(), strict=True))
+    norms = [stats[f"{name}_norm"] for name in ("param", "update")]
+    assert [math.sqrt(x.squares) for x in (p, u)] == norms
+    assert math.sqrt(g.squares) == stats["grad_norm"]
+    assert (g.largest, p.largest, u.largest) == (0, 0, stats["largest_update"])
+
+
 def test_the_order_of_streams_shows():
     one, other = (fa.SGD(np.zeros(N, np.float32), backend="numpy") for _ in range(2))
     parts = [gradient(k) for k in range(3)]

@@ -12,6 +12,7 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 
+import fastadam as fa
 from fastadam.distributed.engine import engine_of
 
 BYTES = {"uint8": 1, "float32": 4, "float64": 8}
@@ -167,6 +168,18 @@ def test_share(team):
         return array.tolist()
 
     assert run(team, work)[0] == [[0.0, 0.0, 0.0, 1.0, 2.0, 2.0]] * 3
+
+
+def test_arrays_of_the_host_are_refused(team):
+    results, _ = run(team, lambda engine: refused(engine))
+    assert results[0] == "params lie on the host, communicator carries arrays of the device: expected them there"
+
+
+def refused(engine):
+    try:
+        fa.distributed.Sharded(fa.SGD, np.ones(3), engine)
+    except TypeError as error:
+        return str(error)
 
 
 def test_a_backend_of_cupyx(team):
