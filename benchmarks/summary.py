@@ -10,6 +10,7 @@ OURS = (
     "fastadam cuda",
     "fastadam numba",
     "fastadam.torch",
+    "fastadam.jax",
     "fastadam numpy",
 )  # the first that is there is compared with the others
 UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))

@@ -464,7 +464,7 @@ def measured(monkeypatch, tmp_path):
 def test_measure_runs_the_commands_that_readme_names(measured):
     measure.measure()
     kinds = sorted(path.name.split("-")[0] for path in measured.results.iterdir())
-    assert kinds == ["chain", "core", "narrow", "pytorch"]
+    assert kinds == ["chain", "core", "jax", "narrow", "pytorch"]
     assert all(path.name.endswith("-abc.json") for path in measured.results.iterdir())
     lines = (ROOT / "benchmarks/README.md").read_text().replace("\\\n", " ").splitlines()
     named = [shlex.split(line)[2:-2] for line in lines if line.startswith("python -m fastadam") and "NAME.json" in line]
