@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from llvmlite import binding, ir
 
 import fastadam as fa
 import fastadam.jax
 from fastadam import kernels
+from fastadam.kernels.cpu import subnormals
 from fastadam.kernels.formats import FORMATS
 from fastadam.tools.cover import STORED, kernels_in_use, label, same_bits, variants
 
@@ -168,19 +170,39 @@ def test_rules_that_need_sums_over_whole_leaves_are_refused():
 
 
 def test_subnormal_numbers_are_kept_and_xlas_mode_restored():
-    """XLA flushes them in its threads: steps do not, and leave XLA as it was."""
-    tiny = np.full(40_000, 1e-40, np.float32)
+    """XLA flushes them in its threads: steps do not, small or large, and what follows them in a program still does."""
+    tx = fastadam.jax.sgd(0.5)
+
+    @jax.jit
+    def stepped_and_halved(p, g):
+        new, _ = tx.step(p, tx.init(p), g)
+        return new, new * jnp.float32(0.5)
+
     for size in (9, 40_000):
-        theirs = tiny[:size].copy()
-        fa.SGD(theirs, lr=0.5, backend="numpy").step(tiny[:size])
-        p = jnp.array(tiny[:size])
-        tx = fastadam.jax.sgd(0.5)
-        p, _ = jax.jit(tx.step)(p, tx.init(p), jnp.array(tiny[:size]))
-        assert same_bits(np.asarray(p), theirs)
+        tiny = np.full(size, 1e-40, np.float32)
+        theirs = tiny.copy()
+        fa.SGD(theirs, lr=0.5, backend="numpy").step(tiny)
+        new, halved = stepped_and_halved(jnp.array(tiny), jnp.array(tiny))
+        assert same_bits(np.asarray(new), theirs)
         assert 0 < theirs[0] < tiny[0]
-    after = jax.jit(lambda p, state, g: tx.step(p, state, g)[0] * jnp.float32(1.0))(p, tx.init(p), p)
-    assert not np.asarray(jnp.array(tiny) * 0.5).any()  # flushed by XLA as before
-    del after
+        assert not np.asarray(halved).any()
+
+
+def test_on_arm_the_mode_is_that_of_fpcr(monkeypatch):
+    """What LLVM makes of it for such a processor: read, two bits cleared, written; written again."""
+    monkeypatch.setattr(subnormals, "ARM", True)
+    module, word = ir.Module(), ir.IntType(64)
+    builder = ir.IRBuilder(ir.Function(module, ir.FunctionType(word, [word]), "f").append_basic_block())
+    subnormals._write(builder, builder.and_(subnormals._read(builder), builder.function.args[0]))
+    builder.ret(word(0))
+    binding.initialize_all_targets()
+    binding.initialize_all_asmprinters()
+    machine = binding.Target.from_triple("aarch64-unknown-linux-gnu").create_target_machine()
+    text = machine.emit_assembly(binding.parse_assembly(str(module)))
+    assert [line.split() for line in text.splitlines() if "FPCR" in line] == [
+        ["mrs", "x8,", "FPCR"],
+        ["msr", "FPCR,", "x8"],
+    ]
 
 
 def test_float64_is_computed_in_float64():
