@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -23,13 +24,17 @@ class ProcessGroup(Engine):
         self.carries = ("device",) if torch.distributed.get_backend(group) == "nccl" else ("host",)
         self._peers = torch.distributed.get_process_group_ranks(group)
 
+    def _numbers(self, x: Part) -> Any:
+        """Return the tensor that an array is, in its memory."""
+        if not isinstance(x, np.ndarray):
+            return self._torch.utils.dlpack.from_dlpack(x)
+        with warnings.catch_warnings():  # PyTorch has no tensors that cannot be written, and none that is sent is
+            warnings.filterwarnings("ignore", "The given NumPy array is not writ", UserWarning)
+            return self._torch.from_numpy(x)
+
     def _tensor(self, x: Part) -> Any:
         """Return the tensor of an array's bytes."""
-        if not isinstance(x, np.ndarray):
-            return self._torch.utils.dlpack.from_dlpack(x.view(np.uint8))
-        if not x.flags.writeable:  # PyTorch has no tensors that cannot be written, and warns
-            x = np.lib.stride_tricks.as_strided(x, writeable=True)
-        return self._torch.from_numpy(x.view(np.uint8))
+        return self._numbers(x.view(np.uint8))
 
     def swap(self, sends: Sequence[Part], receives: Sequence[Part]) -> Wait:
         distributed = self._torch.distributed
@@ -48,10 +53,10 @@ class ProcessGroup(Engine):
         return wait
 
     def reduce(self, parts: Sequence[Part], total: Part) -> Wait:
-        torch = self._torch
-        tensors = [torch.from_numpy(np.ascontiguousarray(x)) for x in parts]
+        distributed = self._torch.distributed
+        tensors = [self._numbers(x).clone() for x in parts]  # which are written, and parts are the user's gradients
         begun = [
-            torch.distributed.reduce(x, self._peers[k], group=self._group, async_op=True)
+            distributed.reduce(x, self._peers[k], group=self._group, async_op=True)
             for k, x in enumerate(tensors)
             if x.numel()
         ]
@@ -59,7 +64,7 @@ class ProcessGroup(Engine):
         def wait() -> None:
             for one in begun:
                 one.wait(*self._limit)
-            total[...] = tensors[self.rank].numpy()
+            self._numbers(total).copy_(tensors[self.rank])
 
         return wait
 

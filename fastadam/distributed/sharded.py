@@ -52,8 +52,9 @@ class Sharded(Collective):
     A step has the bits of one process over one FlatBuffer per group and dtype, whose step gets the ranks' gradients as
     `streams`, whatever the number of ranks: parameters, state, norms and what is skipped.
 
-    Bytes per parameter on N ranks: p for the parameters, g for the gradients, g·(N - 1)/N while they are exchanged, and
-    state_bytes, which is 1/N of what one process has; with copies 4/N more for the float32 parameters.
+    Bytes per parameter on N ranks: p for the parameters, g for the gradients, g·(N - 1)/N to receive others' into, and
+    state_bytes, which is 1/N of what one process has; with copies 4/N more for the float32 parameters. Gradients handed
+    in by `bucket` take g for two buckets alone.
 
     A rank whose checking of its arguments fails makes all raise before anything has changed. What fails later, or a
     rank that dies, ends as the engine ends it: MPI ends the job, gloo's ranks raise RuntimeError.
