@@ -111,6 +111,10 @@ class Buffer:
             if not isinstance(owner, FlatBuffer) or (g.names, g.shapes) != (owner.names, owner.shapes):
                 raise ValueError(both)
             g = g.array
+        elif (
+            getattr(owner, "shape", None) == () and isinstance(g, np.generic | float | int) and not isinstance(g, bool)
+        ):
+            g = self.home.put(np.asarray(g, flat_of(owner).dtype))
         if self.home.is_array(g) and g.shape != (owner.array.shape if isinstance(owner, FlatBuffer) else owner.shape):
             raise ValueError(both)
         return self._floats(g, both)
@@ -220,14 +224,14 @@ class Buffers:
 
 
 def put(tree: Tree, views: Tree) -> None:
-    """Let dicts and lists to any depth hold these views in the place of their arrays."""
-    if type(tree) not in (dict, list):
+    """Let dicts and lists hold these views in the place of their arrays, within tuples too."""
+    if type(tree) not in (dict, list, tuple):
         return
     for key in list(tree) if isinstance(tree, dict) else range(len(tree)):
-        if container_of(tree[key]) is None:
-            tree[key] = views[key]
-        else:
+        if container_of(tree[key]) is not None:
             put(tree[key], views[key])
+        elif not isinstance(tree, tuple):
+            tree[key] = views[key]
 
 
 def shown(value: Any) -> str:

@@ -237,5 +237,16 @@ def test_where_parameters_lie():
     assert fortran["w"].flags.c_contiguous
 
 
+def test_numbers_and_tuples():
+    """A number is the gradient of a parameter of no dimension; dicts within tuples hold the views; others do not."""
+    inner = {"w": np.array(2.0), "x": np.ones(2)}
+    tree = (np.ones(3), [inner])
+    opt = SHARDED(fa.SGD, tree, lr=1.0)
+    opt.step((np.ones(3), [{"w": 0.5, "x": np.ones(2)}]))
+    assert (float(inner["w"]), inner["x"].tolist()) == (1.5, [0.0, 0.0])
+    assert tree[0].tolist() == [1.0] * 3
+    assert opt.params[0].tolist() == [0.0] * 3
+
+
 def _ones_like(tree):
     return np.ones_like(tree) if isinstance(tree, np.ndarray) else {name: np.ones_like(x) for name, x in tree.items()}
