@@ -39,6 +39,11 @@ class Exchange:
         self._items: list[Item] = []
         self._room: dict[Any, Array] = {}  # what is received into
 
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes that others' gradients are received into."""
+        return sum(x.nbytes for x in self._room.values())
+
     def add(self, grads: Any, index: int | None) -> None:
         """Keep a micro-batch's gradients for the next step."""
         flats = self._buffers.flatten(grads, "grads")

@@ -15,19 +15,17 @@ from fastadam.arrays.tree import Structure, Tree, named
 from fastadam.checks import integer, number
 from fastadam.distributed.agreement import agree, together
 from fastadam.distributed.arriving import Arriving
+from fastadam.distributed.asked import check, described
 from fastadam.distributed.buffers import Buffers, shown
 from fastadam.distributed.collective import Collective
 from fastadam.distributed.engine import engine_of
 from fastadam.distributed.exchange import Exchange, Item
 from fastadam.distributed.pieces import Pieces
 from fastadam.kernels.chores import in_pairs
-from fastadam.kernels.formats import SHORT
 from fastadam.optimizer import Optimizer
 from fastadam.plans.chores import StepInfo
 from fastadam.plans.judge import statistics
 from fastadam.plans.measured import Measured
-
-REFUSED = "index_offset", "copy_to", "capturable"
 
 
 class Sharded(Collective):
@@ -52,9 +50,9 @@ class Sharded(Collective):
     A step has the bits of one process over one FlatBuffer per group and dtype, whose step gets the ranks' gradients as
     `streams`, whatever the number of ranks: parameters, state, norms and what is skipped.
 
-    Bytes per parameter on N ranks: p for the parameters, g for the gradients, g·(N - 1)/N to receive others' into, and
-    state_bytes, which is 1/N of what one process has; with copies 4/N more for the float32 parameters. Gradients handed
-    in by `bucket` take g for two buckets alone.
+    Bytes per parameter on N ranks, see bytes_per_parameter: p for the parameters; (N - 1)/N·g to receive gradients of g
+    bytes into, and 4/N for their sum; s/N for the state, s being one process's; with copies 4/N for the float32
+    parameters. Beside them are the program's own gradients, g: of those handed in by `bucket` two buckets alone.
 
     A rank whose checking of its arguments fails makes all raise before anything has changed. What fails later, or a
     rank that dies, ends as the engine ends it: MPI ends the job, gloo's ranks raise RuntimeError.
@@ -129,6 +127,13 @@ class Sharded(Collective):
         """Return the bytes of this rank's state: slots, averages, masters, and with copies the float32 parameters."""
         copied = 0 if self._pieces.copies is None else sum(x.nbytes for pieces in self._pieces.owned for x in pieces)
         return self._opt.state_bytes + copied
+
+    @property
+    def bytes_per_parameter(self) -> float:
+        """Return how many bytes this rank holds for each parameter so far: parameters, state, room for gradients."""
+        held = sum(buffer.array.nbytes for buffer in self._buffers)
+        total: int = held + self.state_bytes + self._exchange.nbytes
+        return total / max(1, sum(buffer.n for buffer in self._buffers))
 
     def accumulate(self, grads: Tree, index: int | None = None) -> None:
         """Keep one micro-batch's gradients for the next `step()`; nothing is exchanged before.
@@ -272,26 +277,3 @@ class Sharded(Collective):
 
     def __repr__(self) -> str:
         return f"Sharded({self._opt!r}, rank {self._engine.rank} of {self._engine.size})"
-
-
-def described(groups: Any) -> list[tuple[str, Any]]:
-    """Return the numbers of the groups, which a program may have set on one rank alone."""
-    return [
-        (f"groups[{k}] with", f"{shown(vars(group._rule))}, max_norm {group.max_norm}")
-        for k, group in enumerate(groups)
-    ]
-
-
-def check(method: Any, options: dict[str, Any], reproducible: Any, copies: Any, init: Any) -> None:
-    """Refuse what Sharded cannot take."""
-    if not (isinstance(method, type) and issubclass(method, Optimizer) and hasattr(method, "rule")):
-        raise TypeError(f"method is {method!r}, expected a class such as fastadam.AdamW")
-    for name in REFUSED:
-        if name in options:
-            raise TypeError(f"{name} is {options[name]!r}, expected none: Sharded takes no {name}")
-    if reproducible is not False and reproducible not in ("ranks", "micro"):
-        raise ValueError(f"reproducible is {reproducible!r}, expected 'ranks', 'micro' or False")
-    if copies is not None and copies not in SHORT:
-        raise ValueError(f"copies is {copies!r}, expected one of {', '.join(SHORT)}, or None")
-    if init is not None and copies is None:
-        raise ValueError("init is given, expected it with copies alone, whose float32 values it says")

@@ -305,8 +305,10 @@ def test_bytes_travel_once():
         engine.everyone(None)
         opt.step(values([1, engine.rank], np.float32))
         rooms.append(engine._room)
+        return opt.bytes_per_parameter
 
-    together(2, work)
+    # SGD has no state; 3 of the 5 blocks are the first rank's, and each has room for the other's part of its own
+    assert together(2, work) == [(4 * N + 4 * 3072) / N, (4 * N + 4 * (N - 3072)) / N]
     assert rooms[0].carried == 2 * 4 * N
 
 

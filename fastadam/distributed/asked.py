@@ -1,0 +1,34 @@
+"""Asked: what Sharded is asked for, refused where it cannot be, and as ranks compare it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastadam.distributed.buffers import shown
+from fastadam.kernels.formats import SHORT
+from fastadam.optimizer import Optimizer
+
+REFUSED = "index_offset", "copy_to", "capturable"
+
+
+def described(groups: Any) -> list[tuple[str, Any]]:
+    """Return the numbers of the groups, which a program may have set on one rank alone."""
+    return [
+        (f"groups[{k}] with", f"{shown(vars(group._rule))}, max_norm {group.max_norm}")
+        for k, group in enumerate(groups)
+    ]
+
+
+def check(method: Any, options: dict[str, Any], reproducible: Any, copies: Any, init: Any) -> None:
+    """Refuse what Sharded cannot take."""
+    if not (isinstance(method, type) and issubclass(method, Optimizer) and hasattr(method, "rule")):
+        raise TypeError(f"method is {method!r}, expected a class such as fastadam.AdamW")
+    for name in REFUSED:
+        if name in options:
+            raise TypeError(f"{name} is {options[name]!r}, expected none: Sharded takes no {name}")
+    if reproducible is not False and reproducible not in ("ranks", "micro"):
+        raise ValueError(f"reproducible is {reproducible!r}, expected 'ranks', 'micro' or False")
+    if copies is not None and copies not in SHORT:
+        raise ValueError(f"copies is {copies!r}, expected one of {', '.join(SHORT)}, or None")
+    if init is not None and copies is None:
+        raise ValueError("init is given, expected it with copies alone, whose float32 values it says")
