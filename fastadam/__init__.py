@@ -27,6 +27,7 @@ from fastadam.functional import (
     momentum_step,
     nadam_step,
     rmsprop_step,
+    schedulefree_step,
 )
 from fastadam.host.threads import get_num_threads, num_threads, set_num_threads
 from fastadam.methods import (
@@ -43,6 +44,8 @@ from fastadam.methods import (
     NAdam,
     RAdam,
     RMSprop,
+    ScheduleFreeAdamW,
+    ScheduleFreeSGD,
 )
 from fastadam.optimizer import Optimizer
 from fastadam.plans.chores import StepInfo
@@ -71,6 +74,8 @@ __all__ = [
     "Optimizer",
     "RAdam",
     "RMSprop",
+    "ScheduleFreeAdamW",
+    "ScheduleFreeSGD",
     "StepInfo",
     "Stepper",
     "adabelief_step",
@@ -92,6 +97,7 @@ __all__ = [
     "num_threads",
     "register_container",
     "rmsprop_step",
+    "schedulefree_step",
     "schedules",
     "set_num_threads",
 ]

@@ -153,6 +153,29 @@ def ademamix_step(
     _step(rules.AdEMAMix(**hyperparameters), p, g, {"m1": m1, "m2": m2, "v": v}, t, grad_scale, backend)
 
 
+@_hyperparameters_of(rules.ScheduleFreeAdamW)
+def schedulefree_step(
+    p: Array, g: Array, z: Array, v: Array | None = None, *,
+    t: int, weight_sum: float = 0.0, lr_max: float = 0.0,
+    grad_scale: float = 1.0, backend: str = "auto", **hyperparameters: Any,
+) -> tuple[float, float]:  # fmt: skip
+    """Take one step of ScheduleFreeAdamW; without v of ScheduleFreeSGD, with the hyperparameters of that.
+
+    z: at first a copy of p. weight_sum, lr_max: what the step before returned.
+
+    >>> p, g, v = np.ones(3), np.ones(3), np.zeros(3)
+    >>> z = p.copy()
+    >>> weight_sum, lr_max = fa.schedulefree_step(p, g, z, v, t=1, lr=0.25)
+    >>> z.round(6).tolist(), lr_max
+    ([0.75, 0.75, 0.75], 0.25)
+    """
+    rule = (rules.ScheduleFreeSGD if v is None else rules.ScheduleFreeAdamW)(**hyperparameters)
+    given = {"weight_sum": weight_sum, "lr_max": lr_max}
+    carried = {name: np.array(number(name, x, low=0)) for name, x in given.items()}
+    _step(rule, p, g, {"z": z, "v": v}, t, grad_scale, backend, **carried)
+    return carried["weight_sum"].item(), carried["lr_max"].item()
+
+
 @_hyperparameters_of(rules.Lion)
 def lion_step(
     p: Array, g: Array, m: Array, *,

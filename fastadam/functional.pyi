@@ -108,6 +108,26 @@ def ademamix_step(
     weight_decay: float = 0.0,
     maximize: bool = False,
 ) -> None: ...
+def schedulefree_step(
+    p: Array,
+    g: Array,
+    z: Array,
+    v: Array | None = None,
+    *,
+    t: int,
+    weight_sum: float = 0.0,
+    lr_max: float = 0.0,
+    grad_scale: float = 1.0,
+    backend: str = "auto",
+    lr: LearningRate = 0.0025,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-08,
+    weight_decay: float = 0.0,
+    warmup_steps: float = 0.0,
+    r: float = 0.0,
+    weight_lr_power: float = 2.0,
+    maximize: bool = False,
+) -> tuple[float, float]: ...
 def lion_step(
     p: Array,
     g: Array,

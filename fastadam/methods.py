@@ -74,6 +74,14 @@ class LAMB(_Method):
     rule = rules.LAMB
 
 
+class ScheduleFreeAdamW(_Method):
+    rule = rules.ScheduleFreeAdamW
+
+
+class ScheduleFreeSGD(_Method):
+    rule = rules.ScheduleFreeSGD
+
+
 class SGD(_Method):
     rule = rules.SGD
 

@@ -170,6 +170,37 @@ class LAMB(Optimizer):
         **options: Unpack[Options],
     ) -> None: ...
 
+class ScheduleFreeAdamW(Optimizer):
+    def __init__(
+        self,
+        params: Tree,
+        lr: LearningRate = 0.0025,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-08,
+        weight_decay: float = 0.0,
+        warmup_steps: float = 0.0,
+        r: float = 0.0,
+        weight_lr_power: float = 2.0,
+        *,
+        maximize: bool = False,
+        **options: Unpack[Options],
+    ) -> None: ...
+
+class ScheduleFreeSGD(Optimizer):
+    def __init__(
+        self,
+        params: Tree,
+        lr: LearningRate = 1.0,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        warmup_steps: float = 0.0,
+        r: float = 0.0,
+        weight_lr_power: float = 2.0,
+        *,
+        maximize: bool = False,
+        **options: Unpack[Options],
+    ) -> None: ...
+
 class SGD(Optimizer):
     def __init__(
         self,

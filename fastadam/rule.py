@@ -25,6 +25,9 @@ _AT_LEAST_0 = {
     "momentum_decay",
     "t_alpha",
     "t_beta3",
+    "warmup_steps",
+    "r",
+    "weight_lr_power",
 }
 
 
@@ -35,6 +38,9 @@ class Rule:
     kernel: ClassVar[str]
     _logs: ClassVar[tuple[float, ...]]  # each instance's own: the logarithms of its betas
     carried: ClassVar[dict[str, float]] = {}  # numbers that each leaf accumulates from step to step, and their start
+
+    carried_most: ClassVar[float] = math.inf  # the largest number that may be
+    averaged_slot: ClassVar[str | None] = None  # the slot beyond p from which the method's own average lies
 
     maximize: bool = field(default=False, kw_only=True)
 
@@ -63,6 +69,11 @@ class Rule:
     def initial(self) -> dict[str, float]:
         """Return the value with which a slot starts, where that is not 0."""
         return {}
+
+    @property
+    def extrapolation(self) -> float:
+        """Return e of the method's own average, p + e·(averaged_slot - p)."""
+        raise NotImplementedError
 
     def coefficients(self, t: int, lr: float, *carried: float) -> tuple[float, ...]:
         """Return the kernel's numbers at the leaf's count t = 1, 2, ... and this step's lr; then the new carried

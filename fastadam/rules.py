@@ -26,6 +26,7 @@ from fastadam.kernels.adopt import Coefficients as AdoptCoefficients
 from fastadam.kernels.nadam import Coefficients as NAdamCoefficients
 from fastadam.layerwise import LAMB
 from fastadam.rule import LearningRate, Rule, used
+from fastadam.unscheduled import ScheduleFreeAdamW, ScheduleFreeSGD
 
 __all__ = [
     "ADOPT",
@@ -41,6 +42,8 @@ __all__ = [
     "NAdam",
     "RAdam",
     "RMSprop",
+    "ScheduleFreeAdamW",
+    "ScheduleFreeSGD",
 ]
 
 UNLIMITED = 3e38  # a limit that no quotient in float32 reaches which a step survives
@@ -160,6 +163,7 @@ class NAdam(Rule):
 
     kernel: ClassVar[str] = "nadam"
     carried: ClassVar[dict[str, float]] = {"mu_product": 1.0}
+    carried_most: ClassVar[float] = 1.0
 
     def coefficients(self, t: int, lr: float, *carried: float) -> tuple[float, ...]:
         (beta1, beta2), (l2, decay) = self.betas, self._decay(lr, self.decoupled_weight_decay)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from copy import deepcopy
 from typing import Any, ClassVar, NamedTuple, Self
@@ -99,6 +99,12 @@ class Stateful(Averaging):
     def _kept(self) -> Sequence[Streams]:
         self.catch_up()
         return self._state.streams
+
+    def _averaged_slots(self) -> Iterator[tuple[Streams, Array, float]]:
+        streams_of_leaves, names = self._kept(), [slot.name for slot in self._state.kernel.slots]
+        for group in self.groups:
+            for streams in streams_of_leaves[group._leaves.start : group._leaves.stop]:
+                yield streams, streams.slots[names.index(self.rule.averaged_slot)], group._rule.extrapolation  # type: ignore[arg-type]
 
     def _on_stream(self) -> AbstractContextManager[Any]:
         return self._state.on_stream()

@@ -39,6 +39,10 @@ class RunningMax(Slot):
     """Only grows, or decays between maxima: to nearest, because stochastic rounding would ratchet it up."""
 
 
+class Weights(Slot):
+    """Begins as p: another set of parameters, which rests as the arithmetic is, whatever moments rest in."""
+
+
 @dataclass(frozen=True)
 class Summand:
     """Is a number of each element that is added up over a leaf. Its class says how."""

@@ -201,6 +201,41 @@ def lamb(t, p, g, state, *, lr, betas, eps, weight_decay=0.0, bias_correction=Tr
     return p - lr * ratio * direction, {"m": m, "v": v}
 
 
+def schedule_free(t, y, u, state, lr, beta, weight_decay, warmup_steps, r, weight_lr_power):
+    """Defazio et al. 2024, equations 6 to 8, for a direction u at y: the new y, and the state.
+
+    Departs as the authors' package does: weights of the average are t^r times a power of the largest lr so far, not of
+    this one. x is told from y = (1 - β)z + βx.
+    """
+    z, x = state["z"], (y - (1 - beta) * state["z"]) / beta
+    gamma = lr * t / warmup_steps if t < warmup_steps else lr
+    z = z - gamma * u - gamma * weight_decay * y
+    lr_max = np.maximum(state["lr_max"], gamma)
+    weight = numbers(y, t)[0] ** r * lr_max**weight_lr_power
+    weight_sum = state["weight_sum"] + weight
+    c = weight / weight_sum
+    x = (1 - c) * x + c * z
+    return (1 - beta) * z + beta * x, {"z": z, "weight_sum": weight_sum, "lr_max": lr_max}
+
+
+def schedulefreeadamw(t, p, g, state, *, lr, betas, eps, weight_decay=0.0, warmup_steps=0, r=0.0, weight_lr_power=2.0,
+                      maximize=False):  # fmt: skip
+    """Defazio et al. 2024, Algorithm 1; as in the package the second moment is corrected and γ is not. p is y."""
+    lr, beta1, beta2, eps, weight_decay = numbers(p, lr, *betas, eps, weight_decay)
+    g = -g if maximize else g
+    v = beta2 * state["v"] + (1 - beta2) * g**2
+    u = g / (np.sqrt(v / (1 - beta2**t)) + eps)
+    y, new = schedule_free(t, p, u, state, lr, beta1, weight_decay, warmup_steps, r, weight_lr_power)
+    return y, {**new, "v": v}
+
+
+def schedulefreesgd(t, p, g, state, *, lr, momentum, weight_decay=0.0, warmup_steps=0, r=0.0, weight_lr_power=2.0,
+                    maximize=False):  # fmt: skip
+    """Defazio et al. 2024, equations 6 to 8. p is y."""
+    lr, beta, weight_decay = numbers(p, lr, momentum, weight_decay)
+    return schedule_free(t, p, -g if maximize else g, state, lr, beta, weight_decay, warmup_steps, r, weight_lr_power)
+
+
 def sgd(t, p, g, state, *, lr, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False, maximize=False,
         lr_in_momentum=False):  # fmt: skip
     """Sutskever et al. 2013, equations 1-4, in torch's form.
@@ -259,8 +294,9 @@ def adagrad(t, p, g, state, *, lr, eps, lr_decay=0.0, weight_decay=0.0, initial_
 
 ORACLES = {
     f.__name__: f
-    for f in (adam, adamw, nadam, radam, adamax, adabelief, adopt, ademamix, lion, lamb, sgd, rmsprop, adagrad)
-}
+    for f in (adam, adamw, nadam, radam, adamax, adabelief, adopt, ademamix, lion, lamb, sgd, rmsprop, adagrad,
+              schedulefreeadamw, schedulefreesgd)
+}  # fmt: skip
 
 
 def start(name, p, *, amsgrad=False, momentum=0.0, centered=False, initial_accumulator_value=0.0, **_):
@@ -279,6 +315,8 @@ def start(name, p, *, amsgrad=False, momentum=0.0, centered=False, initial_accum
         "ademamix": ["m1", "m2", "v"],
         "lion": ["m"],
         "lamb": ["m", "v"],
+        "schedulefreeadamw": ["v"],
+        "schedulefreesgd": [],
         "sgd": m,
         "rmsprop": ["v", *mean, *m],
         "adagrad": ["sum"],
@@ -286,6 +324,8 @@ def start(name, p, *, amsgrad=False, momentum=0.0, centered=False, initial_accum
     state = {key: np.zeros_like(p) for key in keys[name]}
     if name == "nadam":
         (state["mu_product"],) = numbers(p, 1)
+    if name.startswith("schedulefree"):
+        state |= {"z": p.copy(), "weight_sum": numbers(p, 0)[0], "lr_max": numbers(p, 0)[0]}
     if name == "adagrad":
         state["sum"] += initial_accumulator_value
     return state

@@ -594,7 +594,7 @@ def test_a_number_out_of_range(method, name, backend):
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_a_number_out_of_range_for_a_function(function, backend):
-    method = {"momentum_step": fa.SGD}.get(function.__name__) or next(
+    method = {"momentum_step": fa.SGD, "schedulefree_step": fa.ScheduleFreeAdamW}.get(function.__name__) or next(
         m for m in METHODS if f"{m.__name__.lower()}_step" == function.__name__
     )
     arrays, chosen = arrays_for(function)

@@ -22,6 +22,8 @@ METHODS = {
     "AdaBelief": fa.AdaBelief,
     "ADOPT": fa.ADOPT,
     "AdEMAMix": functools.partial(fa.AdEMAMix, betas=(0.9, 0.999, 0.99), alpha=1.0),  # else slower than these runs
+    "ScheduleFreeAdamW": fa.ScheduleFreeAdamW,
+    "ScheduleFreeSGD": fa.ScheduleFreeSGD,
     "Lion": fa.Lion,
     "LAMB": functools.partial(fa.LAMB, weight_decay=0.0),
     "RMSprop": fa.RMSprop,
@@ -29,8 +31,9 @@ METHODS = {
     "SGD": fa.SGD,
     "momentum": functools.partial(fa.SGD, momentum=0.9),
 }
-# Each of whose coordinates has a scale of its own, and a step of lr: LAMB's are as long as its parameters are.
-ADAPTIVE = [name for name in METHODS if name not in ("SGD", "momentum", "LAMB")]
+# Each of whose coordinates has a scale of its own, and a step of lr: LAMB's are as long as its parameters are; the
+# schedule-free ones forget nothing that fast.
+ADAPTIVE = [name for name in METHODS if name not in ("SGD", "momentum", "LAMB") and "ScheduleFree" not in name]
 
 
 def minimize(name, gradient, start, lr, steps, **named):

@@ -492,6 +492,22 @@ PAPERS = {  # not in torch.optim
         },
         {"maximize": False},
     ),
+    "ScheduleFreeAdamW": (  # the authors' package
+        {
+            "lr": 0.0025,
+            "betas": (0.9, 0.999),
+            "eps": 1e-8,
+            "weight_decay": 0,
+            "warmup_steps": 0,
+            "r": 0,
+            "weight_lr_power": 2.0,
+        },
+        {"maximize": False},
+    ),
+    "ScheduleFreeSGD": (
+        {"lr": 1.0, "momentum": 0.9, "weight_decay": 0, "warmup_steps": 0, "r": 0, "weight_lr_power": 2.0},
+        {"maximize": False},
+    ),
     "Lion": ({"lr": 1e-4, "betas": (0.9, 0.99), "weight_decay": 0}, {"maximize": False, "cautious_decay": False}),
     "LAMB": (  # timm's
         {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 1e-2},

@@ -23,7 +23,7 @@ def argument(p):
         text = "LearningRate"
     elif p.name == "params":
         text = "Tree"
-    elif p.name in ("p", "g", "m", "m1", "m2", "v", "u", "s", "sum", "vmax", "mean"):
+    elif p.name in ("p", "g", "m", "m1", "m2", "z", "v", "u", "s", "sum", "vmax", "mean"):
         text = "Array" + (" | None" if p.default is None else "")
     else:
         text = kind.__name__ if isinstance(kind, type) and "[" not in str(kind) else str(kind)
@@ -68,6 +68,7 @@ def functional_stub():
     text = head
     for f in functions:
         gives = "float" if f is functional.nadam_step else "None"
+        gives = "tuple[float, float]" if f is functional.schedulefree_step else gives
         text += f"\ndef {f.__name__}{signature(f)} -> {gives}: ...\n"
     return text
 

@@ -17,6 +17,7 @@ from fastadam.jax.call import Call, Outputs
 from fastadam.jax.layout import POOLED, StateLayout, avals
 from fastadam.jax.programs import Program, Value, traceable
 from fastadam.kernels.chores import Flags
+from fastadam.kernels.contract import Weights
 from fastadam.kernels.formats import FLOATS, compute
 from fastadam.plans.storage import Storage
 from fastadam.rule import Rule
@@ -88,7 +89,8 @@ class Fused:
         alike, by_slot = (None, options.moments) if isinstance(options.moments, Mapping) else (options.moments, {})
         slots = [slot.name for slot in self._kernel.slots if has(rule, slot)]
         storage = Storage(moments=alike, master=options.master, index_offset=options.index_offset)
-        self._asked = Asked(storage, slots, by_slot, options.ema_decay is not None, None)
+        weights = [slot.name for slot in self._kernel.slots if isinstance(slot, Weights)]
+        self._asked = Asked(storage, slots, by_slot, options.ema_decay is not None, None, weights)
         self._layouts: dict[Any, StateLayout] = {}
         self._calls: dict[Any, Call] = {}
 

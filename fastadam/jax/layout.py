@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fastadam.kernels.contract import Kernel
+from fastadam.kernels.contract import Kernel, Weights
 from fastadam.kernels.formats import Format, format_of
 from fastadam.kernels.streams import Columns
 from fastadam.plans.streams import Streams
@@ -97,7 +97,8 @@ class StateLayout:
     def _begun(self, stream: str, k: int, params: Sequence[Any], initial: dict[str, float]) -> Any:
         """Return array k of a stream: copies of the parameters, or what the rule begins with."""
         lie = self.arrays[stream][k]
-        copied, start = stream in ("ema", "master"), initial.get(stream, 0.0)
+        weights = [slot.name for slot in self.kernel.slots if isinstance(slot, Weights)]
+        copied, start = stream in ("ema", "master", *weights), initial.get(stream, 0.0)
         if lie.leaf is not None and copied:
             return jnp.array(params[lie.leaf], lie.dtype, copy=True)
         if lie.leaf is not None and lie.shape == self.shapes[lie.leaf]:

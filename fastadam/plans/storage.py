@@ -11,6 +11,7 @@ from itertools import accumulate
 from typing import Any
 
 from fastadam.checks import integer
+from fastadam.kernels.contract import Slot, Weights
 from fastadam.kernels.formats import BFLOAT16, FLOAT16, FORMATS, Format, format_of
 
 MOMENTS = [name for name, format in FORMATS.items() if format.moments]
@@ -63,6 +64,7 @@ class Storage:
         """Return whether the other 16 bits of a parameter in this format rest beside it."""
         return self.master == "remainder" and p is BFLOAT16
 
-    def slot_format(self, p: Format) -> Format:
-        """Return what the slots of a parameter in this format rest in."""
-        return format_of(p.compute) if self.moments is None else FORMATS[self.moments]
+    def slot_format(self, p: Format, slot: Slot | None = None) -> Format:
+        """Return what a slot, a moment unless it is given, of a parameter in this format rests in."""
+        moves = self.moments is None or isinstance(slot, Weights)
+        return format_of(p.compute) if moves else FORMATS[self.moments]  # type: ignore[index]

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, ClassVar
 
 from fastadam.plans.chores import Chores
 from fastadam.plans.streams import Streams
+from fastadam.rule import Rule
 
 
 class Averaging:
     """Is the part of an optimizer that swaps averages in and takes over parameters, of arrays and of tensors alike."""
 
+    rule: ClassVar[type[Rule]]
     _chores: Chores
     _averaging: bool
 
@@ -34,24 +36,42 @@ class Averaging:
     def averaged(self) -> Iterator[None]:
         """Swap the averages in: within `with opt.averaged():` params hold the averaged weights, and get their own bits
         back afterwards."""
-        if self._chores.ema_decay is None:
+        if self._chores.ema_decay is None and self.rule.averaged_slot is None:
             raise ValueError("averaged() needs averages: expected an optimizer made with ema_decay")
         if self._averaging:
             raise RuntimeError("averaged() is in use already: params hold the averaged weights")
-        averaged = [streams for streams in self._kept() if streams.ema is not None]
         with self._on_stream():
-            before = [copied(streams.p) for streams in averaged]
+            averaged = self._averages()
+            before = [copied(streams.p) for streams, _ in averaged]
         try:
             self._averaging = True
             with self._on_stream():
-                for streams in averaged:
-                    streams.p[...] = streams.ema
+                for streams, average in averaged:
+                    streams.p[...] = average
             yield
         finally:
             with self._on_stream():
-                for streams, values in zip(averaged, before, strict=True):
+                for (streams, _), values in zip(averaged, before, strict=True):
                     streams.p[...] = values
             self._averaging = False
+
+    def _averages(self) -> list[tuple[Streams, Any]]:
+        """Return what each parameter holds within `averaged`: its average over the steps, else the method's own."""
+        if self._chores.ema_decay is not None:
+            return [(streams, streams.ema) for streams in self._kept() if streams.ema is not None]
+        return [
+            (
+                streams,
+                streams.p + extrapolation * (z - streams.p)
+                if streams.master is None
+                else streams.master + extrapolation * (z - streams.master),
+            )
+            for streams, z, extrapolation in self._averaged_slots()
+        ]
+
+    def _averaged_slots(self) -> Iterable[tuple[Streams, Any, float]]:
+        """Return, for each parameter that has one, the slot that the method's own average is told from; see Rule."""
+        raise NotImplementedError
 
     def refresh_master(self) -> None:
         """Take over parameters of 16 bits that were overwritten from outside: their master gets their values.

@@ -23,7 +23,7 @@ class Asked:
     """Holds what a Stepper was asked for, as far as it decides what the streams of a leaf rest in.
 
     slots: the names of those that its rule uses. by_slot: the names of formats of some. averaged: whether there are
-    averages. copy_to: the name of the copies' format, or None.
+    averages. copy_to: the name of the copies' format, or None. weights: the names of slots that are no moments.
     """
 
     storage: Storage
@@ -31,6 +31,7 @@ class Asked:
     by_slot: Mapping[str, str]
     averaged: bool
     copy_to: str | None
+    weights: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if self.copy_to is not None and self.copy_to not in SHORT:
@@ -45,9 +46,8 @@ class Asked:
         storage.check(name, p, describe(x))
         if self.copy_to is not None and storage.has_master(p):
             raise ValueError(f"copy_to is {self.copy_to!r}, expected None: with master='float32' {name} is the copy")
-        formats = {
-            slot: FORMATS[self.by_slot[slot]] if slot in self.by_slot else storage.slot_format(p) for slot in self.slots
-        }
+        formats = {slot: wide(p) if slot in self.weights else storage.slot_format(p) for slot in self.slots}
+        formats |= {slot: FORMATS[name] for slot, name in self.by_slot.items()}
         for slot, kind in formats.items():
             if kind.compute is not p.compute:
                 raise ValueError(

@@ -122,7 +122,7 @@ def _check_leaf(where: str, state: State, leaf: int, rule: type[Rule], saved: An
     integer(f"{where}['count']", saved["count"], low=0, most=t)
     _same(f"{where}['format']", saved["format"], str(p.dtype))
     for name in rule.carried:
-        number(f"{where}[{name!r}]", saved[name], low=0, most=1)
+        number(f"{where}[{name!r}]", saved[name], low=0, most=rule.carried_most)
     for name, view in views.items():
         if describe(saved[name]) != (expected := f"{view.dtype}{view.shape}"):
             raise ValueError(f"{where}[{name!r}] is {describe(saved[name])}, expected {expected}")

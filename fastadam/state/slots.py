@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from copy import copy
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from fastadam.arrays.host import Array, Host, describe, flat, memory_order, shaped_like
 from fastadam.group import Group
 from fastadam.kernels.codes import codes_and_scales
-from fastadam.kernels.contract import Kernel, Slot
+from fastadam.kernels.contract import Kernel, Slot, Weights
 from fastadam.kernels.formats import CODES, REMAINDER, Format, decoded, encoded, format_of
 from fastadam.plans.storage import Storage
 from fastadam.plans.streams import Streams, labels
@@ -77,7 +78,7 @@ class State:
         slots: list[list[Array | None]] = [[None] * len(self.kernel.slots) for _ in self.params]
         for k, slot in enumerate(self.kernel.slots):
             having = [leaf for group in self._groups for leaf in group._leaves if has(group._rule, slot)]
-            for leaf, x in self._beside(slot.name, having, self.storage.slot_format):
+            for leaf, x in self._beside(slot.name, having, partial(self.storage.slot_format, slot=slot)):
                 slots[leaf][k] = x
         for streams, of_leaf in zip(self.streams, slots, strict=True):
             streams.slots = of_leaf
@@ -89,7 +90,9 @@ class State:
         """Fill a leaf's slots with what its rule begins with, where that is not 0."""
         initial = rule.initial()
         for slot, x in zip(self.kernel.slots, self.streams[leaf].slots, strict=True):
-            if x is not None and slot.name in initial:
+            if x is not None and isinstance(slot, Weights):
+                x[:] = self.streams[leaf].p
+            elif x is not None and slot.name in initial:
                 start = np.full(self.params[leaf].size, initial[slot.name], self._formats[leaf].compute)
                 self.home.write(x, encoded(start, x, slot))
 

@@ -25,6 +25,7 @@ METHODS: list[type[Optimizer]] = [m for m in vars(methods).values() if isinstanc
 BITING = {
     "lr": 1e-2, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.1, "alpha": 0.8, "dampening": 0.3,
     "lr_decay": 0.1, "initial_accumulator_value": 0.2, "momentum_decay": 0.04, "t_alpha": 4.0, "t_beta3": 5.0,
+    "warmup_steps": 4.0, "r": 0.5, "weight_lr_power": 1.5,
 }  # fmt: skip
 
 # What each chore can be asked for. Limits that bite on gradients around 1e-2 and scale 0.5.
@@ -92,7 +93,7 @@ def variants(**fixed: Any) -> list[Variant]:
             each.name: (False, True) for each in fields_of_rule if each.type is bool and each.name not in fixed
         }
         if "momentum" in {each.name for each in fields_of_rule}:
-            switches["momentum"] = (0.0, 0.7)
+            switches["momentum"] = (0.0, 0.7)  # where a rule takes 0: else the other alone
         valid = []
         for values in product(*switches.values()):
             chosen = {**base, **fixed, **dict(zip(switches, values, strict=True))}

@@ -18,6 +18,8 @@ from fastadam.torch.methods import (
     NAdam,
     RAdam,
     RMSprop,
+    ScheduleFreeAdamW,
+    ScheduleFreeSGD,
     SparseAdam,
 )
 
@@ -34,6 +36,8 @@ __all__ = [
     "NAdam",
     "RAdam",
     "RMSprop",
+    "ScheduleFreeAdamW",
+    "ScheduleFreeSGD",
     "SparseAdam",
     "convert",
     "load_state_from",

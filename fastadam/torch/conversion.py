@@ -14,7 +14,7 @@ from fastadam.torch.method import OPTIONS
 from fastadam.torch.optimizer import Fast, in_place_of
 
 WRAPPED = "__bnb_optimizer_quant_state__"  # where bitsandbytes keeps what load_state_dict must not cast
-TAKEN = ("lr", "betas", "eps", "weight_decay", "momentum", "alpha", "amsgrad", "bias_correction")
+TAKEN = ("lr", "betas", "eps", "weight_decay", "momentum", "alpha", "amsgrad", "bias_correction", "train_mode")
 
 
 def convert(optimizer: torch.optim.Optimizer, **options: Any) -> Fast:
@@ -64,6 +64,9 @@ def to_torch_state(opt: Fast) -> dict[str, Any]:
                     of_torch[k][key] = x.to(torch.get_default_dtype(), copy=True)
     ours = {*OPTIONS, *opt.extras}
     groups = [{name: x for name, x in group.items() if name not in ours} for group in state["param_groups"]]
+    for group in groups:  # as a package has them that counts in its groups
+        numbers: dict[str, Any] = next((state["state"][k] for k in group["params"] if k in state["state"]), {})
+        group |= {key: numbers[name].item() for name, key in opt.of_group.items() if name in numbers}
     return {"state": of_torch, "param_groups": groups}
 
 
@@ -105,10 +108,12 @@ def _one(opt: Fast, where: str, theirs: dict[str, Any], group: dict[str, Any], p
     """Return one parameter's state under torch's keys."""
     theirs = {**theirs, **theirs.get(WRAPPED, {})}
     taken: dict[str, Any] = {}
-    if "step" in type(opt).numbers:
-        if (step := theirs.get("step", group.get("step"))) is None:
+    for name in type(opt).numbers:
+        if (x := theirs.get(name, group.get(opt.of_group.get(name, name)))) is None and name == "step":
             raise ValueError(f"{where} has no 'step', nor has its group")
-        taken["step"] = torch.tensor(float(step), device="cpu")
+        if x is not None:
+            dtype = torch.float32 if name == "step" else torch.float64
+            taken[name] = torch.tensor(float(x), dtype=dtype, device="cpu")
     keys = list(opt.slots.values())
     for k, key in enumerate(keys, start=1):
         if f"state{k}" in theirs:  # bitsandbytes numbers them

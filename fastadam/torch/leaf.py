@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastadam.arrays.host import PAGE, allocate_beside
-from fastadam.kernels.contract import Kernel, Slot
+from fastadam.kernels.contract import Kernel, Slot, Weights
 from fastadam.kernels.formats import BFLOAT16, CODES, FLOAT32, REMAINDER, Format, format_of
 from fastadam.plans.storage import Storage
 from fastadam.plans.streams import Streams
@@ -51,7 +51,9 @@ class Leaf:
         self.state_dtype = torch.float32 if self.short else tensor.dtype
         self.dtype, self.shape, self._complex = tensor.dtype, tensor.shape, tensor.is_complex()
         storage.check(name, format, describe(tensor))
-        stored, computed = storage.slot_format(format), format_of(format.compute)
+        resting = {key: None if slot is None else storage.slot_format(format, slot) for key, slot in slots.items()}
+        computed = format_of(format.compute)
+        stored = next((x for x in resting.values() if x not in (None, computed)), computed)
         if stored not in DTYPES:
             fits = ", ".join(repr(each.name) for each in DTYPES if each.moments)
             raise ValueError(f"moments is {stored.name!r}, {name} is {describe(p)}: expected one of {fits}, or None")
@@ -60,7 +62,7 @@ class Leaf:
                 "the shape of a DTensor says nothing of its blocks" if tensor is not p else "expected real parameters"
             )
             raise ValueError(f"moments is {storage.moments!r}, {name} is {describe(p)}: {reason}")
-        self.formats: dict[str, Format] = {key: computed if slot is None else stored for key, slot in slots.items()}
+        self.formats: dict[str, Format] = {key: x or computed for key, x in resting.items()}
         self.mastered, self.split = storage.has_master(format), storage.has_remainder(format)
         self.formats |= {"master": FLOAT32} if self.mastered else {"remainder": REMAINDER} if self.split else {}
         self.kinds = {k: self.state_dtype if x.is_compute else DTYPES[x] for k, x in self.formats.items()}
@@ -89,6 +91,10 @@ class Leaf:
         self.places: list[tuple[Any, Any]] = []  # of the numbers
         self.values: list[float] = []
         self.history: tuple[int, list[float]] = (0, [])  # the steps taken, and what the rule has accumulated in them
+
+    def begins_as_p(self, key: str) -> bool:
+        """Return whether a slot, or what else is kept beside p, is p's copy at first."""
+        return key in ("ema", "master") or isinstance(self._slots.get(key), Weights)
 
     def beside(self, p: Any) -> Leaf:
         """Return a leaf of the same method for another parameter, to lay out its state."""

@@ -52,6 +52,7 @@ class Method(torch.optim.Optimizer):
     numbers: tuple[str, ...] = ("step",)  # and of what is one number: the count, then what the rule carries
     fixed: ClassVar[dict[str, Any]] = {}  # what the rule is told beside torch's hyperparameters
     extras: ClassVar[dict[str, Any]] = {}  # hyperparameters that torch's class has not, and their defaults
+    of_group: ClassVar[dict[str, str]] = {}  # where another library keeps numbers in its groups
     instead = ""  # what takes sparse gradients
     by_row = False  # whether gradients may be sparse
     plain_numbers = False  # whether the state's numbers are Python's
@@ -83,5 +84,5 @@ def begin(opt: Method, leaf: Leaf) -> None:
         for key in leaf.slots:
             if state.get(key) is None:
                 state[key] = leaf.zeros(key)
-                if key in ("ema", "master"):
+                if leaf.begins_as_p(key):
                     state[key].copy_(leaf.p)

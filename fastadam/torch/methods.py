@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, ClassVar
 
 import torch
 
 from fastadam import rules
+from fastadam.plans.streams import Streams
+from fastadam.torch.formats import local
 from fastadam.torch.group import plain
 from fastadam.torch.leaf import Leaf
 from fastadam.torch.method import OPTIONS
@@ -80,6 +83,78 @@ class LAMB(Newcomer):
     max_grad_norm=None and always_adapt=True."""
 
     rule, slots = rules.LAMB, MOMENTS
+
+
+class TwoModes(Newcomer):
+    """Is what both schedule-free methods have of the authors' package: eval() puts averages in, train() takes them out.
+
+    After construction parameters hold what steps are taken from; the package asks for train() first.
+    """
+
+    numbers = ("step", "weight_sum", "lr_max")
+    of_group: ClassVar[dict[str, str]] = {"step": "k", "weight_sum": "weight_sum", "lr_max": "lr_max"}
+
+    def __init__(self, params: Any, *hyperparameters: Any, **named: Any) -> None:
+        if named.get("master") == "remainder":
+            raise ValueError(
+                "master is 'remainder', expected None or 'float32': eval() moves parameters, not their halves"
+            )
+        super().__init__(params, *hyperparameters, **named)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group as torch does; "train_mode" in it says what its parameters hold."""
+        super().add_param_group({"train_mode": True, **param_group} if isinstance(param_group, dict) else param_group)
+
+    def eval(self) -> None:
+        """Let the parameters hold the averages, to test with or to save, until train(). No step is taken meanwhile."""
+        self._switch(False)
+
+    def train(self) -> None:
+        """Let the parameters hold what steps are taken from, as after construction."""
+        self._switch(True)
+
+    @torch.no_grad()
+    def _switch(self, training: bool) -> None:
+        for group in self.param_groups:
+            if group.get("train_mode", True) is training:
+                continue
+            share = group["betas"][0] if "betas" in group else group["momentum"]  # of the average
+            for p in group["params"]:
+                state = self.state.get(p, {})
+                if (z := state.get("z")) is not None:
+                    wide = state.get("master", p)
+                    moved = torch.lerp(wide.to(z.dtype), z, 1 - share if training else 1 - 1 / share)
+                    for x in {id(x): x for x in (wide, p)}.values():
+                        x.copy_(moved)
+            group["train_mode"] = training
+
+    def _averaged_slots(self) -> Iterator[tuple[Streams, Any, float]]:
+        key = self.slots[self.rule.averaged_slot]  # type: ignore[index]
+        for walk in self.walks():
+            for leaf in walk.leaves:
+                if (z := self.state.get(leaf.p, {}).get(key)) is not None:
+                    master = self.state[leaf.p].get("master")
+                    streams = Streams(local(leaf.p).detach(), master=None if master is None else local(master))
+                    yield streams, local(z), walk.groups[leaf.group]._rule.extrapolation
+
+    def _check_idle(self, what: str = "a step inside averaged() would be lost") -> None:
+        super()._check_idle(what)
+        if not all(group.get("train_mode", True) for group in self.param_groups):
+            raise RuntimeError("the parameters hold the averages since eval(): call train() before")
+
+
+class ScheduleFreeAdamW(TwoModes):
+    """Takes AdamW's steps without its first moment, and averages them, Defazio et al. 2024, Algorithm 1. Arguments are
+    those of the schedulefree package's AdamWScheduleFree."""
+
+    rule, slots = rules.ScheduleFreeAdamW, {"z": "z", "v": "exp_avg_sq"}
+
+
+class ScheduleFreeSGD(TwoModes):
+    """Takes plain gradient steps and averages them, Defazio et al. 2024, equations 6 to 8. Arguments are those of the
+    schedulefree package's SGDScheduleFree."""
+
+    rule, slots = rules.ScheduleFreeSGD, {"z": "z"}
 
 
 class SGD(Fast, torch.optim.SGD):

@@ -200,8 +200,7 @@ class Fast(Replacing):
         )  # fmt: skip
 
     def _step(self, closure: Callable[[], Any] | None = None) -> Any:
-        if self._averaging:
-            self._check_idle()
+        self._check_idle()
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -92,7 +92,7 @@ class Replacing(Averaging, Method):
             blocks = leaf.formats[key].block > 1 and x.dtype is leaf.kinds[key]
             x = leaf.decoded(key, x, order) if blocks else x
             y = torch.full_like(new, initial.get(names.get(key), 0), dtype=x.dtype)
-            if key in ("ema", "master"):
+            if leaf.begins_as_p(key):
                 y.copy_(new)
             if key in ("remainder", "master"):  # the bits that a parameter lacks, which mean nothing beside another
                 same = old[of].view(torch.int16) == new[to].view(torch.int16)

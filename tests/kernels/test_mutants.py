@@ -11,7 +11,7 @@ import pytest
 from cases import LATE, defaults, same_bits, variants
 
 import fastadam as fa
-from fastadam import descent, kernels, layerwise, rules
+from fastadam import descent, kernels, layerwise, rules, unscheduled
 from fastadam import rule as rule_module
 from fastadam.host.threads import PARALLEL_FROM
 from fastadam.kernels import contract
@@ -75,6 +75,9 @@ ELEMENTS = [
     ("adopt", "c.one_minus_beta2 * (g * g)", "c.one_minus_beta2 * (u * u)"),
     ("ademamix", "c.slow_step * m2", "c.slow_step * m1"),
     ("ademamix", "m2 = c.beta3 * m2 + c.one_minus_beta3 * g", "m2 = c.beta3 * m2 + c.one_minus_beta3 * m1"),
+    ("schedulefree", "c.average * (z - p)", "c.average * z"),
+    ("schedulefree", "- c.y_step * u", "- c.z_step * u"),
+    ("schedulefree", "c.weight_decay * p", "c.weight_decay * z"),
     ("lion", "select(u * p, kept, p)", "select(m * p, kept, p)"),
     ("lion", "select(u * p, kept, p)", "select(-u * p, kept, p)"),
     ("lion", "sign(c.beta1 * m + c.one_minus_beta1 * g)", "sign(c.beta2 * m + c.one_minus_beta2 * g)"),
@@ -130,6 +133,9 @@ RULES = [
     ("(t - 1) * self.lr_decay", "min(t - 1, 1000) * self.lr_decay"),
     ("1 / math.sqrt(self._bias(1, t))", "1 / math.sqrt(self._bias(1, min(t, 90)))"),
     ("limit = (t - 1) ** 0.25", "limit = t ** 0.25"),
+    ("lr *= t / self.warmup_steps", "lr *= (t - 1) / self.warmup_steps"),
+    ("t**self.r *", "1 *"),
+    ("lr_max**self.weight_lr_power", "lr_max"),
     ("min(t / self.t_alpha, 1.0)", "min((t - 1) / self.t_alpha, 1.0)"),
     ("min(t / self.t_alpha, 1.0)", "t / self.t_alpha"),
     ("(1 - share) / first + share / last", "share / first + (1 - share) / last"),
@@ -138,13 +144,13 @@ RULES = [
 ]
 
 
-TEXTS_OF_RULES = rule_module, descent, layerwise, rules
+TEXTS_OF_RULES = rule_module, descent, layerwise, unscheduled, rules
 
 
 @pytest.mark.parametrize(("old", "new"), RULES)
 def test_a_changed_rule_is_caught(old, new):
     source = "\n".join(map(inspect.getsource, TEXTS_OF_RULES))  # as one module, which imports none of them
-    source = re.sub(r"from fastadam\.(?:rule|descent|layerwise) import .*\n", "", source)
+    source = re.sub(r"from fastadam\.(?:rule|descent|layerwise|unscheduled) import .*\n", "", source)
     assert old in source, f"no rule has {old!r} to change"
     text = source.replace(old, new) + "\n\ndef _f(x):\n    import numpy\n    return float(numpy.float32(x))\n"
     mutant = load("mutants.rules", text, "fastadam/rules.py")

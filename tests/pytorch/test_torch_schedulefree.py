@@ -1,0 +1,105 @@
+"""Schedule-free optimizers of PyTorch: the authors' package, step by step, and its two modes and its state."""
+
+import copy
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason='needs PyTorch: pip install ".[torch]"')
+
+from torch.nn import Parameter  # noqa: E402
+
+import fastadam as fa  # noqa: E402
+import fastadam.torch as fat  # noqa: E402
+
+STEPS = 30
+METHODS = {
+    "ScheduleFreeAdamW": ("AdamWScheduleFree", {"betas": (0.8, 0.95), "eps": 1e-3}),
+    "ScheduleFreeSGD": ("SGDScheduleFree", {"momentum": 0.8}),
+}
+HARD = {"lr": 1e-2, "weight_decay": 0.1, "warmup_steps": 7, "r": 0.5}
+
+
+def gradients(steps=STEPS, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(steps + 1, 40, generator=generator, dtype=dtype)
+
+
+def made(name, start, **more):
+    p = Parameter(start.clone())
+    return p, getattr(fat, name)([p], **HARD, **METHODS[name][1], **more)
+
+
+def step(optimizer, p, g):
+    p.grad = g.clone()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_steps_and_modes_are_the_packages(name):
+    package = pytest.importorskip("schedulefree", reason="needs the authors' package: pip install schedulefree")
+    start, *grads = gradients()
+    p, opt = made(name, start)
+    q = Parameter(start.clone())
+    theirs = getattr(package, METHODS[name][0])([q], foreach=False, **HARD, **METHODS[name][1])
+    # A dozen roundings a step of numbers within 4, on either side, carried on by the later steps.
+    limit = 2 * 12 * STEPS * 2.0**-53 * 4
+    for k, g in enumerate(grads):
+        theirs.train()
+        opt.train()
+        step(theirs, q, g)
+        step(opt, p, g)
+        if k % 10 == 9:
+            theirs.eval()
+            opt.eval()
+        np.testing.assert_allclose(p.detach(), q.detach(), rtol=0, atol=limit)
+    # Its state, either way, in either mode.
+    p2, other = made(name, p.detach())
+    fat.load_state_from(other, copy.deepcopy(theirs.state_dict()))
+    assert other.param_groups[0]["train_mode"] is False
+    q2 = Parameter(p.detach().clone())
+    again = getattr(package, METHODS[name][0])([q2], foreach=False)
+    again.load_state_dict(fat.to_torch_state(opt))
+    for optimizer, x in ((theirs, q), (opt, p), (other, p2), (again, q2)):
+        optimizer.train()
+        step(optimizer, x, grads[0])
+    for x in (q, p2, q2):
+        np.testing.assert_allclose(p.detach(), x.detach(), rtol=0, atol=2 * limit)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_tensors_and_arrays_step_alike(name):
+    start, *grads = gradients(5, torch.float32)
+    p, opt = made(name, start)
+    array = start.numpy().copy()
+    plain = getattr(fa, name)(array, **HARD, **METHODS[name][1])
+    for g in grads:
+        step(opt, p, g)
+        plain.step(g.numpy())
+    assert np.array_equal(p.detach().numpy(), array)
+    with opt.averaged(), plain.averaged():
+        torch.testing.assert_close(p.detach(), torch.from_numpy(array), rtol=2.0**-22, atol=0)
+    assert np.array_equal(p.detach().numpy(), array)
+
+
+@pytest.mark.parametrize("master", [None, "float32"])
+def test_a_checkpoint_of_either_mode_goes_on(master):
+    start, *grads = gradients(4, torch.bfloat16)
+    p, opt = made("ScheduleFreeAdamW", start, master=master)
+    for g in grads[:2]:
+        step(opt, p, g)
+    opt.eval()
+    with pytest.raises(RuntimeError, match=r"call train\(\) before"):
+        step(opt, p, grads[2])
+    q, other = made("ScheduleFreeAdamW", p.detach(), master=master)
+    other.load_state_dict(copy.deepcopy(opt.state_dict()))
+    third = copy.deepcopy(opt)
+    for optimizer, x in ((opt, p), (other, q), (third, third.param_groups[0]["params"][0])):
+        optimizer.train()
+        step(optimizer, x, grads[2])
+        assert torch.equal(x, p)
+
+
+def test_a_remainder_is_refused():
+    with pytest.raises(ValueError, match="master is 'remainder', expected None or 'float32'"):
+        made("ScheduleFreeSGD", torch.ones(3, dtype=torch.bfloat16), master="remainder")
