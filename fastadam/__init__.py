@@ -47,6 +47,7 @@ from fastadam.methods import (
     ScheduleFreeAdamW,
     ScheduleFreeSGD,
 )
+from fastadam.muon import Muon
 from fastadam.optimizer import Optimizer
 from fastadam.plans.chores import StepInfo
 from fastadam.plans.measured import Measured
@@ -70,6 +71,7 @@ __all__ = [
     "FlatBuffer",
     "Lion",
     "Measured",
+    "Muon",
     "NAdam",
     "Optimizer",
     "RAdam",

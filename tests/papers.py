@@ -292,6 +292,26 @@ def adagrad(t, p, g, state, *, lr, eps, lr_decay=0.0, weight_decay=0.0, initial_
     return p - lr / (1 + (t - 1) * lr_decay) * g / root, {"sum": total}
 
 
+def muon(t, p, g, state, *, lr, weight_decay, momentum, nesterov=True, ns_coefficients=(3.4445, -4.775, 2.0315),
+         ns_steps=5, eps=1e-7, adjust="original"):  # fmt: skip
+    """Jordan et al. 2024, with decoupled decay; adjust: Liu et al. 2025, section 2.2. One matrix, no element alone.
+
+    Departs as torch does: the momentum is a mean, (1 - μ) times the paper's, which the iteration does not see.
+    """
+    lr, weight_decay, momentum, a, b, c, eps = numbers(p, lr, weight_decay, momentum, *ns_coefficients, eps)
+    m = momentum * state["m"] + (1 - momentum) * g
+    x = momentum * m + (1 - momentum) * g if nesterov else m
+    rows, columns = x.shape
+    x = x.T if rows > columns else x
+    x = x / np.maximum(np.sqrt(np.sum(x**2)), eps)
+    for _ in range(ns_steps):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    x = x.T if rows > columns else x
+    ratio = numbers(p, max(1, rows / columns) if adjust == "original" else 0.04 * max(rows, columns))[0] ** 0.5
+    return p - lr * weight_decay * p - lr * ratio * x, {"m": m}
+
+
 ORACLES = {
     f.__name__: f
     for f in (adam, adamw, nadam, radam, adamax, adabelief, adopt, ademamix, lion, lamb, sgd, rmsprop, adagrad,

@@ -264,7 +264,7 @@ def test_no_pronoun_names_anything():
     assert [where(path, node) for path in EVERYTHING for node in pronouns(tree(path))] == []
 
 
-METHODS = [name for name, x in vars(methods).items() if isinstance(x, type) and "rule" in vars(x)]
+METHODS = ["Muon", *(name for name, x in vars(methods).items() if isinstance(x, type) and "rule" in vars(x))]
 SHARED_CLASSES = {
     **dict.fromkeys(METHODS, "the paper's name: a rule, and the optimizer of arrays and of tensors over it"),
     "Coefficients": "what a kernel must know of one step: each kernel has its own",
@@ -277,7 +277,7 @@ SHARED_FILES = {
         ["chores", "codes", "formats", "norm", "reference", "streams"], "what it is, and its text per processor"
     ),
     **dict.fromkeys(["cuda", "gradients", "host", "judge", "plan"], "of every processor, and of one"),
-    **dict.fromkeys(["group", "methods", "optimizer", "replacing"], "of arrays, and of PyTorch's tensors"),
+    **dict.fromkeys(["group", "methods", "muon", "optimizer", "replacing"], "of arrays, and of PyTorch's tensors"),
 }
 
 
@@ -358,6 +358,8 @@ MANY_PARAMETERS = {  # files, and functions of a file
     "fastadam/optimizer.py:__init__": OPTIONS_BY_NAME,
     "fastadam/stepper.py:__init__": OPTIONS_BY_NAME,
     "fastadam/torch/optimizer.py:__init__": OPTIONS_BY_NAME,
+    "fastadam/muon.py:__init__": OPTIONS_BY_NAME,
+    "fastadam/torch/muon.py:__init__": OPTIONS_BY_NAME,
     "fastadam/jax/transformations.py:adamw": OPTIONS_BY_NAME,
     "fastadam/checkpoint/folder.py:save": OPTIONS_BY_NAME,
     "fastadam/distributed/sharded.py:__init__": OPTIONS_BY_NAME,

@@ -22,6 +22,7 @@ from fastadam.torch.methods import (
     ScheduleFreeSGD,
     SparseAdam,
 )
+from fastadam.torch.muon import Muon
 
 __all__ = [
     "ADOPT",
@@ -33,6 +34,7 @@ __all__ = [
     "AdamW",
     "Adamax",
     "Lion",
+    "Muon",
     "NAdam",
     "RAdam",
     "RMSprop",

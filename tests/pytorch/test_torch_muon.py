@@ -1,0 +1,86 @@
+"""Muon of PyTorch: torch.optim.Muon's steps, one by one and together, and AdamW's for what torch refuses."""
+
+import copy
+
+import pytest
+
+torch = pytest.importorskip("torch", reason='needs PyTorch: pip install ".[torch]"')
+
+from torch.nn import Parameter  # noqa: E402
+
+import fastadam.torch as fat  # noqa: E402
+
+SHAPES = [(8, 5), (5, 8), (6, 6), (40, 24), (40, 24)]
+STEPS = 6
+
+
+def drawn(shapes, seed, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+
+
+def give(params, seed):
+    for p, g in zip(params, drawn([p.shape for p in params], seed), strict=True):
+        p.grad = g.to(p.dtype)
+
+
+@pytest.mark.parametrize(
+    "named", [{}, {"nesterov": False, "momentum": 0.8}, {"adjust_lr_fn": "match_rms_adamw", "weight_decay": 0.3}]
+)
+def test_matrices_step_as_torchs(named):
+    if not hasattr(torch.optim, "Muon"):
+        pytest.skip(f"torch {torch.__version__} has no Muon")
+    ours, theirs = ([Parameter(x) for x in drawn(SHAPES, 0)] for _ in range(2))
+    opt, other = fat.Muon(ours, lr=0.01, **named), torch.optim.Muon(theirs, lr=0.01, **named)
+    for seed in range(1, STEPS + 1):
+        for params, optimizer in ((ours, opt), (theirs, other)):
+            give(params, seed)
+            optimizer.step()
+    # Both iterate in bfloat16: where sums are added in another order some of its places differ, 2^-8 of numbers below
+    # 2, which later iterations multiply by at most 3.4445 each; lr·ratio moves p by them.
+    for p, q in zip(ours, theirs, strict=True):
+        assert (p - q).abs().max() <= STEPS * 0.01 * 1.3 * 2.0**-8 * 2 * 3.4445
+    other.load_state_dict(opt.state_dict())
+    opt.load_state_dict(copy.deepcopy(other.state_dict()))
+    assert list(opt.state_dict()["state"][0]) == ["momentum_buffer"]
+
+
+def test_the_others_step_as_adamws_in_one_state():
+    shapes = [(6, 4), (3,), (5, 2, 2), ()]
+    ours, theirs = ([Parameter(x) for x in drawn(shapes, 0)] for _ in range(2))
+    opt = fat.Muon(
+        [("w", ours[0]), ("b", ours[1]), ("filters", ours[2]), ("s", ours[3])],
+        muon=lambda name, p: name != "filters", aux={"lr": 0.01, "moments": "bfloat16"},
+    )  # fmt: skip
+    other = fat.AdamW(theirs[1:], lr=0.01, moments="bfloat16")
+    for seed in range(1, STEPS + 1):
+        give(ours, seed)
+        give(theirs, seed)
+        opt.step()
+        other.step()
+    assert not torch.equal(ours[0], theirs[0])
+    assert all(torch.equal(p, q) for p, q in zip(ours[1:], theirs[1:], strict=True))
+    again = [Parameter(p.detach().clone()) for p in ours]
+    loaded = fat.Muon(
+        [("w", again[0]), ("b", again[1]), ("filters", again[2]), ("s", again[3])],
+        muon=lambda name, p: name != "filters", aux={"lr": 0.5, "moments": "bfloat16"},
+    )  # fmt: skip
+    loaded.load_state_dict(copy.deepcopy(opt.state_dict()))
+    third = copy.deepcopy(opt)
+    copied = [p for group in third.param_groups for p in group["params"]]
+    for params, optimizer in ((ours, opt), (again, loaded), (copied, third)):
+        give(params, 99)
+        optimizer.step()
+    for p, q, r in zip(ours, again, copied, strict=True):
+        assert torch.equal(p, q)
+        assert torch.equal(p, r)
+
+
+def test_groups_say_what_they_are():
+    w, b, head = Parameter(torch.ones(3, 2)), Parameter(torch.ones(3)), Parameter(torch.ones(2, 2))
+    opt = fat.Muon([{"params": [w, b], "lr": 0.5}, {"params": [head], "aux": True, "lr": 0.25}])
+    assert [(group["params"], group["lr"], group.get("aux")) for group in opt.param_groups] == [
+        ([w], 0.5, None), ([b], 1e-3, True), ([head], 0.25, True)
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="Learning rate should be >= 0"):
+        fat.Muon([w], lr=-1.0)

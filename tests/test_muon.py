@@ -1,0 +1,132 @@
+"""Muon over arrays: its matrices against the paper, all other leaves against AdamW, and what it refuses."""
+
+import pickle
+
+import numpy as np
+import pytest
+from cases import same_bits
+
+import fastadam as fa
+import papers
+
+SHAPES = {"tall": (9, 5), "wide": (4, 7), "square": (6, 6), "again": (9, 5), "filters": (5, 2, 3)}
+CHOSEN = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.9}
+STEPS = 5
+
+
+def tree(rng, dtype=np.float64):
+    shapes = {**SHAPES, "bias": (5,), "scale": ()}
+    return {name: np.asarray(rng.standard_normal(shape), dtype) for name, shape in shapes.items()}
+
+
+def as_matrix(x):
+    return x.reshape(len(x), -1)
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+@pytest.mark.parametrize("nesterov", [True, False])
+@pytest.mark.parametrize("adjust", ["original", "match_rms_adamw"])
+def test_matrices_are_the_papers_and_the_others_adamws(adjust, nesterov, backend):
+    rng = np.random.default_rng(0)
+    params = tree(rng)
+    exact = {name: as_matrix(params[name]).astype(np.longdouble) for name in SHAPES}
+    state = {name: {"m": 0 * x} for name, x in exact.items()}
+    rest = {name: params[name].copy() for name in ("bias", "scale")}
+    others = fa.AdamW(rest, lr=0.01, betas=(0.8, 0.95), backend=backend)
+    opt = fa.Muon(
+        params, adjust=adjust, nesterov=nesterov, aux={"lr": 0.01, "betas": (0.8, 0.95)}, backend=backend, **CHOSEN
+    )
+    assert opt.matrices == [f"[{name!r}]" for name in SHAPES]
+    for t in range(1, STEPS + 1):
+        grads = tree(rng)
+        opt.step(grads)
+        others.step({name: grads[name] for name in rest})
+        for name, p in exact.items():
+            g = as_matrix(grads[name]).astype(np.longdouble)
+            exact[name], state[name] = papers.muon(
+                t, p, g, state[name], adjust=adjust, nesterov=nesterov, **CHOSEN
+            )  # fmt: skip
+    assert all(same_bits(params[name], x) for name, x in rest.items())
+    for name, x in exact.items():
+        # An iteration's products of at most 9 terms lose 9 roundings each, of sizes within 10; each multiplies what
+        # came before by at most 3.4445, and lr·√9 moves p by the result.
+        lost = STEPS * 5 * 3 * 9 * 10 * 3.4445**5 * 2.0**-53 * 0.02 * 3
+        np.testing.assert_allclose(as_matrix(params[name]).astype(np.longdouble), x, rtol=0, atol=lost)
+
+
+def test_singular_values_come_near_to_one():
+    rng = np.random.default_rng(1)
+    p = np.zeros((20, 12), np.float32)
+    fa.Muon(p, lr=1.0, weight_decay=0.0, adjust="original").step(rng.standard_normal((20, 12)).astype(np.float32))
+    values = np.linalg.svd(p / np.sqrt(20 / 12), compute_uv=False)
+    assert 0.6 < values.min() <= values.max() < 1.3
+
+
+def test_the_walks_have_the_same_bits_on_every_backend():
+    """Given the same products, which one process's BLAS gives both."""
+    results = []
+    for backend in ("numpy", "numba"):
+        rng = np.random.default_rng(2)
+        params = tree(rng, np.float32)
+        opt = fa.Muon(params, lr=lambda t: 0.1 / t, backend=backend, aux={"moments": "8bit"})
+        for _ in range(STEPS):
+            opt.step(tree(rng, np.float32), grad_scale=0.5)
+        results.append([*params.values(), *opt.state_dict()["momenta"].values()])
+    assert all(same_bits(x, y) for x, y in zip(*results, strict=True))
+
+
+def test_who_is_a_matrix_is_the_callers_to_say():
+    params = tree(np.random.default_rng(3))
+    assert fa.Muon(params, muon=lambda path, x: x.ndim == 2 and "again" not in path).matrices == [
+        "['tall']", "['wide']", "['square']"
+    ]  # fmt: skip
+    assert fa.Muon(params, muon=["['wide']"]).matrices == ["['wide']"]
+    with pytest.raises(ValueError, match=r"muon has \"\['bias'\]\", which is float64\(5,\): expected two dimensions"):
+        fa.Muon(params, muon=["['bias']"])
+    assert fa.Muon({"bias": np.ones(3)}).matrices == []
+
+
+def test_a_resumed_run_has_the_same_bits():
+    rng = np.random.default_rng(4)
+    params = tree(rng, np.float32)
+    opt = fa.Muon(params, **CHOSEN)
+    opt.step(tree(rng, np.float32))
+    copies = {name: x.copy() for name, x in params.items()}
+    loaded = fa.Muon(copies, **CHOSEN)
+    loaded.load_state_dict(opt.state_dict())
+    pickled = pickle.loads(pickle.dumps(opt))
+    grads = tree(rng, np.float32)
+    for each in (opt, loaded, pickled):
+        each.step(grads)
+    for name, x in params.items():
+        assert same_bits(x, copies[name])
+        assert same_bits(x, pickled.params[name])
+    assert (loaded.t, pickled.t) == (2, 2)
+
+
+def test_a_leaf_without_a_gradient_stays():
+    params = tree(np.random.default_rng(5))
+    before = {name: x.copy() for name, x in params.items()}
+    opt = fa.Muon(params)
+    opt.step({**dict.fromkeys(params), "tall": np.ones((9, 5))})
+    assert [name for name, x in params.items() if not same_bits(x, before[name])] == ["tall"]
+
+
+def test_bad_input_is_refused_before_anything_changes():
+    params = tree(np.random.default_rng(6))
+    before = {name: x.copy() for name, x in params.items()}
+    opt = fa.Muon(params)
+    grads = tree(np.random.default_rng(7))
+    for name, bad in (("tall", np.ones((5, 9))), ("bias", np.ones(4)), ("wide", "none")):
+        with pytest.raises((TypeError, ValueError), match=name):
+            opt.step({**grads, name: bad})
+    assert all(same_bits(x, before[name]) for name, x in params.items())
+    assert opt.t == 0
+    for named, words in (
+        ({"max_norm": 1.0}, r"max_norm is 1.0, expected it in aux"), ({"other": 1}, "other is 1, which is no argument"),
+        ({"adjust": "most"}, "adjust is 'most'"), ({"ns_steps": 100}, "ns_steps is 100"),
+        ({"momentum": 1.0}, "momentum is 1.0"), ({"ns_coefficients": (1, 2)}, r"ns_coefficients is \(1, 2\)"),
+    ):  # fmt: skip
+        with pytest.raises((TypeError, ValueError), match=words):
+            fa.Muon(params, **named)
+    assert opt.sums_first
