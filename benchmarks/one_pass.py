@@ -1,0 +1,154 @@
+"""Measures the methods of one pass against the limit of their own bytes, and the newer ones against their packages.
+
+`python -m fastadam.benchmarks.one_pass --json FILE` writes a result. All of a case take turns, round by round, and only
+ratios of one round are compared. Peers that are not installed are printed as missing.
+"""
+
+import argparse
+import os
+import statistics
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+
+import fastadam as fa
+from fastadam.host.threads import get_num_threads
+from fastadam.tools.console import TextTable
+
+from . import files, limit, machine
+
+LIMIT = "limit"
+METHODS = {
+    "Adam": (fa.Adam, {}), "AdamW cautious": (fa.AdamW, {"cautious_decay": True}), "ADOPT": (fa.ADOPT, {}),
+    "Lion cautious": (fa.Lion, {"cautious_decay": True}), "AdEMAMix": (fa.AdEMAMix, {}),
+    "ScheduleFreeAdamW": (fa.ScheduleFreeAdamW, {}), "ScheduleFreeSGD": (fa.ScheduleFreeSGD, {}),
+}  # fmt: skip
+LAYER = ((2304, 768), (768, 768), (3072, 768), (768, 3072))  # of GPT-2 small
+MATRICES = {"GPT-2's matrices, 2 layers": 2 * LAYER, "200 of 64 x 64": 200 * ((64, 64),)}
+ASKED = {**{f"{name} of its limit": 0.95 for name in METHODS}, "schedulefree": 2.0, "bitsandbytes": 20.0}
+ASKED |= dict(zip(MATRICES, (1.0, 1.3), strict=True))
+
+
+def arrays(name, n):
+    """Return {contestant: a function of one step} of a method and of the walk over as many streams."""
+    method, chosen = METHODS[name]
+    p, g = np.ones(n, np.float32), np.full(n, 1e-3, np.float32)
+    opt = method(p, lr=1e-6, **chosen)
+    like = p.copy()
+    slots = [limit.beside([like], 64 * k)[0] for k in range(1, 1 + len(opt.moments()["params"]))]
+    laid = limit.plan([[like, g.copy(), *slots]], get_num_threads())
+    walk = limit.walk_for(n, get_num_threads())
+    return {name: lambda: opt.step(g), LIMIT: lambda: walk(*laid, np.float32(1e-9))}
+
+
+def tensors(n, ours, theirs):
+    """Return {contestant: a function of one step} of two optimizers of PyTorch's tensors over n parameters each."""
+    import torch
+
+    steps = {}
+    for name, make in (("fastadam.torch", ours), ("peer", theirs)):
+        p = torch.nn.Parameter(torch.ones(n))
+        p.grad = torch.full((n,), 1e-3)
+        steps[name] = make([p]).step
+    return steps
+
+
+def schedulefree(n):
+    """Return the steps of ScheduleFreeAdamW and of the authors' package, whose step changes its gradients."""
+    import schedulefree as package
+
+    import fastadam.torch as fat
+
+    def theirs(params):
+        opt = package.AdamWScheduleFree(params, lr=1e-6)
+        opt.train()
+        return opt
+
+    return tensors(n, lambda params: fat.ScheduleFreeAdamW(params, lr=1e-6), theirs)
+
+
+def bitsandbytes(n):
+    """Return the steps of AdEMAMix in 8 bits, ours and theirs."""
+    import bitsandbytes as package
+
+    import fastadam.torch as fat
+
+    return tensors(
+        n, lambda params: fat.AdEMAMix(params, lr=1e-6, moments="8bit"),
+        lambda params: package.optim.AdEMAMix8bit(params, lr=1e-6),
+    )  # fmt: skip
+
+
+def muon(shapes):
+    """Return the steps of two Muons over matrices of these shapes."""
+    import torch
+
+    import fastadam.torch as fat
+
+    steps = {}
+    for name, make in (("fastadam.torch", fat.Muon), ("peer", torch.optim.Muon)):
+        params = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+        for p in params:
+            p.grad = torch.randn(p.shape)
+        steps[name] = make(params, lr=1e-6).step
+    return steps
+
+
+def race(steps, rounds):
+    """Return {contestant: seconds of each round}, after a round that compiles and touches memory."""
+    seconds = {name: [] for name in steps}
+    for turn in range(-1, rounds):
+        for name in sorted(steps, reverse=turn % 2 == 0):
+            start = time.perf_counter()
+            steps[name]()
+            if turn >= 0:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def cases(n, small):
+    """Yield (case, contestants' steps), or why there are none."""
+    for name in METHODS:
+        yield f"{name} of its limit", lambda name=name: arrays(name, n)
+    for name, peer in (("schedulefree", schedulefree), ("bitsandbytes", bitsandbytes)):
+        yield name, (lambda peer=peer: peer(small)) if find_spec(name) else None
+    for name, shapes in MATRICES.items():
+        yield name, (lambda shapes=shapes: muon(shapes)) if find_spec("torch") else None
+
+
+def main(argv=None):
+    """Measure, print a table, and write the result where that is asked."""
+    parser = argparse.ArgumentParser(prog="python -m fastadam.benchmarks.one_pass", description=__doc__)
+    parser.add_argument("--n", type=int, default=1 << 26, help="parameters of the steps beside their limit")
+    parser.add_argument("--small", type=int, default=1 << 22, help="parameters of the steps beside a package's")
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--json", type=Path, help="write the result to this file")
+    args = parser.parse_args(argv)
+    of = machine.machine()
+    table = TextTable("case", "ms", "peer or limit, ms", "ratio", "p10-p90", "asked")
+    measured = {}
+    for name, make in cases(args.n, args.small):
+        if make is None:
+            table.add(name, "", "not installed", "", "", "")
+            continue
+        measured[name] = seconds = race(make(), args.rounds)
+        peer = next(each for each in (LIMIT, "peer") if each in seconds)
+        ours = next(each for each in seconds if each != peer)
+        ratios = sorted(b / a for a, b in zip(seconds[ours], seconds[peer], strict=True))
+        low, high = ratios[len(ratios) // 10], ratios[-1 - len(ratios) // 10]
+        times = [f"{1e3 * statistics.median(seconds[each]):.1f}" for each in (ours, peer)]
+        table.add(name, *times, f"{statistics.median(ratios):.2f}", f"{low:.2f}-{high:.2f}", f"{ASKED[name]:g}")
+    table.show()
+    of["load_after"] = round(os.getloadavg()[0], 2)
+    print(f"load average {of.get('load_before', of.get('load'))} before, {of['load_after']} after")
+    if args.json:
+        result = {"bench": "one-pass", "date": machine.date(), "commit": machine.commit(), "machine": of}
+        result |= {"versions": machine.versions(), "threads": get_num_threads(), "rounds": args.rounds}
+        files.write(args.json, {**result, "n": args.n, "small": args.small, "cases": measured})
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
