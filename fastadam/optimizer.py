@@ -46,7 +46,8 @@ class Optimizer(Measuring):
     master: for parameters of 16 bits: None, they are all there is: bfloat16 is rounded stochastically, float16 to
         nearest; "remainder", for bfloat16: the 16 bits that a float32 has more rest beside it, so steps are those of
         float32 parameters to the bit; "float32": so does a whole float32 copy, and params are rounded from it to
-        nearest.
+        nearest. There a step takes over each parameter that was set from outside, which is one that is not its master
+        rounded, and counts them in StepInfo.taken_over; "remainder" needs refresh_master.
     seed: below 2^64, of the stochastic rounding: of bfloat16 parameters without a master, and in short formats of slots
         that never fall below zero; part of the state. The bits depend on the seed, the leaf's count and the element's
         index in the tree, each leaf's elements counted in their order in memory (of which pickle keeps C's and
@@ -73,7 +74,7 @@ class Optimizer(Measuring):
     >>> params = {"w": np.ones(3, np.float32)}
     >>> opt = fa.AdamW(params, lr=0.25, weight_decay=0.0, max_norm=1.0)
     >>> opt.step({"w": np.array([2, 0, 0], np.float32)})
-    StepInfo(grad_norm=2.0, clip_factor=0.5, skipped=False, stats=None)
+    StepInfo(grad_norm=2.0, clip_factor=0.5, skipped=False, stats=None, taken_over=None)
     >>> params["w"].round(6).tolist()
     [0.75, 1.0, 1.0]
     """

@@ -54,7 +54,7 @@ class Stepper:
     >>> stepper = fa.Stepper(fa.rules.AdamW(weight_decay=0.0), like={"w": np.ones(3)})
     >>> p, m, v = ({"w": x} for x in (np.ones(3), np.zeros(3), np.zeros(3)))
     >>> stepper(p, {"w": np.ones(3)}, slots={"m": m, "v": v}, t=1, lr=0.25)
-    StepInfo(grad_norm=None, clip_factor=None, skipped=False, stats=None)
+    StepInfo(grad_norm=None, clip_factor=None, skipped=False, stats=None, taken_over=None)
     >>> p["w"].round(6).tolist()
     [0.75, 0.75, 0.75]
     """

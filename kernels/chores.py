@@ -15,6 +15,8 @@ import numpy as np
 from .contract import maximum
 
 BLOCK, LANES = 1_024, 64
+TAKEN = 6  # the place in a chunk of how many elements of p were taken over: see formats.followed
+CHUNK_WORDS = TAKEN + 1
 NOTES = 4  # per block: the squares of g, of the new p, of the update p_new - p; the largest magnitude
 
 

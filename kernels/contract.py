@@ -87,7 +87,7 @@ class Kernel(NamedTuple):
     @property
     def streams(self) -> Columns:
         """Return the name of each stream."""
-        return Columns("p", "g", tuple(slot.name for slot in self.slots), "ema", "copy", "low")
+        return Columns("p", "g", tuple(slot.name for slot in self.slots), "ema", "copy", "low", "rounded")
 
     @classmethod
     def of(cls, module: ModuleType) -> "Kernel":

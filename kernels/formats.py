@@ -117,6 +117,18 @@ def join(high: Any, low: Any) -> Any:
     return np.where(np.isnan(value), alone.view(np.float32), value)
 
 
+def followed(p: Any, rounded: Any) -> tuple[Any, Any]:
+    """Return float32 p, but what `rounded` holds where that is not p rounded to nearest; and where it is not.
+
+    Bits decide, so 0 is not -0; but all NaNs are one. What a step has rounded from p is always that.
+    """
+    format, bits = format_of(rounded.dtype), f"u{rounded.itemsize}"
+    theirs = format.decode(rounded, None, len(p))
+    outside = format.encode(p, None, None).view(bits) != rounded.view(bits)
+    outside &= ~(np.isnan(p) & np.isnan(theirs))
+    return np.where(outside, theirs, p), outside
+
+
 Draw = tuple[int, int] | None  # the key and the first element's index of random bits; None: to nearest
 
 

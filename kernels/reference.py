@@ -5,16 +5,16 @@ from typing import Any
 
 import numpy as np
 
-from .chores import BLOCK, NOTES, Numbers, average, block_sums, clip, in_pairs, largest, sum_of_squares
+from .chores import BLOCK, NOTES, TAKEN, Numbers, average, block_sums, clip, in_pairs, largest, sum_of_squares
 from .contract import Euclidean, Kernel
-from .formats import compute, decoded, encoded, format_of, is_drawn, join, split
+from .formats import compute, decoded, encoded, followed, format_of, is_drawn, join, split
 from .streams import Columns
 
 
 def step(
     kernel: Kernel, streams: Any, chunks: Any, row: Any, rows: Any, flags: Any, notes: Any, firsts: Any
 ) -> Iterator[tuple[Any, Any]]:
-    """Step every chunk once; yields (piece of a stream, its new values), and writes nothing but notes.
+    """Step every chunk once; yields (piece of a stream or a chunk, its new values), and writes nothing but notes.
 
     Where flags ask for sums, they are noted in their order, of each block, and nothing is yielded.
 
@@ -24,7 +24,7 @@ def step(
     *_, nothing = streams
     width, extra = len(kernel.Coefficients._fields), len(Numbers._fields)  # type: ignore[attr-defined]
     with np.errstate(all="ignore"):
-        for k, (leaf, first, n, g_leaf, g_first, missed) in enumerate(chunks):
+        for k, (leaf, first, n, g_leaf, g_first, missed, _) in enumerate(chunks):
             r = row[leaf]
             if r < 0:
                 continue
@@ -32,6 +32,10 @@ def step(
             p, slots, low = pieces.p, pieces.slots, pieces.low
             wide = compute(p.dtype).type
             stored, new_ema, other = [p, *slots], pieces.ema, low
+            if pieces.rounded is not None:
+                stored[0], outside = followed(p, pieces.rounded)
+                if not flags.summing:
+                    yield chunks[k, TAKEN:], np.count_nonzero(outside)
             for now in range(r - missed, r + 1):
                 source, at = (streams[g_leaf].g, g_first) if now == r else (nothing.g, 0)
                 gradient = g = source[at : at + n].astype(wide, copy=False)
@@ -61,7 +65,8 @@ def step(
             if flags.summing:
                 continue
             stored_p, *stored_slots = stored
-            stepped = Columns(stored_p, None, tuple(stored_slots), new_ema, encoded(new_p, pieces.copy), other)
+            copy, rounded = (encoded(new_p, x) for x in (pieces.copy, pieces.rounded))
+            stepped = Columns(stored_p, None, tuple(stored_slots), new_ema, copy, other, rounded)
             for x, values in zip(pieces.row, stepped.row, strict=True):
                 if x is not None:
                     yield x, values
@@ -83,7 +88,7 @@ def measure(streams: Any, chunks: Any, row: Any, notes: Any) -> None:
     """Store in notes[chunk, block] (sum of squares, 0, 0, largest magnitude) of every gradient, in its p's compute
     type."""
     with np.errstate(all="ignore"):
-        for k, (leaf, _, n, g_leaf, g_first, _) in enumerate(chunks):
+        for k, (leaf, _, n, g_leaf, g_first, *_) in enumerate(chunks):
             if row[leaf] >= 0:
                 wide = compute(streams[leaf].p.dtype)
                 g = streams[g_leaf].g[g_first : g_first + n].astype(wide, copy=False)

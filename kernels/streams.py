@@ -10,12 +10,13 @@ class Columns(NamedTuple):
     """Holds one thing for each stream of a leaf, such as its array, its address, its name or its place in a row of
     them.
 
-    p:     what is stepped.
-    g:     its gradient, which is only read, or zeroed.
-    slots: one for each of the kernel's slots.
-    ema:   the average of p.
-    copy:  p in a short format, which is only written.
-    low:   the 16 bits that p, in bfloat16, lacks.
+    p:       what is stepped.
+    g:       its gradient, which is only read, or zeroed.
+    slots:   one for each of the kernel's slots.
+    ema:     the average of p.
+    copy:    p in a short format, which is only written.
+    low:     the 16 bits that p, in bfloat16, lacks.
+    rounded: p rounded to nearest in a short format; where it is not, it was set from outside, and p takes its value.
 
     None stands for an absent stream. The fields are in the order of columns, the slots spread out: see `row`.
     """
@@ -26,14 +27,15 @@ class Columns(NamedTuple):
     ema: Any = None
     copy: Any = None
     low: Any = None
+    rounded: Any = None
 
     @property
     def row(self) -> tuple[Any, ...]:
         """Return all of them, in the order of columns."""
-        return self.p, self.g, *self.slots, self.ema, self.copy, self.low
+        return self.p, self.g, *self.slots, self.ema, self.copy, self.low, self.rounded
 
     @classmethod
     def of(cls, row: Iterable[Any]) -> Columns:
         """Return the inverse of `row`; of range(n), the places of a row's n streams."""
-        p, g, *slots, ema, copy, low = row
-        return cls(p, g, tuple(slots), ema, copy, low)
+        p, g, *slots, ema, copy, low, rounded = row
+        return cls(p, g, tuple(slots), ema, copy, low, rounded)

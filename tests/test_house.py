@@ -212,14 +212,14 @@ def test_columns_follow_from_names():
         f"{x}['w']" for x in ["params", "grads", "m", "v", "vmax", "ema", "copy_to", "remainder", "master"]
     ]
     assert names.columns.row == tuple(
-        f"{x}['w']" for x in ["master", "grads", "m", "v", "vmax", "ema", "params", "remainder"]
+        f"{x}['w']" for x in ["master", "grads", "m", "v", "vmax", "ema", "copy_to", "remainder", "params"]
     )
     assert Columns.of(names.columns.row) == names.columns
     plain = Streams("p", slots=["m", None], copy="short")
     assert plain.columns == Columns("p", None, ("m", None), None, "short", None)
     assert plain.map(str.upper) == Streams("P", slots=["M", None], copy="SHORT")
     assert plain.map(lambda x, y: x + y, Streams("1", "2", "34", "5", "6", "7", "8")).columns.row == (
-        "p1", None, "m3", None, None, "short6", None
+        "p1", None, "m3", None, None, "short6", None, None
     )  # fmt: skip
     assert plain.kept == ("m", None, None, None, None)
 

@@ -588,7 +588,7 @@ def test_counts_and_backend_are_read_only(backend):
         with pytest.raises(AttributeError):
             setattr(opt, name, 5)
     assert (opt.t, opt.backend) == (0, backend)
-    assert opt.step(np.ones(2, np.float32)) == (None, None, False, None)  # nothing asked, nothing found out
+    assert opt.step(np.ones(2, np.float32)) == (None, None, False, None, None)  # nothing asked, nothing found out
     assert type(opt.t) is int
 
 

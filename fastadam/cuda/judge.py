@@ -36,15 +36,17 @@ class Judge(judge.Judge):
         part: Part | None = None, measured: Mapping[str, Measured] | None = None,
     ) -> StepInfo:  # fmt: skip
         plan, norm = self._plan, self._plan.norm
-        if part is not None and norm is None:  # the plan refuses rows that are measured: else it is of whole leaves
-            plan.launch_some(*part, [*plan.unread, *after])
-            return NOTHING
         if norm is None or not self._names:
-            plan.launch(after)
+            if plan.mastered:
+                with plan.on_stream():
+                    return self._counted(after, part)  # type: ignore[no-any-return]
+            self._launch(after, part)
             return self.nothing(scale) if norm else NOTHING
         with plan.on_stream():
             norm.send(scale, 1.0 if plan.window is None else scale)
-            findings, totals = norm.room(captured=plan.window is not None and plan.stream().is_capturing())
+            captured = plan.window is not None and plan.stream().is_capturing()
+            findings, totals = norm.room(captured)
+            counter = plan.begin_counting(captured)
             steps = plan.steps()
             if measured is not None and norm.measured:
                 self._rule(self.decide_on(measured, scale), findings, scale, used)
@@ -58,7 +60,22 @@ class Judge(judge.Judge):
             noted = norm.total(findings, totals) if norm.noted else []
             rest = [(setitem, *one) for one in after]
             deque(starmap(call, [*steps, *noted, *plan.counting(), *rest]), maxlen=0)
-            return DeviceInfo(self, norm, findings, totals, scale, plan.stream())  # type: ignore[return-value]
+            taken = plan.taken(counter)
+            return DeviceInfo(self, norm, findings, totals, taken, scale, plan.stream())  # type: ignore[return-value]
+
+    def _launch(self, after: Changes, part: Part | None) -> None:
+        """Step as nothing was measured for. A plan whose gradients are refuses rows: else a part is of whole leaves."""
+        if part is not None and self._plan.norm is None:
+            self._plan.launch_some(*part, [*self._plan.unread, *after])
+        else:
+            self._plan.launch(after)
+
+    def _counted(self, after: Changes, part: Part | None) -> Any:
+        """Take a step of parameters with masters, of which the device counts those set from outside."""
+        plan = self._plan
+        counter = plan.begin_counting(plan.window is not None and plan.stream().is_capturing())
+        self._launch(after, part)
+        return DeviceInfo(self, None, None, None, plan.taken(counter), 1.0, plan.stream())
 
     def _rule(self, verdict: Verdict, findings: Any, scale: float, used: Changes) -> None:
         """Let the device act on a verdict of the host. Raises RuntimeError while a graph is captured."""
@@ -71,28 +88,35 @@ class Judge(judge.Judge):
         assert plan.norm is not None
         plan.norm.rule(verdict, 1.0 if plan.window is None else scale, findings)
 
-    def read(self, norm: Norm, findings: Array, totals: Array, scale: float) -> StepInfo:
+    def read(self, norm: Norm, findings: Array, totals: Array, taken_over: int | None, scale: float) -> StepInfo:
         """Return the report of a step from what it has found, now on the host."""
         if norm.skipping and findings[1] > 0:
             return StepInfo(skipped=True)
         n, groups = len(self._names), len(self._table.groups)
         verdict = Verdict(None, findings.item(0), findings[2 : 2 + groups].tolist()) if norm.clipping else Verdict()
-        return self.report(verdict, totals.reshape(-1, NOTES)[:n] if norm.noted else None, scale)
+        sums = totals.reshape(-1, NOTES)[:n] if norm.noted else None
+        return self.report(verdict, sums, scale, taken_over)
 
 
 class DeviceInfo:
     """Is a StepInfo whose numbers lie on a device: whoever asks for one waits until the step has been taken."""
 
-    def __init__(self, judge: Judge, norm: Norm, findings: Any, totals: Any, scale: float, stream: Any) -> None:
+    def __init__(
+        self, judge: Judge, norm: Norm | None, findings: Any, totals: Any, taken: Any, scale: float, stream: Any
+    ) -> None:  # fmt: skip
+        """norm: None where only `taken` was counted, how many parameters with masters were set from outside."""
         self._judge, self._norm, self._findings, self._totals = judge, norm, findings, totals
-        self._scale, self._stream = scale, stream
+        self._taken, self._scale, self._stream = taken, scale, stream
 
     def read(self) -> StepInfo:
         """Return everything; waits for the device."""
         norm = self._norm
+        taken = None if self._taken is None else int(self._taken.get(stream=self._stream)[0])
+        if norm is None:
+            return StepInfo(taken_over=taken)
         findings = self._findings.get(stream=self._stream) if norm.measured else np.zeros(self._findings.size)
         totals = self._totals.get(stream=self._stream) if norm.noted else np.zeros(self._totals.size)
-        return self._judge.read(norm, findings, totals, self._scale)
+        return self._judge.read(norm, findings, totals, taken, self._scale)
 
     def __getattr__(self, name: str) -> Any:
         if not hasattr(StepInfo, name):

@@ -61,13 +61,17 @@ class CudaPlan(GradientsOnDevice, Plan):
         # What kernels read of a row: not what the rule carries, and the chores' numbers only where there are any; the
         # key of random bits where any are drawn.
         stepped = [streams.columns for streams in self._streams]
-        riding = [x is not None for at in stepped for x in (at.ema, at.copy)]
+        riding = [x is not None for at in stepped for x in (at.ema, at.copy, at.rounded)]
         self._riding = self._asked is not None or any(self._flags) or any(riding)
         self._drawing = any(draws(kernel, at) for at in stepped)
         numbers = range(self.table.rows.shape[1] - len(Numbers._fields), self.table.rows.shape[1] - 1)
         key = [self.table.rows.shape[1] - 1] * self._drawing
         self.columns = np.array([*range(self._width), *(numbers if self._riding else ()), *key])
         self._upload = AnySize()
+        self.counter: Any = None  # of what masters take over in this step
+        if self.mastered:
+            with self.on_stream():
+                self.counter = self._cupy.zeros(1, np.int64)
         self._begin()
 
     def _lay_out(self, g_dtypes: Sequence[Any]) -> None:
@@ -122,7 +126,7 @@ class CudaPlan(GradientsOnDevice, Plan):
             for k, leaves in enumerate(leaves_of_signatures):
                 asked = riding._replace(summed=self._flags_of[k].summed)
                 addresses = [norm.columns(k, j) if norm else [0, 0] for j in range(len(self._params))]
-                notes = Notes(k, addresses if self._riding else ())
+                notes = Notes(k, addresses if self._riding else (), self.counter.data.ptr if self.mastered else 0)
                 signatures.append(
                     Signature(self._kernel, leaves, stepped, self._g_dtypes[leaves[0]], rows, asked, notes)
                 )
@@ -225,6 +229,23 @@ class CudaPlan(GradientsOnDevice, Plan):
             # In C from the first launch to the last count: no signal handler runs between.
             later = [(setitem, *one) for one in after]
             deque(starmap(call, [*self.steps(), *self.counting(), *later]), maxlen=0)
+
+    def begin_counting(self, captured: bool) -> Any:
+        """Let the device count anew what masters take over; returns where `taken` is to leave that, None for nowhere.
+
+        captured: whether a graph is captured, whose steps leave it where they count it.
+        """
+        if not self.mastered:
+            return None
+        counter = self.counter if captured else self._cupy.empty(1, np.int64)
+        self.counter[...] = 0
+        return counter
+
+    def taken(self, counter: Any) -> Any:
+        """Let what the step before has taken over be left there, in stream order; returns that array."""
+        if counter is not None and counter is not self.counter:
+            counter[...] = self.counter
+        return counter
 
     def steps(self, row: Array | None = None) -> list[tuple[Any, ...]]:
         """Return the calls that step every signature. row: which row each leaf takes, where it is not the table's."""

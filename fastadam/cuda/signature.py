@@ -77,14 +77,16 @@ class RowTable(NamedTuple):
 
 
 class Notes(NamedTuple):
-    """Says where what is measured of one signature's gradients goes.
+    """Says where what one signature's steps and gradients show is noted down.
 
     number:    which of the norm's signatures it is.
     addresses: per leaf, of its ruling and of its notes; nothing where rows have no numbers of chores.
+    counter:   the address of how many values masters take over.
     """
 
     number: int = 0
     addresses: Sequence[Sequence[int]] = ()
+    counter: int = 0
 
 
 class Signature:
@@ -104,11 +106,13 @@ class Signature:
         """
         import cupy
 
-        (most_rows, columns, firsts), (number, more) = rows, notes
+        (most_rows, columns, firsts), (number, more, counter) = rows, notes
         name, on = ("accumulate", frozenset[str]()) if kernel is None else (kernel.name, kernel.on)
         kinds = Columns.of(None if x is None else format_of(x.dtype) for x in streams[leaves[0]].row)
         drawn = bool(firsts) and kinds.p.compute is FLOAT32.compute
-        chores = chores._replace(ema=kinds.ema, copy=kinds.copy)
+        followed = kinds.rounded is not None
+        copied = kinds.rounded if followed else kinds.copy
+        chores = chores._replace(ema=kinds.ema, copy=copied, followed=followed)
         chores = chores._replace(more=bool(more) and not chores.rides, drawn=drawn)
         self._steps = tuple(
             Instantiation(name, table, (kinds.p, format_of(g_dtype), *kinds.slots), chores, kinds.low is not None, on)
@@ -124,9 +128,9 @@ class Signature:
         columns_of_leaf = []
         for leaf in leaves:
             at = Columns.of(0 if x is None else x.data.ptr for x in streams[leaf].row)
-            riding = [at.ema, at.copy, *more[leaf]] if more else []
-            low = [] if kinds.low is None else [at.low]
-            columns_of_leaf.append([at.p, *at.slots, *riding, *low, *firsts[leaf : leaf + drawn]])
+            riding = [at.ema, at.rounded if followed else at.copy, *more[leaf]] if more else []
+            of_p = [*([] if kinds.low is None else [at.low]), *([counter] if followed else [])]
+            columns_of_leaf.append([at.p, *at.slots, *riding, *of_p, *firsts[leaf : leaf + drawn]])
         self.threads, self.threads_of_sums = self._steps[0].threads, self._steps[0].sums.threads
         self._places = [at // kinds.p.bytes for at, *_ in columns_of_leaf]  # in elements
         heads = [0 if self._steps[0].blocked else place % self._steps[0].width for place in self._places]

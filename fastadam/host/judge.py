@@ -41,7 +41,7 @@ class Judge(judge.Judge):
         self.launch(part, verdict.factors, after)
         if self._noting and measured is not None:
             self.noted = [x.copy() for x in self._plan.blocks(*self._whole()[:2])]
-        return self.report(verdict, self.sums(part) if self._noting else None, scale)
+        return self.report(verdict, self.sums(part) if self._noting else None, scale, self.taken_over(part))
 
     def measure(self, part: Part | None) -> Array:
         """Return (leaves, NOTES): what is decided on; see Plan.measure."""
@@ -93,6 +93,11 @@ class Judge(judge.Judge):
         """Return (leaves, NOTES): what the step has noted down."""
         work, row, _ = part or self._whole()
         return self._plan.sums(work, row)
+
+    def taken_over(self, part: Part | None) -> int | None:
+        """How many parameters that have a master were set from outside; None where none has one."""
+        work, row, _ = part or self._whole()
+        return self._plan.taken_over(work, row) if self._plan.mastered else None
 
     def _whole(self) -> Part:
         """Return all leaves, by the plan's table."""

@@ -96,8 +96,9 @@ class Call:
         p = (self._first_p + leaf, 0)
         columns = [homes.get("master", p), (self._first_g + leaf, 0)]
         columns += [homes.get(slot.name, (-1, 0)) for slot in layout.kernel.slots]
-        columns += [homes.get("ema", (-1, 0)), p if "master" in homes else (-1, 0), homes.get("remainder", (-1, 0))]
-        return columns
+        nothing = (-1, 0)
+        columns += [homes.get("ema", nothing), nothing, homes.get("remainder", nothing)]
+        return [*columns, p if "master" in homes else nothing]
 
     def _plain(self, *operands: Any) -> list[Any]:
         """Return what the custom call gives; XLA copies what is not donated to the program."""

@@ -28,15 +28,17 @@ class StepInfo(NamedTuple):
     clip_factor: what max_norm multiplied the gradients by, at most 1; one number per group where a group has its own.
     skipped:     whether the step was left out because of a gradient that is not finite.
     stats:       {group or leaf: {"grad_norm", "update_norm", "param_norm", "largest_update"}}.
+    taken_over:  with master="float32", how many of the parameters stepped had been set from outside.
 
     >>> fa.SGD(np.ones(2), max_norm=1.0).step(np.array([3.0, 4.0]))
-    StepInfo(grad_norm=5.0, clip_factor=0.2, skipped=False, stats=None)
+    StepInfo(grad_norm=5.0, clip_factor=0.2, skipped=False, stats=None, taken_over=None)
     """
 
     grad_norm: float | None = None
     clip_factor: float | tuple[float, ...] | None = None
     skipped: bool = False
     stats: dict[str, dict[str, float]] | None = None
+    taken_over: int | None = None
 
 
 NOTHING = StepInfo()

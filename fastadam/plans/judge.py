@@ -59,7 +59,8 @@ class Judge:
         self._skipping = bool(chores.skip_nonfinite)
         self._noting = chores.stats is not None
         # Whether there is nothing to measure or to report, but something to launch.
-        self._plain = bool(names) and not (self._clipping or self._skipping or self._noting or plan.summed.size)
+        measuring = self._clipping or self._skipping or plan.summed.size
+        self._plain = bool(names) and not (measuring or self._noting or plan.mastered)
 
     def step(
         self, scale: float, grads: Sequence[Any] = (), after: Changes = (), used: Changes = (),
@@ -121,14 +122,15 @@ class Judge:
         """Return the error for the gradient of the leaf at this path, which is not finite."""
         return FloatingPointError(f"grads{bad} holds NaN or infinity, expected finite numbers")
 
-    def report(self, verdict: Verdict, sums: Array | None, scale: float) -> StepInfo:
+    def report(self, verdict: Verdict, sums: Array | None, scale: float, taken_over: int | None = None) -> StepInfo:
         """Return what a step that was taken has found out. sums: (leaves, NOTES) after it, where statistics are asked
         for."""
         norm, stats, clips = verdict.norm, None, verdict.clips
         if sums is not None:
             norm = abs(scale) * math.sqrt(in_pairs(sums[:, 0].tolist())) if norm is None else norm
             stats = self._statistics(sums, scale)
-        return StepInfo(norm, None if clips is None else tuple(clips) if self._limited else clips[0], False, stats)
+        factor = None if clips is None else tuple(clips) if self._limited else clips[0]
+        return StepInfo(norm, factor, False, stats, taken_over)
 
     def _statistics(self, sums: Array, scale: float) -> dict[str, dict[str, float]]:
         """Return StepInfo.stats from each leaf's sums."""

@@ -12,7 +12,7 @@ import numpy as np
 from fastadam.arrays.flat import FlatBuffer
 from fastadam.arrays.host import Array, Memory, plain
 from fastadam.group import sums_first
-from fastadam.kernels.chores import BLOCK, NOTES
+from fastadam.kernels.chores import BLOCK, CHUNK_WORDS, NOTES, TAKEN
 from fastadam.kernels.contract import Euclidean, Kernel
 from fastadam.kernels.formats import FLOAT32, format_of
 from fastadam.kernels.streams import Columns
@@ -57,9 +57,10 @@ class Plan(Gradients):
 
     summed: the leaves over which sums are added up before each step, as their rules ask for.
 
-    A chunk is (leaf, first, n, g_leaf, g_first, missed): n elements of a leaf from `first` on, their gradient from
-    g_first on of leaf g_leaf's, where the leaf after the last has zeros; and how many steps with zeros as the gradient
-    it takes before, whose coefficients lie in the rows before the leaf's own.
+    A chunk is (leaf, first, n, g_leaf, g_first, missed, taken): n elements of a leaf from `first` on, their gradient
+    from g_first on of leaf g_leaf's, where the leaf after the last has zeros; how many steps with zeros as the gradient
+    it takes before, whose coefficients lie in the rows before the leaf's own; and, written by a step over a master, how
+    many elements were set from outside: see fastadam.kernels.formats.followed.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class Plan(Gradients):
         self._formats = [formats for formats, _ in signatures]
         self._flags_of = [self._flags._replace(summed=summed) for _, summed in signatures]
         self.summed = np.array([leaf for leaf in range(len(g_dtypes)) if summed[leaf]], np.int64)
+        self.mastered = any(formats.rounded is not None for formats in self._formats)
         sizes = self._sizes()
         self._elements_of, self._narrow = np.array(sizes, np.float64), np.zeros(len(sizes), bool)
         for (formats, _), leaves in signatures.items():
@@ -115,12 +117,12 @@ class Plan(Gradients):
         chunks = [
             np.array(
                 [
-                    (leaf, first, min(CHUNK, sizes[leaf] - first), leaf, first, 0)
+                    (leaf, first, min(CHUNK, sizes[leaf] - first), leaf, first, 0, 0)
                     for leaf in leaves
                     for first in range(0, sizes[leaf], CHUNK)
                 ],
                 np.int64,
-            ).reshape(-1, 6)
+            ).reshape(-1, CHUNK_WORDS)
             for leaves in signatures.values()
         ]
         self._first_leaves = [leaves[0] for leaves in signatures.values()]
@@ -160,7 +162,9 @@ class Plan(Gradients):
         for some in chunks:
             if len(some):
                 chunks_of_signature.setdefault(self._signature_of[int(some[0, 0])], []).append(some)
-        pieces = {k: np.concatenate(each) for k, each in chunks_of_signature.items()} or {0: np.empty((0, 6), np.int64)}
+        pieces = {k: np.concatenate(each) for k, each in chunks_of_signature.items()} or {
+            0: np.empty((0, CHUNK_WORDS), np.int64)
+        }
         return [Work(k, some, self._notes(some, self._flags.stats)) for k, some in pieces.items()]
 
     def _notes(self, chunks: Array, wanted: bool) -> Array:
@@ -234,6 +238,10 @@ class Plan(Gradients):
     def accumulate(self, totals: Sequence[Array], row: Array, after: Sequence[tuple[Any, Any, Any]]) -> None:
         """Store the gradients in flat arrays where a leaf's row is 0, add them where it is 1; then as launch_some."""
         raise NotImplementedError
+
+    def taken_over(self, work: Sequence[Work], row: Array) -> int:
+        """Return how many elements of parameters with a master the step over this work found set from outside."""
+        return sum(int(one.chunks[row[one.chunks[:, 0]] >= 0, TAKEN].sum()) for one in work)
 
     def sums(self, work: Sequence[Work], row: Array) -> Array:
         """Return (leaves, NOTES): each leaf's notes, added up, of the last column the largest; 0 where the row is

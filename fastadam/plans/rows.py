@@ -8,6 +8,7 @@ import numpy as np
 
 from fastadam.arrays.flat import FlatBuffer
 from fastadam.arrays.host import Array, Host, describe, flat_like, memory_order
+from fastadam.kernels.chores import CHUNK_WORDS
 from fastadam.kernels.formats import FLOATS
 
 PIECE = 1_024  # elements of a row at a time: missed steps are taken over and over, so all streams must stay in L1
@@ -116,7 +117,7 @@ def row_chunks(
     pieces = -(-lengths // PIECE)
     run = np.repeat(np.arange(len(first)), pieces)
     start = PIECE * (np.arange(len(run)) - np.repeat(np.cumsum(pieces) - pieces, pieces))
-    chunks = np.empty((len(run), 6), np.int64)
+    chunks = np.zeros((len(run), CHUNK_WORDS), np.int64)
     chunks[:, 0] = leaf
     chunks[:, 1] = rows[first][run] * width + start
     chunks[:, 2] = np.minimum(PIECE, lengths[run] - start)

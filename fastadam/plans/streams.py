@@ -20,7 +20,7 @@ class Streams:
     ema:    the average of the parameter.
     copy:   copy_to's array.
     low:    the 16 bits that a bfloat16 parameter lacks of a float32 one.
-    master: the float32 parameter that is stepped in p's place, which is then its copy.
+    master: the float32 parameter that is stepped in p's place, which holds it rounded.
 
     None stands for what a leaf does not have.
     """
@@ -43,10 +43,10 @@ class Streams:
 
     @property
     def columns(self) -> Columns:
-        """Return those that a step walks over, as the columns of its table: a master in p's place, and then p as its
-        copy."""
-        p, copy = (self.p, self.copy) if self.master is None else (self.master, self.p)
-        return Columns(p, self.g, tuple(self.slots), self.ema, copy, self.low)
+        """Return those that a step walks over, as the columns of its table: a master in p's place, and p as that
+        rounded."""
+        p, rounded = (self.p, None) if self.master is None else (self.master, self.p)
+        return Columns(p, self.g, tuple(self.slots), self.ema, self.copy, self.low, rounded)
 
     def map(self, function: Callable[..., Any], *others: Streams) -> Streams:
         """Return function(x) of each that is there, given those in the same place of other streams, too."""

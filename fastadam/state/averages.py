@@ -76,8 +76,9 @@ class Averaging:
     def refresh_master(self) -> None:
         """Take over parameters of 16 bits that were overwritten from outside: their master gets their values.
 
-        Without it the next step goes on from the master; a remainder left beside other parameters makes it a number
-        near them: within half of bfloat16's last place, and 0 beside 0 or a number that small.
+        With master="remainder": a remainder left beside other parameters makes them numbers near them, within half of
+        bfloat16's last place, and 0 beside 0 or a number that small. With "float32" there is no need: a step takes over
+        each value that is not its master rounded to nearest, to the bit; one that is, is no change.
         """
         self._check_idle("masters inside averaged() would be taken from the averages")
         kept = self._kept()

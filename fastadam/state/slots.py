@@ -229,9 +229,9 @@ class State:
         """Return the bytes that a step reads and writes which passes over the gradients so many times."""
         total = 0
         for streams in self.streams:
-            p, _, *slots, ema, copied, low = streams.columns.row
-            total += 2 * sum(x.nbytes for x in (p, *slots, ema, low) if x is not None)
-            total += streams.p.nbytes * gradients + (0 if copied is None else copied.nbytes)
+            columns = streams.columns._replace(g=None, copy=None)
+            total += 2 * sum(x.nbytes for x in columns.row if x is not None)
+            total += streams.p.nbytes * gradients + (0 if streams.copy is None else streams.copy.nbytes)
         return total
 
 

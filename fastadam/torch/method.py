@@ -28,8 +28,9 @@ OPTIONS = {  # of the constructors, beside torch's arguments: what each means
     'order in memory 1,024 codes, then 16 float32 scales; "strides" beside them says what that order is. '
     "load_state_dict takes torch's state, too; to_torch_state gives it.",
     "master": '"remainder" or "float32": the other 16 bits of bfloat16 parameters, or a float32 copy that 16-bit '
-    'parameters are rounded from, in the state under that name or "master". opt.refresh_master() once parameters were '
-    "set from outside. Without one bfloat16 is rounded stochastically.",
+    'parameters are rounded from, in the state under that name or "master". A step takes over parameters that were '
+    'set from outside with "float32", and opt.info.taken_over counts them; with "remainder" call opt.refresh_master() '
+    "then. Without one bfloat16 is rounded stochastically.",
     "seed": "of stochastic rounding; not in state_dict.",
     "index_offset": "of the elements' index that stochastic rounding counts by; not in state_dict. Give each rank of "
     "FSDP2 another, such as rank * 2**40, or all round alike.",

@@ -9,7 +9,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, register_jitable
 
-from ..chores import BLOCK, NOTES, Numbers
+from ..chores import BLOCK, CHUNK_WORDS, NOTES, TAKEN, Numbers
 from ..formats import key
 from ..streams import Columns
 from .frame import FLOAT64, attribute, buffer, elements, half
@@ -165,7 +165,8 @@ def lay_out(frame, block, desk):
             put_word(place, 3, leaf)
             put_word(place, 4, first)
             put_word(place, 5, 0)
-            place += 6 * WORD
+            put_word(place, TAKEN, 0)
+            place += CHUNK_WORDS * WORD
     return not measures or word(desk, DECIDE) != 0
 
 
@@ -183,7 +184,8 @@ def prepare(frame, head):
     blocks = chunk // BLOCK
     table = (leaves + 1) * (columns + 1)
     notes, sums = (NOTES * blocks * count, NOTES * (leaves + 1)) if measures else (0, 0)
-    block = malloc(WORD * (OWN + registers + rows + 3 * leaves + 1 + table + WORDS_OF_JOB + 6 * count + notes + sums))
+    lists = CHUNK_WORDS * count + notes + sums
+    block = malloc(WORD * (OWN + registers + rows + 3 * leaves + 1 + table + WORDS_OF_JOB + lists))
     at = block + WORD * OWN
     put_word(block, REGISTERS, at)
     at += WORD * registers
@@ -201,7 +203,7 @@ def prepare(frame, head):
     at += WORD * table
     put_word(block, LIST, at)
     put_word(job, CHUNKS_FIELD, at)
-    at += WORD * 6 * count
+    at += WORD * CHUNK_WORDS * count
     put_word(block, NOTED, at)
     put_word(job, NOTES_FIELD, at)
     at += WORD * notes

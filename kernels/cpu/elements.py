@@ -50,13 +50,13 @@ def element(tag: Any, values: Any, c: Any, x: Any) -> tuple[Any, ...]:
     """Return one element's step by the kernel that `tag` names, and its chores: the new values, in the order of
     streams.
 
-    values: in that order, None for an absent stream, for the copy, which is not read, and for `low`, read with p.
+    values: in that order, None for an absent stream, for the copy, which is not read, and for what is read with p.
     c, x: the kernel's numbers and the chores'. All of them as tracing.Number.
     """
     p, slots, _ = stepped(tag, values, c, x)
     ema = Columns.of(values).ema
     ema = None if ema is None else average(ema, p, x)
-    return Columns(p, p.like(0), tuple(slots), ema, copy=p).row
+    return Columns(p, p.like(0), tuple(slots), ema, copy=p, rounded=p).row
 
 
 def stepped(tag: Any, values: Any, c: Any, x: Any) -> tuple[Any, Any, Any]:
@@ -88,13 +88,19 @@ def streams_of(tag: Any) -> int:
 
 
 def loaded(tag: Any) -> dict[int, Format]:
-    """Return {column: format} of every stream that is read as one: all but the copy, and the bits that p lacks."""
-    return {k: format for k, format in storage(tag) if k not in (columns(tag).copy, columns(tag).low)}
+    """Return {column: format} of every stream that is read as one: all but the copy, and what is read with p."""
+    at = columns(tag)
+    return {k: format for k, format in storage(tag) if k not in (at.copy, at.low, at.rounded)}
 
 
 def remainder(tag: Any) -> int | None:
     """Return the column of the bits that p lacks, if it has one."""
     return next((k for k, _ in storage(tag) if k == columns(tag).low), None)
+
+
+def rounded(tag: Any) -> tuple[int, Format] | None:
+    """Return the column and the format of what p, a master, is rounded to, if it is one."""
+    return next(((k, format) for k, format in storage(tag) if k == columns(tag).rounded), None)
 
 
 def coded(tag: Any) -> list[int]:

@@ -121,6 +121,16 @@ def split(builder: Any, value: Any) -> tuple[Any, Any]:
     return builder.trunc(builder.lshr(builder.add(bits, _I32(0x8000)), _I32(16)), _I16), builder.trunc(bits, _I16)
 
 
+def followed(builder: Any, p: Any, rounded: Any, format: Format) -> tuple[Any, Any]:
+    """Return a float32 p, but what `rounded` holds in a format where that is not p rounded to nearest; and whether it
+    is not. See ../formats.py."""
+    theirs = decode(builder, rounded, format, FLOAT32)
+    numbers = (builder.fcmp_ordered("ord", x, x) for x in (p, theirs))
+    differs = builder.icmp_unsigned("!=", encode(builder, p, format), rounded)
+    outside = builder.and_(differs, builder.or_(*numbers))
+    return builder.select(outside, theirs, p), outside
+
+
 def draws_from(builder: Any, key: Any, first: Any, at: Any) -> Any:
     """Return what is mixed for element first + at. key: see memory.key."""
     m0, m1 = (_I32(m) for m in MIX[:2])

@@ -11,8 +11,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from ..chores import Numbers
-from ..formats import BFLOAT16, REMAINDER, Format, format_of
+from ..chores import TAKEN, Numbers
+from ..formats import BFLOAT16, FLOAT32, REMAINDER, Format, format_of
 from .elements import (
     KERNEL_OF,
     added,
@@ -22,12 +22,13 @@ from .elements import (
     element,
     loaded,
     remainder,
+    rounded,
     stochastic,
     stochastic_elements,
     storage,
     streams_of,
 )
-from .formats import TEXTS, decode, draws_from, encode, join, mixed, next_draws, resized, split
+from .formats import TEXTS, decode, draws_from, encode, followed, join, mixed, next_draws, resized, split
 from .tracing import Number
 from .words import I32, I64, place
 
@@ -105,12 +106,30 @@ def values_of(builder: Any, tag: Any, resting: Any) -> list[Any]:
 def value_of(builder: Any, tag: Any, k: int, resting: Any) -> Any:
     """Return an element of one stream in the compute type."""
     formats = dict(storage(tag))
-    more = remainder(tag) if k == columns(tag).p else None
+    if k == columns(tag).p and remainder(tag) is not None:
+        return join(builder, resting(k, BFLOAT16), resting(remainder(tag), REMAINDER))
+    if k == columns(tag).p and rounded(tag) is not None:
+        return master(builder, tag, resting)[0]
     format = in_walk(tag, formats[k])
-    value = resting(k, format)
-    if more is None:
-        return decode(builder, value, format, formats[columns(tag).p])
-    return join(builder, value, resting(more, REMAINDER))
+    return decode(builder, resting(k, format), format, formats[columns(tag).p])
+
+
+def master(builder: Any, tag: Any, resting: Any) -> tuple[Any, Any]:
+    """Return an element of a p that is a master, after what was set from outside is taken over; and whether it was."""
+    short = rounded(tag)
+    assert short is not None
+    column, format = short
+    return followed(builder, resting(columns(tag).p, FLOAT32), resting(column, format), format)
+
+
+def counter(builder: Any) -> Any:
+    """Return the number on the stack, 0 at first, in which the function that is built counts elements."""
+    function = builder.function
+    if not hasattr(function, "counter"):
+        with builder.goto_entry_block():
+            function.counter = builder.alloca(I32)
+            builder.store(I32(0), function.counter)
+    return function.counter
 
 
 def in_walk(tag: Any, format: Format) -> Format:
@@ -174,10 +193,28 @@ def move(typing, tag, base, i, c, x, bits):
         _, base, i, c, x, bits = args
         values = values_of(builder, tag, at_rest(builder, base, i))
         c, x = (unpacked(builder, *both) for both in zip((c, x), kinds(tag), strict=True))
+        if rounded(tag) is not None:
+            _, outside = master(builder, tag, at_rest(builder, base, i))
+            count = builder.add(builder.load(counter(builder)), builder.zext(outside, I32))
+            builder.store(count, counter(builder))
         store(builder, tag, base, i, element(tag, values, c, x), bits)
         return next_draws(builder, bits) if stochastic_elements(tag) else bits
 
     return bits(tag, base, types.uint64, c, x, bits), generate
+
+
+@intrinsic
+def taken(typing, tag, chunk):
+    """Write down in a chunk how many elements of a master `move` has found set from outside since the last chunk."""
+
+    def generate(context, builder, signature, args):
+        if rounded(tag) is not None:
+            home = counter(builder)
+            builder.store(builder.zext(builder.load(home), I64), place(builder, args[1], I64, I64(TAKEN)))
+            builder.store(I32(0), home)
+        return context.get_dummy_value()
+
+    return types.void(tag, types.int64), generate
 
 
 @intrinsic

@@ -6,7 +6,7 @@ from typing import Any
 from numba import types
 from numba.extending import register_jitable
 
-from ..chores import BLOCK, NOTES
+from ..chores import BLOCK, CHUNK_WORDS, NOTES
 from .cache import native
 from .words import number, put_number, word
 
@@ -17,14 +17,14 @@ LAST = NOTES - 1
 def of_leaves(chunks, count, notes, blocks, row, sums):
     """Store in sums[leaf] the notes of its blocks, added in pairs of neighbours; see fastadam.kernels.reference.sums.
 
-    Addresses of (count, 6) chunks, of (count, blocks, NOTES) notes, of each leaf's row, of (leaves, NOTES) sums. The
-    notes are gathered at the start of `notes`, and lost.
+    Addresses of (count, CHUNK_WORDS) chunks, of (count, blocks, NOTES) notes, of each leaf's row, of (leaves, NOTES)
+    sums. The notes are gathered at the start of `notes`, and lost.
     """
     k = 0
     while k < count:
-        leaf, many = word(chunks, 6 * k), 0
-        while k < count and word(chunks, 6 * k) == leaf:
-            for b in range((word(chunks, 6 * k + 2) + BLOCK - 1) // BLOCK):
+        leaf, many = word(chunks, CHUNK_WORDS * k), 0
+        while k < count and word(chunks, CHUNK_WORDS * k) == leaf:
+            for b in range((word(chunks, CHUNK_WORDS * k + 2) + BLOCK - 1) // BLOCK):
                 for j in range(NOTES):
                     put_number(notes, NOTES * many + j, number(notes, NOTES * (k * blocks + b) + j))
                 many += 1

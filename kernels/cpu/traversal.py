@@ -17,12 +17,12 @@ from llvmlite.binding import address_of_symbol
 from numba import types
 
 from ..chores import BLOCK as BLOCK_ELEMENTS
-from ..chores import NOTES, Numbers
+from ..chores import CHUNK_WORDS, NOTES, Numbers
 from .blocks import scratch
 from .cache import Code, native
 from .codes import closed, opened
 from .elements import Accumulate, Measure, asked, coded
-from .memory import add, bases, coefficients, first_index, key, move, numbers, random_end, random_start
+from .memory import add, bases, coefficients, first_index, key, move, numbers, random_end, random_start, taken
 from .pairs import move_two, paired
 from .statistics import after, before, laid_from, lay, measured, summed
 from .words import call_piece, call_workers, put_word, take, word
@@ -67,7 +67,7 @@ LEAF, FIRST, COUNT, G_LEAF, G_FIRST, MISSED = range(6)  # of a chunk
 NEXT, BEGIN, END = range(3)  # of a span
 
 u64 = np.uint64
-WORD, CHUNK, SPAN, NOTE = 8, 6 * 8, 8 * 8, NOTES * 8  # bytes
+WORD, CHUNK, SPAN, NOTE = 8, CHUNK_WORDS * 8, 8 * 8, NOTES * 8  # bytes
 BLOCK, ONE, TWO, EXTRA_NUMBERS = u64(BLOCK_ELEMENTS), u64(1), u64(2), len(Numbers._fields)
 WHOLE = u64(1 << 62)
 
@@ -114,6 +114,7 @@ def _step(tag):
                         closed(tag, base, room, start, end, drawn)
                         if stats:
                             after(tag, base, start, end, room, u64(note) + u64(NOTE) * (start // BLOCK))
+                taken(tag, chunk)
 
     return step
 

@@ -14,7 +14,7 @@ from functools import cache
 from numba import types
 from numba.extending import register_jitable
 
-from ..chores import BLOCK, NOTES
+from ..chores import BLOCK, CHUNK_WORDS, NOTES
 from .cache import Code, native
 from .call_memory import (
     ALL,
@@ -166,7 +166,7 @@ def _work(block):
             share(block + WORD * DECIDED, 1)
         k = take(block + WORD * NEXT_MEASURED)
         while k < count:
-            call_piece(word(word(block, MEASURE_PIECES), word(chunks, 6 * k)), job, k, k + 1)
+            call_piece(word(word(block, MEASURE_PIECES), word(chunks, CHUNK_WORDS * k)), job, k, k + 1)
             if share(block + WORD * DONE_MEASURED, 1) == count - 1:
                 call_nothing(word(block, DECIDER), block)
                 share(block + WORD * DECIDED, 1)
@@ -175,7 +175,7 @@ def _work(block):
             give_way()
     k = take(block + WORD * NEXT)
     while k < count:
-        call_piece(word(word(block, STEP_PIECES), word(chunks, 6 * k)), job, k, k + 1)
+        call_piece(word(word(block, STEP_PIECES), word(chunks, CHUNK_WORDS * k)), job, k, k + 1)
         if share(block + WORD * DONE, 1) == count - 1 and word(block, PROMISE) != 0:
             args = room()
             put_word(args, 0, 24)

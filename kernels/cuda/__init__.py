@@ -36,7 +36,7 @@ def text_of(format: Format | None, slot: Slot | None = None, number: int = 0) ->
     return f"{FORMATS[format]}_slot" if drawn else FORMATS[format]
 
 
-FLAGS = "limit", "clear", "scaled", "noted", "more", "drawn", "summed", "summing"
+FLAGS = "limit", "clear", "scaled", "noted", "more", "drawn", "summed", "summing", "followed"
 
 
 class Riding(NamedTuple):
@@ -53,6 +53,7 @@ class Riding(NamedTuple):
     drawn: bool = False  # rows and tables say what random bits depend on
     summed: bool = False  # the kernel's sums are there, and what was made of them is its factor
     summing: bool = False  # they are added up, and nothing is stored
+    followed: bool = False  # the copy is what p, a master, is rounded to: see formats.followed
 
     @property
     def rides(self) -> bool:
@@ -112,7 +113,8 @@ class Instantiation(NamedTuple):
     @property
     def sums(self) -> "Instantiation":
         """Return what adds up the sums that this one needs."""
-        return self._replace(chores=self.chores._replace(summing=True, clear=False, noted=False, ema=None, copy=None))
+        copy = self.chores.copy if self.chores.followed else None  # which is read
+        return self._replace(chores=self.chores._replace(summing=True, clear=False, noted=False, ema=None, copy=copy))
 
     @property
     def name(self) -> str:

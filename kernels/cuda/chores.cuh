@@ -57,7 +57,7 @@ struct Sums {
     static constexpr int count = 0, norms = 0;
 };
 
-constexpr int LIMIT = 1, CLEAR = 2, SCALED = 4, NOTED = 8, MORE = 16, DRAWN = 32, SUMMED = 64, SUMMING = 128;
+constexpr int LIMIT = 1, CLEAR = 2, SCALED = 4, NOTED = 8, MORE = 16, DRAWN = 32, SUMMED = 64, SUMMING = 128, FOLLOWED = 256;
 
 template <int flags, class Average, class Short>
 struct Chores {
@@ -67,12 +67,15 @@ struct Chores {
     static constexpr bool drawn = flags & DRAWN;
     // SUMMED: the kernel's sums are there, and the leaf's Ruling has the factor. SUMMING: add them up, and store nothing.
     static constexpr bool summed = flags & SUMMED, summing = flags & SUMMING;
+    // The copy is what p, a master, is rounded to: where it is not, it was set from outside, and p takes its value.
+    static constexpr bool followed = flags & FOLLOWED;
     // MORE: rows and tables are as where other leaves have chores.
     static constexpr bool any = flags & (LIMIT | CLEAR | SCALED | NOTED | MORE | SUMMED) || there<Ema> || there<Copy>;
     // In the table of addresses, behind the slots: the average, the copy, the leaf's Ruling, the signature's notes; then
-    // what p's other bits rest in; then the index of the leaf's first element.
+    // what p's other bits rest in; then where values that were taken over are counted; then the index of the leaf's
+    // first element.
     template <class P>
-    static constexpr int columns = (any ? 4 : 0) + splits<P> + drawn;
+    static constexpr int columns = (any ? 4 : 0) + splits<P> + followed + drawn;
     template <class C, class real>
     using Row = RowOf<C, If<any, Numbers<real>>, If<scaled, Unrounded<real>>, If<drawn, Fold>>;
 

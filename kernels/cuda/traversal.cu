@@ -176,6 +176,21 @@ DEVICE void elements(const C& c, const Draws& draws, const Room& room, Ema& ema,
     }
 }
 
+// Let p take over what the short copy holds where that is not p rounded to nearest, as formats.followed does.
+template <bool counted, int W, class Copy, class P>
+DEVICE void follow(u64 counter, Copy& copy, P& p) {
+    copy.open();
+    u64 taken = 0;
+#pragma unroll
+    for (int k = 0; k < W; ++k) {
+        auto rounded = copy.resting.x[k];
+        encode(p.now[k], rounded);
+        const bool nothing = p.now[k] != p.now[k] && copy.now[k] != copy.now[k];
+        if (rounded.bits != copy.resting.x[k].bits && !nothing) p.now[k] = copy.now[k], ++taken;
+    }
+    if (counted && taken) atomicAdd(static_cast<u64*>(__cvta_global_to_generic(counter)), taken);
+}
+
 template <class C, class real>
 DEVICE C coefficients(const real* row) {
     C c;
@@ -185,11 +200,13 @@ DEVICE C coefficients(const real* row) {
 }
 
 template <class On, class K, int W, class C, class Room, class Ema, class Copy, class P, class G, class... S>
-DEVICE void walk(bool all, int low, int high, const C& c, u64 at, const Room& room, Ema& ema, Copy& copy, P& p, G& g,
-                 S&... slots) {
+DEVICE void walk(bool all, int low, int high, const C& c, u64 counter, u64 at, const Room& room, Ema& ema, Copy& copy,
+                 P& p, G& g, S&... slots) {
     p.load(all, low, high), g.load(all, low, high), (slots.load(all, low, high), ...);  // all loads, then arithmetic
     ema.load(all, low, high);
+    if constexpr (On::followed) copy.load(all, low, high);
     p.open(), g.open(), (slots.open(), ...), ema.open();
+    if constexpr (On::followed) follow<!On::summing, W>(counter, copy, p);
     elements<On, K, W>(c, typename On::Draws{at, all}, room, ema, copy, p, g, slots...);
     if constexpr (On::summing) return;
     p.store(all, low, high), (slots.store(all, low, high), ...), ema.store(all, low, high), copy.store(all, low, high);
@@ -205,10 +222,10 @@ DEVICE void visit(const u64* own, u64 gradient, i64 i, int low, int high, const 
     p.place(own[column++], i, full), g.place(gradient, i, full), (slots.place(own[column++], i, full), ...);
     if constexpr (On::any) ema.place(own[column], i, full), copy.place(own[column + 1], i, full), column += 4;
     if constexpr (splits<T>) p.place_rest(own[column++], i, full);
-    const u64 at = On::drawn ? own[column] + i : 0;
+    const u64 counter = On::followed ? own[column++] : 0, at = On::drawn ? own[column] + i : 0;
     if (p.whole && g.whole && (slots.whole && ...) && ema.whole && copy.whole && (!On::drawn || unsigned(at) <= 0u - W))
-        walk<On, K, W>(true, low, high, c, at, room, ema, copy, p, g, slots...);
-    else walk<On, K, W>(false, low, high, c, at, room, ema, copy, p, g, slots...);
+        walk<On, K, W>(true, low, high, c, counter, at, room, ema, copy, p, g, slots...);
+    else walk<On, K, W>(false, low, high, c, counter, at, room, ema, copy, p, g, slots...);
 }
 
 // One thread's share of n elements of a leaf from `first` on: those from i + low to i + high, where i + first is where p

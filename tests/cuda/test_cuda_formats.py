@@ -236,6 +236,30 @@ def test_formats_move_are_copied_and_converted(p_dtype, moments, master, cupy):
     assert differing([p], b.params, a, b) == []
 
 
+@pytest.mark.parametrize("asked", [{}, {"max_norm": 2.0, "stats": "tensor", "ema_decay": 0.9}])
+@pytest.mark.parametrize(("p_dtype", "moments"), [(bfloat16, None), (F16, "8bit"), (bfloat16, "bfloat16")])
+def test_what_is_set_from_outside_is_taken_over_and_counted(p_dtype, moments, asked, cupy):
+    rng = np.random.default_rng(15)
+    both = Both(cupy, fa.AdamW, tree_of(rng, p_dtype), dict.fromkeys(cover.CHORES) | asked, "float32", moments=moments)
+    for t in range(3):
+        for here, there in zip(both.here, both.there, strict=True):
+            here[...] = np.clip(here, -(10.0 ** (3 - t)), 10.0 ** (3 - t))
+            there.set(here)
+        assert both.step(tree_of(rng, p_dtype)) == []
+        assert both.differing() == []
+
+
+def test_rows_set_from_outside(cupy):
+    p = np.ones((9, 40), bfloat16)
+    a, b = fa.Adam(p, backend="numpy", master="float32"), fa.Adam(q := moved(cupy, p), master="float32")
+    rows, g = np.array([1, 4]), np.full((2, 40), 0.5, bfloat16)
+    for t in range(3):
+        p[1:3], q[1:3] = t, t
+        infos = a.step_rows((rows, g)), b.step_rows((rows, moved(cupy, g)))
+        assert [info.taken_over for info in infos] == [40, 40]
+    assert differing([p], [q], a, b) == []
+
+
 def test_averages_and_views_of_bfloat16_parameters(cupy):
     rng = np.random.default_rng(13)
     both = Both(cupy, fa.Adam, [rng.standard_normal(99).astype(bfloat16)], {"ema_decay": 0.5, "copy_to": None})

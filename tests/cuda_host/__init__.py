@@ -128,7 +128,7 @@ def stored_step(variant, one, asked, **changed):
     )
     riding_along = riding(asked, p.compute)._replace(drawn=drawn)
     streams = format_of(p.compute) if master else p, g, *kinds
-    copied = riding_along._replace(copy=p) if master else riding_along
+    copied = riding_along._replace(copy=p, followed=True) if master else riding_along
     return Instantiation(name, "ByValue", streams, copied, split, on(variant))._replace(**changed)
 
 

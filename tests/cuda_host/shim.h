@@ -11,6 +11,8 @@ unsigned __funnelshift_r(unsigned low, unsigned high, unsigned by) {
     return unsigned(((unsigned long long)high << 32 | low) >> by % 32);
 }
 
+void atomicAdd(unsigned long long* at, unsigned long long x) { *at += x; }
+
 unsigned __byte_perm(unsigned low, unsigned high, unsigned choice) {
     const unsigned long long pool = (unsigned long long)high << 32 | low;
     unsigned whole = 0;

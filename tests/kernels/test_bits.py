@@ -117,12 +117,13 @@ def test_axis_orders_change_nothing(of_p, of_g, backend):
 def test_work_is_shared_out_whole():
     """Every chunk lies in exactly one worker's span, and spans differ by at most a chunk's worth of elements."""
     from fastadam.host.compiled import _spans
+    from fastadam.kernels.chores import CHUNK_WORDS
     from fastadam.plans.plan import CHUNK
 
     rng = np.random.default_rng(10)
     for workers in (1, 2, 3, 7):
         for count in (0, 1, 2, 50, 301):
-            chunks = np.zeros((count, 6), np.int64)
+            chunks = np.zeros((count, CHUNK_WORDS), np.int64)
             chunks[:, 2] = rng.integers(1, CHUNK + 1, count)
             spans = _spans(chunks, workers)
             covered = [k for _, first, end, *_ in spans.tolist() for k in range(first, end)]

@@ -497,11 +497,10 @@ def test_halves_that_make_a_nan_are_the_high_one_alone(backend):
     assert same_bits(opt.state_dict()["leaves"]["params[0]"]["remainder"], rest)
 
 
-@pytest.mark.parametrize("master", ["remainder", "float32"])
-def test_parameters_from_outside(master):
-    """After refresh_master, steps go on from the values that were written."""
+def test_parameters_from_outside():
+    """After refresh_master, steps go on from the values that were written; of "float32" see test_taken_over.py."""
     p = np.ones(100, bfloat16)
-    opt = trained(p, master=master)
+    opt = trained(p, master="remainder")
     p[:] = 2
     opt.refresh_master()
     before = opt.moments()["params[0]"]["m"].copy()
@@ -517,7 +516,7 @@ def test_sizes():
         ((F32, None, None), 8, 28), ((bfloat16, None, "remainder"), 10, 26), ((F32, "bfloat16", None), 4, 20),
         ((bfloat16, "bfloat16", "remainder"), 6, 18), ((F32, "8bit", None), 2.125, 16.25),
         ((bfloat16, "bfloat16", None), 4, 14), ((bfloat16, "8bit", None), 2.125, 10.25),
-        ((bfloat16, None, "float32"), 12, 28), ((F64, None, None), 16, 56),
+        ((bfloat16, None, "float32"), 12, 30), ((F64, None, None), 16, 56),
     ):  # fmt: skip
         opt = fa.Adam(np.ones(n, p), moments=moments, master=master, backend="numpy")
         assert (opt.state_bytes / n, opt.bytes_per_step / n) == (state, moved)

@@ -333,8 +333,8 @@ def test_what_a_step_returns_is_a_tuple_wherever_it_ran(put):
     opt = fa.SGD(put(1, 1), max_norm=1.0, stats="group")
     info = opt.step(put(3, 4))
     kept = pickle.loads(pickle.dumps(info))
-    norm, factor, skipped, stats = info
-    assert (norm, factor, skipped) == (5, 0.2, False)
+    norm, factor, skipped, stats, taken_over = info
+    assert (norm, factor, skipped, taken_over) == (5, 0.2, False, None)
     assert type(kept) is type(fa.SGD(np.ones(1)).step(np.ones(1)))
     assert info == kept
     assert kept == info

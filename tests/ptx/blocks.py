@@ -36,7 +36,8 @@ class Translation:
     def _block(self, number, block):
         """(lines of which the last returns, registers read from other blocks, registers written)."""
         self._lines, self._written, self._read, self._number = [], set(), set(), number
-        ways = {"bra": self._branch, "ret": self._return, "bar": self._barrier, "ld": self._access, "st": self._access}
+        ways = {"bra": self._branch, "ret": self._return, "bar": self._barrier, "atom": self._sum}
+        ways |= dict.fromkeys(("ld", "st"), self._access)
         end = f"return {number + 1}"
         for k, statement in enumerate(block):
             self._statement, self._where = statement, f"{number}, {k}"
@@ -131,6 +132,13 @@ class Translation:
         else:
             values = "".join(f"{self._value(name, kind)}, " for name in names)
             self._lines.append(f"machine.store('{space}', {place}, '{kind}', ({values}), threads, ({self._where}))")
+
+    def _sum(self, to, address, x):
+        """atom.global.add.u64: what it returns depends on an order that nothing says, so nobody may read it."""
+        if self._statement.opcode != ("atom", "global", "add", "u64") or "+" in address:
+            raise ValueError("no atomic operation that is known")
+        place = self._value(address.strip("[]"), "u8")
+        self._lines.append(f"machine.add({place}, {self._value(x, 'u8')}, threads, ({self._where}))")
 
     def _move(self, to, of):
         """mov of several registers that together are one."""

@@ -118,7 +118,7 @@ class Machine:
             f"{self.kernel.name}, block {block}: {text}: {what}; threads {first} of {self.size}, at {addresses}"
         )
 
-    def _reach(self, space, address, kind, count, threads, where, stores):
+    def _reach(self, space, address, kind, count, threads, where, stores, atomic=False):
         """Memory as elements of this dtype, and each thread's index there, after all checks."""
         size, shape = int(kind[1]), self._thread[threads].shape
         address, nbytes = np.broadcast_to(address, shape).astype(np.int64), size * count
@@ -149,14 +149,15 @@ class Machine:
         self._touched[extents] = True
         who, between, within = self._watched[threads], self.memory.between, self.memory.within
         if stores:
-            refuse(between.store(places, who, self._launch), "a race")
+            refuse(between.store(places, who, self._launch) & (not atomic), "a race")
+            refuse((self.memory.writers[places] == 0) & atomic, "memory that nobody has written")
         else:
             first, race = between.load(places, who, self._launch)
             refuse(race, "a race")
             refuse(first & (self.memory.writers[places] == 0), "memory that nobody has written")
         if self.kernel.waits:
             mine, epoch = self._thread[threads], self.memory.epoch
-            race = within.store(places, mine, epoch) if stores else within.load(places, mine, epoch)[1]
+            race = within.store(places, mine, epoch) & (not atomic) if stores else within.load(places, mine, epoch)[1]
             refuse(race, "a race between barriers")
         return WORDS[kind], (address - Everything.FROM) // size
 
@@ -170,6 +171,14 @@ class Machine:
         memory, index = self._reach(space, address, kind, len(values), threads, where, True)
         for k, x in enumerate(values):
             memory[index + k] = x
+
+    def add(self, address, x, threads, where):
+        """Add what threads have, each whole, to numbers of 64 bits in global memory."""
+        memory, index = self._reach("global", address, "u8", 1, threads, where, True, atomic=True)
+        places, place = np.unique(index, return_inverse=True)
+        sums = np.zeros(len(places), np.uint64)
+        np.add.at(sums, place, x)
+        memory[places] += sums
 
 
 assert SHARED_WINDOW > Everything.FROM + (1 << 47)

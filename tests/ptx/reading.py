@@ -93,7 +93,7 @@ class Kernel:
 
     def grain(self, space):
         """The fewest bytes that an access to this space touches; 16 where there is none."""
-        accesses = {("ld", space), ("st", space)}
+        accesses = {("ld", space), ("st", space), ("atom", space)}
         kinds = (KINDS[s.opcode[-1]] for block in self.blocks for s in block if s.opcode[:2] in accesses)
         return min((int(kind[1]) for kind in kinds), default=16)
 

@@ -232,3 +232,40 @@ def test_refused():
     b.load_state_dict(a.state_dict())
     with pytest.raises(ValueError, match=r"state\['exp_avg'\] of params\[0\]\[0\] is uint8\(1088,\)"):
         b.step()  # codes are no numbers: to_torch_state gives these
+
+
+@pytest.mark.parametrize("dtype", [BF16, F16])
+def test_a_clamp_after_every_step_stays_beside_a_master(dtype):
+    """WGAN's clamp_: the master takes over what was clamped, and keeps what lies below the rest."""
+    p = parameters(dtype)
+    q = [Parameter(x.detach().float()) for x in p]
+    opt, wide = fat.AdamW(p, lr=0.1, master="float32"), fat.AdamW(q, lr=0.1)
+    for t in range(4):
+        give_gradients(opt, t)
+        outside = 0
+        for x, y in zip(p, q, strict=True):
+            before = x.detach().clone()
+            with torch.no_grad():
+                x.clamp_(-0.5, 0.5)
+                y[x != before] = x[x != before].float()
+            outside += (x != before).sum().item()
+            y.grad = x.grad.float()
+        opt.step()
+        wide.step()
+        assert opt.info.taken_over == (outside if t else 0)  # a master begins as its parameter
+        for x, y in zip(p, q, strict=True):
+            assert torch.equal(opt.state[x]["master"], y)
+            assert torch.equal(x, y.detach().to(dtype))
+
+
+def test_weights_loaded_after_the_first_step_stay_beside_a_master():
+    model, other = (torch.nn.Linear(40, 30).bfloat16() for _ in range(2))
+    opt = fat.SGD(model.parameters(), lr=0.0, master="float32")
+    model(torch.ones(1, 40, dtype=BF16)).sum().backward()
+    opt.step()
+    model.load_state_dict(other.state_dict())
+    opt.step()
+    assert opt.info.taken_over > 1_000
+    for x, y in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(x, y)
+        assert torch.equal(opt.state[x]["master"], y.detach().float())
