@@ -191,8 +191,7 @@ class Setting:
         """Return how many arrays of state each parameter has."""
         from fastadam import kernels
 
-        rule = self.rule
-        return sum(not slot.optional or slot.name in rule.options for slot in kernels.ALL[rule.kernel].slots)
+        return sum(map(self.rule.keeps, kernels.ALL[self.rule.kernel].slots))
 
     @property
     def bytes(self):

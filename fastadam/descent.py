@@ -27,6 +27,7 @@ class Lion(Rule):
     cautious_decay: bool = field(default=False, kw_only=True)
 
     kernel: ClassVar[str] = "lion"
+    averages: ClassVar[tuple[str, ...]] = ("m",)  # which the next step alone reads, times β1
 
     @property
     def options(self) -> frozenset[str]:
@@ -92,6 +93,11 @@ class RMSprop(Rule):
     eps_hat: bool = field(default=False, kw_only=True)
 
     kernel: ClassVar[str] = "rmsprop"
+    averages: ClassVar[tuple[str, ...]] = ("v",)
+
+    @property
+    def _rates(self) -> tuple[float, ...]:
+        return (self.alpha,)
 
     @property
     def options(self) -> frozenset[str]:

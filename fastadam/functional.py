@@ -19,7 +19,6 @@ from fastadam.backend import choose
 from fastadam.checks import number
 from fastadam.kernels.formats import compute
 from fastadam.rule import Rule
-from fastadam.state.slots import has
 from fastadam.stepper import Stepper
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -32,7 +31,7 @@ def _step(
     """Check everything, then step once, by a Stepper of this one call."""
     home = choose(backend, [p]).home
     wide = compute(home.owned("p", p).dtype)
-    used = [slot.name for slot in kernels.ALL[rule.kernel].slots if has(rule, slot) and slots[slot.name] is not None]
+    used = [slot.name for slot in kernels.ALL[rule.kernel].slots if rule.uses(slot) and slots[slot.name] is not None]
     dtypes = {name: home.owned(name, slots[name]).dtype for name in used}
     moments = {name: dtype.name for name, dtype in dtypes.items() if compute(dtype) is wide}
     stepper = Stepper(rule, p, backend=backend, moments=moments)

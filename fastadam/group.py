@@ -12,6 +12,7 @@ from fastadam import kernels
 from fastadam.arrays.host import Array
 from fastadam.arrays.tree import Structure, Tree
 from fastadam.checks import at_count, positive
+from fastadam.kernels.contract import Slot
 from fastadam.kernels.formats import compute
 from fastadam.rule import Rule
 
@@ -51,14 +52,16 @@ class Group:
     _where: str
     _leaves: range
     _dtypes: set[Any]
+    _lacking: frozenset[str]  # the slots that its leaves do without: those that construction found idle
     _largest: float
     _free: dict[str, Any]  # the user's own keys, kept and shown, of no meaning here
 
     def __init__(
         self, rule: Rule, where: str, leaves: range, dtypes: set[Any], max_norm: float | None = None,
-        free: dict[str, Any] | None = None,
+        free: dict[str, Any] | None = None, lacking: frozenset[str] | None = None,
     ) -> None:  # fmt: skip
         self.__dict__.update(_rule=rule, _where=where, _leaves=leaves, _dtypes=dtypes, max_norm=max_norm)
+        self.__dict__["_lacking"] = rule.idle if lacking is None else lacking
         self.__dict__["_free"] = dict(free or {})
         largest = min((float(np.finfo(dtype).max) for dtype in dtypes), default=np.inf)
         self.__dict__.update(_largest=largest)
@@ -115,6 +118,12 @@ class Group:
                 names = [name for name in changed if getattr(rule, name) != getattr(self._rule, name)]
                 what = f"{', '.join(names)} would change the state's layout, which construction decides"
                 raise ValueError(f"{what}: make another optimizer with it")
+            if needed := self._lacking - rule.idle:
+                raise ValueError(
+                    f"{', '.join(changed)} would need {min(needed)}, which is not kept because its decay rate was 0 at "
+                    "construction: expected 0, or another optimizer, made with a rate above 0, which takes this one's "
+                    "state_dict before it is set"
+                )
             self._check(rule)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{where}{error}") from None
@@ -126,6 +135,10 @@ class Group:
     def __repr__(self) -> str:
         free = "".join(f", {key}={value!r}" for key, value in self._free.items())
         return f"Group({self._rule}, {len(self._leaves)} leaves{free})"
+
+    def has(self, slot: Slot) -> bool:
+        """Return whether the leaves of this group have a slot."""
+        return slot.name not in self._lacking and self._rule.uses(slot)
 
     def lr_at(self, t: int) -> float:
         """Return this step's learning rate at the optimizer's count t."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 from fastadam.checks import flag, number
+from fastadam.kernels.contract import Slot
 
 LearningRate = float | Callable[[int], float]
 
@@ -37,6 +38,7 @@ class Rule:
 
     kernel: ClassVar[str]
     _logs: ClassVar[tuple[float, ...]]  # each instance's own: the logarithms of its betas
+    averages: ClassVar[tuple[str, ...]] = ()  # the slots that betas, in their order, are the decay rates of
     carried: ClassVar[dict[str, float]] = {}  # numbers that each leaf accumulates from step to step, and their start
 
     carried_most: ClassVar[float] = math.inf  # the largest number that may be
@@ -65,6 +67,24 @@ class Rule:
     def options(self) -> frozenset[str]:
         """Return the kernel's optional slots and its switches that this rule uses."""
         return frozenset()
+
+    @property
+    def idle(self) -> frozenset[str]:
+        """Return the slots that need no memory: their decay rate is 0, so nothing depends on what they held."""
+        return frozenset(name for name, rate in zip(self.averages, self._rates, strict=False) if rate == 0)
+
+    @property
+    def _rates(self) -> tuple[float, ...]:
+        """Return the decay rates of `averages`."""
+        return getattr(self, "betas", ())
+
+    def uses(self, slot: Slot) -> bool:
+        """Return whether a slot of the kernel is this rule's, be it idle or not."""
+        return not slot.optional or slot.name in self.averages or slot.name in self.options
+
+    def keeps(self, slot: Slot) -> bool:
+        """Return whether a slot needs memory: it is this rule's, and not idle."""
+        return self.uses(slot) and slot.name not in self.idle
 
     def initial(self) -> dict[str, float]:
         """Return the value with which a slot starts, where that is not 0."""

@@ -8,6 +8,10 @@ stands still as soon as a step would move it by less than half its spacing, up t
 2^-24: 6e-5 at β2 = 0.999, 6 % at 1 - 1e-6. No form of the equation changes that, nor does a short format, which rounds
 this very float32 number: only float64 parameters, whose arithmetic is float64, do.
 
+A slot whose decay rate is 0, such as Adam's m with β1 = 0, is not kept at all: the gradient stands in its place, which
+it would equal. It would not where what it held is infinite or NaN, times 0 a NaN for ever; and of a gradient of -0 it
+would be 0, which tells only where the parameter is -0 itself.
+
 A term that a method does without is multiplied by 0, not skipped, because many methods share a kernel. So an infinite
 parameter, an infinite gradient, or in RAdam's first steps one whose square overflows, can give NaN where PyTorch, which
 skips the term, keeps an infinity.
@@ -70,6 +74,7 @@ class Adam(Rule):
     cautious_decay: bool = field(default=False, kw_only=True)
 
     kernel: ClassVar[str] = "adam"
+    averages: ClassVar[tuple[str, ...]] = ("m", "v")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -117,6 +122,7 @@ class RAdam(Rule):
     decoupled_weight_decay: bool = False
 
     kernel: ClassVar[str] = "adam"
+    averages: ClassVar[tuple[str, ...]] = ("m", "v")
 
     def coefficients(self, t: int, lr: float, *carried: float) -> tuple[float, ...]:
         (beta1, beta2), (l2, decay) = self.betas, self._decay(lr, self.decoupled_weight_decay)
@@ -162,6 +168,7 @@ class NAdam(Rule):
     decoupled_weight_decay: bool = False
 
     kernel: ClassVar[str] = "nadam"
+    averages: ClassVar[tuple[str, ...]] = ("m", "v")
     carried: ClassVar[dict[str, float]] = {"mu_product": 1.0}
     carried_most: ClassVar[float] = 1.0
 
@@ -191,6 +198,7 @@ class Adamax(Rule):
     eps_hat: bool = field(default=False, kw_only=True)
 
     kernel: ClassVar[str] = "adamax"
+    averages: ClassVar[tuple[str, ...]] = ("m", "u")
 
     def coefficients(self, t: int, lr: float, *carried: float) -> tuple[float, ...]:
         (beta1, beta2), step_size = self.betas, lr / self._bias(0, t)
@@ -210,6 +218,7 @@ class AdaBelief(Rule):
     decoupled_weight_decay: bool = True
 
     kernel: ClassVar[str] = "adabelief"
+    averages: ClassVar[tuple[str, ...]] = ("m", "s")
 
     def coefficients(self, t: int, lr: float, *carried: float) -> tuple[float, ...]:
         (beta1, beta2), (l2, decay) = self.betas, self._decay(lr, self.decoupled_weight_decay)
@@ -234,6 +243,7 @@ class ADOPT(Rule):
     decoupled_weight_decay: bool = field(default=False, kw_only=True)
 
     kernel: ClassVar[str] = "adopt"
+    averages: ClassVar[tuple[str, ...]] = ("m",)  # not v, which is the step before's
 
     def coefficients(self, t: int, lr: float, *carried: float) -> tuple[float, ...]:
         (beta1, beta2), (l2, decay) = self.betas, self._decay(lr, self.decoupled_weight_decay)

@@ -26,7 +26,6 @@ from fastadam.plans.streams import Streams, labels
 from fastadam.plans.table import EVERY, Table
 from fastadam.rule import Rule
 from fastadam.state.given import SCALES, Apart, Asked, Lender
-from fastadam.state.slots import has
 
 
 class Called(Group):
@@ -72,7 +71,7 @@ class Stepper:
             raise ValueError("skip_nonfinite is True, expected 'raise' or False on CUDA, where nothing would count")
         alike, by_slot = (None, moments) if isinstance(moments, Mapping) else (moments, {})
         storage = Storage(moments=alike, master=master, index_offset=index_offset)
-        self._slots = [slot.name for slot in self._kernel.slots if has(rule, slot)]
+        self._slots = [slot.name for slot in self._kernel.slots if rule.uses(slot)]
         weights = [slot.name for slot in self._kernel.slots if isinstance(slot, Weights)]
         asked = Asked(storage, self._slots, by_slot, self._chores.ema_decay is not None, copy_to, weights)
         self._like: list[tuple[Any, Any]] = []  # per leaf, the dtype and the shape of its parameter

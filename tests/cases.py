@@ -26,6 +26,7 @@ __all__ = [
     "kernels_in_use",
     "label",
     "made_up",
+    "needed",
     "same_bits",
     "state_arrays",
     "sums_first",
@@ -40,6 +41,12 @@ LATE = 10_000  # steps: what goes wrong only after a while has gone wrong by the
 def defaults() -> list[Any]:
     """(method, hyperparameters) for every method as its users get it: BITING's values hide what small ones show."""
     return [(m, {each.name: each.default for each in fields(m.rule) if each.init}) for m in METHODS]
+
+
+def needed(kernel: Any) -> list[Any]:
+    """The slots that every method over a kernel has, unless its hyperparameters say otherwise."""
+    rules = [method.rule() for method in METHODS if method.rule.kernel == kernel.name]
+    return [slot for slot in kernel.slots if all(rule.keeps(slot) for rule in rules)]
 
 
 def label(case: Any) -> str:

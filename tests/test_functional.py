@@ -47,9 +47,7 @@ def translated(method, chosen):
 def slots_for(method, chosen, p):
     """Zeros for each slot that these hyperparameters use, in p's memory order."""
     rule = method.rule(**chosen)
-    slots = {
-        s.name: np.zeros_like(p) for s in kernels.ALL[rule.kernel].slots if not s.optional or s.name in rule.options
-    }
+    slots = {s.name: np.zeros_like(p) for s in kernels.ALL[rule.kernel].slots if rule.uses(s)}
     if "z" in slots:
         slots["z"][...] = p
     if method is fa.Adagrad:
@@ -105,7 +103,9 @@ def test_every_kernel_has_a_function():
         shown = inspect.signature(function).parameters.values()
         positional = [x.name for x in shown if x.kind is x.POSITIONAL_OR_KEYWORD]
         assert positional == ["p", "g", *(slot.name for slot in kernel.slots)]
-        assert [x.name for x in shown if x.default is None] == [slot.name for slot in kernel.slots if slot.optional]
+        averaged = {slot for method in METHODS if method.rule.kernel == name for slot in method.rule.averages}
+        optional = [slot.name for slot in kernel.slots if slot.optional and slot.name not in averaged]
+        assert [x.name for x in shown if x.default is None] == optional
         assert function.__doc__
     assert {function.__name__ for function in FUNCTIONS.values()} == {f"{name}_step" for name in kernels.ALL}
     assert {method.rule.kernel for method in METHODS} == set(kernels.ALL)

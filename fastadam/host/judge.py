@@ -95,7 +95,7 @@ class Judge(judge.Judge):
         return self._plan.sums(work, row)
 
     def taken_over(self, part: Part | None) -> int | None:
-        """How many parameters that have a master were set from outside; None where none has one."""
+        """Return how many parameters that have a master were set from outside; None where none has one."""
         work, row, _ = part or self._whole()
         return self._plan.taken_over(work, row) if self._plan.mastered else None
 

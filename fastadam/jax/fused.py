@@ -22,7 +22,6 @@ from fastadam.kernels.formats import FLOATS, compute
 from fastadam.plans.storage import Storage
 from fastadam.rule import Rule
 from fastadam.state.given import Asked
-from fastadam.state.slots import has
 
 Inputs = Mapping[str, Any]  # arrays of no dimension, or functions of the count, by the name of what they stand for
 
@@ -87,7 +86,7 @@ class Fused:
         if callable(options.ema_decay):
             self._inputs["ema_decay"] = options.ema_decay
         alike, by_slot = (None, options.moments) if isinstance(options.moments, Mapping) else (options.moments, {})
-        slots = [slot.name for slot in self._kernel.slots if has(rule, slot)]
+        slots = [slot.name for slot in self._kernel.slots if rule.uses(slot)]
         storage = Storage(moments=alike, master=options.master, index_offset=options.index_offset)
         weights = [slot.name for slot in self._kernel.slots if isinstance(slot, Weights)]
         self._asked = Asked(storage, slots, by_slot, options.ema_decay is not None, None, weights)

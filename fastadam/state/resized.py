@@ -52,7 +52,7 @@ def with_leaf(state: State, leaf: int, owner: Any, new: Array, rows: Array, copi
     """
     group = next(group for group in state._groups if leaf in group._leaves)
     old, before, home = state.params[leaf], state.streams[leaf], state.home
-    groups = [Group(group._rule, group._where, range(1), group._dtypes)]
+    groups = [Group(group._rule, group._where, range(1), group._dtypes, lacking=group._lacking)]
     leaves = Leaves([state.paths[leaf]], [owner], [new], None if copied is None else [copied])
     alone = State(state.kernel, groups, leaves, home, state.storage, before.ema is not None)
     after = alone.streams[0]

@@ -89,8 +89,10 @@ def check(state: State, table: Table, rule: type[Rule], saved: Any) -> list[Rule
     rules = [_rule(f"state['groups'][{k}]", group, rule, of_group) for k, (group, of_group) in groups]
     names = [f"params{path}" for path in state.paths]
     _keys("state['leaves']", saved["leaves"], names)
-    for leaf, name in enumerate(names):
-        _check_leaf(f"state['leaves'][{name!r}]", state, leaf, rule, saved["leaves"][name], t)
+    for group, changed in zip(table.groups, rules, strict=True):
+        for leaf in group._leaves:
+            name = names[leaf]
+            _check_leaf(f"state['leaves'][{name!r}]", state, leaf, changed, saved["leaves"][name], t)
     return rules
 
 
@@ -107,8 +109,8 @@ def _rule(where: str, group: Group, rule: type[Rule], saved: Any) -> Rule:
     return changed_rule
 
 
-def _check_leaf(where: str, state: State, leaf: int, rule: type[Rule], saved: Any, t: int) -> None:
-    """Refuse the state of a leaf that does not fit."""
+def _check_leaf(where: str, state: State, leaf: int, rule: Rule, saved: Any, t: int) -> None:
+    """Refuse the state of a leaf that does not fit; slots that are idle by its rule may be there or not."""
     views, axes, p = state.views(leaf), state.order(leaf), state.params[leaf]
     if isinstance(saved, dict) and ("order" in saved) != bool(axes):
         which = "no moments" if axes else "moments"
@@ -116,6 +118,10 @@ def _check_leaf(where: str, state: State, leaf: int, rule: type[Rule], saved: An
             f"{where} has {which} of 8 bits, this optimizer's moments are {state.storage.moments!r}: load it into one "
             "with the state's moments, then opt.convert"
         )
+    idle = {key for slot in rule.idle for key in (slot, f"{slot}_scales")}
+    if isinstance(saved, dict):
+        one_sided = idle & (views.keys() ^ saved.keys())
+        views, saved = ({key: x for key, x in each.items() if key not in one_sided} for each in (views, saved))
     _keys(where, saved, ["count", "format", *axes, *rule.carried, *views])
     if axes:
         _check_axes(f"{where}['order']", saved["order"], p.ndim)

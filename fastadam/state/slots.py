@@ -77,7 +77,7 @@ class State:
         """Allocate the slots, and fill them with what each leaf's rule begins with."""
         slots: list[list[Array | None]] = [[None] * len(self.kernel.slots) for _ in self.params]
         for k, slot in enumerate(self.kernel.slots):
-            having = [leaf for group in self._groups for leaf in group._leaves if has(group._rule, slot)]
+            having = [leaf for group in self._groups for leaf in group._leaves if group.has(slot)]
             for leaf, x in self._beside(slot.name, having, partial(self.storage.slot_format, slot=slot)):
                 slots[leaf][k] = x
         for streams, of_leaf in zip(self.streams, slots, strict=True):
@@ -158,7 +158,10 @@ class State:
         with self.on_stream():
             values = self._in_order(leaf, values)
             for name, x in self.views(leaf).items():
-                self.home.write(x, values[name])
+                if name in values:
+                    self.home.write(x, values[name])
+                else:  # what was idle there
+                    x[...] = 0
 
     def _in_order(self, leaf: int, values: dict[str, Any]) -> dict[str, Any]:
         """Return a leaf's state with its blocks of 8 bits in p's order in memory, if they are in another."""
@@ -233,11 +236,6 @@ class State:
             total += 2 * sum(x.nbytes for x in columns.row if x is not None)
             total += streams.p.nbytes * gradients + (0 if streams.copy is None else streams.copy.nbytes)
         return total
-
-
-def has(rule: Rule, slot: Slot) -> bool:
-    """Return whether a rule's leaves have this slot."""
-    return not slot.optional or slot.name in rule.options
 
 
 def wide(p: Format) -> Format:

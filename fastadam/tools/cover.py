@@ -111,7 +111,8 @@ def variants(**fixed: Any) -> list[Variant]:
 def _signature(variant: Variant) -> Any:
     """Return what has to be compiled for it: a kernel and its optional slots."""
     method, chosen = variant
-    return method.rule.kernel, method.rule(**chosen).options
+    rule = method.rule(**chosen)
+    return rule.kernel, rule.options, rule.idle
 
 
 def kernels_in_use() -> list[Variant]:

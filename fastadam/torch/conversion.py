@@ -120,7 +120,8 @@ def _one(opt: Fast, where: str, theirs: dict[str, Any], group: dict[str, Any], p
             taken[key] = _decoded(theirs, str(k), p)
         elif key in theirs:
             taken[key] = theirs[key].detach().clone()
-    always = [opt.slots[slot.name] for slot in kernels.ALL[opt.rule.kernel].slots if not slot.optional] or keys[:1]
+    averages, slots = opt.rule.averages, kernels.ALL[opt.rule.kernel].slots
+    always = [opt.slots[x.name] for x in slots if not x.optional or x.name in averages] or keys[:1]
     needed = [*always, *(["max_exp_avg_sq"] if group.get("amsgrad") else [])]
     if lacking := [key for key in needed if key not in taken]:
         other = f"state{keys.index(lacking[0]) + 1}"

@@ -67,7 +67,7 @@ class Leaf:
         self.formats |= {"master": FLOAT32} if self.mastered else {"remainder": REMAINDER} if self.split else {}
         self.kinds = {k: self.state_dtype if x.is_compute else DTYPES[x] for k, x in self.formats.items()}
         self.blocked = any(each.block > 1 for each in self.formats.values())
-        self._slots = {key: slot for key, slot in slots.items() if slot is not None}
+        self.kernel_slots = {key: slot for key, slot in slots.items() if slot is not None}
         self.slots, self.keys = tuple(self.kinds), (*self.kinds, *numbers)
         self.size = tensor.numel() * (2 if self._complex else 1)
         order = torch.contiguous_format if by_row else torch.preserve_format
@@ -77,6 +77,7 @@ class Leaf:
         self.usual = not self._complex and not self.shared and tensor.dim() > 0
         self.form = form(tensor)
         self.uncounted = False  # whether torch's own state has no count
+        self.idle: list[str] = []  # the keys of slots whose decay rate is 0, which are not kept
         self._scratch: Any = None
         self.copied: list[Any] = []  # the tensor of copy_to, if any
         # As last looked at:
@@ -98,7 +99,7 @@ class Leaf:
 
     def beside(self, p: Any) -> Leaf:
         """Return a leaf of the same method for another parameter, to lay out its state."""
-        slots = {key: self._slots.get(key) for key in self.slots if key not in ("master", "remainder")}
+        slots = {key: self.kernel_slots.get(key) for key in self.slots if key not in ("master", "remainder")}
         return Leaf(self.name, p, self.group, slots, self.keys[len(self.slots) :], False, self._storage)
 
     def dense(self, dtype: Any = None) -> Any:
@@ -108,7 +109,7 @@ class Leaf:
     def streams(self, kernel: Kernel, values: Iterable[Any]) -> Streams:
         """Return things for each of `memory`, in that order, by name."""
         named = dict(zip(("p", *["copy"] * len(self.copied), *self.slots), values, strict=False))
-        slots = {slot.name: named[key] for key, slot in self._slots.items()}
+        slots = {slot.name: named[key] for key, slot in self.kernel_slots.items()}
         return Streams(
             named["p"], None, [slots.get(slot.name) for slot in kernel.slots], named.get("ema"), named.get("copy"),
             named.get("remainder"), named.get("master"),
@@ -156,19 +157,19 @@ class Leaf:
         if format.is_float or x.dtype is kind:
             return self.dense(kind).copy_(x.detach())
         values = self._straight(self.dense(torch.float32).copy_(x.detach()))
-        straight = torch.from_numpy(format.encode(values, self._slots[key], None)).to(x.device)
+        straight = torch.from_numpy(format.encode(values, self.kernel_slots[key], None)).to(x.device)
         return straight if format.block > 1 else straight.as_strided(self.shape, self.strides)
 
     def decoded(self, key: str, x: Any, order: Sequence[int] | None = None) -> Any:
         """Return a slot as a new tensor that is as wide as the arithmetic; order: the strides that its blocks are
         in."""
-        format = self.formats[key]
+        format = self.formats.get(key, FLOAT32)  # of what is idle, zeros
         if format.is_float or x.dtype is not self.kinds[key]:
             return x.to(self.state_dtype, copy=True)
         strides = self.strides if order is None else tuple(order)
         wide = torch.empty_strided(self.shape, strides, dtype=self.state_dtype, device=x.device)
         rested = x.cpu().numpy() if format.block > 1 else self._straight(x)
-        values = format.decode(rested, self._slots[key], self.size)
+        values = format.decode(rested, self.kernel_slots[key], self.size)
         wide.as_strided((self.size,), (1,)).copy_(torch.from_numpy(values))
         return wide
 
@@ -226,7 +227,7 @@ class Leaf:
         """Return the history of a state that lacks something, of a checkpoint that was not ours; carried: see Rule."""
         numbers = self.keys[len(self.slots) :]
         if self.uncounted and "step" not in state:  # a slot shows that steps were taken
-            return int(any(state.get(key) is not None for key in self._slots)), []
+            return int(any(state.get(key) is not None for key in self.kernel_slots)), []
         count, *rest = [float(state.get(key, x)) for key, x in zip(numbers, (0.0, *carried.values()), strict=True)]
         return int(count), rest
 
@@ -245,6 +246,8 @@ class Leaf:
         lies = [(form(x), x.data_ptr()) for x in self.copied]
         if self.state is not None and lies != list(zip(self.forms, self.addresses, strict=True))[1 : 1 + len(lies)]:
             raise Moved  # the copy is filled anew
+        for key in self.idle:
+            state.pop(key, None)
         for key in self.slots:
             x, kind, format = local(state[key]), self.kinds[key], self.formats[key]
             blocks = tensor.device, (format.length(self.size),)

@@ -18,6 +18,7 @@ from fastadam.plans.storage import Storage
 from fastadam.plans.streams import Streams
 from fastadam.torch.cuda import CudaWalk
 from fastadam.torch.formats import ORDER, SHORT, STORED, local
+from fastadam.torch.idle import with_zeros
 from fastadam.torch.method import OPTIONS, Options
 from fastadam.torch.replacing import Replacing
 from fastadam.torch.walk import Walk
@@ -109,6 +110,10 @@ class Fast(Replacing):
     def __getstate__(self) -> dict[str, Any]:
         settings = {name: self.__dict__[name] for name in ("_chores", "_copy_to", "_storage", "_seed")}
         return {**super().__getstate__(), **settings}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return torch's, with zeros for slots that are not kept because their decay rate is 0."""
+        return with_zeros(self, super().state_dict())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a state_dict as torch's do; state in a format of its own keeps that."""

@@ -26,8 +26,8 @@ from fastadam.plans.rows import row_chunks
 from fastadam.plans.streams import Streams, labels
 from fastadam.plans.table import EVERY, Table
 from fastadam.rule import Rule
-from fastadam.state.slots import has
 from fastadam.torch.group import ParamGroup, differ, holds_memory, plain
+from fastadam.torch.idle import check_remembered, forgotten
 from fastadam.torch.leaf import Leaf, Moved
 from fastadam.torch.method import Method, Options, begin, count_if_asked
 from fastadam.torch.seen import Seen
@@ -70,11 +70,11 @@ class Walk:
         formats: list[Streams] = []
         for k, members in enumerate(self._members):
             rule = self._rule(k)
-            slots = {opt.slots[slot.name]: slot for slot in self._kernel.slots if has(rule, slot)}
+            slots = {opt.slots[slot.name]: slot for slot in self._kernel.slots if rule.keeps(slot)}
             keys: dict[str, Any] = {**slots, **({"ema": None} if averaged else {})}
             leaves = [Leaf(name, p, k, keys, opt.numbers, id(p) in self._by_row, self._storage) for name, p in members]
             for leaf in leaves:
-                leaf.uncounted = not opt.__class__.numbers
+                leaf.uncounted, leaf.idle = not opt.__class__.numbers, [opt.slots[name] for name in rule.idle]
                 leaf.copy_into(self._copies[id(leaf.p)])
                 formats.append(leaf.streams(self._kernel, leaf.resting))
             limit = positive(f"param_groups[{k}]: max_norm", opt.param_groups[k].get("max_norm"))
@@ -134,8 +134,11 @@ class Walk:
             settings = self._opt.param_groups[k]
             if self._settings[k] is None or differ(self._read[k](settings), self._settings[k]):
                 rule = self._rule(k)
-                if rule.options != group._rule.options:
+                needed = group._lacking - rule.idle
+                if rule.options != group._rule.options or (needed and self._seen is None):
                     raise Moved
+                if needed:
+                    raise forgotten(f"param_groups[{k}]", self._opt.slots[min(needed)])
                 group._check(rule)
                 group.__dict__["_rule"] = rule
             group.__dict__["lr"] = settings["lr"]
@@ -229,6 +232,7 @@ class Walk:
                 continue
             state = self._opt.state.get(leaf.p) or EMPTY
             if not leaf.complete(state):
+                check_remembered(leaf, state, self._opt.rule.averages)
                 begun.append(k)
                 table.counts[k], table.carried[k] = leaf.taken(state, self._opt.rule.carried)
             elif leaf.changed(state):

@@ -1,8 +1,8 @@
 """The Adam kernel.
 
     g  <- grad_scale·g + l2·p                         scale the gradient, add coupled decay
-    m  <- β1·m + (1-β1)·g                             first moment
-    v  <- β2·v + (1-β2)·g²                            second moment
+    m  <- β1·m + (1-β1)·g                             first moment; where absent, β1 being 0, g takes its place
+    v  <- β2·v + (1-β2)·g²                            second moment; where absent, β2 being 0, g² does
     vmax <- max(vmax, v)                              AMSGrad only; then takes the place of v below
     p  <- decay·p - step_size·m / (√v·rsqrt_bias2 + eps)
                                                       cautious_decay: p itself in place of decay·p where m·p < 0
@@ -18,7 +18,7 @@ import numpy as np
 
 from ..contract import NonNegative, RunningMax, Signed, maximum, select
 
-SLOTS = (Signed("m"), NonNegative("v"), RunningMax("vmax", optional=True))
+SLOTS = (Signed("m", optional=True), NonNegative("v", optional=True), RunningMax("vmax", optional=True))
 SWITCHES = ("cautious_decay",)
 
 
@@ -40,14 +40,19 @@ class Coefficients(NamedTuple):
 def adam(p, g, m, v, vmax, c, cautious_decay=False):
     """One element, or whole arrays, of one step: (p, g, m, v, vmax) -> (p, m, v, vmax)."""
     g = c.grad_scale * g + c.l2 * p
-    m = c.beta1 * m + c.one_minus_beta1 * g
-    v = c.beta2 * v + c.one_minus_beta2 * (g * g)
-    bound = v
+    mean = g
+    if m is not None:
+        m = c.beta1 * m + c.one_minus_beta1 * g
+        mean = m
+    bound = g * g
+    if v is not None:
+        v = c.beta2 * v + c.one_minus_beta2 * (g * g)
+        bound = v
     if vmax is not None:
-        vmax = maximum(vmax, v)
+        vmax = maximum(vmax, bound)
         bound = vmax
     kept = c.decay * p
     if cautious_decay:
-        kept = select(m * p, kept, p)
-    p = kept - c.step_size * m / (np.sqrt(bound) * c.rsqrt_bias2 + c.eps)
+        kept = select(mean * p, kept, p)
+    p = kept - c.step_size * mean / (np.sqrt(bound) * c.rsqrt_bias2 + c.eps)
     return p, m, v, vmax

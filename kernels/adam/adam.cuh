@@ -7,20 +7,27 @@ struct adam {
         real grad_scale, l2, beta1, one_minus_beta1, beta2, one_minus_beta2, step_size, rsqrt_bias2, eps, decay;
     };
 
-    template <class real, class Vmax>
-    static DEVICE void element(real& p, real g, real& m, real& v, Vmax& vmax, const Coefficients<real>& c) {
+    template <class real, class M, class V, class Vmax>
+    static DEVICE void element(real& p, real g, M& m, V& v, Vmax& vmax, const Coefficients<real>& c) {
         g = c.grad_scale * g + c.l2 * p;
-        m = c.beta1 * m + c.one_minus_beta1 * g;
-        v = c.beta2 * v + c.one_minus_beta2 * (g * g);
-        real bound = v;
+        real mean = g;
+        if constexpr (there<M>) {
+            m = c.beta1 * m + c.one_minus_beta1 * g;
+            mean = m;
+        }
+        real bound = g * g;
+        if constexpr (there<V>) {
+            v = c.beta2 * v + c.one_minus_beta2 * (g * g);
+            bound = v;
+        }
         if constexpr (there<Vmax>) {
-            vmax = maximum(vmax, v);
+            vmax = maximum(vmax, bound);
             bound = vmax;
         }
         real kept = c.decay * p;
         if constexpr (cautious_decay) {
-            kept = select(m * p, kept, p);
+            kept = select(mean * p, kept, p);
         }
-        p = kept - c.step_size * m / (sqrt(bound) * c.rsqrt_bias2 + c.eps);
+        p = kept - c.step_size * mean / (sqrt(bound) * c.rsqrt_bias2 + c.eps);
     }
 };

@@ -6,11 +6,19 @@ struct adamax {
         real grad_scale, l2, beta1, one_minus_beta1, beta2, step_size, eps, divisor_eps;
     };
 
-    template <class real>
-    static DEVICE void element(real& p, real g, real& m, real& u, const Coefficients<real>& c) {
+    template <class real, class M, class U>
+    static DEVICE void element(real& p, real g, M& m, U& u, const Coefficients<real>& c) {
         g = c.grad_scale * g + c.l2 * p;
-        m = c.beta1 * m + c.one_minus_beta1 * g;
-        u = maximum(c.beta2 * u, abs(g) + c.eps);
-        p = p - c.step_size * m / (u + c.divisor_eps);
+        real mean = g;
+        if constexpr (there<M>) {
+            m = c.beta1 * m + c.one_minus_beta1 * g;
+            mean = m;
+        }
+        real bound = abs(g) + c.eps;
+        if constexpr (there<U>) {
+            u = maximum(c.beta2 * u, bound);
+            bound = u;
+        }
+        p = p - c.step_size * mean / (bound + c.divisor_eps);
     }
 };

@@ -2,7 +2,7 @@
 
     g  <- grad_scale·g + l2·p                         scale the gradient, add coupled decay
     u  <- clip(g / max(√v, eps), ±clip)               v is the step before's, so g and v are independent
-    m  <- β1·m + (1-β1)·u
+    m  <- β1·m + (1-β1)·u                             where absent, β1 being 0, u takes its place
     p  <- decay·p - step_size·m
     v  <- β2·v + (1-β2)·g²                            second moment, for the next step
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from ..contract import NonNegative, Signed, maximum
 
-SLOTS = (Signed("m"), NonNegative("v"))
+SLOTS = (Signed("m", optional=True), NonNegative("v"))
 
 
 class Coefficients(NamedTuple):
@@ -38,7 +38,10 @@ def adopt(p, g, m, v, c):
     g = c.grad_scale * g + c.l2 * p
     u = g / maximum(np.sqrt(v), c.eps)
     u = maximum(-maximum(-u, -c.clip), -c.clip)
-    m = c.beta1 * m + c.one_minus_beta1 * u
-    p = c.decay * p - c.step_size * m
+    mean = c.one_minus_beta1 * u
+    if m is not None:
+        m = c.beta1 * m + c.one_minus_beta1 * u
+        mean = m
+    p = c.decay * p - c.step_size * mean
     v = c.beta2 * v + c.one_minus_beta2 * (g * g)
     return p, m, v

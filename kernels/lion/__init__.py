@@ -3,7 +3,7 @@
     g  <- grad_scale·g                                scale the gradient
     u  <- sign(β1·m + (1-β1)·g)
     p  <- decay·p - lr·u                              cautious_decay: p itself in place of decay·p where u·p < 0
-    m  <- β2·m + (1-β2)·g                             momentum, after the step
+    m  <- β2·m + (1-β2)·g                             momentum, after the step; absent where β1 is 0
 
 Chen et al. 2023, Algorithm 2; cautious_decay: L. Chen et al. 2025, Algorithm 1. The sign of either zero is +0; of NaN,
 NaN.
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from ..contract import Signed, select, sign
 
-SLOTS = (Signed("m"),)
+SLOTS = (Signed("m", optional=True),)
 SWITCHES = ("cautious_decay",)
 
 
@@ -32,10 +32,13 @@ class Coefficients(NamedTuple):
 def lion(p, g, m, c, cautious_decay=False):
     """One element, or whole arrays, of one step: (p, g, m) -> (p, m)."""
     g = c.grad_scale * g
-    u = sign(c.beta1 * m + c.one_minus_beta1 * g)
+    mixed = g
+    if m is not None:
+        mixed = c.beta1 * m + c.one_minus_beta1 * g
+        m = c.beta2 * m + c.one_minus_beta2 * g
+    u = sign(mixed)
     kept = c.decay * p
     if cautious_decay:
         kept = select(u * p, kept, p)
     p = kept - c.lr * u
-    m = c.beta2 * m + c.one_minus_beta2 * g
     return p, m

@@ -1,8 +1,8 @@
 """The NAdam kernel: Adam with Nesterov's look-ahead.
 
     g  <- grad_scale·g + l2·p                         scale the gradient, add coupled decay
-    m  <- β1·m + (1-β1)·g                             first moment
-    v  <- β2·v + (1-β2)·g²                            second moment
+    m  <- β1·m + (1-β1)·g                             first moment; where absent, β1 being 0, g takes its place
+    v  <- β2·v + (1-β2)·g²                            second moment; where absent, β2 being 0, g² does
     p  <- decay·p - (grad_step·g + momentum_step·m) / (√v·rsqrt_bias2 + eps)
 
 Dozat 2016, Algorithm 2. The momentum schedule lives in the rule.
@@ -14,7 +14,7 @@ import numpy as np
 
 from ..contract import NonNegative, Signed
 
-SLOTS = (Signed("m"), NonNegative("v"))
+SLOTS = (Signed("m", optional=True), NonNegative("v", optional=True))
 
 
 class Coefficients(NamedTuple):
@@ -36,7 +36,13 @@ class Coefficients(NamedTuple):
 def nadam(p, g, m, v, c):
     """One element, or whole arrays, of one step: (p, g, m, v) -> (p, m, v)."""
     g = c.grad_scale * g + c.l2 * p
-    m = c.beta1 * m + c.one_minus_beta1 * g
-    v = c.beta2 * v + c.one_minus_beta2 * (g * g)
-    p = c.decay * p - (c.grad_step * g + c.momentum_step * m) / (np.sqrt(v) * c.rsqrt_bias2 + c.eps)
+    mean = g
+    if m is not None:
+        m = c.beta1 * m + c.one_minus_beta1 * g
+        mean = m
+    bound = g * g
+    if v is not None:
+        v = c.beta2 * v + c.one_minus_beta2 * (g * g)
+        bound = v
+    p = c.decay * p - (c.grad_step * g + c.momentum_step * mean) / (np.sqrt(bound) * c.rsqrt_bias2 + c.eps)
     return p, m, v

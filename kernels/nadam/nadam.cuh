@@ -7,11 +7,19 @@ struct nadam {
             decay;
     };
 
-    template <class real>
-    static DEVICE void element(real& p, real g, real& m, real& v, const Coefficients<real>& c) {
+    template <class real, class M, class V>
+    static DEVICE void element(real& p, real g, M& m, V& v, const Coefficients<real>& c) {
         g = c.grad_scale * g + c.l2 * p;
-        m = c.beta1 * m + c.one_minus_beta1 * g;
-        v = c.beta2 * v + c.one_minus_beta2 * (g * g);
-        p = c.decay * p - (c.grad_step * g + c.momentum_step * m) / (sqrt(v) * c.rsqrt_bias2 + c.eps);
+        real mean = g;
+        if constexpr (there<M>) {
+            m = c.beta1 * m + c.one_minus_beta1 * g;
+            mean = m;
+        }
+        real bound = g * g;
+        if constexpr (there<V>) {
+            v = c.beta2 * v + c.one_minus_beta2 * (g * g);
+            bound = v;
+        }
+        p = c.decay * p - (c.grad_step * g + c.momentum_step * mean) / (sqrt(bound) * c.rsqrt_bias2 + c.eps);
     }
 };

@@ -1,7 +1,7 @@
 """The RMSprop kernel.
 
     g    <- grad_scale·g + l2·p                       scale the gradient, add coupled decay
-    v    <- α·v + (1-α)·g²                            second moment
+    v    <- α·v + (1-α)·g²                            second moment; where absent, α being 0, g² takes its place
     mean <- α·mean + (1-α)·g                          centered only; then v - mean², not below 0, takes v's place below
     m    <- momentum·m + grad_step·g / (√(v + root_eps) + eps)    with momentum; then takes the quotient's place below
     p    <- p - step_size·grad_step·g / (√(v + root_eps) + eps)
@@ -17,7 +17,7 @@ import numpy as np
 
 from ..contract import NonNegative, Signed, maximum
 
-SLOTS = (NonNegative("v"), Signed("mean", optional=True), Signed("m", optional=True))
+SLOTS = (NonNegative("v", optional=True), Signed("mean", optional=True), Signed("m", optional=True))
 
 
 class Coefficients(NamedTuple):
@@ -37,11 +37,13 @@ class Coefficients(NamedTuple):
 def rmsprop(p, g, v, mean, m, c):
     """One element, or whole arrays, of one step: (p, g, v, mean, m) -> (p, v, mean, m)."""
     g = c.grad_scale * g + c.l2 * p
-    v = c.alpha * v + c.one_minus_alpha * (g * g)
-    variance = v
+    variance = g * g
+    if v is not None:
+        v = c.alpha * v + c.one_minus_alpha * (g * g)
+        variance = v
     if mean is not None:
         mean = c.alpha * mean + c.one_minus_alpha * g
-        variance = maximum(v - mean * mean, 0)
+        variance = maximum(variance - mean * mean, 0)
     update = c.grad_step * g / (np.sqrt(variance + c.root_eps) + c.eps)
     if m is not None:
         m = c.momentum * m + update

@@ -12,7 +12,18 @@ from types import SimpleNamespace
 import cuda_host
 import numpy as np
 import pytest
-from cases import METHODS, elementwise, hostile, kernels_in_use, label, same_bits, state_arrays, sums_first, variants
+from cases import (
+    METHODS,
+    elementwise,
+    hostile,
+    kernels_in_use,
+    label,
+    needed,
+    same_bits,
+    state_arrays,
+    sums_first,
+    variants,
+)  # fmt: skip
 from test_bits import LAYOUTS, gradients_like, tree_of_offsets
 
 import fastadam as fa
@@ -1166,9 +1177,9 @@ FUNCTIONS = {name: f for name, f in vars(functional).items() if name.endswith("_
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_functional_calls_work_on_the_device(name, cupy):
     rng = np.random.default_rng(26)
-    slots = kernels.ALL[name.removesuffix("_step")].slots
+    slots = needed(kernels.ALL[name.removesuffix("_step")])
     here = {"p": rng.standard_normal(700).astype(np.float32)}
-    here |= {slot.name: np.zeros(700, np.float32) for slot in slots if not slot.optional}
+    here |= {slot.name: np.zeros(700, np.float32) for slot in slots}
     there = {key: moved(cupy, x) for key, x in here.items()}
     for t in range(1, 4):
         g = rng.standard_normal(700).astype(np.float32)

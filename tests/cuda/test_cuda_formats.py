@@ -11,6 +11,7 @@ from test_cuda import differing, moved
 from test_formats import F16, F32, F64, beside, impossible_halves, tree_of
 
 import fastadam as fa
+from fastadam import kernels
 from fastadam.kernels.formats import join
 from fastadam.tools import cover, verify
 from fastadam.tools.cover import chores_for
@@ -291,3 +292,17 @@ def test_verify_covers_the_devices_formats(cupy, monkeypatch):
     monkeypatch.setattr(cupy, "zeros", lambda n, dtype: cupy.asarray(np.full(n, 63).astype(dtype)))
     case = found[11]
     assert not verify.same_as_numpy(*case.variant, case.dtype, "cuda", case.chores, 3000, case.stored)
+
+
+@pytest.mark.parametrize(
+    ("method", "betas", "moments"), [(fa.Adam, (0, 0.9), "8bit"), (fa.Lion, (0, 0.9), None), (fa.Adamax, (0, 0), None)]
+)
+def test_slots_whose_decay_rate_is_0_are_not_on_the_device(method, betas, moments, cupy):
+    rng = np.random.default_rng(16)
+    both = Both(cupy, method, tree_of(rng, F32), betas=betas, moments=moments)
+    for _ in range(3):
+        assert both.step(tree_of(rng, F32)) == []
+    assert both.differing() == []
+    assert method.rule(betas=betas).idle == {slot.name for slot in kernels.ALL[method.rule.kernel].slots[:3]} - {
+        *both.b.moments()["params[0]"], "vmax"
+    }  # fmt: skip

@@ -36,8 +36,8 @@ def chored():
 def streams_of(variant, dtype):
     """The kernel's name and its streams' formats."""
     (method, chosen), format = variant, format_of(np.dtype(dtype))
-    kernel, options = kernels.ALL[method.rule.kernel], method.rule(**chosen).options
-    slots = (format if not slot.optional or slot.name in options else None for slot in kernel.slots)
+    kernel, rule = kernels.ALL[method.rule.kernel], method.rule(**chosen)
+    slots = (format if rule.keeps(slot) else None for slot in kernel.slots)
     return kernel.name, (format, format, *slots)
 
 
