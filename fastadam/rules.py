@@ -8,6 +8,11 @@ stands still as soon as a step would move it by less than half its spacing, up t
 2^-24: 6e-5 at β2 = 0.999, 6 % at 1 - 1e-6. No form of the equation changes that, nor does a short format, which rounds
 this very float32 number: only float64 parameters, whose arithmetic is float64, do.
 
+What float32 arithmetic takes for β2 and 1 - β2 are both rounded once, as in PyTorch, so the first steps' v is right to
+a rounding. They do not add up to 1: the mean of v is off by up to u/2/(1 - β2), half of how far from it v stands still
+anyway: 1.3e-5 at β2 = 0.999, 1.3 % at 0.999999. A pair that adds up would put as much into v's first steps, 216 u at
+0.999, and no float32 pair does both; a β2 that float32 holds, such as float(np.float32(0.999999)), has neither.
+
 A slot whose decay rate is 0, such as Adam's m with β1 = 0, is not kept at all: the gradient stands in its place, which
 it would equal. It would not where what it held is infinite or NaN, times 0 a NaN for ever; and of a gradient of -0 it
 would be 0, which tells only where the parameter is -0 itself.

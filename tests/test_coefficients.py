@@ -1,6 +1,7 @@
 """The numbers that rules give kernels, against arithmetic of 80 digits, and what float32 makes of them."""
 
 from decimal import Context, Decimal, localcontext
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -108,3 +109,34 @@ def test_where_v_in_float32_stands_still(moments):
     assert drift(np.float32, 1.2, moments) < 0
     expected = 0.04 * ((1 - 2.0**-20) ** steps - 1)
     assert abs(drift(np.float64, 1.04, None) / expected - 1) < 1e-6
+
+
+def in_float32(beta2):
+    """(b, c) as a float32 kernel has them, exactly: of any method with this second rate."""
+    numbers = rules.Adam(betas=(0.9, beta2)).coefficients(1, 1e-3)
+    return [Fraction(float(np.float32(x))) for x in (numbers.beta2, numbers.one_minus_beta2)]
+
+
+@pytest.mark.parametrize("beta2", [0.99, 0.999, 0.9999, 0.99999, 0.999999, 0.9999999])
+def test_no_float32_pair_is_right_at_first_and_in_the_end(beta2):
+    """v <- b·v + c·g² is c·g² at first, which should be (1 - β2)·g², and c/(1 - b)·g² in the end, which should be g².
+
+    Both to 4 u would need (1 - b)/(1 - β2) within 8 u of 1. But b is a multiple of 2^-24.
+    """
+    u, b = Fraction(1, 2**24), Fraction(float(np.float32(beta2)))
+    gaps = [abs((1 - near) / (1 - Fraction(beta2)) - 1) for near in (b - u, b, b + u) if near < 1]
+    assert min(gaps) > 8 * u
+    ours, c = in_float32(beta2)
+    assert (ours, min(gaps)) == (b, gaps[1])  # PyTorch's, and the nearest
+    assert abs(c / (1 - Fraction(beta2)) - 1) <= 2 * u
+    off = abs(c / (1 - b) - 1)
+    assert gaps[1] / 2 < off
+    assert off <= u / 2 / (1 - b) + 2 * u  # half of what float32 cannot move v by: see below
+
+
+@pytest.mark.parametrize("beta2", [0.9, 0.999, 0.999999, 0.9999999, 1 - 2.0**-24])
+def test_a_rate_that_float32_holds_is_right_at_first_and_in_the_end(beta2):
+    held = float(np.float32(beta2))
+    b, c = in_float32(held)
+    assert b == Fraction(held)
+    assert c == 1 - b
