@@ -104,7 +104,9 @@ class NumbaPlan(Plan):
         """Return a native call for each signature; the last advances the counts."""
         walk = self._traversal.walk()
         layer = self._traversal.layer() if workers > 1 else None
-        workers = workers if layer else 1
+        if layer is None and workers > 1:
+            self._threads.without_layer()
+            workers = 1
         counts, carried = self.table.counts, self.table.carried
         arrays: list[Any] = [table, row, rows, counts, carried]
         table_at, row_at, rows_at, counts_at, carried_at = map(_at, arrays)

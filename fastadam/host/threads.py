@@ -1,5 +1,6 @@
 """Says how many threads a walk gets, and when it must not use any."""
 
+import logging
 import math
 import os
 import re
@@ -8,10 +9,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from fastadam.checks import integer
+
+log = logging.getLogger("fastadam")
 
 # Elements from which two threads are worth while. On two Zen 4 cores Adam in float32 took 6.7 µs on one and 6 on two at
 # 2^14, 11.5 and 8.6 at 2^15, 22 and 14 at 2^16. Where something else holds a core, a parallel step waits for it, for
@@ -19,11 +23,14 @@ from fastadam.checks import integer
 # there 2^17 took 55 µs on two threads, 49 on one, 32 under OpenMP.
 PARALLEL_FROM = 32_768
 
+LAYERS = ("default", "safe", "forksafe", "threadsafe", "tbb", "omp", "workqueue")  # what Numba may be asked for
+
 _chosen: int | None = None
 _of_thread: ContextVar[int | None] = ContextVar(
     "_of_thread", default=None
 )  # num_threads' choice, for this thread of Python alone
 _exactly: ContextVar[int | None] = ContextVar("_exactly", default=None)
+_layerless = False  # whether Numba has found no threading layer
 _held: list[Any] = []  # the locks of Numba's compiler, during a fork
 _walking: dict[str, int] = {}  # "parallel": the thread of Python that may be in a parallel walk
 
@@ -138,6 +145,8 @@ def _fixed() -> dict[str, int]:
         asked = os.environ.get("NUMBA_NUM_THREADS", "").strip()
         if asked.isdecimal() and int(asked) > 0:
             limits["NUMBA_NUM_THREADS"] = int(asked)
+    if _layerless or os.environ.get("NUMBA_THREADING_LAYER", "default").lower() not in LAYERS:
+        limits["no threading layer"] = 1
     return limits
 
 
@@ -148,6 +157,20 @@ def refresh() -> None:
     """Look again: Numba is loaded now, and launches no more threads than it has decided on."""
     global _limits
     _limits = _fixed()
+    if (asked := os.environ.get("NUMBA_THREADING_LAYER", "default")).lower() not in LAYERS:
+        _say_once(f"NUMBA_THREADING_LAYER is {asked!r}, expected one of {', '.join(LAYERS)}: steps run on one thread")
+
+
+@cache
+def _say_once(text: str) -> None:
+    log.warning(text)
+
+
+def without_layer() -> None:
+    """Count with one thread from here on: Numba has found no threading layer."""
+    global _layerless
+    _layerless = True
+    refresh()
 
 
 def serial() -> bool:

@@ -85,9 +85,9 @@ def _layer(status: str) -> dict[str, str]:
 
 
 def _threads(layer: str) -> dict[str, Any]:
-    limits = threads.limits()
     if layer == "none" and not threads.serial():
-        limits["no threading layer"] = 1
+        threads.without_layer()
+    limits = threads.limits()
     least = min(limits, key=lambda name: limits[name])
     return {"count": limits[least], "from": least, "limits": limits}
 

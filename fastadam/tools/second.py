@@ -5,7 +5,10 @@ import os
 import select
 import subprocess
 import sys
+import time
 from typing import Any
+
+PATIENCE = 120.0  # seconds: longer than any case takes, so a process that is silent as long was stopped
 
 
 class Second:
@@ -24,14 +27,19 @@ class Second:
         self._text, self._running = b"", True
 
     def outcome(self, k: int) -> Any:
-        """Return the outcome of case k if this process has come so far, which is waited for; None if it has not, or
+        """Return the outcome of case k, waited for if this process is at it; None if it has not come so far, or
         died."""
         self._read(0)
-        while self._begun <= k not in self._outcomes and self._running:
-            self._read(None)
+        end = time.monotonic() + PATIENCE
+        while self._begun <= k not in self._outcomes and self._running and (left := end - time.monotonic()) > 0:
+            self._read(left)
+        if self._begun <= k not in self._outcomes and self._running:
+            print(f"the other process has not answered for {PATIENCE:g} s, and is ended: its cases are checked here")
+            self._running = False
+            self.end()
         return self._outcomes.get(k)
 
-    def _read(self, seconds: float | None) -> None:
+    def _read(self, seconds: float) -> None:
         """Take what it has printed, or wait for it. Without a thread: under workqueue that would end parallel walks."""
         pipe: Any = self._process.stdout
         while self._running and select.select([pipe], [], [], seconds)[0]:
@@ -45,5 +53,7 @@ class Second:
 
     def end(self) -> None:
         """End the process, whatever it is at."""
+        pipe: Any = self._process.stdout
         self._process.kill()
-        self._process.communicate()
+        if not pipe.closed:
+            self._process.communicate()

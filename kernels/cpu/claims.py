@@ -29,29 +29,35 @@ def claimed(path: Path | None) -> Iterator[None]:
     The claim is a lock on a file beside the entry, which the system lifts when its process dies. Where there are no
     locks, or one is held for longer than any compilation takes, everyone compiles.
     """
-    claim, file = None, -1
+    claim, file, held = Path(), -1, False
     try:
         with suppress(OSError):
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
                 claim = path.with_suffix(".claim")
                 file = os.open(claim, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-                _wait(file)
+                held = _held(file)
         yield
     finally:
-        if claim is not None:
+        if held:
             with suppress(OSError):
-                claim.unlink()  # who still waits for it will find the entry, or no one can keep it
+                if os.path.samestat(claim.stat(), os.fstat(file)):  # else another's, who found this one's gone
+                    claim.unlink()  # who still waits for it will find the entry, or no one can keep it
         if file >= 0:
             os.close(file)
 
 
-def _wait(file: int) -> None:
-    """Wait for the lock on a file: by asking again and again, so that no stopped process is waited for for ever."""
+def _held(file: int) -> bool:
+    """Wait for the lock on a file, by asking again and again, so that no stopped process is waited for for ever.
+
+    Returns whether it is held: if not, it is another's, and its file too.
+    """
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         try:
-            return lock(file)
+            lock(file)
         except BlockingIOError:
             time.sleep(0.01)
-    return None
+        else:
+            return True
+    return False

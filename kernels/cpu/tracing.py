@@ -25,6 +25,12 @@ class Number(NDArrayOperatorsMixin):
     def like(self, x: Any) -> "Number":
         return Number(self.builder, self.constant(x))
 
+    def __bool__(self) -> bool:
+        raise TypeError(
+            "an element cannot branch on a number, which is known when the code runs: take both sides, and np.where, "
+            "maximum or sign of contract.py"
+        )
+
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any) -> "Number":
         write = WRITTEN.get(ufunc) if method == "__call__" else None
         if write is None:

@@ -598,7 +598,21 @@ def test_no_process_is_waited_for_for_ever(directory, call, monkeypatch):
         fcntl.flock(claim, fcntl.LOCK_EX)
         monkeypatch.setattr(claims, "PATIENCE", 0.05)
         assert call() == "compiled"
+        assert path.with_suffix(".claim").exists()  # it is another's
     assert call() == "loaded"
+
+
+def test_a_claim_that_came_after_is_left_to_its_owner(directory):
+    """Whose file was removed by one that held the lock before, and that only then gets the lock."""
+    entry = directory / "entry.bin"
+    with claims.claimed(entry):
+        claim = entry.with_suffix(".claim")
+        claim.unlink()
+        claim.write_text("another's")
+    assert claim.read_text() == "another's"
+    with claims.claimed(entry):
+        pass
+    assert not claim.exists()
 
 
 def test_processes_that_keep_and_load_the_same_at_every_moment(directory, start):

@@ -135,6 +135,22 @@ print("done")
 """
 
 
+def test_a_threading_layer_that_there_is_not_is_named(fresh):
+    """And counted with: steps run on one thread, as fastadam says."""
+    text = (
+        COMMON
+        + """
+assert fa.get_num_threads() == 1
+assert after(3, 5, backend="numba") == after(3, 5)
+print("done")
+"""
+    )
+    output = fresh(text, NUMBA_THREADING_LAYER="nonsense", timeout=TIMEOUT)
+    assert "NUMBA_THREADING_LAYER is 'nonsense', expected one of default, safe, forksafe" in output
+    assert output.count("NUMBA_THREADING_LAYER") == 1
+    assert "done" in output
+
+
 def test_a_child_steps_after_its_parent(layer, fresh):
     assert "done\n" in fresh(COMMON + FORK, layer, NUMBA_THREADING_LAYER=layer, timeout=TIMEOUT)
 

@@ -157,6 +157,10 @@ def test_compiled_code_refuses_what_it_cannot_write():
         compiled(lambda a, b: np.exp(a))(1.0, 2.0)
     with pytest.raises(TypeError, match=r"no numpy\.sum"):
         compiled(lambda a, b: np.sum(a))(1.0, 2.0)
+    with pytest.raises(TypeError, match=r"cannot branch on a number.* np\.where, maximum or sign"):
+        compiled(lambda a, b: a if a > b else b)(1.0, 2.0)
+    with pytest.raises(TypeError, match="cannot branch on a number"):
+        compiled(lambda a, b: max(a, b))(1.0, 2.0)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
