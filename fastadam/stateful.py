@@ -162,15 +162,18 @@ class Stateful(Averaging):
 
         leaves: paths of `paths`, or beginnings of them, such as "['encoder']"; None for all, and then the optimizer's
             own count and `skipped` are 0 again, and what was accumulated is dropped.
-        Raises TypeError, ValueError naming a path that there is not, or where a device counts the steps and only some
-        leaves of a group are meant; then nothing has changed.
+        Raises TypeError, ValueError naming a path that there is not, or some leaves only of a group that a captured
+        graph steps; then nothing has changed.
         """
         self._check_idle()
         chosen = named(self.paths, leaves)
-        if self._window is not None:
+        if self._window is not None and self._window.captured:
             for group in self.groups:
                 if len(split := set(group._leaves) & set(chosen)) not in (0, len(group._leaves)):
-                    raise ValueError(f"leaves has {self.paths[min(split)]!r}, expected whole groups: the device counts")
+                    raise ValueError(
+                        f"leaves has {self.paths[min(split)]!r}, expected whole groups: a captured graph has one count "
+                        "for each"
+                    )
         self.catch_up()
         if self._window is not None:
             self._window.pause()
@@ -217,11 +220,11 @@ class Stateful(Averaging):
         """Take over a state_dict of the same method over parameters of the same names, shapes and dtypes.
 
         Values are copied; those of 8 bits from another order of axes are decoded and rounded anew. Raises TypeError,
-        ValueError naming what differs, or where a device counts the steps and the leaves of a group have not taken the
-        same; then nothing has changed.
+        ValueError naming what differs, or where a captured graph steps the leaves of a group and they have not taken
+        the same; then nothing has changed.
         """
         rules = saved.check(self._state, self._table, self.rule, state_dict)
-        if self._window is not None:
+        if self._window is not None and self._window.captured:
             saved.check_even(self._state, self._table, self.rule, state_dict)
         self.catch_up()
         if self._window is not None:
@@ -237,15 +240,12 @@ class Stateful(Averaging):
 
         `params` of the result are the copies, and so are its `copy_to` and what has been accumulated. Tensors of other
         libraries become CuPy's or NumPy's arrays.
-        Raises RuntimeError where CUDA cannot run: fastadam.backends() says why. ValueError where the device is to
-        count with skip_nonfinite=True, and the leaves of a group have not taken the same steps.
+        Raises RuntimeError where CUDA cannot run: fastadam.backends() says why.
         """
         moved = rebuild(self._tree, lambda leaf: move(leaf, where))
         if all(a is b for a, b in zip(Structure(moved).leaves, Structure(self._tree).leaves, strict=True)):
             return self
         other, kept = type(self).__new__(type(self)), self.__getstate__()
-        if where == "cuda" and self._chores.skip_nonfinite is True:
-            saved.check_even(self._state, self._table, self.rule, kept["state"])
         kept |= {"params": moved, "backend": "cuda" if where == "cuda" else "auto"}
         kept["totals"] = kept["totals"].map(lambda x: move(x, where))
         if self._copy_to is not None:

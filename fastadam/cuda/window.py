@@ -62,6 +62,11 @@ class Window:
         taken, steps, _ = self._read()
         return min(taken, steps)
 
+    @property
+    def captured(self) -> bool:
+        """Return whether a graph has been captured, which has one row of coefficients for all leaves of a group."""
+        return self._captured
+
     def skipped(self) -> int:
         """Return the steps skipped since the last refill; waits for the device."""
         return self._read()[2]
@@ -189,8 +194,8 @@ class Window:
         rows, of = dict(self._rows), dict(self.of)
         for real in self._plan.reals:
             packed = self._plan.packed(table, real)
-            if room > self._room:
-                width = packed.shape[1] * packed.shape[2]
+            width = packed.shape[1] * packed.shape[2]
+            if room > self._room or int(of[real]["width"]) != width:  # leaves with counts of their own have more rows
                 rows[real] = Uploaded(room * width * packed.itemsize)
                 of[real] = np.array((rows[real].address, self._place.address, width), WINDOW)
             sending += rows[real].calls(packed)

@@ -52,7 +52,7 @@ def _keys(where: str, came: Any, expected: Any) -> None:
 
 
 def check_even(state: State, table: Table, rule: type[Rule], saved: dict[str, Any]) -> None:
-    """Refuse a state that no device can count: it has one count for all leaves of a group."""
+    """Refuse a state that no captured graph can go on from: it has one count for all leaves of a group."""
     for group in table.groups:
         names = [f"params{path}" for path in state.paths[group._leaves.start : group._leaves.stop]]
         for name in names:
@@ -61,8 +61,7 @@ def check_even(state: State, table: Table, rule: type[Rule], saved: dict[str, An
                 if value != first:
                     raise ValueError(
                         f"state['leaves'][{name!r}][{key!r}] is {value!r}, of {names[0]!r} it is {first!r}: expected "
-                        "one for each group with capturable=True or skip_nonfinite=True on a GPU, where the device "
-                        "counts"
+                        "one for each group, as the captured graph has it"
                     )
 
 

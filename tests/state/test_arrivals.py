@@ -1,6 +1,10 @@
 """What arrives read-only from another process or a file is copied before compiled code writes there."""
 
+import os
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import joblib
 import numpy as np
@@ -94,6 +98,38 @@ def test_joblibs_workers_go_on(kind):
     (there,) = joblib.Parallel(n_jobs=2)([joblib.delayed(worked)(opt, g)])
     worked(opt, g)
     assert all(same_bits(a, b) for a, b in zip(arrays_of(opt), arrays_of(there), strict=True))
+
+
+GUEST = """
+import multiprocessing, sys
+import numpy as np
+import fastadam as fa
+from test_arrivals import N, arrays_of, gradients, optimizer, worked
+from cases import same_bits
+
+if __name__ == "__main__":
+    kind, start = sys.argv[1:]
+    opt = optimizer(kind, "numba", N)
+    opt.accumulate(gradients(opt, 0))
+    g = gradients(opt, 1)
+    with multiprocessing.get_context(start).Pool(1) as pool:
+        there = pool.apply(worked, (opt, g))
+    worked(opt, g)
+    assert all(same_bits(a, b) for a, b in zip(arrays_of(opt), arrays_of(there), strict=True))
+    print("done")
+"""
+
+
+@pytest.mark.parametrize("start", ["spawn", "fork"])
+@pytest.mark.parametrize("kind", ["tree", "copies"])
+def test_multiprocessings_workers_go_on(kind, start, tmp_path):
+    """A plain tree of more than a megabyte: sent to a child and back; a forked one, whose parent has OpenMP, too."""
+    (tmp_path / "guest.py").write_text(GUEST)
+    path = [str(Path(fa.__file__).parents[1]), *map(str, (Path(__file__).parent, Path(__file__).parents[1]))]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
+    command = [sys.executable, str(tmp_path / "guest.py"), kind, start]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
 
 
 @pytest.mark.parametrize("kind", ["tree", "buffer", "copies", "8bit", "master"])
