@@ -21,7 +21,7 @@ NEEDS = {  # the blocks that do not run everywhere, in their order
     "README.md": ["torch"],
     "fastadam/README.md": ["gpu"],
     "fastadam/jax/README.md": ["jax"] * 5,
-    "fastadam/torch/README.md": [*["torch"] * 7, "lightning", "transformers", "torch"],
+    "fastadam/torch/README.md": [*["torch"] * 8, "lightning", "transformers", "torch"],
 }
 MARK = re.compile(r"<!-- needs: (\w+) -->\n\Z")
 
@@ -70,7 +70,7 @@ def test_the_blocks_that_need_more_are_listed():
 
 @pytest.mark.parametrize("guide", GUIDES)
 def test_it_is_short(guide):
-    assert len((ROOT / guide).read_text(encoding="utf-8").splitlines()) <= (150 if guide == "README.md" else 219)
+    assert len((ROOT / guide).read_text(encoding="utf-8").splitlines()) <= (150 if guide == "README.md" else 239)
 
 
 @pytest.mark.parametrize("guide", [*GUIDES, "CONTRIBUTING.md"])
