@@ -58,10 +58,9 @@ class Buffer:
         ends = np.cumsum(self._sizes).tolist()
         return [(array[end - n : end], x) for end, n, x in zip(ends, self._sizes, self._owners, strict=True)]
 
-    def hold(self, values: Array, dtype: Any) -> None:
-        """Hold these float32 values rounded to a dtype from here on, to nearest, in memory of its own."""
-        with np.errstate(all="ignore"):
-            self.array = values.astype(np.float32).astype(dtype)
+    def hold(self, values: Array) -> None:
+        """Hold these values, of another dtype than before, from here on."""
+        self.array = values
         self.views = [view.reshape(getattr(x, "shape", (-1,))) for view, x in self._pieces(self.array)]
 
     def flatten(self, leaves: Sequence[Any], name: str) -> Array | None:
@@ -173,6 +172,11 @@ class Buffers:
 
     def __iter__(self) -> Iterator[Buffer]:
         return iter(self._buffers)
+
+    def rounded(self, x: Array, dtype: Any) -> Array:
+        """Return a copy of x in float32, and that in a dtype, rounded to nearest; where the parameters lie."""
+        with np.errstate(all="ignore"), self.near():
+            return self.home.put(self.home.get(x).astype(np.float32).astype(dtype))
 
     def near(self) -> AbstractContextManager[Any]:
         """Let, within it, what is allocated lie where the parameters do."""

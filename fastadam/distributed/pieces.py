@@ -44,9 +44,9 @@ class Pieces:
         self.owned = self._of_rank(values)
         self.copies: Any = None
         if copies is not None:
-            self.owned = [[x.astype(np.float32) for x in pieces] for pieces in self.owned]
+            self.owned = [[buffers.rounded(x, np.float32) for x in pieces] for pieces in self.owned]
             for buffer, start in zip(buffers, values, strict=True):
-                buffer.hold(start, FLOATS[copies].dtype)
+                buffer.hold(buffers.rounded(start, FLOATS[copies].dtype))
             self.copies = buffers.by_group(self._of_rank([buffer.array for buffer in buffers]))
         self.params = buffers.as_params(self.owned)
         tree = [item["params"] for item in self.params] if is_grouped(self.params) else self.params
@@ -82,8 +82,7 @@ class Pieces:
             held = self._of_rank([buffer.array for buffer in self._buffers])
             for pieces, copies in zip(self.owned, held, strict=True):
                 for x, y in zip(pieces, copies, strict=True):
-                    with np.errstate(all="ignore"):
-                        y[...] = x.astype(y.dtype)
+                    y[...] = self._buffers.rounded(x, y.dtype)
 
     def joined(self, everyone: Sequence[Sequence[Measured]]) -> dict[str, Measured]:
         """Return by buffer what all of it is like, from what every rank has measured of each piece of its own."""
