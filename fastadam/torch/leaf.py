@@ -95,7 +95,7 @@ class Leaf:
 
     def begins_as_p(self, key: str) -> bool:
         """Return whether a slot, or what else is kept beside p, is p's copy at first."""
-        return key in ("ema", "master") or isinstance(self._slots.get(key), Weights)
+        return key in ("ema", "master") or isinstance(self.kernel_slots.get(key), Weights)
 
     def beside(self, p: Any) -> Leaf:
         """Return a leaf of the same method for another parameter, to lay out its state."""
