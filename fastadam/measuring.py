@@ -41,7 +41,8 @@ class Measuring(Replacing):
         firsts = self._firsts(starts)
         self._plan.accept(leaves)
         row = np.array([*(-1 if g is None else 0 for g in leaves), 0])
-        return dict(zip(self.paths, self._measures(self._plan.measure_blocks(row), 0, firsts), strict=True))
+        blocks = self._plan.measure_blocks(row) if leaves else []
+        return dict(zip(self.paths, self._measures(blocks, 0, firsts), strict=True))
 
     def noted(self, starts: Mapping[str, int] | None = None) -> dict[str, tuple[Measured, Measured, Measured]]:
         """Return by path what the last step(measured=...) has noted, with `stats`: of the gradient, of the parameter
@@ -49,7 +50,7 @@ class Measuring(Replacing):
 
         starts: as of `measure`. On the host alone. Raises ValueError where nothing has been noted.
         """
-        if not self._judge.noted:
+        if self._judge.noted is None:
             raise ValueError("nothing has been noted, expected stats, and step(measured=...) before, on the host")
         columns = [self._measures(self._judge.noted, j, self._firsts(starts)) for j in range(3)]
         gradients, params = ([one._replace(largest=0.0) for one in column] for column in columns[:2])

@@ -194,7 +194,10 @@ class Sharded(Collective):
             if reduction not in ("mean", "sum"):
                 raise ValueError(f"reduction is {reduction!r}, expected 'mean' or 'sum'")
             said = [("grad_scale", grad_scale), ("reduction", reduction), ("t", self.t), *described(self.groups)]
-            if self._arriving is not None and grads is None:
+            said += [("gradients by bucket", self._arriving is not None)]
+            if self._arriving is not None:
+                if grads is not None:
+                    raise ValueError("grads are given, and some were handed in by bucket: expected step(), or forget()")
                 return [], said, self._arriving.kinds
             items[:] = self._exchange.take(grads)
             return [(item.order, item.batches) for item in items], said, self._exchange.kinds(items)

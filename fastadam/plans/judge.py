@@ -53,7 +53,7 @@ class Judge:
 
     def __init__(self, plan: Plan, chores: Chores, names: Sequence[str]) -> None:
         self._plan, self._table, self._chores, self._names = plan, plan.table, chores, names
-        self.noted: Sequence[Array] = ()
+        self.noted: Sequence[Array] | None = None if names else ()
         self._limited = any(group.max_norm for group in plan.table.groups)
         self._clipping = self._limited or chores.max_norm is not None
         self._skipping = bool(chores.skip_nonfinite)

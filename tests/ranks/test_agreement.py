@@ -177,6 +177,8 @@ def test_hooks_refuse():
         opt.step()
     with pytest.raises(TypeError, match=r"grads\['w'\] is float64, others are float32"):
         opt.bucket("['w']")(np.ones((40, 50)))
+    with pytest.raises(ValueError, match="some were handed in by bucket"):
+        opt.step(grads())
     opt.forget()
     opt.step(grads())
     micro = SHARDED(fa.SGD, params(), reproducible="micro")
@@ -235,6 +237,15 @@ def test_where_parameters_lie():
     assert (fortran["w"] == expected - 1).all()
     assert fortran["w"] is not before
     assert fortran["w"].flags.c_contiguous
+
+
+def test_a_tree_without_leaves():
+    def work(engine):
+        opt = SHARDED(fa.AdamW, {}, engine, max_norm=1.0, stats="group")
+        info = opt.step({})
+        return opt.t, info.grad_norm, opt.bytes_per_parameter, opt.state_dict() is None
+
+    assert together(2, work) == [(1, 0.0, 0.0, False), (1, 0.0, 0.0, True)]
 
 
 def test_numbers_and_tuples():
