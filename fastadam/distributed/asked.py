@@ -22,7 +22,8 @@ def described(groups: Any) -> list[tuple[str, Any]]:
 def check(method: Any, options: dict[str, Any], reproducible: Any, copies: Any, init: Any) -> None:
     """Refuse what Sharded cannot take."""
     if not (isinstance(method, type) and issubclass(method, Optimizer) and hasattr(method, "rule")):
-        raise TypeError(f"method is {method!r}, expected a class such as fastadam.AdamW")
+        name = getattr(method, "__name__", repr(method))
+        raise TypeError(f"method is {name}, expected a class that steps each element alone, such as fastadam.AdamW")
     for name in REFUSED:
         if name in options:
             raise TypeError(f"{name} is {options[name]!r}, expected none: Sharded takes no {name}")

@@ -195,7 +195,9 @@ class Comm:
     [
         (TypeError, "communicator is Comm, expected an mpi4py communicator, a torch.distributed process group",
          lambda: SHARDED(fa.AdamW, params(), Comm())),
-        (TypeError, "method is 'adamw', expected a class such as fastadam.AdamW",
+        (TypeError, "method is Muon, expected a class that steps each element alone, such as fastadam.AdamW",
+         lambda: SHARDED(fa.Muon, params())),
+        (TypeError, "method is 'adamw', expected a class that steps each element alone",
          lambda: SHARDED("adamw", params())),
         (TypeError, "copy_to is None, expected none: Sharded takes no copy_to",
          lambda: SHARDED(fa.AdamW, params(), copy_to=None)),
