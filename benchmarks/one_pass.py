@@ -26,7 +26,7 @@ METHODS = {
     "ScheduleFreeAdamW": (fa.ScheduleFreeAdamW, {}), "ScheduleFreeSGD": (fa.ScheduleFreeSGD, {}),
 }  # fmt: skip
 LAYER = ((2304, 768), (768, 768), (3072, 768), (768, 3072))  # of GPT-2 small
-MATRICES = {"GPT-2's matrices, 2 layers": 2 * LAYER, "200 of 64 x 64": 200 * ((64, 64),)}
+MATRICES = {"GPT-2's matrices, one layer": LAYER, "200 of 64 x 64": 200 * ((64, 64),)}
 ASKED = {**{f"{name} of its limit": 0.95 for name in METHODS}, "schedulefree": 2.0, "bitsandbytes": 20.0}
 ASKED |= dict(zip(MATRICES, (1.0, 1.3), strict=True))
 
