@@ -44,7 +44,7 @@ class Muon(torch.optim.Optimizer):
         muon: Callable[[str | None, torch.Tensor], bool] | None = None, aux: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
         given = lr, weight_decay, momentum, nesterov, ns_coefficients, eps, ns_steps, adjust_lr_fn
-        defaults = dict(zip(KEYS, given, strict=True))
+        defaults: dict[str, Any] = dict(zip(KEYS, given, strict=True))
         torch.optim.Muon([torch.zeros(1, 1)], **defaults)  # refuses what torch refuses, in its words
         items = list(params)
         groups = items if items and isinstance(items[0], dict) else [{"params": items}]
