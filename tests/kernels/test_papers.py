@@ -88,6 +88,22 @@ TORCH = [   # torch.optim 2.13.0 on CPU: float64, one tensor, foreach and fused 
     ("adagrad", {"maximize": True},
      [0.4795732166195778, -1.231742580078569, 1.996729240942492, -0.02865222898681582, 0.7319165619045948]),
 ]
+PACKAGES = [   # In float64, foreach off: pytorch_optimizer 4.1.0 (its clip_lambda gets t, the paper's bound t - 1),
+    ("adopt", {},   # schedulefree 1.4.1
+     [0.4778003826640143, -1.2503094105647825, 1.9950268723950053, -0.025614457889596858, 0.7374004653411357]),
+    ("adopt", {"clip": False},
+     [0.6614220881124404, -1.3366657500116068, 1.9950268723950053, -0.6356528811781882, 0.5666836220441314]),
+    ("ademamix", {},
+     [0.47998219327696373, -1.2595007625913741, 2.002209249512571, -0.021375681370810654, 0.7608401880245309]),
+    ("ademamix", {"t_alpha": 6, "t_beta3": 6},
+     [0.47952301703845657, -1.2599274081920284, 2.0092747686275856, -0.021434905883517777, 0.7615539525265194]),
+    ("schedulefreeadamw", {},
+     [0.4828476660007021, -1.2644016370787183, 1.9920062933083509, -0.023664330337974326, 0.7553097723885155]),
+    ("schedulefreeadamw", {"warmup_steps": 3, "weight_lr_power": 1.0},
+     [0.4798626962727204, -1.254994495879654, 1.9870688475474227, -0.026883970694494216, 0.7519697410178935]),
+    ("schedulefreesgd", {},
+     [0.675848649643938, -1.1050254762981966, 2.438018933300264, 0.2626608025236916, 0.7165866013277372]),
+]
 PAPER = [   # Written out from the paper in 50-digit arithmetic (mpmath), on the exact values of the float64 inputs.
     ("adam", {"eps_hat": True},
      [0.4600159051205553, -1.2661985501180177, 2.0144812288629677, -0.018105335603616882, 0.7293413091776834]),
@@ -154,7 +170,7 @@ PAPER = [   # Written out from the paper in 50-digit arithmetic (mpmath), on the
      [0.5224662648899717, -1.213844432504223, 1.9500167162918662, -0.05104126968831389, 0.7212139855218359]),
 ]
 # fmt: on
-CASES = TORCH + PAPER
+CASES = TORCH + PACKAGES + PAPER
 
 # What seven steps of float64 can lose. The first-order running error analysis (Higham 2002, 3.3: each operation adds u
 # times its result to what its operands bring along, a power 2u) of all cases gives at most 30 roundings of size
