@@ -688,7 +688,8 @@ def test_a_change_of_lr_reaches_the_graph(cupy):
 def test_replays_beyond_the_window_leave_everything_alone_and_are_an_error(cupy):
     pair = Pair(cupy, fa.NAdam, [np.ones(4, np.float32)], lr=wavy, capturable=True)
     ones = np.ones(4, np.float32)
-    graph = captured(cupy, pair.opt, [cupy.asarray(ones)])
+    grads = [cupy.asarray(ones)]  # which the graph does not keep
+    graph = captured(cupy, pair.opt, grads)
     pair.opt.prepare(3)
     for k in range(5):
         graph.launch()
@@ -767,7 +768,8 @@ def test_a_schedule_that_ends_is_named_where_it_does_and_not_before(last, cupy):
         assert pair.opt.t == last
     if last:
         opt = fa.AdamW(cupy.asarray(np.ones(4, np.float32)), lr=schedule, capturable=True)
-        graph = captured(cupy, opt, cupy.asarray(np.ones(4, np.float32)))
+        grads = cupy.asarray(np.ones(4, np.float32))
+        graph = captured(cupy, opt, grads)
         for _ in range(last + 2 if last < window.STEPS else 0):
             graph.launch()
         if last < window.STEPS:
