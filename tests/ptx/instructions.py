@@ -16,9 +16,10 @@ class Fault(Exception):
 
 def canonical(x):
     """x with the NaN that the device gives; of float64 any counts."""
-    wrong, kind = x != x, x.dtype.str[1:]
-    known = kind in NAN and np.any(wrong)
-    return np.where(wrong, np.array(NAN[kind], f"u{kind[1]}").view(kind), x) if known else x
+    kind = x.dtype.str[1:]
+    if kind not in NAN or not (wrong := x != x).any():
+        return x
+    return np.where(wrong, np.array(NAN[kind], f"u{kind[1]}").view(kind), x)
 
 
 def shifted(x, by, left):

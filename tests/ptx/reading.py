@@ -51,7 +51,7 @@ class Kernel:
 
     most: the threads of a block that it is compiled for. parameters, shared: {name: (offset, bytes)}. registers:
     {name: dtype}. labels: {label: number of its block}. blocks: lists of Statements; each ends where threads may part
-    or meet.
+    or meet. waits: whether there is a barrier.
     """
 
     def __init__(self, program, name):
@@ -76,6 +76,7 @@ class Kernel:
                         f"{name}: {register} is {kind}, unknown or in another scope of another kind"
                     )
         self._split(body)
+        self.waits = any(s.opcode[0] == "bar" for block in self.blocks for s in block)
 
     def _split(self, body):
         self.blocks, self.labels = [[]], {}
@@ -96,8 +97,3 @@ class Kernel:
         accesses = {("ld", space), ("st", space), ("atom", space)}
         kinds = (KINDS[s.opcode[-1]] for block in self.blocks for s in block if s.opcode[:2] in accesses)
         return min((int(kind[1]) for kind in kinds), default=16)
-
-    @property
-    def waits(self):
-        """Whether it has a barrier."""
-        return any(s.opcode[0] == "bar" for block in self.blocks for s in block)
