@@ -55,7 +55,8 @@ class Muon:
     The momentum rests in float32 (float64 beside float64). Its update and the final move are walks, the same bits on
     every backend and for any number of threads, given the same orthogonalised matrix. That matrix is BLAS's, in the
     momentum's dtype, whose bits depend on the library and its threads: promise 1 ends there.
-    Other chores than grad_scale are refused: see aux. Shards must hold whole leaves: `sums_first` says so.
+    Other chores than grad_scale are refused: see aux. Shards must hold whole leaves: `sums_first` says so. Keep
+    state_dict: checkpoint folders take PyTorch's Muon, not this one.
 
     >>> params = {"w": np.eye(3, dtype=np.float32), "bias": np.zeros(3, np.float32)}
     >>> opt = fa.Muon(params, lr=0.1, weight_decay=0.0, aux={"lr": 1e-3})

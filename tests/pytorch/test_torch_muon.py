@@ -8,6 +8,7 @@ torch = pytest.importorskip("torch", reason='needs PyTorch: pip install ".[torch
 
 from torch.nn import Parameter  # noqa: E402
 
+import fastadam as fa  # noqa: E402
 import fastadam.torch as fat  # noqa: E402
 
 SHAPES = [(8, 5), (5, 8), (6, 6), (40, 24), (40, 24)]
@@ -84,3 +85,20 @@ def test_groups_say_what_they_are():
     ]  # fmt: skip
     with pytest.raises(ValueError, match="Learning rate should be >= 0"):
         fat.Muon([w], lr=-1.0)
+
+
+def test_a_folder_of_checkpoints_keeps_all_of_it(tmp_path):
+    def made():
+        params = [Parameter(x) for x in drawn([(6, 4), (3,)], 0)]
+        return params, fat.Muon(params, lr=0.1, aux={"lr": 0.01})
+
+    (ours, opt), (others, loaded) = made(), made()
+    give(ours, 1)
+    opt.step()
+    folder = fa.checkpoint.Folder(tmp_path)
+    folder.save(opt)
+    folder.load(loaded)
+    for params, optimizer in ((ours, opt), (others, loaded)):
+        give(params, 2)
+        optimizer.step()
+    assert all(torch.equal(p, q) for p, q in zip(ours, others, strict=True))

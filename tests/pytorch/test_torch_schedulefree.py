@@ -103,3 +103,19 @@ def test_a_checkpoint_of_either_mode_goes_on(master):
 def test_a_remainder_is_refused():
     with pytest.raises(ValueError, match="master is 'remainder', expected None or 'float32'"):
         made("ScheduleFreeSGD", torch.ones(3, dtype=torch.bfloat16), master="remainder")
+
+
+def test_a_folder_of_checkpoints_keeps_the_mode(tmp_path):
+    start, *grads = gradients(3, torch.float32)
+    p, opt = made("ScheduleFreeAdamW", start)
+    q, loaded = made("ScheduleFreeAdamW", start)
+    step(opt, p, grads[0])
+    opt.eval()
+    folder = fa.checkpoint.Folder(tmp_path)
+    folder.save(opt)
+    folder.load(loaded)
+    assert loaded.param_groups[0]["train_mode"] is False
+    for optimizer, x in ((opt, p), (loaded, q)):
+        optimizer.train()
+        step(optimizer, x, grads[1])
+    assert torch.equal(p, q)
