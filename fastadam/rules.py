@@ -181,12 +181,16 @@ class NAdam(Rule):
         (beta1, beta2), (l2, decay) = self.betas, self._decay(lr, self.decoupled_weight_decay)
         momentum = beta1 * (1 - 0.5 * 0.96 ** (t * self.momentum_decay))
         following = beta1 * (1 - 0.5 * 0.96 ** ((t + 1) * self.momentum_decay))
-        product = carried[0] * momentum
+        product = self._product(carried[0], momentum)
         grad_step = lr * (1 - momentum) / (1 - product)
         momentum_step = lr * following / (1 - product * following)
         rsqrt_bias2 = 1 / math.sqrt(self._bias(1, t))
         decays = self._sign, l2, beta1, 1 - beta1, beta2, 1 - beta2
         return *NAdamCoefficients(*decays, grad_step, momentum_step, rsqrt_bias2, self.eps, decay), product
+
+    def _product(self, before: float, momentum: float) -> float:
+        """Return the product of all momenta up to this step's."""
+        return before * momentum
 
 
 @dataclass(frozen=True)

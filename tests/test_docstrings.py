@@ -13,6 +13,7 @@ import fastadam
 LIBRARIES = {
     "torch": "PyTorch",
     "jax": "JAX",
+    "keras": "Keras",
     "scipy": "SciPy",
     "sklearn": "scikit-learn",
 }  # that wings of the same name are for
@@ -32,6 +33,7 @@ def public(name):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:keras")
 @pytest.mark.parametrize("module", MODULES)
 def test_examples_run(module, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

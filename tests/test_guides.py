@@ -14,13 +14,15 @@ from sybil.parsers.markdown import PythonCodeBlockParser
 import fastadam as fa
 
 ROOT = Path(__file__).parents[1]
-WINGS = "checkpoint", "distributed", "jax", "scipy", "sklearn", "torch"
+WINGS = "checkpoint", "distributed", "jax", "keras", "scipy", "sklearn", "torch"
 FOLDERS = ".", "benchmarks", "fastadam", *(f"fastadam/{wing}" for wing in WINGS), "kernels", "tests"
 GUIDES = [str(Path(folder, "README.md")) for folder in FOLDERS]
 NEEDS = {  # the blocks that do not run everywhere, in their order
     "README.md": ["torch"],
     "fastadam/README.md": ["gpu"],
     "fastadam/jax/README.md": ["jax"] * 5,
+    "fastadam/keras/README.md": ["keras"] * 3,
+    "fastadam/scipy/README.md": ["autograd", "pyro", "numpyro", "flax", "equinox"],
     "fastadam/torch/README.md": [*["torch"] * 8, "lightning", "transformers", "torch"],
 }
 MARK = re.compile(r"<!-- needs: (\w+) -->\n\Z")
@@ -49,6 +51,7 @@ def test_every_readme_is_a_guide():
 
 @pytest.mark.parametrize("guide", GUIDES)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:keras")
 @pytest.mark.filterwarnings("ignore::FutureWarning:torch")
 def test_its_blocks_run(guide, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -118,7 +118,7 @@ RULES = [
     ("if length > 5:", "if length > 4:"),
     ("math.sqrt(tractable * self._bias(1, t))", "math.sqrt(tractable)"),
     ("((t + 1) * self.momentum_decay)", "(t * self.momentum_decay)"),
-    ("product = carried[0] * momentum", "product = momentum"),
+    ("return before * momentum", "return momentum"),
     ("(0.0, 1.0) if t == 1 else", "(0.0, 1.0) if t == 0 else"),
     ("(lr, lr * self.momentum) if self.nesterov", "(0.0, lr) if self.nesterov"),
     ("1 - self.dampening", "1.0"),
