@@ -17,7 +17,7 @@ import fastadam as fa
 from fastadam.host.threads import get_num_threads
 from fastadam.tools.console import TextTable
 
-from . import files, limit, machine
+from . import files, machine, markdown
 
 LIMIT = "limit"
 METHODS = {
@@ -33,6 +33,8 @@ ASKED |= dict(zip(MATRICES, (1.0, 1.3), strict=True))
 
 def arrays(name, n):
     """Return {contestant: a function of one step} of a method and of the walk over as many streams."""
+    from . import limit
+
     method, chosen = METHODS[name]
     p, g = np.ones(n, np.float32), np.full(n, 1e-3, np.float32)
     opt = method(p, lr=1e-6, **chosen)
@@ -118,6 +120,33 @@ def cases(n, small):
         yield name, (lambda shapes=shapes: muon(shapes)) if find_spec("torch") else None
 
 
+def rows(result):
+    """Yield (case, ms of ours, ms of the limit or the peer, ratio with p10 and p90, what was asked), as text."""
+    for name, seconds in result["cases"].items():
+        peer = next(each for each in (LIMIT, "peer") if each in seconds)
+        ours = next(each for each in seconds if each != peer)
+        ratios = sorted(b / a for a, b in zip(seconds[ours], seconds[peer], strict=True))
+        low, high = ratios[len(ratios) // 10], ratios[-1 - len(ratios) // 10]
+        times = [f"{1e3 * statistics.median(seconds[each]):.1f}" for each in (ours, peer)]
+        yield name, *times, f"{statistics.median(ratios):.2f} ({low:.2f}-{high:.2f})", f"{ASKED[name]:g}"
+
+
+HEAD = "case", "ms", "limit or peer, ms", "times as fast (p10-p90)", "asked"
+
+
+def section(result):
+    """Yield the Markdown of a result."""
+    yield f"Steps over {result['n']:,} float32 parameters beside the limit of their own bytes, over {result['small']:,}"
+    yield "beside a package's, and of matrices beside torch.optim.Muon: medians, and ratios of one round."
+    yield ""
+    yield from markdown.table(HEAD, rows(result))
+    yield ""
+    of, versions = result["machine"], result["versions"]
+    used = ", ".join(f"{name} {versions[name]}" for name in ("numpy", "numba", "torch") if versions.get(name))
+    when = f"commit {result['commit']}, {result['date'][:10]}; {result['rounds']} rounds"
+    yield f"{of['cpu']}, {of['cores']} cores; {used}; {when}; load average {of['load_after']} after the run."
+
+
 def main(argv=None):
     """Measure, print a table, and write the result where that is asked."""
     parser = argparse.ArgumentParser(prog="python -m fastadam.benchmarks.one_pass", description=__doc__)
@@ -126,27 +155,23 @@ def main(argv=None):
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--json", type=Path, help="write the result to this file")
     args = parser.parse_args(argv)
-    of = machine.machine()
-    table = TextTable("case", "ms", "peer or limit, ms", "ratio", "p10-p90", "asked")
-    measured = {}
+    of, measured, absent = machine.machine(), {}, []
     for name, make in cases(args.n, args.small):
         if make is None:
-            table.add(name, "", "not installed", "", "", "")
-            continue
-        measured[name] = seconds = race(make(), args.rounds)
-        peer = next(each for each in (LIMIT, "peer") if each in seconds)
-        ours = next(each for each in seconds if each != peer)
-        ratios = sorted(b / a for a, b in zip(seconds[ours], seconds[peer], strict=True))
-        low, high = ratios[len(ratios) // 10], ratios[-1 - len(ratios) // 10]
-        times = [f"{1e3 * statistics.median(seconds[each]):.1f}" for each in (ours, peer)]
-        table.add(name, *times, f"{statistics.median(ratios):.2f}", f"{low:.2f}-{high:.2f}", f"{ASKED[name]:g}")
-    table.show()
+            absent.append(name)
+        else:
+            measured[name] = race(make(), args.rounds)
     of["load_after"] = round(os.getloadavg()[0], 2)
-    print(f"load average {of.get('load_before', of.get('load'))} before, {of['load_after']} after")
+    result = {"bench": "one-pass", "date": machine.date(), "commit": machine.commit(), "machine": of}
+    result |= {"versions": machine.versions(), "threads": get_num_threads(), "rounds": args.rounds}
+    result |= {"n": args.n, "small": args.small, "cases": measured}
+    table = TextTable(*HEAD)
+    for row in rows(result):
+        table.add(*row)
+    table.show()
+    print("".join(f"not installed: {name}\n" for name in absent), end="")
     if args.json:
-        result = {"bench": "one-pass", "date": machine.date(), "commit": machine.commit(), "machine": of}
-        result |= {"versions": machine.versions(), "threads": get_num_threads(), "rounds": args.rounds}
-        files.write(args.json, {**result, "n": args.n, "small": args.small, "cases": measured})
+        files.write(args.json, result)
     return 0
 
 

@@ -1,6 +1,6 @@
 """Writes what each table of benchmarks/README.md holds: Markdown, from the newest result of its suite."""
 
-from . import advice, fidelity_report, libraries, ranks
+from . import advice, fidelity_report, libraries, one_pass, ranks
 from .markdown import absent, by_format, table, taken_on, times, verdicts
 
 PEERS = "torch", "deepspeed", "bitsandbytes", "torchao"
@@ -90,7 +90,7 @@ def jax(result):
 
 SECTIONS = {
     "core": core, "chain": chain, "narrow": narrow, "pytorch": pytorch, "jax": jax, "fidelity": fidelity_report.section,
-    "libraries": libraries.section,
+    "libraries": libraries.section, "one-pass": one_pass.section,
 }  # fmt: skip
 FRONT = {
     "core times": core_times,

@@ -241,8 +241,7 @@ class AdaBelief(Rule):
 class ADOPT(Rule):
     """Divides each gradient by the root of the second moment before it: Taniguchi et al. 2024, Algorithm 2.
 
-    The first step only fills that, and decays nothing. clip: limit the quotient to ±(t-1)^¼, as in the authors' later
-    version.
+    The first step only fills that, and decays nothing. clip: limit the quotient to ±(t-1)^¼, as the authors came to do.
     """
 
     lr: LearningRate = 1e-3
