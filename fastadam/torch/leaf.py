@@ -51,9 +51,9 @@ class Leaf:
         self.state_dtype = torch.float32 if self.short else tensor.dtype
         self.dtype, self.shape, self._complex = tensor.dtype, tensor.shape, tensor.is_complex()
         storage.check(name, format, describe(tensor))
-        resting = {key: None if slot is None else storage.slot_format(format, slot) for key, slot in slots.items()}
         computed = format_of(format.compute)
-        stored = next((x for x in resting.values() if x not in (None, computed)), computed)
+        rest = {key: computed if slot is None else storage.slot_format(format, slot) for key, slot in slots.items()}
+        stored = next((x for x in rest.values() if x is not computed), computed)
         if stored not in DTYPES:
             fits = ", ".join(repr(each.name) for each in DTYPES if each.moments)
             raise ValueError(f"moments is {stored.name!r}, {name} is {describe(p)}: expected one of {fits}, or None")
@@ -62,9 +62,8 @@ class Leaf:
                 "the shape of a DTensor says nothing of its blocks" if tensor is not p else "expected real parameters"
             )
             raise ValueError(f"moments is {storage.moments!r}, {name} is {describe(p)}: {reason}")
-        self.formats: dict[str, Format] = {key: x or computed for key, x in resting.items()}
         self.mastered, self.split = storage.has_master(format), storage.has_remainder(format)
-        self.formats |= {"master": FLOAT32} if self.mastered else {"remainder": REMAINDER} if self.split else {}
+        self.formats = rest | ({"master": FLOAT32} if self.mastered else {"remainder": REMAINDER} if self.split else {})
         self.kinds = {k: self.state_dtype if x.is_compute else DTYPES[x] for k, x in self.formats.items()}
         self.blocked = any(each.block > 1 for each in self.formats.values())
         self.kernel_slots = {key: slot for key, slot in slots.items() if slot is not None}
