@@ -184,8 +184,9 @@ class Stepper:
             slots = [flats.get(slot.name) for slot in self._kernel.slots]
             beside = (flats.get(name) for name in ("ema", "copy_to", "remainder", "master"))
             streams.append(Streams(flat(p), None, slots, *beside))
-        in_plan = (pair for of_leaf in zip(self._labels, streams, strict=True) for pair in zip(*of_leaf, strict=True))
-        Memory([*((name, x) for name, x, _ in apart), *((name, x) for name, x in in_plan if x is not None)])
+        if apart:  # the plan looks at the others
+            pairs = (pair for of in zip(self._labels, streams, strict=True) for pair in zip(*of, strict=True))
+            Memory([*((name, x) for name, x, _ in apart), *((name, x) for name, x in pairs if x is not None)])
         if self._plan is not None and self._plan.movable:
             self._plan.move(owners, streams)
         else:

@@ -90,6 +90,8 @@ def writable(x: Any) -> Any:
 def extent(x: Array) -> tuple[int, int]:
     """Return the addresses of the first byte of x and of the first byte beyond it."""
     if isinstance(x, np.ndarray):
+        if x.flags.c_contiguous:  # 1 µs, where NumPy's function takes 5
+            return x.ctypes.data, x.ctypes.data + x.nbytes
         low, high = np.lib.array_utils.byte_bounds(x)
         return int(low), int(high)
     ends = [(n - 1) * stride if n else 0 for n, stride in zip(x.shape, x.strides, strict=True)]

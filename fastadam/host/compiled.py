@@ -60,13 +60,15 @@ class NumbaPlan(Plan):
         )
 
     def move(self, owners: Sequence[Any], streams: Sequence[Streams]) -> None:
+        strides = [p.strides for p in self._params]
         super().move(owners, streams)
         self._table[:] = self._addresses()
-        self._look_at_grads()
+        self._look_at_grads(anew=strides != [p.strides for p in self._params])
 
-    def _look_at_grads(self) -> None:
-        """Lay out what tells at a glance whether gradients are like those before."""
-        self._grads = [_like(p, dtype) for p, dtype in zip(self._params, self._g_dtypes, strict=True)]
+    def _look_at_grads(self, anew: bool = True) -> None:
+        """Lay out what tells at a glance whether gradients are like those before. anew: what they are like, too."""
+        if anew:
+            self._grads = [_like(p, dtype) for p, dtype in zip(self._params, self._g_dtypes, strict=True)]
         ids = [np.array(list(map(id, each)), np.int64) for each in (self._params, self._anchors, self._grads)]
         nbytes = np.array([p.size * g.itemsize for p, g in zip(self._params, self._grads, strict=True)], np.int64)
         starts, ends = (np.ascontiguousarray(x, np.int64) for x in (self._memory.starts, self._memory.ends))

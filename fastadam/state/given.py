@@ -76,25 +76,28 @@ class Lender:
     def __init__(self, home: Host, path: str, p: Array) -> None:
         self._home, self._path, self._p = home, path, p
 
-    def _array(self, name: str, dtype: Any, shape: Any, x: Any) -> tuple[Array, str]:
-        """Return an array to write to, of this dtype and shape, and how an error about it begins."""
-        name = f"{name}{self._path}"
-        expected = f"p{self._path} is {describe(self._p)}: expected an array of {dtype}{tuple(shape)}"
+    def _array(self, name: str, dtype: Any, shape: Any, x: Any) -> Array:
+        """Return an array to write to, of this dtype and shape."""
         x = x.array if isinstance(x, FlatBuffer) else x
-        both = f"{name} is {'None' if x is None else describe(x)}, {expected}"
         if not self._home.is_array(x):
-            raise TypeError(both)
-        x = self._home.to_write(name, x)
-        if (x.dtype, x.shape) != (dtype, shape) or not x.dtype.isnative:
-            raise ValueError(both)
-        return x, both
+            raise TypeError(self._both(name, dtype, shape, x))
+        x = self._home.to_write(name + self._path, x)
+        if x.dtype != dtype or x.shape != shape or not x.dtype.isnative:
+            raise ValueError(self._both(name, dtype, shape, x))
+        return x  # type: ignore[no-any-return]
+
+    def _both(self, name: str, dtype: Any, shape: Any, x: Any) -> str:
+        """Say what came for a stream and what was expected."""
+        came = "None" if x is None else describe(x)
+        expected = f"p{self._path} is {describe(self._p)}: expected an array of {dtype}{tuple(shape)}"
+        return f"{name}{self._path} is {came}, {expected}"
 
     def straight(self, name: str, format: Format, x: Any) -> Array:
         """Return the array of a stream as a flat one in p's order in memory."""
-        x, both = self._array(name, format.dtype, self._p.shape, x)
-        straight = flat_like(x, self._p)
+        dtype, shape = format.dtype, self._p.shape
+        straight = flat_like(self._array(name, dtype, shape, x), self._p)
         if straight is None:
-            raise ValueError(f"{both} in dense memory in the same order of axes")
+            raise ValueError(f"{self._both(name, dtype, shape, x)} in dense memory in the same order of axes")
         return straight
 
     def blocks(self, name: str, format: Format, codes: Any, scales: Any) -> tuple[Array, list[Apart]]:
@@ -103,13 +106,12 @@ class Lender:
         parts = codes_and_scales(blocks)
         names = name, f"{name}{SCALES}"
         lent = [
-            self._array(each, part.dtype, part.shape, x)[0]
+            self._array(each, part.dtype, part.shape, x)
             for each, part, x in zip(names, parts, (codes, scales), strict=True)
         ]
         if self._home.is_array(lent[0]) and isinstance(lent[0], np.ndarray):
-            places = [x.__array_interface__["data"][0] for x in (*lent, *parts)]
-            if [x.strides for x in lent] == [x.strides for x in parts] and places[1] - places[0] == places[3] - places[
-                2
-            ]:
+            codes_at, scales_at, first, second = (x.ctypes.data for x in (*lent, *parts))
+            alike = [x.strides for x in lent] == [x.strides for x in parts]
+            if alike and scales_at - codes_at == second - first:
                 return np.lib.stride_tricks.as_strided(lent[0], blocks.shape, blocks.strides), []
         return blocks, [Apart(each + self._path, x, part) for each, x, part in zip(names, lent, parts, strict=True)]
