@@ -120,10 +120,11 @@ class Fused:
         if key not in self._calls:
             self._calls[key] = self._call(layout, gradients, decays, list(given))
         inputs = [_scalar(x(state.count) if callable(x) else x) for x in given.values()]
+        numbers = [state.carried[name] for name in self.rule.carried]  # JAX sorts the keys of dicts
         streams = [x for name in layout.arrays for x in state.streams[name]]
-        count, *results = self._calls[key](*inputs, state.count, *state.carried.values(), *leaves, *streams, *gradients)
+        count, *results = self._calls[key](*inputs, state.count, *numbers, *leaves, *streams, *gradients)
         parts = iter(results)
-        carried = {name: next(parts) for name in state.carried}
+        carried = {name: next(parts) for name in self.rule.carried}
         stepped = tree.unflatten([next(parts) for _ in leaves])
         after = {name: [next(parts) for _ in lies] for name, lies in layout.arrays.items()}
         return stepped, FusedState(count, carried, after, next(parts, None))
