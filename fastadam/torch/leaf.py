@@ -83,9 +83,8 @@ class Leaf:
         self.state: Any = None
         self.tensors: list[str] = []  # the keys of its tensors
         self.seen: list[Any] = []  # these
-        self.memory = [
-            self.dense() if self.gaps else tensor
-        ]  # p, or its copy, and then this process's share of the state
+        # p, or its copy, and then this process's share of the state:
+        self.memory = [self.dense() if self.gaps else tensor]
         self.addresses: list[int] = []  # of these, and how they lie
         self.forms: list[Any] = []
         self.places: list[tuple[Any, Any]] = []  # of the numbers

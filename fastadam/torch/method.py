@@ -87,3 +87,11 @@ def begin(opt: Method, leaf: Leaf) -> None:
                 state[key] = leaf.zeros(key)
                 if leaf.begins_as_p(key):
                     state[key].copy_(leaf.p)
+
+
+def check_whole(leaf: Leaf, measured: bool, summing: str) -> None:
+    """Refuse a DTensor where its shard alone would be measured, or summed over by the method of this name."""
+    if leaf.shared and measured:
+        raise ValueError(f"{leaf.name} is a DTensor: max_norm, skip_nonfinite and stats would see one shard")
+    if leaf.shared and summing:
+        raise ValueError(f"{leaf.name} is a DTensor: {summing} would sum over one shard")

@@ -29,7 +29,7 @@ from fastadam.rule import Rule
 from fastadam.torch.group import ParamGroup, differ, holds_memory, plain
 from fastadam.torch.idle import check_remembered, forgotten
 from fastadam.torch.leaf import Leaf, Moved
-from fastadam.torch.method import Method, Options, begin, count_if_asked
+from fastadam.torch.method import Method, Options, begin, check_whole, count_if_asked
 from fastadam.torch.seen import Seen
 
 EMPTY: dict[str, Any] = {}
@@ -78,15 +78,9 @@ class Walk:
                 leaf.copy_into(self._copies[id(leaf.p)])
                 formats.append(leaf.streams(self._kernel, leaf.resting))
             limit = positive(f"param_groups[{k}]: max_norm", opt.param_groups[k].get("max_norm"))
+            measured = limit or self._chores.max_norm or self._chores.skip_nonfinite or self._chores.stats
             for leaf in leaves:
-                if leaf.shared and (
-                    limit or self._chores.max_norm or self._chores.skip_nonfinite or self._chores.stats
-                ):
-                    raise ValueError(
-                        f"{leaf.name} is a DTensor: max_norm, skip_nonfinite and stats would see one shard"
-                    )
-                if leaf.shared and self._kernel.summed(rule.options):
-                    raise ValueError(f"{leaf.name} is a DTensor: {opt.rule.__name__} would sum over one shard")
+                check_whole(leaf, bool(measured), opt.rule.__name__ if self._kernel.summed(rule.options) else "")
             leaves_of_group = range(len(self.leaves), len(self.leaves) + len(leaves))
             self.groups.append(
                 ParamGroup(rule, f"param_groups[{k}]: ", leaves_of_group, {leaf.wide for leaf in leaves}, limit)
