@@ -14,6 +14,7 @@ global norm, which DDP's row, without it, is not asked for.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import random
@@ -24,7 +25,7 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -143,18 +144,30 @@ def worker(args):
         sys.modules["torch"].distributed.destroy_process_group()
 
 
+def mpiexec():
+    """Return the path of mpiexec, beside this Python first; end the program where there is none, or no mpi4py."""
+    path = shutil.which("mpiexec", path=f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ.get('PATH', '')}")
+    if path is None or importlib.util.find_spec("mpi4py") is None:
+        raise SystemExit("no mpiexec and mpi4py: pip install 'fastadam[mpi]'")
+    return path
+
+
 def launch(args):
     """Return what `ranks` processes measure."""
-    beside = shutil.which("mpiexec", path=f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ.get('PATH', '')}")
-    if beside is None:
-        raise SystemExit("no mpiexec: pip install 'fastadam[mpi]'")
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "result.json")
         sizes = ",".join(map(str, args.sizes))
-        command = [beside, "-n", str(args.ranks), sys.executable, "-m", "mpi4py", "-m", "fastadam.benchmarks.ranks"]
+        command = [mpiexec(), "-n", str(args.ranks), sys.executable, "-m", "mpi4py", "-m", "fastadam.benchmarks.ranks"]
         command += ["--worker", str(out), "--sizes", sizes, "--rounds", str(args.rounds)]
         subprocess.run(command, check=True, env={"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), **os.environ})
         return json.loads(out.read_text())
+
+
+def installed(*names):
+    """Yield (name, version) of the packages that are installed: MPI may be the system's."""
+    for name in names:
+        with suppress(PackageNotFoundError):
+            yield name, version(name)
 
 
 def free_port():
@@ -235,12 +248,13 @@ def main(argv=None):
     if args.worker:
         worker(args)
         return 0
+    mpiexec()
     of = machine.machine()
     if machine.unquiet(of):
         print(machine.unquiet(of))
     result = {
         "bench": "ranks", "date": machine.date(), "commit": machine.commit(), "machine": of,
-        "versions": machine.versions() | {name: version(name) for name in ("mpi4py", "mpich")},
+        "versions": machine.versions() | dict(installed("mpi4py", "mpich")),
         "threads": 1, "ranks": args.ranks, "rounds": args.rounds,
         "cases": launch(args),
     }  # fmt: skip
