@@ -29,12 +29,12 @@ def mpiexec():
     return beside
 
 
-def mpi(size, script, *arguments, timeout=120, **variables):
+def mpi(size, script, *arguments, timeout=120, cwd=None, **variables):
     """(exit status, output) of a job over MPI; whoever raises ends it, as `-m mpi4py` has it."""
     command = [mpiexec(), "-n", str(size), sys.executable, "-Werror", "-m", "mpi4py", str(script), *map(str, arguments)]
     done = subprocess.run(
-        command, env=environment(**variables), timeout=timeout, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True,
+        command, env=environment(**variables), timeout=timeout, cwd=cwd, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     return done.returncode, done.stdout
 

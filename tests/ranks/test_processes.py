@@ -1,6 +1,7 @@
 """Processes hold the bits of one: over MPI as mpi4py's and mpich's wheels bring it, and over gloo."""
 
 import json
+import re
 
 import pytest
 
@@ -35,6 +36,13 @@ def test_one_flipped_bit_differs(tmp_path):
     status, output = mpi(2, PROGRAM, "mpi", tmp_path / "results", FLIP=1)
     assert status == 0, output
     assert differing(tmp_path / "results", 2) == [0, 2, 3, 4, 5]
+
+
+def test_the_guide_runs_on_three_ranks(tmp_path):
+    text = (HERE.parents[1] / "fastadam" / "distributed" / "README.md").read_text(encoding="utf-8")
+    (tmp_path / "guide.py").write_text("\n".join(re.findall(r"```python\n(.*?)```", text, re.S)))
+    status, output = mpi(3, tmp_path / "guide.py", cwd=tmp_path)
+    assert (status, output) == (0, "")
 
 
 def test_the_demo_has_the_same_bits():
