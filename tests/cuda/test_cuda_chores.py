@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from cases import label, same_bits
 from test_chores import made, tree_of
-from test_cuda import differing, moved
+from test_cuda import captured, differing, moved
 
 import fastadam as fa
 from fastadam import kernels
@@ -280,11 +280,8 @@ def test_leaves_of_a_group_may_have_counts_of_their_own_where_the_device_counts(
     again = copy.deepcopy(b)
     assert again.state_dict()["leaves"]["params[1]"]["count"] == 2
     if "capturable" in asked:
-        stream = cupy.cuda.Stream(non_blocking=True)
-        with stream:
-            stream.begin_capture()
-            b.step(on_device(cupy, here))
-            stream.end_capture()
+        graph = captured(cupy, b, on_device(cupy, here))
+        assert graph.work
         with pytest.raises(ValueError, match=r"leaves has '\[0\]', expected whole groups: a captured graph"):
             b.reset("[0]")
         with pytest.raises(
