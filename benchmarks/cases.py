@@ -195,8 +195,16 @@ class Setting:
 
     @property
     def bytes(self):
-        """Return what a step moves per parameter."""
-        return self.format.bytes(self.slots) + CHORES[self.chores]
+        """Return what a step moves per parameter: once more p, g and the slots, read, where sums come first."""
+        step = self.format.bytes(self.slots)
+        return step + CHORES[self.chores] + (step + self.dtype.itemsize) / 2 * self.sums_first
+
+    @property
+    def sums_first(self):
+        """Say whether steps begin with sums over whole leaves."""
+        from fastadam import kernels
+
+        return kernels.ALL[self.rule.kernel].summed(self.rule.options)
 
 
 def setting(rule, format="float32", chores=""):

@@ -10,7 +10,7 @@ import numpy as np
 
 from . import cases
 from .contestants import Contestant, named, only
-from .peers_torch import TORCH, BitsAndBytes, BitsAndBytes8, DeepSpeed, TorchAO, TorchGraph
+from .peers_torch import TORCH, BitsAndBytes, BitsAndBytes8, DeepSpeed, Optimi, Timm, TorchAO, TorchGraph
 
 
 class PlainNumpy(Contestant):
@@ -55,7 +55,7 @@ class Optax(Contestant):
         import jax
         import optax
 
-        only(setting, ("Adam", "AdamW", "Adamax", "Lion", "SGD"), ("momentum", "nesterov"))
+        only(setting, ("Adam", "AdamW", "Adamax", "LAMB", "Lion", "SGD"), ("momentum", "nesterov"))
         if start.dtype == np.float64:
             jax.config.update("jax_enable_x64", True)
         convert = jax_array(self.device if self.device == "cpu" else "gpu")
@@ -125,7 +125,7 @@ class Thinc(Contestant):
             self.p[k], _ = self.opt((k, "p"), p, g)
 
 
-CPU = (*TORCH[:1], DeepSpeed, Optax, *TORCH[1:], Thinc, BitsAndBytes, BitsAndBytes8, PlainNumpy, TorchAO)
+CPU = (*TORCH[:1], DeepSpeed, Optax, *TORCH[1:], Thinc, Timm, Optimi, BitsAndBytes, BitsAndBytes8, PlainNumpy, TorchAO)
 CUDA = (
     *(named(one, f"{one.name} cuda", device="cuda")
       for one in (*TORCH[:1], Optax, *TORCH[1:], BitsAndBytes, BitsAndBytes8)),

@@ -171,6 +171,33 @@ class TorchFused(Torch):
         return format.moments == format.dtype.name and "master" not in format.options
 
 
+class Timm(Torch):
+    """Is timm's LAMB and LARS, which loop over lists of tensors."""
+
+    name, install, needs = "timm", "pip install timm torchvision", ("torch", "timm")
+
+    def optimizer(self, method):
+        from timm.optim import Lamb, Lars
+
+        only(self.setting, ("LAMB", "LARS"))
+        self.more = {"always_adapt": True} | ({"max_grad_norm": None} if method == "LAMB" else {"eps": 0.0})
+        told = {"trust_coefficient": "trust_coeff"}
+        hyper = {told.get(k, k): v for k, v in self.setting.hyperparameters.items() if k != "maximize"}
+        return (Lamb if method == "LAMB" else Lars)(self.p, **hyper, **self.more)
+
+
+class Optimi(Torch):
+    """Is optimi's StableAdamW, which loops over lists of tensors."""
+
+    name, install, needs = "optimi", "pip install torch-optimi", ("torch", "optimi")
+
+    def optimizer(self, method):
+        from optimi import StableAdamW
+
+        only(self.setting, ("StableAdamW",))
+        return self.constructed(StableAdamW)
+
+
 class DeepSpeed(Torch):
     """Is DeepSpeed's CPU optimizers, which compile C++ at first use, for a minute."""
 

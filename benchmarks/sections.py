@@ -88,9 +88,29 @@ def jax(result):
     )
 
 
+def lamb(result):
+    """Yield the lines of LAMB, whose steps need sums first."""
+    yield from section(
+        result,
+        "Float32 LAMB, one step: a walk that adds up two norms of each array, then the step, 44 bytes an element;\n"
+        "against optax's under jit with parameters and state donated, and timm's.",
+        peers=("jax", "optax", "torch", "timm"),
+    )
+
+
+def stableadamw(result):
+    """Yield the lines of StableAdamW, whose steps need a sum first."""
+    yield from section(
+        result,
+        "Float32 StableAdamW, one step, against optimi's, which loops over lists of PyTorch's tensors.",
+        peers=("torch", "optimi"),
+    )
+
+
 SECTIONS = {
-    "core": core, "chain": chain, "narrow": narrow, "pytorch": pytorch, "jax": jax, "fidelity": fidelity_report.section,
-    "libraries": libraries.section, "one-pass": one_pass.section,
+    "core": core, "chain": chain, "narrow": narrow, "pytorch": pytorch, "jax": jax, "lamb": lamb,
+    "stableadamw": stableadamw, "fidelity": fidelity_report.section, "libraries": libraries.section,
+    "one-pass": one_pass.section,
 }  # fmt: skip
 FRONT = {
     "core times": core_times,

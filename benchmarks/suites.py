@@ -3,6 +3,7 @@
 core: a step of every backend beside all peers. chain: a whole training step in one pass against PyTorch's passes.
 narrow: steps in fewer bytes, once more on fewer parameters beside peers whose 8-bit moments are slow on a CPU.
 pytorch: fastadam.torch against torch.optim. jax: fastadam.jax against optax.
+lamb, stableadamw: methods whose steps need sums over whole arrays first.
 """
 
 from collections.abc import Callable
@@ -10,8 +11,9 @@ from typing import NamedTuple
 
 from . import cases
 
-OURS, CUDA, TORCH, FUSED, DEEPSPEED, JAX, OPTAX = (
+OURS, CUDA, TORCH, FUSED, DEEPSPEED, JAX, OPTAX, TIMM, OPTIMI = (
     "fastadam numba", "fastadam cuda", "fastadam.torch", "torch fused", "DeepSpeedCPUAdam", "fastadam.jax", "optax",
+    "timm", "optimi",
 )  # fmt: skip
 PLAIN, MOMENTS, ALL, REMAINDER, CODED, SHORT_CODED, WIDE_STATE = (
     "float32", "float32:moments=bfloat16", "bfloat16:moments=bfloat16", "bfloat16:moments=bfloat16:master=remainder",
@@ -71,12 +73,24 @@ def jax(workload, backends):
     return [Race(workload, ((JAX, PLAIN), (OPTAX, PLAIN)))]
 
 
+def lamb(workload, backends):
+    """Return a race of LAMB against who has it."""
+    return [Race(workload, ((OURS, PLAIN), (OPTAX, PLAIN), (TIMM, PLAIN)))]
+
+
+def stableadamw(workload, backends):
+    """Return a race of StableAdamW against who has it."""
+    return [Race(workload, ((OURS, PLAIN), (OPTIMI, PLAIN)))]
+
+
 SUITES = {
     "core": Suite(core, tuple(cases.flat(n) for n in cases.SIZES)),
     "chain": Suite(chain, ("2^24",), rounds=15, needs=140),
     "narrow": Suite(narrow, ("2^24",), rounds=41, needs=140),
     "pytorch": Suite(pytorch, ("mlp", "2^20", "resnet50", "2^24 max_norm", "2^26"), "AdamW", rounds=25),
     "jax": Suite(jax, ("2^10", "2^20", "2^24", "resnet50", "160-leaves"), rounds=25),
+    "lamb": Suite(lamb, ("resnet50", "2^24"), "LAMB-bias_correction", rounds=25),
+    "stableadamw": Suite(stableadamw, ("resnet50", "2^24"), "StableAdamW", rounds=25),
 }
 
 

@@ -9,6 +9,7 @@ Chores are done first and last, in float64: the gradient is scaled and clipped, 
 """
 
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 
@@ -25,10 +26,13 @@ MOST = 1 << 20  # elements held against the oracle: all up to here; beyond, the 
 PIECE = 4096
 
 
-def sample(shapes, rng):
-    """Choose elements: (leaf, slice) pieces of whole groups. The first and the last of every leaf are among them."""
+def sample(shapes, rng, whole=False):
+    """Choose elements: (leaf, slice) pieces of whole groups. The first and the last of every leaf are among them.
+
+    whole: all, since what becomes of each depends on its whole leaf.
+    """
     sizes = [int(np.prod(shape)) for shape in shapes]
-    share = MOST / max(sum(sizes), 1)
+    share = 1 if whole else MOST / max(sum(sizes), 1)
     pieces = []
     for leaf, n in enumerate(sizes):
         if share >= 1 or n <= 2 * PIECE:
@@ -146,7 +150,9 @@ class Papers:
             streams = [p_now, bounds.Running(g, g_error, unit), *now]
             row = self._row(t, carried)
             summed = self._kernel.summed(setting.rule.options)
-            inner, *errors = bounds.one_step(self._kernel, dtype, streams, row, self._host(t, dtype, carried), summed)
+            # A peer's sums are of float32, in lanes: see `factor`.
+            sums = self._peer * p.size / LANES * unit[0] / 2 if summed else None
+            inner, *errors = bounds.one_step(self._kernel, dtype, streams, row, self._host(t, dtype, carried), sums)
             exact, state = paper(t, exact, g, state, **taken)
             shown = self._rested(exact, inner * (2 if self._peer else 1), p.dtype.name, None, groups)
             if "master" not in setting.format.options:
@@ -190,12 +196,23 @@ def oracle(one):
     return Trivial(one.setting.rule.lr) if one.paper is None else Papers(one.paper, one.peer)
 
 
+def by_leaf(truth, first, grads, how, cuts):
+    """Return the steps of all elements, leaf by leaf where they were cut. how: what `steps` takes besides."""
+    groups, factors = how
+    steps = []
+    for a, b in pairwise([0, *cuts, first.size]):
+        of_leaf = groups[(groups >= a) & (groups < b)] - a
+        steps.append(list(truth.steps(first[a:b], [g[a:b] for g in grads], of_leaf, factors)))
+    return [tuple(map(np.concatenate, zip(*of_leaves, strict=True))) for of_leaves in zip(*steps, strict=True)]
+
+
 def check(contestants, start, rng, report=lambda name: None):
     """Let everyone take two steps, held against the oracle after each; averages and copies after the last.
 
     Returns {name: error in ulp of the larger of old and new p} and {name: what is wrong}. report(name) comes first.
     """
-    pieces = sample(start.shapes, rng)
+    whole = any(one.paper is not None and one.paper.sums_first for one in contestants)
+    pieces = sample(start.shapes, rng, whole)
     groups = groups_of(pieces)
     first, grads = pick(start.params, pieces), [pick(leaves, pieces) for leaves in start.grads]
     truths, ulps, wrong = {}, {}, {}
@@ -205,7 +222,8 @@ def check(contestants, start, rng, report=lambda name: None):
         if key not in truths:
             factors = [factor(one, start.grads[k % len(grads)]) for k in range(STEPS)]
             given = [grads[k % len(grads)] for k in range(STEPS)]
-            truths[key] = list(oracle(one).steps(first, given, groups, factors))
+            cuts = np.cumsum([part.stop - part.start for _, part in pieces])[:-1] if whole else []
+            truths[key] = by_leaf(oracle(one), first, given, (groups, factors), cuts)
         for k, (exact, allowed) in enumerate(truths[key]):
             one.give(k)
             one.step()

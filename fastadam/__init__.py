@@ -23,16 +23,19 @@ from fastadam.functional import (
     ademamix_step,
     adopt_step,
     lamb_step,
+    lars_step,
     lion_step,
     momentum_step,
     nadam_step,
     rmsprop_step,
     schedulefree_step,
+    stableadamw_step,
 )
 from fastadam.host.threads import get_num_threads, num_threads, set_num_threads
 from fastadam.methods import (
     ADOPT,
     LAMB,
+    LARS,
     SGD,
     AdaBelief,
     Adagrad,
@@ -46,6 +49,7 @@ from fastadam.methods import (
     RMSprop,
     ScheduleFreeAdamW,
     ScheduleFreeSGD,
+    StableAdamW,
 )
 from fastadam.muon import Muon
 from fastadam.optimizer import Optimizer
@@ -61,6 +65,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ADOPT",
     "LAMB",
+    "LARS",
     "SGD",
     "AdEMAMix",
     "AdaBelief",
@@ -78,6 +83,7 @@ __all__ = [
     "RMSprop",
     "ScheduleFreeAdamW",
     "ScheduleFreeSGD",
+    "StableAdamW",
     "StepInfo",
     "Stepper",
     "adabelief_step",
@@ -93,6 +99,7 @@ __all__ = [
     "get_num_threads",
     "info",
     "lamb_step",
+    "lars_step",
     "lion_step",
     "momentum_step",
     "nadam_step",
@@ -102,6 +109,7 @@ __all__ = [
     "schedulefree_step",
     "schedules",
     "set_num_threads",
+    "stableadamw_step",
 ]
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""Holds the rules that correct no bias: gradient descent and its momentum, its sign, and steps of a running scale.
+"""Holds the rules that correct no bias: gradient descent, its momentum, its sign, and steps of a running scale.
 
 See rules.py, where all rules are to be had.
 """
@@ -7,10 +7,38 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from fastadam.kernels.adagrad import Coefficients as AdagradCoefficients
+from fastadam.kernels.adopt import Coefficients as AdoptCoefficients
 from fastadam.kernels.lion import Coefficients as LionCoefficients
 from fastadam.kernels.momentum import Coefficients as MomentumCoefficients
 from fastadam.kernels.rmsprop import Coefficients as RMSpropCoefficients
 from fastadam.rule import LearningRate, Rule, used
+
+UNLIMITED = 3e38  # a limit that no quotient in float32 reaches which a step survives
+
+
+@dataclass(frozen=True)
+class ADOPT(Rule):
+    """Divides each gradient by the root of the second moment before it: Taniguchi et al. 2024, Algorithm 2.
+
+    The first step only fills that, and decays nothing. clip: limit the quotient to ±(t-1)^¼, as the authors came to do.
+    """
+
+    lr: LearningRate = 1e-3
+    betas: tuple[float, float] = (0.9, 0.9999)
+    eps: float = 1e-6
+    weight_decay: float = 0.0
+    clip: bool = True
+    decoupled_weight_decay: bool = field(default=False, kw_only=True)
+
+    kernel: ClassVar[str] = "adopt"
+    averages: ClassVar[tuple[str, ...]] = ("m",)  # not v, which is the step before's
+
+    def coefficients(self, t: int, lr: float, *carried: float) -> tuple[float, ...]:
+        (beta1, beta2), (l2, decay) = self.betas, self._decay(lr, self.decoupled_weight_decay)
+        if t == 1:
+            return AdoptCoefficients(self._sign, l2, 0.0, beta1, 0.0, 0.0, 1.0, 0.0, self.eps, 1.0)
+        limit = (t - 1) ** 0.25 if self.clip else UNLIMITED
+        return AdoptCoefficients(self._sign, l2, limit, beta1, 1 - beta1, beta2, 1 - beta2, lr, self.eps, decay)
 
 
 @dataclass(frozen=True)
@@ -18,20 +46,21 @@ class Lion(Rule):
     """Steps by the sign of an interpolated momentum: Chen et al. 2023, Algorithm 2.
 
     cautious_decay: decay only of the elements that the step moves towards 0, or leaves where they are: L. Chen et al.
-    2025, Algorithm 1.
+    2025, Algorithm 1. cautious: see Adam.
     """
 
     lr: LearningRate = 1e-4
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.0
     cautious_decay: bool = field(default=False, kw_only=True)
+    cautious: bool = field(default=False, kw_only=True)
 
     kernel: ClassVar[str] = "lion"
     averages: ClassVar[tuple[str, ...]] = ("m",)  # which the next step alone reads, times β1
 
     @property
     def options(self) -> frozenset[str]:
-        return used(cautious_decay=self.cautious_decay)
+        return used(cautious_decay=self.cautious_decay, agree=self.cautious)
 
     def coefficients(self, t: int, lr: float, *carried: float) -> tuple[float, ...]:
         beta1, beta2 = self.betas

@@ -205,6 +205,36 @@ def lamb_step(
     _step(rules.LAMB(**hyperparameters), p, g, {"m": m, "v": v}, t, grad_scale, backend)
 
 
+@_hyperparameters_of(rules.LARS)
+def lars_step(
+    p: Array, g: Array, m: Array, *,
+    t: int = 1, grad_scale: float = 1.0, backend: str = "auto", **hyperparameters: Any,
+) -> None:  # fmt: skip
+    """Take one step of LARS, whose local rate is that of p. It does not depend on t unless lr does.
+
+    >>> p, g, m = np.ones(4), np.ones(4), np.zeros(4)
+    >>> fa.lars_step(p, g, m, lr=0.25, trust_coefficient=1.0)
+    >>> p.tolist()
+    [0.75, 0.75, 0.75, 0.75]
+    """
+    _step(rules.LARS(**hyperparameters), p, g, {"m": m}, t, grad_scale, backend)
+
+
+@_hyperparameters_of(rules.StableAdamW)
+def stableadamw_step(
+    p: Array, g: Array, m: Array, v: Array, *,
+    t: int, grad_scale: float = 1.0, backend: str = "auto", **hyperparameters: Any,
+) -> None:  # fmt: skip
+    """Take one step of StableAdamW, whose surprise is that over p.
+
+    >>> p, g, m, v = np.ones(4), np.ones(4), np.zeros(4), np.zeros(4)
+    >>> fa.stableadamw_step(p, g, m, v, t=1, lr=0.25, weight_decay=0.0)
+    >>> p.round(6).tolist()
+    [0.75, 0.75, 0.75, 0.75]
+    """
+    _step(rules.StableAdamW(**hyperparameters), p, g, {"m": m, "v": v}, t, grad_scale, backend)
+
+
 @_hyperparameters_of(rules.SGD)
 def momentum_step(
     p: Array, g: Array, m: Array | None = None, *,

@@ -21,6 +21,7 @@ def adam_step(
     maximize: bool = False,
     eps_hat: bool = False,
     cautious_decay: bool = False,
+    cautious: bool = False,
 ) -> None: ...
 def nadam_step(
     p: Array,
@@ -39,6 +40,7 @@ def nadam_step(
     momentum_decay: float = 0.004,
     decoupled_weight_decay: bool = False,
     maximize: bool = False,
+    cautious: bool = False,
 ) -> float: ...
 def adamax_step(
     p: Array,
@@ -141,6 +143,7 @@ def lion_step(
     weight_decay: float = 0.0,
     maximize: bool = False,
     cautious_decay: bool = False,
+    cautious: bool = False,
 ) -> None: ...
 def lamb_step(
     p: Array,
@@ -157,6 +160,35 @@ def lamb_step(
     weight_decay: float = 0.01,
     maximize: bool = False,
     bias_correction: bool = True,
+) -> None: ...
+def lars_step(
+    p: Array,
+    g: Array,
+    m: Array,
+    *,
+    t: int = 1,
+    grad_scale: float = 1.0,
+    backend: str = "auto",
+    lr: LearningRate = 1.0,
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
+    trust_coefficient: float = 0.001,
+    maximize: bool = False,
+) -> None: ...
+def stableadamw_step(
+    p: Array,
+    g: Array,
+    m: Array,
+    v: Array,
+    *,
+    t: int,
+    grad_scale: float = 1.0,
+    backend: str = "auto",
+    lr: LearningRate = 0.001,
+    betas: tuple[float, float] = (0.9, 0.99),
+    eps: float = 1e-06,
+    weight_decay: float = 0.01,
+    maximize: bool = False,
 ) -> None: ...
 def momentum_step(
     p: Array,

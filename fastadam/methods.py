@@ -82,6 +82,14 @@ class ScheduleFreeSGD(_Method):
     rule = rules.ScheduleFreeSGD
 
 
+class LARS(_Method):
+    rule = rules.LARS
+
+
+class StableAdamW(_Method):
+    rule = rules.StableAdamW
+
+
 class SGD(_Method):
     rule = rules.SGD
 

@@ -36,6 +36,7 @@ class Adam(Optimizer):
         decoupled_weight_decay: bool = False,
         eps_hat: bool = False,
         cautious_decay: bool = False,
+        cautious: bool = False,
         **options: Unpack[Options],
     ) -> None: ...
 
@@ -52,6 +53,7 @@ class AdamW(Optimizer):
         maximize: bool = False,
         eps_hat: bool = False,
         cautious_decay: bool = False,
+        cautious: bool = False,
         **options: Unpack[Options],
     ) -> None: ...
 
@@ -67,6 +69,7 @@ class NAdam(Optimizer):
         decoupled_weight_decay: bool = False,
         *,
         maximize: bool = False,
+        cautious: bool = False,
         **options: Unpack[Options],
     ) -> None: ...
 
@@ -153,6 +156,7 @@ class Lion(Optimizer):
         *,
         maximize: bool = False,
         cautious_decay: bool = False,
+        cautious: bool = False,
         **options: Unpack[Options],
     ) -> None: ...
 
@@ -196,6 +200,32 @@ class ScheduleFreeSGD(Optimizer):
         warmup_steps: float = 0.0,
         r: float = 0.0,
         weight_lr_power: float = 2.0,
+        *,
+        maximize: bool = False,
+        **options: Unpack[Options],
+    ) -> None: ...
+
+class LARS(Optimizer):
+    def __init__(
+        self,
+        params: Tree,
+        lr: LearningRate = 1.0,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        trust_coefficient: float = 0.001,
+        *,
+        maximize: bool = False,
+        **options: Unpack[Options],
+    ) -> None: ...
+
+class StableAdamW(Optimizer):
+    def __init__(
+        self,
+        params: Tree,
+        lr: LearningRate = 0.001,
+        betas: tuple[float, float] = (0.9, 0.99),
+        eps: float = 1e-06,
+        weight_decay: float = 0.01,
         *,
         maximize: bool = False,
         **options: Unpack[Options],

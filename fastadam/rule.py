@@ -24,6 +24,7 @@ _AT_LEAST_0 = {
     "lr_decay",
     "initial_accumulator_value",
     "momentum_decay",
+    "trust_coefficient",
     "t_alpha",
     "t_beta3",
     "warmup_steps",

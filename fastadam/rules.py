@@ -26,20 +26,20 @@ import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from fastadam.descent import SGD, Adagrad, Lion, RMSprop
+from fastadam.descent import ADOPT, SGD, Adagrad, Lion, RMSprop
 from fastadam.kernels.adabelief import Coefficients as AdaBeliefCoefficients
 from fastadam.kernels.adam import Coefficients as AdamCoefficients
 from fastadam.kernels.adamax import Coefficients as AdamaxCoefficients
 from fastadam.kernels.ademamix import Coefficients as AdemamixCoefficients
-from fastadam.kernels.adopt import Coefficients as AdoptCoefficients
 from fastadam.kernels.nadam import Coefficients as NAdamCoefficients
-from fastadam.layerwise import LAMB
+from fastadam.layerwise import LAMB, LARS, StableAdamW
 from fastadam.rule import LearningRate, Rule, used
 from fastadam.unscheduled import ScheduleFreeAdamW, ScheduleFreeSGD
 
 __all__ = [
     "ADOPT",
     "LAMB",
+    "LARS",
     "SGD",
     "AdEMAMix",
     "AdaBelief",
@@ -53,9 +53,8 @@ __all__ = [
     "RMSprop",
     "ScheduleFreeAdamW",
     "ScheduleFreeSGD",
+    "StableAdamW",
 ]
-
-UNLIMITED = 3e38  # a limit that no quotient in float32 reaches which a step survives
 
 
 @dataclass(frozen=True)
@@ -67,6 +66,9 @@ class Adam(Rule):
     the paper's section 2, which TensorFlow and Keras use: √v + eps with lr·√(1-β2^t)/(1-β1^t).
     cautious_decay: decoupled decay only of the elements that the step moves towards 0, or leaves where they are:
     L. Chen et al. 2025, Algorithm 1.
+    cautious: move only the elements whose step agrees with the gradient, by as much more as those are fewer: Liang et
+    al. 2024, Algorithm 1, whose authors' code takes their share of each array for no less than 1/1000. Before each step
+    a walk counts them; step_rows is refused.
     """
 
     lr: LearningRate = 1e-3
@@ -77,6 +79,7 @@ class Adam(Rule):
     decoupled_weight_decay: bool = field(default=False, kw_only=True)
     eps_hat: bool = field(default=False, kw_only=True)
     cautious_decay: bool = field(default=False, kw_only=True)
+    cautious: bool = field(default=False, kw_only=True)
 
     kernel: ClassVar[str] = "adam"
     averages: ClassVar[tuple[str, ...]] = ("m", "v")
@@ -90,7 +93,7 @@ class Adam(Rule):
 
     @property
     def options(self) -> frozenset[str]:
-        return used(vmax=self.amsgrad, cautious_decay=self.cautious_decay)
+        return used(vmax=self.amsgrad, cautious_decay=self.cautious_decay, agree=self.cautious)
 
     def coefficients(self, t: int, lr: float, *carried: float) -> tuple[float, ...]:
         root = math.sqrt(self._bias(1, t))
@@ -162,7 +165,7 @@ class NAdam(Rule):
     """Is Adam with Nesterov's momentum: Dozat 2016 with PyTorch's momentum schedule β1·(1 - ½·0.96^(t·ψ)), ψ =
     momentum_decay.
 
-    The product of the momenta so far is carried in float64 (PyTorch keeps it in float32).
+    cautious: see Adam. The product of the momenta so far is carried in float64 (PyTorch keeps it in float32).
     """
 
     lr: LearningRate = 2e-3
@@ -172,10 +175,16 @@ class NAdam(Rule):
     momentum_decay: float = 4e-3
     decoupled_weight_decay: bool = False
 
+    cautious: bool = field(default=False, kw_only=True)
+
     kernel: ClassVar[str] = "nadam"
     averages: ClassVar[tuple[str, ...]] = ("m", "v")
     carried: ClassVar[dict[str, float]] = {"mu_product": 1.0}
     carried_most: ClassVar[float] = 1.0
+
+    @property
+    def options(self) -> frozenset[str]:
+        return used(agree=self.cautious)
 
     def coefficients(self, t: int, lr: float, *carried: float) -> tuple[float, ...]:
         (beta1, beta2), (l2, decay) = self.betas, self._decay(lr, self.decoupled_weight_decay)
@@ -235,31 +244,6 @@ class AdaBelief(Rule):
         return AdaBeliefCoefficients(
             self._sign, l2, beta1, 1 - beta1, beta2, 1 - beta2, step_size, rsqrt_bias2, self.eps, decay
         )
-
-
-@dataclass(frozen=True)
-class ADOPT(Rule):
-    """Divides each gradient by the root of the second moment before it: Taniguchi et al. 2024, Algorithm 2.
-
-    The first step only fills that, and decays nothing. clip: limit the quotient to ±(t-1)^¼, as the authors came to do.
-    """
-
-    lr: LearningRate = 1e-3
-    betas: tuple[float, float] = (0.9, 0.9999)
-    eps: float = 1e-6
-    weight_decay: float = 0.0
-    clip: bool = True
-    decoupled_weight_decay: bool = field(default=False, kw_only=True)
-
-    kernel: ClassVar[str] = "adopt"
-    averages: ClassVar[tuple[str, ...]] = ("m",)  # not v, which is the step before's
-
-    def coefficients(self, t: int, lr: float, *carried: float) -> tuple[float, ...]:
-        (beta1, beta2), (l2, decay) = self.betas, self._decay(lr, self.decoupled_weight_decay)
-        if t == 1:
-            return AdoptCoefficients(self._sign, l2, 0.0, beta1, 0.0, 0.0, 1.0, 0.0, self.eps, 1.0)
-        limit = (t - 1) ** 0.25 if self.clip else UNLIMITED
-        return AdoptCoefficients(self._sign, l2, limit, beta1, 1 - beta1, beta2, 1 - beta2, lr, self.eps, decay)
 
 
 @dataclass(frozen=True)

@@ -25,13 +25,28 @@ def sources() -> str:
 LOADED = sources()  # before the first of them is imported: what is compiled later is compiled from these
 
 # ruff: noqa: E402
-from . import adabelief, adagrad, adam, adamax, ademamix, adopt, lamb, lion, momentum, nadam, rmsprop, schedulefree
+from . import (
+    adabelief,
+    adagrad,
+    adam,
+    adamax,
+    ademamix,
+    adopt,
+    lamb,
+    lars,
+    lion,
+    momentum,
+    nadam,
+    rmsprop,
+    schedulefree,
+    stableadamw,
+)  # fmt: skip
 from .contract import Kernel
 
 ALL = {
     kernel.name: kernel
-    for kernel in map(
-        Kernel.of,
-        (adam, nadam, adamax, adabelief, adopt, ademamix, lion, lamb, schedulefree, momentum, rmsprop, adagrad),
-    )
-}
+    for kernel in map(Kernel.of, (
+        adam, nadam, adamax, adabelief, adopt, ademamix, lion, lamb, lars, stableadamw, schedulefree,
+        momentum, rmsprop, adagrad,
+    ))
+}  # fmt: skip

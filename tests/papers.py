@@ -20,7 +20,15 @@ def numbers(p, *hyperparameters):
     return [real(x) for x in hyperparameters]
 
 
-def adam(t, p, g, state, *, lr, betas, eps, weight_decay=0.0, amsgrad=False, maximize=False, eps_hat=False):
+def masked(u, g):
+    """Liang et al. 2024, Algorithm 1: u where it agrees with g, more the fewer those are; as in the authors' code their
+    share is taken for no less than 1/1000, where the paper adds 1 to their number."""
+    agree = np.sign(u) * np.sign(g) > 0
+    return u * agree / np.maximum(np.mean(agree, dtype=u.dtype), u.dtype.type(1) / 1000)
+
+
+def adam(t, p, g, state, *, lr, betas, eps, weight_decay=0.0, amsgrad=False, maximize=False, eps_hat=False,
+         cautious=False):  # fmt: skip
     """Kingma & Ba 2015, Algorithm 1; decay (not in the paper) is coupled.
 
     amsgrad: Reddi et al. 2018, Algorithm 2. As in torch, the maximum is over the biased v and both moments are then
@@ -36,8 +44,8 @@ def adam(t, p, g, state, *, lr, betas, eps, weight_decay=0.0, amsgrad=False, max
         v = new["vmax"] = np.maximum(state["vmax"], v)
     if eps_hat:
         lr_t = lr * np.sqrt(1 - beta2**t) / (1 - beta1**t)
-        return p - lr_t * m / (np.sqrt(v) + eps), new
-    m_hat = m / (1 - beta1**t)
+        return p - lr_t * (masked(m, g) if cautious else m) / (np.sqrt(v) + eps), new
+    m_hat = (masked(m, g) if cautious else m) / (1 - beta1**t)
     v_hat = v / (1 - beta2**t)
     return p - lr * m_hat / (np.sqrt(v_hat) + eps), new
 
@@ -48,16 +56,18 @@ def cautiously(p, update, decay):
 
 
 def adamw(t, p, g, state, *, lr, betas, eps, weight_decay=0.0, amsgrad=False, maximize=False, eps_hat=False,
-          cautious_decay=False):  # fmt: skip
+          cautious_decay=False, cautious=False):  # fmt: skip
     """Loshchilov & Hutter 2019, Algorithm 2, lines 6-12, with η_t = 1 and, as in torch, λ scaled by lr."""
-    moved, new = adam(t, p, g, state, lr=lr, betas=betas, eps=eps, amsgrad=amsgrad, maximize=maximize, eps_hat=eps_hat)
+    moved, new = adam(t, p, g, state, lr=lr, betas=betas, eps=eps, amsgrad=amsgrad, maximize=maximize, eps_hat=eps_hat,
+                      cautious=cautious)  # fmt: skip
+    update = masked(new["m"], -g if maximize else g) if cautious else new["m"]  # of the same sign
     lr, weight_decay = numbers(p, lr, weight_decay)
     decay = lr * weight_decay * p
-    return moved - (cautiously(p, new["m"], decay) if cautious_decay else decay), new  # u has m's sign
+    return moved - (cautiously(p, update, decay) if cautious_decay else decay), new  # u has m's sign
 
 
 def nadam(t, p, g, state, *, lr, betas, eps, weight_decay=0.0, momentum_decay=4e-3, decoupled_weight_decay=False,
-          maximize=False):  # fmt: skip
+          maximize=False, cautious=False):  # fmt: skip
     """Dozat 2016, Algorithm 2, with the schedule μ_t = β1·(1 - ½·0.96^(t·momentum_decay)).
 
     Departs as torch does: m decays by β1, not μ_t; v_hat lacks the paper's factor β2; decay is coupled by default.
@@ -75,6 +85,7 @@ def nadam(t, p, g, state, *, lr, betas, eps, weight_decay=0.0, momentum_decay=4e
     m = beta1 * state["m"] + (1 - beta1) * g
     v = beta2 * state["v"] + (1 - beta2) * g**2
     m_hat = mu_next * m / (1 - mu_product * mu_next) + (1 - mu) * g / (1 - mu_product)
+    m_hat = masked(m_hat, g) if cautious else m_hat
     v_hat = v / (1 - beta2**t)
     return p - lr * m_hat / (np.sqrt(v_hat) + eps), {"m": m, "v": v, "mu_product": mu_product}
 
@@ -175,11 +186,12 @@ def ademamix(t, p, g, state, *, lr, betas, alpha, eps, t_alpha=0, t_beta3=0, wei
     return p - lr * ((m1_hat + alpha * m2) / (np.sqrt(v_hat) + eps) + weight_decay * p), {"m1": m1, "m2": m2, "v": v}
 
 
-def lion(t, p, g, state, *, lr, betas, weight_decay=0.0, maximize=False, cautious_decay=False):
+def lion(t, p, g, state, *, lr, betas, weight_decay=0.0, maximize=False, cautious_decay=False, cautious=False):
     """Chen et al. 2023, Algorithm 2: β1 weighs the step, β2 the momentum that is kept; sign(0) = 0."""
     lr, beta1, beta2, weight_decay = numbers(p, lr, *betas, weight_decay)
     g = -g if maximize else g
     update = np.sign(beta1 * state["m"] + (1 - beta1) * g)
+    update = masked(update, g) if cautious else update
     m = beta2 * state["m"] + (1 - beta2) * g
     decay = weight_decay * p
     return p - lr * (update + (cautiously(p, update, decay) if cautious_decay else decay)), {"m": m}
@@ -234,6 +246,28 @@ def schedulefreesgd(t, p, g, state, *, lr, momentum, weight_decay=0.0, warmup_st
     """Defazio et al. 2024, equations 6 to 8. p is y."""
     lr, beta, weight_decay = numbers(p, lr, momentum, weight_decay)
     return schedule_free(t, p, -g if maximize else g, state, lr, beta, weight_decay, warmup_steps, r, weight_lr_power)
+
+
+def lars(t, p, g, state, *, lr, momentum=0.9, weight_decay=0.0, trust_coefficient=1e-3, maximize=False):
+    """You, Gitman & Ginsburg 2017, Algorithm 1, over one layer; as in timm the local rate is 1 where p or g is 0."""
+    lr, momentum, weight_decay, eta = numbers(p, lr, momentum, weight_decay, trust_coefficient)
+    g = -g if maximize else g
+    size, slope = np.sqrt(np.sum(p**2)), np.sqrt(np.sum(g**2))
+    local = eta * size / (slope + weight_decay * size) if size > 0 and slope > 0 else 1
+    m = momentum * state["m"] + lr * local * (g + weight_decay * p)
+    return p - m, {"m": m}
+
+
+def stableadamw(t, p, g, state, *, lr, betas, eps, weight_decay=0.0, maximize=False):
+    """Wortsman et al. 2023, Algorithm 2, over one layer."""
+    lr, beta1, beta2, eps, weight_decay = numbers(p, lr, *betas, eps, weight_decay)
+    g = -g if maximize else g
+    beta1, beta2 = (beta * (1 - beta ** (t - 1)) / (1 - beta**t) for beta in (beta1, beta2))
+    v = beta1 * state["m"] + (1 - beta1) * g
+    u = beta2 * state["v"] + (1 - beta2) * g**2
+    rms = np.sqrt(np.mean(g**2 / np.maximum(u, eps**2)))
+    eta = lr / np.maximum(1, rms)
+    return p - eta * weight_decay * p - eta * v / (np.sqrt(u) + eps), {"m": v, "v": u}
 
 
 def sgd(t, p, g, state, *, lr, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False, maximize=False,
@@ -314,8 +348,8 @@ def muon(t, p, g, state, *, lr, weight_decay, momentum, nesterov=True, ns_coeffi
 
 ORACLES = {
     f.__name__: f
-    for f in (adam, adamw, nadam, radam, adamax, adabelief, adopt, ademamix, lion, lamb, sgd, rmsprop, adagrad,
-              schedulefreeadamw, schedulefreesgd)
+    for f in (adam, adamw, nadam, radam, adamax, adabelief, adopt, ademamix, lion, lamb, lars, stableadamw, sgd,
+              rmsprop, adagrad, schedulefreeadamw, schedulefreesgd)
 }  # fmt: skip
 
 
@@ -337,6 +371,8 @@ def start(name, p, *, amsgrad=False, momentum=0.0, centered=False, initial_accum
         "lamb": ["m", "v"],
         "schedulefreeadamw": ["v"],
         "schedulefreesgd": [],
+        "lars": ["m"],
+        "stableadamw": ["m", "v"],
         "sgd": m,
         "rmsprop": ["v", *mean, *m],
         "adagrad": ["sum"],

@@ -25,15 +25,18 @@ METHODS = {
     "ScheduleFreeAdamW": fa.ScheduleFreeAdamW,
     "ScheduleFreeSGD": fa.ScheduleFreeSGD,
     "Lion": fa.Lion,
+    "LARS": fa.LARS,
+    "StableAdamW": functools.partial(fa.StableAdamW, weight_decay=0.0),
     "LAMB": functools.partial(fa.LAMB, weight_decay=0.0),
     "RMSprop": fa.RMSprop,
     "Adagrad": fa.Adagrad,
     "SGD": fa.SGD,
     "momentum": functools.partial(fa.SGD, momentum=0.9),
 }
-# Each of whose coordinates has a scale of its own, and a step of lr: LAMB's are as long as its parameters are; the
+# Each of whose coordinates has a scale of its own, and a step of lr: LAMB's and LARS's are as long as p is; the
 # schedule-free ones forget nothing that fast.
-ADAPTIVE = [name for name in METHODS if name not in ("SGD", "momentum", "LAMB") and "ScheduleFree" not in name]
+NOT_ADAPTIVE = ("SGD", "momentum", "LAMB", "LARS")
+ADAPTIVE = [name for name in METHODS if name not in NOT_ADAPTIVE and "ScheduleFree" not in name]
 
 
 def minimize(name, gradient, start, lr, steps, **named):
@@ -107,6 +110,8 @@ def rosenbrock_gradient(p):
         ("AdEMAMix", 0.1, 1e-9),
         ("Lion", 0.003, 1e-3),
         ("LAMB", 0.03, 1e-3),
+        ("LARS", 1.0, 0.1),
+        ("StableAdamW", 0.03, 1e-4),
         ("RMSprop", 0.003, 1e-3),
         ("Adagrad", 0.3, 1e-2),
         ("SGD", 0.003, 1e-2),
@@ -191,9 +196,12 @@ def lags(name, lr, steps=3000, drift=0.01):
     return np.array(behind)
 
 
-@pytest.mark.parametrize("name", [name for name in ADAPTIVE if name != "Adagrad"])
+@pytest.mark.parametrize("name", [name for name in ADAPTIVE if name not in ("Adagrad", "StableAdamW")])
 def test_a_drifting_target_is_followed(name):
-    """A step is about lr, five times what the target moves, so x is never further than both together."""
+    """A step is about lr, five times what the target moves, so x is never further than both together.
+
+    StableAdamW's is shorter after each turn, which surprises it.
+    """
     assert np.abs(lags(name, 0.05)[1000:]).max() <= 0.05 + 0.01 + 1e-9
 
 

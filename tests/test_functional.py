@@ -21,6 +21,8 @@ FUNCTIONS = {
     fa.ScheduleFreeSGD: fa.schedulefree_step,
     fa.Lion: fa.lion_step,
     fa.LAMB: fa.lamb_step,
+    fa.LARS: fa.lars_step,
+    fa.StableAdamW: fa.stableadamw_step,
     fa.SGD: fa.momentum_step,
     fa.RMSprop: fa.rmsprop_step,
     fa.Adagrad: fa.adagrad_step,
@@ -208,7 +210,9 @@ def test_methods_that_do_not_depend_on_t_need_none(backend):
         assert (p < 1).all()
 
 
-@pytest.mark.parametrize("function", sorted(set(FUNCTIONS.values()) - {fa.lion_step, fa.rmsprop_step}, key=label))
+@pytest.mark.parametrize(
+    "function", sorted(set(FUNCTIONS.values()) - {fa.lars_step, fa.lion_step, fa.rmsprop_step}, key=label)
+)
 def test_methods_that_depend_on_t_ask_for_it(function):
     positional = [x for x in inspect.signature(function).parameters.values() if x.kind is x.POSITIONAL_OR_KEYWORD]
     arrays = [np.ones(2, np.float32) for _ in positional]

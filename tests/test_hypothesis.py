@@ -207,7 +207,9 @@ class World:
         streams = [p, g, *(own.get(slot.name) for slot in kernel.slots)]
         with np.errstate(all="ignore"):
             host = host_error(rule, t)
-            limits = bounds.one_step(kernel, p.dtype.type, streams, row[:width], host, kernel.summed(rule.options))
+            limits = bounds.one_step(
+                kernel, p.dtype.type, streams, row[:width], host, 0.0 if kernel.summed(rule.options) else None
+            )
             name = self.method.__name__.lower()
             if name == "adam" and taken.pop("decoupled_weight_decay"):
                 name = "adamw"

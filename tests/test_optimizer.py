@@ -508,7 +508,15 @@ PAPERS = {  # not in torch.optim
         {"lr": 1.0, "momentum": 0.9, "weight_decay": 0, "warmup_steps": 0, "r": 0, "weight_lr_power": 2.0},
         {"maximize": False},
     ),
-    "Lion": ({"lr": 1e-4, "betas": (0.9, 0.99), "weight_decay": 0}, {"maximize": False, "cautious_decay": False}),
+    "Lion": (
+        {"lr": 1e-4, "betas": (0.9, 0.99), "weight_decay": 0},
+        {"maximize": False, "cautious_decay": False, "cautious": False},
+    ),
+    "LARS": (
+        {"lr": 1.0, "momentum": 0.9, "weight_decay": 0, "trust_coefficient": 1e-3},
+        {"maximize": False},
+    ),
+    "StableAdamW": ({"lr": 1e-3, "betas": (0.9, 0.99), "eps": 1e-6, "weight_decay": 1e-2}, {"maximize": False}),
     "LAMB": (  # timm's
         {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 1e-2},
         {"maximize": False, "bias_correction": True},
@@ -516,7 +524,8 @@ PAPERS = {  # not in torch.optim
 }
 HAT = {"eps_hat": False}
 OURS = {**dict.fromkeys(["Adamax", "RMSprop", "Adagrad"], HAT), "SGD": {"lr_in_momentum": False}}
-OURS |= {name: {**HAT, "cautious_decay": False} for name in ("Adam", "AdamW")}
+OURS |= {name: {**HAT, "cautious_decay": False, "cautious": False} for name in ("Adam", "AdamW")}
+OURS["NAdam"] = {**OURS.get("NAdam", {}), "cautious": False}
 
 
 @pytest.mark.parametrize("name", TORCH | PAPERS)

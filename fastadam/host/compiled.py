@@ -95,6 +95,8 @@ class NumbaPlan(Plan):
     def _prepare(self, workers: int) -> Calls:
         """Return the native calls of a step on so many threads, compiled or loaded."""
         if workers not in self._calls:
+            for one in self._summing:
+                self._piece(self._summing_tag(one))
             where = self._table, self.table.row, self.table.rows
             self._calls[workers] = self._calls_for(workers, self.everything, self._tags, *where, True)
         return self._calls[workers]
@@ -196,9 +198,13 @@ class NumbaPlan(Plan):
 
         self._on_threads(run, self._size if work[0].chunks is self.everything[0].chunks else _elements(work))
 
+    def _summing_tag(self, work: Work) -> Any:
+        """Return the tag of the walk that adds up before a step of this work."""
+        return self._tags[work.signature]._replace(summing=THERE, clear=None, stats=None)
+
     def _sum_up(self, work: Sequence[Work]) -> None:
         def make(workers: int) -> Calls:
-            tags = [self._tags[one.signature]._replace(summing=THERE, clear=None, stats=None) for one in work]
+            tags = [self._summing_tag(one) for one in work]
             return self._calls_for(workers, work, tags, self._table, self.table.row, self.table.rows, False)
 
         def run(workers: int) -> None:

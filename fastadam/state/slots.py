@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastadam.arrays.host import Array, Host, describe, flat, memory_order, shaped_like
-from fastadam.group import Group
+from fastadam.group import Group, sums_first
 from fastadam.kernels.codes import codes_and_scales
 from fastadam.kernels.contract import Kernel, Slot, Weights
 from fastadam.kernels.formats import CODES, REMAINDER, Format, decoded, encoded, format_of
@@ -230,10 +230,12 @@ class State:
 
     def bytes_per_step(self, gradients: int) -> int:
         """Return the bytes that a step reads and writes which passes over the gradients so many times."""
-        total = 0
-        for streams in self.streams:
+        total, summed = 0, {leaf for group in self._groups if sums_first(group) for leaf in group._leaves}
+        for leaf, streams in enumerate(self.streams):
             columns = streams.columns._replace(g=None, copy=None)
             total += 2 * sum(x.nbytes for x in columns.row if x is not None)
+            if leaf in summed:  # a walk before reads what the step reads
+                total += streams.p.nbytes + sum(x.nbytes for x in columns._replace(ema=None).row if x is not None)
             total += streams.p.nbytes * gradients + (0 if streams.copy is None else streams.copy.nbytes)
         return total
 

@@ -30,7 +30,8 @@ class Running:
 
     def _rounded(self, value, error, underflows=True):
         relative, absolute = self.unit
-        return Running(value, error + relative * (np.abs(value) + error) + absolute * underflows, self.unit)
+        inexact = underflows & ((value != 0) | (error > 0))  # what comes of exact zeros is exact
+        return Running(value, error + relative * (np.abs(value) + error) + absolute * inexact, self.unit)
 
     def _other(self, x):
         return x if isinstance(x, Running) else Running(x, 0.0, self.unit)
@@ -49,10 +50,14 @@ class Running:
         return self._rounded(self.value * x.value, error)
 
     def __truediv__(self, x):
+        x = self._other(x)
         value = self.value / x.value
         room = np.abs(x.value) - x.error  # how near to 0 the divisor can be
         error = np.where(room > 0, (self.error + np.abs(value) * x.error) / np.where(room > 0, room, 1), np.inf)
         return self._rounded(value, error)
+
+    def __rtruediv__(self, x):
+        return self._other(x) / self
 
     def sqrt(self):
         value = np.sqrt(self.value)
@@ -111,11 +116,12 @@ def _factor(kernel, arguments, c, unit):
     return Running(factor.value, factor.error + unit[0] * np.abs(factor.value), unit)
 
 
-def one_step(kernel, dtype, streams, row, host, summed=False):
+def one_step(kernel, dtype, streams, row, host, off=None):
     """Return bounds for (p, *slots) after one step by `kernel` in `dtype` from exact streams (None: absent).
 
     row: the coefficients; host: their relative error before they are rounded to dtype, one number or one for each.
-    summed: whether the rule needs the kernel's sums, of which these streams are a whole leaf.
+    off: None, or where the rule needs the kernel's sums, of which these streams are a whole leaf, how far its factor is
+        off besides, relatively: 0 unless it is another's.
     A stream that is no longer exact may be a Running.
     """
     unit = Running.arithmetic(dtype)
@@ -126,7 +132,9 @@ def one_step(kernel, dtype, streams, row, host, summed=False):
     names = {**kernel.element.__globals__, "maximum": _maximum, "sign": _sign, "select": _select}
     element = kernel.element
     running = FunctionType(element.__code__, names, None, element.__defaults__, element.__closure__)
-    kernel, arguments = kernel._replace(element=running), [*exact, *[0 if summed else None] * len(kernel.sums)]
-    if summed:
-        c = c._replace(factor=_factor(kernel, arguments, c, unit))
+    kernel, arguments = kernel._replace(element=running), [*exact, *[None if off is None else 0] * len(kernel.sums)]
+    if off is not None:
+        factor = _factor(kernel, arguments, c, unit)
+        factor.error += off * np.abs(factor.value)
+        c = c._replace(factor=factor)
     return [None if x is None else x.error for x in kernel.step(*arguments, c)[: 1 + len(kernel.slots)]]

@@ -26,6 +26,7 @@ BITING = {
     "lr": 1e-2, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.1, "alpha": 0.8, "dampening": 0.3,
     "lr_decay": 0.1, "initial_accumulator_value": 0.2, "momentum_decay": 0.04, "t_alpha": 4.0, "t_beta3": 5.0,
     "warmup_steps": 4.0, "r": 0.5, "weight_lr_power": 1.5,
+    "trust_coefficient": 0.03,
 }  # fmt: skip
 
 # What each chore can be asked for. Limits that bite on gradients around 1e-2 and scale 0.5.
@@ -118,7 +119,8 @@ def _signature(variant: Variant) -> Any:
 def kernels_in_use() -> list[Variant]:
     """Return one (method, hyperparameters) for every kernel and every set of optional slots: what can be compiled."""
     variant_of: dict[Any, Variant] = {}
-    for variant in variants(maximize=False):
+    for method, chosen in [*variants(maximize=False), *variants()]:  # each has the pairs of its own switches
+        variant = method, chosen | ({"maximize": False} if "maximize" in chosen else {})
         variant_of.setdefault(_signature(variant), variant)
     return list(variant_of.values())
 

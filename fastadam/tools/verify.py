@@ -85,7 +85,9 @@ def worst_error(
         streams = [start["p"], g, *(before.get(slot.name) for slot in kernel.slots)]
         row = opt.groups[0].coefficients_at(t, chosen["lr"], 1.0, *carried.values())[: len(kernel.Coefficients._fields)]  # type: ignore[attr-defined]
         rule = method.rule(**chosen)
-        limits = bounds.one_step(kernel, dtype, streams, row, host_error(rule, t), kernel.summed(rule.options))
+        limits = bounds.one_step(
+            kernel, dtype, streams, row, host_error(rule, t), 0.0 if kernel.summed(rule.options) else None
+        )
         exact, new = oracle(t, p.astype(wide), g.astype(wide), state, **taken)
         opt.step(home.put(g))
         after = {key.rpartition(".")[2]: x for key, x in state_arrays(opt).items()} | {"p": home.get(params)}

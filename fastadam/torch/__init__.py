@@ -8,6 +8,7 @@ from fastadam.torch.conversion import convert, load_state_from, to_torch_state
 from fastadam.torch.methods import (
     ADOPT,
     LAMB,
+    LARS,
     SGD,
     Adagrad,
     Adam,
@@ -21,12 +22,14 @@ from fastadam.torch.methods import (
     ScheduleFreeAdamW,
     ScheduleFreeSGD,
     SparseAdam,
+    StableAdamW,
 )
 from fastadam.torch.muon import Muon
 
 __all__ = [
     "ADOPT",
     "LAMB",
+    "LARS",
     "SGD",
     "AdEMAMix",
     "Adagrad",
@@ -41,6 +44,7 @@ __all__ = [
     "ScheduleFreeAdamW",
     "ScheduleFreeSGD",
     "SparseAdam",
+    "StableAdamW",
     "convert",
     "load_state_from",
     "to_torch_state",

@@ -20,17 +20,18 @@ MOMENTS = {"m": "exp_avg", "v": "exp_avg_sq", "vmax": "max_exp_avg_sq"}
 
 
 class Adam(Fast, torch.optim.Adam):
-    rule, slots = rules.Adam, MOMENTS
+    rule, slots, extras = rules.Adam, MOMENTS, {"cautious": False}
     instead = ", please consider SparseAdam instead"
 
 
 class AdamW(Fast, torch.optim.AdamW):
-    rule, slots, extras = rules.Adam, MOMENTS, {"cautious_decay": False}
+    rule, slots, extras = rules.Adam, MOMENTS, {"cautious_decay": False, "cautious": False}
     instead = ", please consider SparseAdam instead"
 
 
 class NAdam(Fast, torch.optim.NAdam):
-    rule, slots, numbers = rules.NAdam, MOMENTS, ("step", "mu_product")
+    rule, slots, extras = rules.NAdam, MOMENTS, {"cautious": False}
+    numbers = ("step", "mu_product")
 
 
 class RAdam(Fast, torch.optim.RAdam):
@@ -155,6 +156,18 @@ class ScheduleFreeSGD(TwoModes):
     schedulefree package's SGDScheduleFree."""
 
     rule, slots = rules.ScheduleFreeSGD, {"z": "z"}
+
+
+class LARS(Newcomer):
+    """Gives each parameter a learning rate of its own, You, Gitman & Ginsburg 2017, Algorithm 1."""
+
+    rule, slots, numbers = rules.LARS, {"m": "momentum_buffer"}, ()
+
+
+class StableAdamW(Newcomer):
+    """Steps less where gradients surprise it, Wortsman et al. 2023, Algorithm 2."""
+
+    rule, slots = rules.StableAdamW, MOMENTS
 
 
 class SGD(Fast, torch.optim.SGD):

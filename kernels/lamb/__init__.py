@@ -32,7 +32,7 @@ class Coefficients(NamedTuple):
     eps: float  # added after the bias correction; units of g
     weight_decay: float  # of the direction; units of p
     lr: float
-    factor: float  # the leaf's trust ratio
+    factor: float = 1.0  # the leaf's trust ratio
 
 
 def lamb(p, g, m, v, norm_p, norm_u, c):

@@ -4,11 +4,11 @@ template <bool cautious_decay>
 struct lion {
     template <class real>
     struct Coefficients {
-        real grad_scale, beta1, one_minus_beta1, beta2, one_minus_beta2, lr, decay;
+        real grad_scale, beta1, one_minus_beta1, beta2, one_minus_beta2, lr, decay, factor;
     };
 
-    template <class real, class M>
-    static DEVICE void element(real& p, real g, M& m, const Coefficients<real>& c) {
+    template <class real, class M, class Agree>
+    static DEVICE void element(real& p, real g, M& m, Agree& agree, const Coefficients<real>& c) {
         g = c.grad_scale * g;
         real mixed = g;
         if constexpr (there<M>) {
@@ -16,10 +16,18 @@ struct lion {
             m = c.beta2 * m + c.one_minus_beta2 * g;
         }
         real u = sign(mixed);
+        if constexpr (there<Agree>) {
+            agree = maximum(u * sign(g), 0);
+            u = u * (agree * c.factor);
+        }
         real kept = c.decay * p;
         if constexpr (cautious_decay) {
             kept = select(u * p, kept, p);
         }
         p = kept - c.lr * u;
+    }
+
+    static DEVICE f64 judged(f64 n, f64 agree, const Coefficients<f64>&) {
+        return 1 / maximum(agree / n, 0.001);
     }
 };

@@ -4,11 +4,11 @@ struct nadam {
     template <class real>
     struct Coefficients {
         real grad_scale, l2, beta1, one_minus_beta1, beta2, one_minus_beta2, grad_step, momentum_step, rsqrt_bias2, eps,
-            decay;
+            decay, factor;
     };
 
-    template <class real, class M, class V>
-    static DEVICE void element(real& p, real g, M& m, V& v, const Coefficients<real>& c) {
+    template <class real, class M, class V, class Agree>
+    static DEVICE void element(real& p, real g, M& m, V& v, Agree& agree, const Coefficients<real>& c) {
         g = c.grad_scale * g + c.l2 * p;
         real mean = g;
         if constexpr (there<M>) {
@@ -20,6 +20,15 @@ struct nadam {
             v = c.beta2 * v + c.one_minus_beta2 * (g * g);
             bound = v;
         }
-        p = c.decay * p - (c.grad_step * g + c.momentum_step * mean) / (sqrt(bound) * c.rsqrt_bias2 + c.eps);
+        real update = c.grad_step * g + c.momentum_step * mean;
+        if constexpr (there<Agree>) {
+            agree = maximum(sign(update) * sign(g), 0);
+            update = update * (agree * c.factor);
+        }
+        p = c.decay * p - update / (sqrt(bound) * c.rsqrt_bias2 + c.eps);
+    }
+
+    static DEVICE f64 judged(f64 n, f64 agree, const Coefficients<f64>&) {
+        return 1 / maximum(agree / n, 0.001);
     }
 };

@@ -73,7 +73,7 @@ struct yogi {
 };
 """,
         ),
-        Insertion("kernels/__init__.py", "nadam, rmsprop", ", yogi"),
+        Insertion("kernels/__init__.py", "    nadam,\n", "    yogi,\n"),
         Insertion("kernels/__init__.py", "momentum, rmsprop, adagrad", ", yogi"),
         Insertion(
             "fastadam/rules.py",

@@ -18,12 +18,12 @@ for module in pkgutil.walk_packages(arithmetic.__path__, "arithmetic."):
     importlib.import_module(module.name)
 adam = arithmetic.ALL["adam"]
 c = adam.Coefficients(1.0, 0.0, 0.9, 0.1, 0.99, 0.01, 0.5 / 0.1, 1 / 0.1, 1e-8, 1.0)
-p, m, v, _ = adam.element(np.zeros(3), np.ones(3), np.zeros(3), np.zeros(3), None, c)
+p, m, v, *_ = adam.element(np.zeros(3), np.ones(3), np.zeros(3), np.zeros(3), None, None, c)
 assert np.allclose(p, -0.5 / (1 + 1e-8), rtol=4e-16, atol=0), p
 import numba
 
 element = numba.njit(error_model="numpy")(adam.element)
-assert element(0.0, 1.0, 0.0, 0.0, None, c)[:3] == (p[0], m[0], v[0])
+assert element(0.0, 1.0, 0.0, 0.0, None, None, c)[:3] == (p[0], m[0], v[0])
 print(sorted(name for name in sys.modules if name.startswith("fastadam.")))
 """
 

@@ -26,7 +26,9 @@ def test_an_element_is_its_equation_and_no_more(kernel):
     assert [x.value for x in function.args.defaults] == [False] * len(kernel.switches)
     assert isinstance(function.body[-1], ast.Return)
     assert [x.id for x in function.body[-1].value.elts] == ["p", *numbers]
-    used = [n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and getattr(n.value, "id", "") == "c"]
+    texts = [tree, *([ast.parse(inspect.getsource(kernel.judged))] if kernel.judged else [])]
+    nodes = [n for text in texts for n in ast.walk(text) if isinstance(n, ast.Attribute)]
+    used = [n.attr for n in nodes if getattr(n.value, "id", "") == "c"]
     assert set(used) == set(kernel.Coefficients._fields)  # each coefficient, and none that is not there
     assert kernel.Coefficients._fields[0] == "grad_scale"  # the optimizer multiplies its own scale into the first
     called = {ast.unparse(n.func) for n in ast.walk(tree) if isinstance(n, ast.Call)}

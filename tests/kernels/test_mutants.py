@@ -53,16 +53,32 @@ ELEMENTS = [
     ("adam", "np.sqrt(bound) * c.rsqrt_bias2 + c.eps", "(np.sqrt(bound) + c.eps) * c.rsqrt_bias2"),
     ("adam", "np.sqrt(bound) * c.rsqrt_bias2 + c.eps", "np.sqrt(bound) + c.eps"),
     ("adam", "kept = c.decay * p", "kept = p"),
-    ("adam", "p = kept - c.step_size * mean", "p = c.decay * (p - c.step_size * mean"),
-    ("adam", "select(mean * p, kept, p)", "select(g * p, kept, p)"),  # the gradient's sign, not the update's
-    ("adam", "select(mean * p, kept, p)", "select(mean * p, p, kept)"),
-    ("adam", "select(mean * p, kept, p)", "kept"),
-    ("adam", "c.step_size * mean /", "c.step_size * g /"),
+    ("adam", "p = kept - c.step_size * update", "p = c.decay * (p - c.step_size * update"),
+    ("adam", "select(update * p, kept, p)", "select(g * p, kept, p)"),  # the gradient's sign, not the update's
+    ("adam", "select(update * p, kept, p)", "select(update * p, p, kept)"),
+    ("adam", "select(update * p, kept, p)", "kept"),
+    ("adam", "c.step_size * update /", "c.step_size * g /"),
     ("adam", "bound = vmax", "bound = v"),
     ("adam", "vmax = maximum(vmax, bound)", "vmax = bound"),
     ("adam", "return p, m, v, vmax", "return p, v, m, vmax"),
     ("nadam", "c.grad_step * g + c.momentum_step * mean", "c.grad_step * mean + c.momentum_step * g"),
     ("nadam", "c.decay * p", "p"),
+    ("adam", "sign(mean) * sign(g), 0)", "sign(mean), 0)"),  # what agrees with nothing
+    ("adam", "mean * (agree * c.factor)", "mean * c.factor"),  # the others move too
+    ("adam", "mean * (agree * c.factor)", "mean * agree"),
+    ("adam", "1 / maximum(agree / n, 0.001)", "1 / maximum(agree, 0.001)"),
+    ("nadam", "sign(update) * sign(g)", "sign(mean) * sign(g)"),
+    ("lion", "maximum(u * sign(g), 0)", "maximum(u * sign(m), 0)"),
+    ("lamb", "norm_p / norm_u", "norm_u / norm_p"),
+    ("lamb", "norm_p = p", "norm_p = g"),
+    ("lamb", "+ c.weight_decay * p", ""),
+    ("lamb", "c.lr * c.factor", "c.lr"),
+    ("lars", "norm_g + c.weight_decay * norm_p", "norm_g"),
+    ("lars", "c.lr * c.factor * (g", "c.lr * (g"),
+    ("lars", "c.trust_coefficient * norm_p", "norm_p"),
+    ("stableadamw", "surprise / np.sqrt(n)", "surprise"),
+    ("stableadamw", "maximum(surprise / np.sqrt(n), 1)", "(surprise / np.sqrt(n))"),
+    ("stableadamw", "(root + c.eps)", "maximum(root, c.eps)"),
     ("adamax", "np.abs(g) + c.eps", "np.abs(g)"),
     ("adamax", "np.abs(g) + c.eps", "g + c.eps"),
     ("adamax", "maximum(c.beta2 * u,", "maximum(u,"),
@@ -141,6 +157,13 @@ RULES = [
     ("(1 - share) / first + share / last", "share / first + (1 - share) / last"),
     ("t >= self.t_beta3 or first", "t > self.t_beta3 + 9 or first"),
     ("0.0, 0.0, 1.0, 0.0, self.eps, 1.0)", "0.0, 0.0, 1.0, 0.0, self.eps, decay)"),  # ADOPT's first step
+    ("if self.bias_correction:", "if not self.bias_correction:"),
+    ("rbias1, rsqrt_bias2 = 1 / self._bias(0, t)", "rbias1, rsqrt_bias2 = 1 / self._bias(0, t + 1)"),
+    ("return beta * (self._bias(k, t - 1) if t > 1 else 0.0) / bias", "return beta"),  # StableAdamW's are biased
+    (
+        "self.momentum, self.weight_decay, self.trust_coefficient, lr)",
+        "self.momentum, 0.0, self.trust_coefficient, lr)",
+    ),
 ]
 
 

@@ -25,13 +25,14 @@ GRADS = [
 
 ADAM = {"lr": 1e-2, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.1}
 BASE = {
-    **dict.fromkeys(["adam", "adamw", "nadam", "radam", "adamax", "adabelief", "adopt", "lamb"], ADAM),
+    **dict.fromkeys(["adam", "adamw", "nadam", "radam", "adamax", "adabelief", "adopt", "lamb", "stableadamw"], ADAM),
     "ademamix": {**ADAM, "betas": (0.8, 0.95, 0.99), "alpha": 3.0},
     "schedulefreeadamw": ADAM,
     "schedulefreesgd": {"lr": 1e-2, "momentum": 0.8, "weight_decay": 0.1},
     "lion": {"lr": 1e-2, "betas": (0.8, 0.95), "weight_decay": 0.1},
     "sgd": {"lr": 1e-2, "weight_decay": 0.1},
     "rmsprop": {"lr": 1e-2, "alpha": 0.8, "eps": 1e-3, "weight_decay": 0.1},
+    "lars": {"lr": 1.0, "weight_decay": 0.1, "momentum": 0.9},
     "adagrad": {"lr": 1e-2, "eps": 1e-3, "weight_decay": 0.1},
 }
 
@@ -161,6 +162,30 @@ PAPER = [   # Written out from the paper in 50-digit arithmetic (mpmath), on the
      [0.4675649550124995, -1.23495760492127, 2.00396602799, -0.011104062187656218, 0.7784108]),
     ("lion", {"cautious_decay": True, "maximize": True},
      [0.52895051, -1.25627373875, 1.982021992002, -0.05113635371875, 0.7163573925537392]),
+    # timm 1.0.31's AdamWLegacy and Lion with caution=True are within 5e-16 of those two.
+    ("adam", {"cautious": True},
+     [0.4521219119532721, -1.2687040956710305, 2.0110099528336947, -0.011275107653858245, 0.7219979823639967]),
+    ("adam", {"cautious": True, "amsgrad": True, "maximize": True},
+     [0.46364484475184714, -1.2278426817677868, 1.9886197645274284, -0.022627846000026212, 0.7142982460071688]),
+    ("adamw", {"cautious": True},
+     [0.48486265424217323, -1.2667811757306136, 2.000112428080373, -0.01921969881329183, 0.7508152266609897]),
+    ("adamw", {"cautious": True, "cautious_decay": True},
+     [0.48583783017469123, -1.270551531472494, 2.004102915520913, -0.019264444097436977, 0.7530792121656642]),
+    ("nadam", {"cautious": True},
+     [0.47381416191651493, -1.2673709310651486, 2.0029351604477816, -0.010412390536448912, 0.7207588880137166]),
+    ("lion", {"cautious": True},
+     [0.47660533019235457, -1.2411989634489637, 1.986007022415093, -0.018546835252290606, 0.7521335009764317]),
+    ("lion", {"cautious": True, "cautious_decay": True, "maximize": True},
+     [0.5184365444875, -1.2437899200587363, 1.992011992002, -0.04363135621875, 0.7388374075537367]),
+    # timm 1.0.31's Lars (eps=0, always_adapt=True) is within 5e-16 of both.
+    ("lars", {"trust_coefficient": 1e-3},
+     [0.5021152193980418, -1.2453857011771796, 2.002157460430358, -0.02950723607399615, 0.7501519469936554]),
+    ("lars", {"trust_coefficient": 0.02, "momentum": 0.0, "maximize": True},
+     [0.45055433899694525, -1.2836589259042788, 2.000765463086888, -0.05976577289758567, 0.7500322836031263]),
+    ("stableadamw", {},
+     [0.4881801762888278, -1.25985874403328, 2.002906073517146, -0.02323331293458854, 0.7588367670633814]),
+    ("stableadamw", {"maximize": True},
+     [0.5060637167432889, -1.2257509885470117, 1.9740694986113207, -0.03890693037991875, 0.7325290724847936]),
     # timm 1.0.31's Lamb (max_grad_norm=None, always_adapt=True) is within 7e-16 of all three.
     ("lamb", {},
      [0.4613210486899991, -1.2666916498653225, 1.9985781635492, -0.009789804950491362, 0.7694943299029703]),

@@ -113,3 +113,27 @@ def test_lambs_ratio(backend):
     p = np.array([3.0, 4.0])
     fa.LAMB(p, lr=0.1, weight_decay=0.0, backend=backend).step(np.zeros(2))
     assert p.tolist() == [3.0, 4.0]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_lars_rate(backend):
+    """By hand: p is 5 long, g 10, so of η = ½ the local rate is ½·5/(10 + ½·5) = 0.2."""
+    p, g = np.array([1.0, 2.0, 2.0, 4.0]), np.array([2.0, 4.0, 4.0, 8.0])
+    fa.LARS(p, lr=0.5, weight_decay=0.5, trust_coefficient=0.5, backend=backend).step(g)
+    np.testing.assert_allclose(p, np.array([1.0, 2.0, 2.0, 4.0]) * (1 - 0.5 * 0.2 * 2.5), rtol=1e-15)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_stableadamw_shrinks_a_surprising_step(backend):
+    """By hand: at first u = g² and the surprise is 1; then g is 3, u = 1 + (9 - 1)/(1 + ½), rms 3/√u, and so on."""
+    p = np.zeros(4)
+    opt = fa.StableAdamW(p, lr=0.5, betas=(0.5, 0.5), eps=0.0, weight_decay=0.0, backend=backend)
+    opt.step(np.ones(4))
+    np.testing.assert_allclose(p, -0.5, rtol=1e-15)
+    opt.step(np.full(4, 3.0))
+    m, u = 1 + (3 - 1) / 1.5, 1 + (9 - 1) / 1.5
+    np.testing.assert_allclose(p, -0.5 - 0.5 / (3 / np.sqrt(u)) * m / np.sqrt(u), rtol=1e-15)
+    opt.step(np.full(4, 1e-3))  # no surprise: the whole of lr
+    m, u = m + (1e-3 - m) / 1.75, u + (1e-6 - u) / 1.75
+    before = -0.5 - 0.5 / (3 / np.sqrt(1 + 8 / 1.5)) * (1 + 2 / 1.5) / np.sqrt(1 + 8 / 1.5)
+    np.testing.assert_allclose(p, before - 0.5 * m / np.sqrt(u), rtol=1e-14)
