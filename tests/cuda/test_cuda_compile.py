@@ -93,6 +93,9 @@ def test_whole_accesses_are_of_16_bytes_and_all_loads_come_before_arithmetic(pro
         assert not re.search(r"\b(ld|st)\.(v\d|f\d|u\d|b\d|local)", text), step.name  # generic, or the stack
         more = step.table == "Rows"  # values that belong to the same row, and are added to the first
         # Twice: where every stream can be accessed whole, and where each is looked at by itself.
+        if step.chores.summing:  # which leaves out what no sum needs
+            assert (len(loads) <= 2 * streams, len(stores)) == (True, 0), step.name
+            continue
         assert (len(loads), len(stores)) == (2 * (streams + more), 2 * written + skipped), step.name
         if not step.chores.noted and not step.chores.summing:  # whose notes are words of 64 bits too
             assert copies == (0 if step.chores.copy is None else 2), step.name
@@ -140,8 +143,8 @@ def test_formats_spill_nothing_and_keep_to_one_type(formats):
 def test_whole_accesses_of_16_bits_are_of_16_bytes(formats):
     found = bodies(formats[0])
     for step in stored_steps():
-        if not isinstance(step, Instantiation) or step.table == "Rows" or step.width != 8:
-            continue
+        if not isinstance(step, Instantiation) or step.table == "Rows" or step.width != 8 or step.chores.summing:
+            continue  # of what is added up the compiler leaves out loads that no sum needs
         short = [format for format in step.streams if format is not None and format.bytes == 2]
         # Of 8 bits a thread loads the words which hold its codes.
         wide = [format for format in step.streams if format is not None and (format.block > 1 or format.bytes == 4)]
