@@ -22,8 +22,10 @@ p, m, v, *_ = adam.element(np.zeros(3), np.ones(3), np.zeros(3), np.zeros(3), No
 assert np.allclose(p, -0.5 / (1 + 1e-8), rtol=4e-16, atol=0), p
 import numba
 
-element = numba.njit(error_model="numpy")(adam.element)
-assert element(0.0, 1.0, 0.0, 0.0, None, None, c)[:3] == (p[0], m[0], v[0])
+adagrad = arithmetic.ALL["adagrad"]
+c = adagrad.Coefficients(*[0.5] * len(adagrad.Coefficients._fields))
+element = numba.njit(error_model="numpy")(adagrad.element)
+assert element(0.0, 1.0, 0.0, c) == tuple(x[0] for x in adagrad.element(np.zeros(3), np.ones(3), np.zeros(3), c))
 print(sorted(name for name in sys.modules if name.startswith("fastadam.")))
 """
 
