@@ -29,10 +29,15 @@ PIECE = 4096
 def sample(shapes, rng, whole=False):
     """Choose elements: (leaf, slice) pieces of whole groups. The first and the last of every leaf are among them.
 
-    whole: all, since what becomes of each depends on its whole leaf.
+    whole: of whole leaves alone, the shortest first, since what becomes of each element depends on all of its leaf; of
+    a leaf longer than all that is held nothing is.
     """
     sizes = [int(np.prod(shape)) for shape in shapes]
-    share = 1 if whole else MOST / max(sum(sizes), 1)
+    if whole:
+        shortest = np.argsort(sizes, kind="stable")
+        held = shortest[np.cumsum(np.array(sizes)[shortest]) <= MOST]
+        return [(leaf, slice(0, sizes[leaf])) for leaf in sorted(held.tolist())] or [(0, slice(0, 0))]
+    share = MOST / max(sum(sizes), 1)
     pieces = []
     for leaf, n in enumerate(sizes):
         if share >= 1 or n <= 2 * PIECE:
