@@ -127,7 +127,7 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 hits = []
 jax.monitoring.register_event_listener(lambda event, **_: hits.append(event) if event.endswith("cache_hits") else None)
-tx = fastadam.jax.adam(0.1)
+tx = fastadam.jax.adam(0.1, max_norm=1.0)  # the first of the process
 p = jnp.linspace(-1, 1, 5_000)
 state = tx.init(p)
 p, state = jax.jit(tx.step, donate_argnums=(0, 1))(p, state, jnp.ones(5_000))
