@@ -73,7 +73,7 @@ def test_the_blocks_that_need_more_are_listed():
 
 @pytest.mark.parametrize("guide", GUIDES)
 def test_it_is_short(guide):
-    assert len((ROOT / guide).read_text(encoding="utf-8").splitlines()) <= (150 if guide == "README.md" else 239)
+    assert len((ROOT / guide).read_text(encoding="utf-8").splitlines()) <= (150 if guide == "README.md" else 249)
 
 
 @pytest.mark.parametrize("guide", [*GUIDES, "CONTRIBUTING.md"])
