@@ -41,7 +41,7 @@ def claimed(path: Path | None) -> Iterator[None]:
     finally:
         if held:
             with suppress(OSError):
-                if os.path.samestat(claim.stat(), os.fstat(file)):  # else another's, who found this one's gone
+                if os.path.samestat(os.stat(claim), os.fstat(file)):  # else another's, who found this one's gone
                     claim.unlink()  # who still waits for it will find the entry, or no one can keep it
         if file >= 0:
             os.close(file)
