@@ -475,8 +475,8 @@ def test_every_method_takes_every_chore():
         p = np.ones(4, np.float32)
         opt = method(p, backend="numpy", max_norm=1.0, max_value=0.4, ema_decay=0.5, copy_to=np.zeros(4, np.float16),
                      zero_grads=True, skip_nonfinite=True, stats="tensor")  # fmt: skip
-        info = opt.step(np.ones(4, np.float32))
-        assert info.clip_factor == 0.5
+        for _ in range(2):  # ADOPT's first step only fills its second moment
+            assert opt.step(np.ones(4, np.float32)).clip_factor == 0.5
         assert not (p == 1).any()
         assert not same_bits(opt.ema, p)
 
