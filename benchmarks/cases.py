@@ -214,11 +214,21 @@ def setting(rule, format="float32", chores=""):
 
 @cache
 def settings():
-    """Return every method with every choice of its options, by name."""
-    from fastadam.tools.cover import label, variants
+    """Return every method with each of its options alone, and with every pair of them in some choice, by name."""
+    from fastadam.tools.cover import METHODS, label, variants
 
-    by_name = {}
-    for variant in variants(maximize=False):
+    by_name, alone = {}, []
+    for method in METHODS:
+        options = [each.name for each in fields(method.rule) if each.init and each.default is False]
+        for chosen in [{name: True} for name in options if name != "maximize"]:
+            try:
+                method.rule(**chosen)
+            except ValueError:  # Nesterov without momentum
+                continue
+            alone.append((method, chosen))
+        if getattr(method.rule(), "momentum", None) == 0:
+            alone.append((method, {"momentum": 0.9}))
+    for variant in [*variants(maximize=False), *alone]:
         method, chosen = variant
         usual = {each.name: each.default for each in fields(method.rule)}
         options = {key: on for key, on in chosen.items() if isinstance(on, bool) and on is not usual[key]}
