@@ -40,9 +40,14 @@ def arrays(name, n):
     opt = method(p, lr=1e-6, **chosen)
     like = p.copy()
     slots = [limit.beside([like], 64 * k)[0] for k in range(1, 1 + len(opt.moments()["params"]))]
-    laid = limit.plan([[like, g.copy(), *slots]], get_num_threads())
-    walk = limit.walk_for(n, get_num_threads())
-    return {name: lambda: opt.step(g), LIMIT: lambda: walk(*laid, np.float32(1e-9))}
+    streams = [like, g.copy(), *slots]
+    laid, walk = limit.plan([streams], get_num_threads()), limit.walk_for(n, get_num_threads())
+
+    def walked():
+        walk(*laid, np.float32(1e-9))
+        return streams  # of which the plan has addresses alone
+
+    return {name: lambda: opt.step(g), LIMIT: walked}
 
 
 def tensors(n, ours, theirs):
