@@ -17,7 +17,7 @@ import papers
 from fastadam import kernels
 from fastadam.host import threads
 from fastadam.tools import bounds
-from fastadam.tools.verify import SLACK, host_error
+from fastadam.tools.verify import SLACK, host_error, oracle_of
 
 BACKENDS = ("numpy", "numba")
 
@@ -103,6 +103,7 @@ class World:
             values = [values[0], *(x.astype(values[0].dtype) for x in values[1:])]
         self.trees = {name: self._arranged([x.copy(order="K") for x in values]) for name in BACKENDS}
         self.opts = {name: self._constructed(self.trees[name], name, groups) for name in BACKENDS}
+        self.unkept = [[beta == 0 for beta in getattr(method.rule(**group), "betas", ())] for group in groups]
         self.t, self.counts, self.threads = 0, [0] * len(self.leaves("numpy")), 2
 
     def _arranged(self, x):
@@ -200,7 +201,8 @@ class World:
         number = self._group_of()[leaf]
         taken, t = dict(self.groups[number]), self.counts[leaf] + 1
         lr = taken["lr"] = taken["lr"](self.t) if callable(taken["lr"]) else taken["lr"]
-        rule, kernel = self.method.rule(**taken), kernels.ALL[self.method.rule.kernel]
+        rule = self.method.rule(**taken)
+        kernel = kernels.ALL[rule.kernel].switched(rule.options)
         carried = [own[name] for name in rule.carried]
         row = self.opts["numpy"].groups[number].coefficients_at(t, lr, scale, *carried)
         width = len(kernel.Coefficients._fields)
@@ -210,12 +212,11 @@ class World:
             limits = bounds.one_step(
                 kernel, p.dtype.type, streams, row[:width], host, 0.0 if kernel.summed(rule.options) else None
             )
-            name = self.method.__name__.lower()
-            if name == "adam" and taken.pop("decoupled_weight_decay"):
-                name = "adamw"
+            oracle, taken = oracle_of(self.method, taken)
             state = {key: value.astype(wide) if isinstance(value, np.ndarray) else wide(value)
                      for key, value in own.items() if key not in ("count", "format")}  # fmt: skip
-            exact, new = papers.ORACLES[name](t, p.astype(wide), wide(scale) * g.astype(wide), state, **taken)
+            unkept = {slot.name: np.zeros(p.shape, wide) for slot in kernel.slots}  # of decay rates that are 0
+            exact, new = oracle(t, p.astype(wide), wide(scale) * g.astype(wide), unkept | state, **taken)
         names = ["p", *(slot.name for slot in kernel.slots)]
         found = {
             key: (new.get(key, exact), limit) for key, limit in zip(names, limits, strict=True) if limit is not None
@@ -225,6 +226,11 @@ class World:
     def change(self, group, values):
         group %= len(self.groups)
         for name, value in values.items():
+            if name == "betas" and any(beta and unkept for beta, unkept in zip(value, self.unkept[group], strict=False)):
+                for opt in self.opts.values():
+                    with pytest.raises(ValueError, match="betas"):
+                        opt.groups[group].betas = value
+                continue
             self.groups[group][name] = value
             for opt in self.opts.values():
                 setattr(opt.groups[group], name, value)
@@ -236,8 +242,10 @@ class World:
             before = self.everything(name)
             state, tree = copy.deepcopy((self.opts[name].state_dict(), self.trees[name]))
             groups = [{**group} for group in self.groups]
-            for group in groups:
+            for group, unkept in zip(groups, self.unkept, strict=True):
                 group["weight_decay"] = 0.7
+                if "betas" in group:  # those that decide whether moments are kept
+                    group["betas"] = tuple(0.0 if none else 0.6 for none in unkept)
                 if not callable(group["lr"]):
                     group["lr"] = 0.6
             fresh = self._constructed(tree, name, groups)

@@ -28,6 +28,7 @@ from fastadam.tools import console
 RNG = np.random.default_rng
 
 WORKLOADS = {
+    "160-leaves": (160_000, 160),
     "mlp": (8_970, 6),
     "resnet50": (25_557_032, 161),
     "vit-b": (85_054_464, 144),
