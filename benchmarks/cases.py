@@ -220,7 +220,7 @@ def settings():
     by_name, alone = {}, []
     for method in METHODS:
         options = [each.name for each in fields(method.rule) if each.init and each.default is False]
-        for chosen in [{name: True} for name in options if name != "maximize"]:
+        for chosen in [{}, *({name: True} for name in options if name != "maximize")]:
             try:
                 method.rule(**chosen)
             except ValueError:  # Nesterov without momentum

@@ -20,6 +20,7 @@ HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 FILES = [
     HERE / "README.md",
+    HERE / "FIDELITY.md",
     HERE.parent / "README.md",
     *(HERE.parent / "fastadam" / name for name in ("README.md", "distributed/README.md", "jax/README.md")),
 ]

@@ -217,7 +217,7 @@ def schedule_free(t, y, u, state, lr, beta, weight_decay, warmup_steps, r, weigh
     """Defazio et al. 2024, equations 6 to 8, for a direction u at y: the new y, and the state.
 
     Departs as the authors' package does: weights of the average are t^r times a power of the largest lr so far, not of
-    this one. x is told from y = (1 - β)z + βx.
+    this one, and no average moves before a weight is above 0. x is told from y = (1 - β)z + βx.
     """
     z, x = state["z"], (y - (1 - beta) * state["z"]) / beta
     gamma = lr * t / warmup_steps if t < warmup_steps else lr
@@ -225,7 +225,7 @@ def schedule_free(t, y, u, state, lr, beta, weight_decay, warmup_steps, r, weigh
     lr_max = np.maximum(state["lr_max"], gamma)
     weight = numbers(y, t)[0] ** r * lr_max**weight_lr_power
     weight_sum = state["weight_sum"] + weight
-    c = weight / weight_sum
+    c = weight / weight_sum if weight_sum > 0 else 0
     x = (1 - c) * x + c * z
     return (1 - beta) * z + beta * x, {"z": z, "weight_sum": weight_sum, "lr_max": lr_max}
 

@@ -439,10 +439,10 @@ def test_readme_is_what_report_writes(file, row, monkeypatch, tmp_path, capsys):
 
 
 def test_every_table_stands_in_the_benchmarks_readme():
-    texts = [(ROOT / "benchmarks" / name).read_text() for name in ("README.md", "FIDELITY.md")]
+    texts = [path.read_text() for path in report.FILES]
     marks = [mark for mark in report.SECTIONS for text in texts if f"<!-- {mark} -->" in text]
     assert sorted(marks) == sorted(report.SECTIONS)
-    assert all(len(text.splitlines()) < 200 for text in texts)
+    assert all(len(text.splitlines()) < 250 for text in texts)
 
 
 @pytest.fixture
@@ -465,7 +465,7 @@ def measured(monkeypatch, tmp_path):
 def test_measure_runs_the_commands_that_readme_names(measured):
     measure.measure()
     kinds = sorted(path.name.split("-")[0] for path in measured.results.iterdir())
-    assert kinds == ["chain", "core", "jax", "narrow", "pytorch"]
+    assert kinds == sorted(SUITES)
     assert all(path.name.endswith("-abc.json") for path in measured.results.iterdir())
     lines = (ROOT / "benchmarks/README.md").read_text().replace("\\\n", " ").splitlines()
     named = [shlex.split(line)[2:-2] for line in lines if line.startswith("python -m fastadam") and "NAME.json" in line]

@@ -276,7 +276,7 @@ def test_the_cases_cover_every_pair_and_every_rule():
     found = cover.cases()
     walks = {(case.backend, case.threads) for case in found}
     assert walks == {("numpy", 1), ("numba", 1), ("numba", 2)}
-    assert {cover.label(case.variant) for case in found} == {cover.label(v) for v in variants()}
+    assert {cover.label(case.variant) for case in found} >= {cover.label(v) for v in variants()}
     assert {case.stored for case in found} == {None, *cover.stored()}
     found, every = [case for case in found if not (case.chores or case.stored)], found
     kinds = {cover._signature(v) for v in kernels_in_use()}
