@@ -45,9 +45,11 @@ def cubin(text):
 
     program = checked(nvrtc.nvrtcCreateProgram(text.encode(), b"traversal.cu", 0, [], []))
     options = [*OPTIONS, "-ftz=true", f"-arch=sm_{ARCHITECTURE}", "-Xptxas=-v"]
-    checked(nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options]))
+    ended = nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])
     log = b" " * checked(nvrtc.nvrtcGetProgramLogSize(program))
     checked(nvrtc.nvrtcGetProgramLog(program, log))
+    if ended[0] != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+        raise RuntimeError(f"NVRTC: {ended[0].name}: {log.decode()}")
     code = b" " * checked(nvrtc.nvrtcGetCUBINSize(program))
     checked(nvrtc.nvrtcGetCUBIN(program, code))
     checked(nvrtc.nvrtcDestroyProgram(program))

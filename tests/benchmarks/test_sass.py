@@ -26,7 +26,8 @@ def plain(format, chores):
     slots = {
         name: [format if slot in needed(kernel) else None for slot in kernel.slots] for name, kernel in ALL.items()
     }
-    return [Instantiation(name, "ByValue", (format, format, *rested), chores) for name, rested in slots.items()]
+    riding = {name: chores._replace(summed=ALL[name].summed(())) for name in slots}
+    return [Instantiation(name, "ByValue", (format, format, *rested), riding[name]) for name, rested in slots.items()]
 
 
 def test_memory_binds_every_plain_kernel():
