@@ -62,9 +62,10 @@ def beginnings(draw):
     arrangement = draw(st.sampled_from(["tree", "groups", "groups", "buffer", "buffer and tree"]))
     options = [chosen for each, chosen in variants() if each is method]
     number = draw(st.integers(2, 3)) if arrangement == "groups" else 1
-    groups = [{**draw(st.sampled_from(options)), **draw(others(method))} for _ in range(number)]
-    compiled = {name: groups[0][name] for name in kernels.ALL[method.rule.kernel].switches if name in groups[0]}
-    groups = [{**group, **compiled} for group in groups]  # groups that share a step have one choice of these
+    one, switches = draw(st.sampled_from(options)), kernels.ALL[method.rule.kernel].switches
+    alike = [each for each in options if all(each.get(name) == one.get(name) for name in switches)]
+    # Groups that share a step have one choice of the kernel's switches.
+    groups = [{**draw(st.sampled_from(alike)), **draw(others(method))} for _ in range(number)]
     return {"method": method, "leaves": leaves, "arrangement": arrangement, "groups": groups, "seed": draw(SEEDS)}
 
 

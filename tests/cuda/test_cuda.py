@@ -201,9 +201,9 @@ def test_one_launch_a_signature_argument_by_argument(cupy):
         row = words[count : count + (count + 1) // 2].view(np.int32)[:count]
         # In the first step a row per group; in the second leaf 1 is left alone.
         assert row.tolist() == ([[0, 0, 1, 1], [1], [0, -1, 1, 1], [1]][k])
-        numbers = words[count + (count + 1) // 2 :].view(dtype)[:20].reshape(2, 10)
-        expected = [group._rule.coefficients(k // 2 + 1, group.lr) for group in opt.groups]
-        assert np.array_equal(numbers, np.array(expected, np.float64).astype(dtype))
+        expected = np.array([group._rule.coefficients(k // 2 + 1, group.lr) for group in opt.groups], np.float64)
+        numbers = words[count + (count + 1) // 2 :].view(dtype)[: expected.size].reshape(expected.shape)
+        assert np.array_equal(numbers, expected.astype(dtype))
 
 
 def test_chunks_cover_each_leaf_once_and_begin_where_access_is_whole():
