@@ -679,9 +679,9 @@ def test_chunks_beyond_32_bits():
         [labels(kernels.ALL["momentum"])],
         [n],
         [Streams(FLOAT32, slots=[None])],
-        0,
         table,
         PLAIN,
+        (0,),
     )
     chunks = plan.everything[0].chunks
     assert chunks[0, 1] == 0
