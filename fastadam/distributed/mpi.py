@@ -35,9 +35,10 @@ class Mpi(Engine):
                 yield from ((k, [raw[at : at + MOST], self._mpi.BYTE]) for at in range(0, raw.size, MOST))
 
     def reduce(self, parts: Sequence[Part], total: Part) -> Wait:
-        if any(a.ctypes.data + a.nbytes != b.ctypes.data for a, b in pairwise(parts)):
+        filled = [x for x in parts if x.size] or parts[:1]  # NumPy lets an empty slice begin where its base does
+        if any(a.ctypes.data + a.nbytes != b.ctypes.data for a, b in pairwise(filled)):
             raise ValueError("parts are apart, expected one array cut into pieces")
-        whole = np.lib.stride_tricks.as_strided(parts[0], (sum(x.size for x in parts),))
+        whole = np.lib.stride_tricks.as_strided(filled[0], (sum(x.size for x in parts),))
         self._communicator.Reduce_scatter(whole, total, [x.size for x in parts])
         return nothing
 

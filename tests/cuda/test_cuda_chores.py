@@ -296,8 +296,8 @@ def test_what_a_step_returns_is_alike_on_a_device(cupy):
     ours = fa.SGD(cupy.asarray(p), **asked).step(cupy.asarray(g))
     theirs = fa.SGD(p, backend="numpy", **asked).step(g)
     assert ours == theirs
-    assert len(ours) == len(theirs) == 4
-    assert ours[0] == ours[-4] == ours.grad_norm == 4.0
+    assert len(ours) == len(theirs) == 5
+    assert ours[0] == ours[-5] == ours.grad_norm == 4.0
     assert ours[:2] == theirs[:2] == (4.0, 0.25)
     assert ours._asdict() == theirs._asdict()
     assert ours._fields == theirs._fields
