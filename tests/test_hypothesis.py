@@ -73,7 +73,7 @@ def others(method):
     """Some of a method's hyperparameters, with other values; lr among them at times."""
     names = [name for name in VALUES if hasattr(method.rule(), name)]
     takes = {name: [value for value in VALUES[name] if is_taken(method, name, value)] for name in names}
-    return st.fixed_dictionaries({}, optional={name: st.sampled_from(values) for name, values in takes.items()})
+    return st.fixed_dictionaries({}, optional={name: st.sampled_from(x) for name, x in takes.items() if x})
 
 
 def is_taken(method, name, value):

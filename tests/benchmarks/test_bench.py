@@ -80,8 +80,9 @@ def test_results_of_other_machines_compare(tmp_path):
         "-p",
         "no:cacheprovider",
     ]
+    env = {name: x for name, x in os.environ.items() if not name.startswith("PYTEST")}  # it is no worker of this run
     for option in (f"--benchmark-json={tmp_path / 'x.json'}", "--benchmark-compare=0099"):
-        done = subprocess.run([*command, option], cwd=folder, capture_output=True, text=True)
+        done = subprocess.run([*command, option], cwd=folder, env=env, capture_output=True, text=True)
         assert "PytestBenchmarkWarning" in done.stdout + done.stderr
         assert "INTERNALERROR" not in done.stdout + done.stderr
         assert "Traceback" not in done.stdout + done.stderr

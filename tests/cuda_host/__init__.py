@@ -120,9 +120,9 @@ def stored_step(variant, one, asked, **changed):
     """What is launched for it."""
     (name, (_, _, *slots)), storage = streams_of(variant, np.float32), Storage(**one.chosen())
     p, g = FORMATS[one.p], FORMATS[one.g]
-    kinds = [None if x is None else storage.slot_format(p) for x in slots]
-    split, master = storage.has_remainder(p), storage.has_master(p)
     own = kernels.ALL[name].slots
+    kinds = [None if x is None else storage.slot_format(p, slot) for x, slot in zip(slots, own, strict=True)]
+    split, master = storage.has_remainder(p), storage.has_master(p)
     drawn = (p.draws and not master and not split) or any(
         x is not None and x.draws and is_drawn(slot) for x, slot in zip(kinds, own, strict=True)
     )

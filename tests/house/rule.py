@@ -19,6 +19,7 @@ class AdamD(Adam):
     amsgrad: bool = field(default=False, init=False)
     eps_hat: bool = field(default=False, init=False)
     cautious_decay: bool = field(default=False, init=False)
+    cautious: bool = field(default=False, init=False)
 
     def coefficients(self, t: int, lr: float, *carried: float) -> tuple[float, ...]:
         return self._adam(lr, lr, 1 / math.sqrt(self._bias(1, t)), self.eps)
