@@ -122,7 +122,7 @@ RULES = [
       for op, sign in {"add": "+", "sub": "-", "mul": "*", "div": "/"}.items()),
     ("sqrt.rn", FLOATS, "T", "canonical(np.sqrt({}))"),
     *((f"cvt.{how}", "", how[-3:], f"canonical({{}}.astype('{KINDS[how[-7:-4]]}'))", how[-7:-4])
-      for how in ("f64.f32", "rn.f32.f64", "f32.f16", "rn.f16.f32")),
+      for how in ("f64.f32", "rn.f32.f64", "f32.f16", "rn.f16.f32", "rn.f64.s64")),
     *((f"cvt.{to}.{of}", "", of, f"{{}}.astype('{KINDS[to]}')", to)
       for to, of in product(f"u8 s8 {INTEGERS}".split(), repeat=2)),
     ("cvta.global", "u64", "T", SAME), ("cvta.to.global", "u64", "T", SAME),

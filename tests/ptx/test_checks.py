@@ -412,6 +412,7 @@ MEANINGS = {
     "cvt.rn.f16.f32 %rs1, 0f477FF000; cvt.u32.u16 {0}, %rs1;": 0x7C00,  # half way beyond the largest
     "cvt.rn.f16.f32 %rs1, 0f33000001; cvt.u32.u16 {0}, %rs1;": 1,
     "cvt.s32.s16 {0}, -2;": 0xFFFFFFFE,
+    "mov.b64 %rd1, -2; cvt.rn.f64.s64 %fd1, %rd1; mov.b64 {{%r2, {0}}}, %fd1;": 0xC0000000,
     "mov.b64 %rd1, {{1, 2}}; cvt.u32.u64 {0}, %rd1;": 1,
     "mov.b64 {{%r2, {0}}}, 0x200000001;": 2,
 }
