@@ -24,36 +24,13 @@ from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from fastadam.benchmarks import files
+from fastadam.benchmarks import as_cupy, files
 from fastadam.benchmarks.machine import ROOT
 from fastadam.kernels.cuda import OPTIONS, Instantiation, source
 
 ARCHITECTURE, BYTES_PER_SECOND, ISSUED = "90", 3.35e12, 132 * 4 * 32 * 1.755e9  # thread-instructions a second
 BOUND = ISSUED / BYTES_PER_SECOND  # a byte: 8.85
 REGISTERS, THREADS, BLOCKS = 65_536, 2_048, 32  # of a multiprocessor
-
-
-def cubin(text):
-    """Return (machine code, the assembler's messages) of a program, as NVRTC makes it with the options that CuPy
-    gives."""
-    from cuda.bindings import nvrtc
-
-    def checked(result):
-        if result[0] != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-            raise RuntimeError(f"NVRTC: {result[0].name}")
-        return result[1] if len(result) > 1 else None
-
-    program = checked(nvrtc.nvrtcCreateProgram(text.encode(), b"traversal.cu", 0, [], []))
-    options = [*OPTIONS, "-ftz=true", f"-arch=sm_{ARCHITECTURE}", "-Xptxas=-v"]
-    ended = nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])
-    log = b" " * checked(nvrtc.nvrtcGetProgramLogSize(program))
-    checked(nvrtc.nvrtcGetProgramLog(program, log))
-    if ended[0] != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-        raise RuntimeError(f"NVRTC: {ended[0].name}: {log.decode()}")
-    code = b" " * checked(nvrtc.nvrtcGetCUBINSize(program))
-    checked(nvrtc.nvrtcGetCUBIN(program, code))
-    checked(nvrtc.nvrtcDestroyProgram(program))
-    return code, log.decode().rstrip("\0 \n")
 
 
 def disassembler():
@@ -172,7 +149,7 @@ def row_of(step, registers, instructions, labels):
 def modelled(steps):
     """Return {name: numbers} of these instantiations, whole leaves alone."""
     steps = [step for step in steps if isinstance(step, Instantiation) and step.table == "ByValue"]
-    code, log = cubin(source(steps))
+    _, code, log = as_cupy.compiled(source(steps), *OPTIONS, f"-arch=sm_{ARCHITECTURE}", "-Xptxas=-v")
     registers = dict(re.findall(r"Compiling entry function '(\w+)'.*?Used (\d+) registers", log, re.DOTALL))
     kernels = disassembled(code)
     return {step.name: row_of(step, int(registers[step.name]), *kernels[step.name]) for step in steps}

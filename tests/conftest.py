@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,7 +20,7 @@ except ImportError:  # a machine with a GPU may have none; the tests for it need
     collect_ignore = ["test_hypothesis.py"]
 
 EXAMPLES = 200
-INTERPRETERS = pytest.StashKey[list]()  # those of PTX that a session has used
+SPENT = pytest.StashKey[dict]()  # by architecture, what interpreters of PTX have spent, those of xdist's workers too
 
 
 def pytest_addoption(parser):
@@ -60,9 +61,22 @@ def pytest_configure(config):
     settings.load_profile("fastadam")
 
 
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["ptx"] = {k: dict(x) for k, x in session.config.stash.get(SPENT, {}).items()}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    for architecture, spent in getattr(node, "workeroutput", {}).get("ptx", {}).items():
+        node.config.stash.setdefault(SPENT, {}).setdefault(architecture, Counter()).update(spent)
+
+
 def pytest_terminal_summary(terminalreporter, config):
-    for interpreter in config.stash.get(INTERPRETERS, []):
-        terminalreporter.write_line(str(interpreter))
+    for architecture, spent in config.stash.get(SPENT, {}).items():
+        from ptx.interpreter import report
+
+        terminalreporter.write_line(report(architecture, spent))
 
 
 class Process:
@@ -169,7 +183,7 @@ def ptx(pytestconfig):
     from ptx.interpreter import Interpreter
 
     interpreter = Interpreter(pytestconfig.getoption("--ptx") or "90", pytestconfig.cache.mkdir("ptx"))
-    pytestconfig.stash.setdefault(INTERPRETERS, []).append(interpreter)
+    pytestconfig.stash.setdefault(SPENT, {})[interpreter.architecture] = interpreter.spent
     return interpreter
 
 

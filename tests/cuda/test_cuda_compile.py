@@ -6,34 +6,20 @@ from itertools import pairwise
 import pytest
 from cuda_host import steps, stored_steps
 
+from fastadam.benchmarks import as_cupy
 from fastadam.kernels.cuda import OPTIONS, Instantiation, Pass, source
 
-nvrtc = pytest.importorskip("cuda.bindings.nvrtc", reason="no cuda-bindings: pip install '.[cuda-ci]'")
+pytest.importorskip("cuda.bindings.nvrtc", reason="no cuda-bindings: pip install '.[cuda-ci]'")
 
 ARCHITECTURES = [80, 90, 100, 120]
-AS_CUPY_ADDS = ("-ftz=true",)
 ASSEMBLER = "ptxas info", "ptxas         ."  # how the lines begin that -Xptxas=-v asks for
 VECTOR = {4: r"v4\.[fbu]32", 8: r"v2\.[fbu]64"}
 
 
-def checked(result):
-    status, *values = result
-    assert status == nvrtc.nvrtcResult.NVRTC_SUCCESS, status
-    return values[0] if values else None
-
-
 def compiled(text, architecture):
     """(PTX, messages) of a program."""
-    program = checked(nvrtc.nvrtcCreateProgram(text.encode(), b"traversal.cu", 0, [], []))
-    options = [*OPTIONS, *AS_CUPY_ADDS, f"-arch=sm_{architecture}", "-Xptxas=-v"]
-    (status,) = nvrtc.nvrtcCompileProgram(program, len(options), [o.encode() for o in options])
-    log = b" " * checked(nvrtc.nvrtcGetProgramLogSize(program))
-    checked(nvrtc.nvrtcGetProgramLog(program, log))
-    assert status == nvrtc.nvrtcResult.NVRTC_SUCCESS, log.decode()
-    ptx = b" " * checked(nvrtc.nvrtcGetPTXSize(program))
-    checked(nvrtc.nvrtcGetPTX(program, ptx))
-    checked(nvrtc.nvrtcDestroyProgram(program))
-    return ptx.decode().rstrip("\0"), log.decode().rstrip("\0 \n")
+    ptx, _, messages = as_cupy.compiled(text, *OPTIONS, f"-arch=sm_{architecture}", "-Xptxas=-v")
+    return ptx, messages
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES, ids="sm_{}".format)

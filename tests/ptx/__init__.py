@@ -7,7 +7,7 @@
     memory.py        a device's arrays: which bytes may be touched, which have been written, by whose work
     races.py         who has loaded and stored each place since threads last met
     streams.py       which work on streams comes after which: the order that CUDA promises
-    compiling.py     NVRTC with the options that CuPy gives, its output kept on disk
+    interpreter.py   what runs kernels for the stand-in for CuPy, from its text to PTX, which is kept on disk
 
 Whatever the device leaves undefined is a Fault here. What a kernel's text holds and this folder does not know is an
 error when the text is read, and so is anything fused, flushed or approximate. Nothing here has seen a GPU: reports say

@@ -13,10 +13,7 @@ SPECIAL = {"%tid.x": "machine.tid[threads]", "%ctaid.x": "machine.ctaid[threads]
 
 
 class Translation:
-    """A kernel's blocks as functions.
-
-    kept: the registers that one block writes and another reads. source: their text, for whoever looks into a fault.
-    """
+    """A kernel's blocks as functions. kept: the registers that one block writes and another reads."""
 
     def __init__(self, kernel):
         self.kernel, self._constants, self._symbols = kernel, {}, {**kernel.parameters, **kernel.shared}
@@ -28,9 +25,8 @@ class Translation:
             last = [f"registers[{r!r}][threads] = {_name(r)}" for r in sorted(written & set(self.kept))]
             body = [*first, *lines[:-1], *last, lines[-1]]
             source += [f"def block{number}(machine, registers, threads):", *(f"    {line}" for line in body)]
-        self.source = "\n".join(source)
         names = {"np": np, **HELPERS, **self._constants}
-        exec(compile(self.source, kernel.name, "exec"), names)
+        exec(compile("\n".join(source), kernel.name, "exec"), names)
         self.functions = [names[f"block{number}"] for number in range(len(kernel.blocks))]
 
     def _block(self, number, block):

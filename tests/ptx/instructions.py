@@ -4,10 +4,9 @@ from itertools import product
 
 import numpy as np
 
-from ptx.reading import KINDS
+from ptx.reading import KINDS, SPACES
 
 NAN = {"f4": 0x7FFFFFFF, "f2": 0x7FFF}  # the only one that the device's arithmetic of these types gives
-SHARED_WINDOW = 1 << 56  # where generic addresses of shared memory begin, so that no other space takes them
 
 
 class Fault(Exception):
@@ -125,8 +124,8 @@ RULES = [
       for how in ("f64.f32", "rn.f32.f64", "f32.f16", "rn.f16.f32", "rn.f64.s64")),
     *((f"cvt.{to}.{of}", "", of, f"{{}}.astype('{KINDS[to]}')", to)
       for to, of in product(f"u8 s8 {INTEGERS}".split(), repeat=2)),
-    ("cvta.global", "u64", "T", SAME), ("cvta.to.global", "u64", "T", SAME),
-    ("cvta.shared", "u64", "T", f"{{}} + np.uint64({SHARED_WINDOW})"),
+    *((f"cvta.{space}", "u64", "T", f"{{}} + np.uint64({first})") for space, first in SPACES.items()),
+    ("cvta.to.global", "u64", "T", SAME),
 ]  # fmt: skip
 INSTRUCTIONS = {  # by its name: the dtype that it gives, those that it reads, the expression
     ".".join([name, *filter(None, [t])]): (
@@ -137,11 +136,9 @@ INSTRUCTIONS = {  # by its name: the dtype that it gives, those that it reads, t
     for name, types, reads, expression, *gives in RULES
     for t in types.split() or [""]
 }
-ACCESSES = {  # by its name: the Machine's method, the space, how many values, their dtype
-    ".".join([op, space, *([f"v{count}"] if count > 1 else []), t]): (way, space, count, KINDS[t])
-    for (op, way), space, count in product(
-        {"ld": "load", "st": "store"}.items(), ("global", "shared", "param"), (1, 2, 4)
-    )
+ACCESSES = {  # by its name: the Machine's method, the space ("": as the address says), how many values, their dtype
+    ".".join([op, *filter(None, [space, f"v{count}" if count > 1 else ""]), t]): (way, space, count, KINDS[t])
+    for (op, way), space, count in product({"ld": "load", "st": "store"}.items(), ("", *SPACES), (1, 2, 4))
     for t in f"u8 s8 b8 {INTEGERS} {BITS} {FLOATS}".split()
     if (op, space) != ("st", "param") and count * int(t[1:]) <= 128
 }

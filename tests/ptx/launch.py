@@ -3,15 +3,13 @@
 The threads whose next block has the smallest number go first, all at once, so they meet again where branches do.
 """
 
-from collections import Counter
-
 import numpy as np
 
 from ptx.blocks import DONE, WAIT, Translation
-from ptx.instructions import SHARED_WINDOW, Fault
+from ptx.instructions import Fault
 from ptx.memory import WORDS, Everything
 from ptx.races import Shadow
-from ptx.reading import Kernel
+from ptx.reading import SPACES, Kernel
 
 POISON = 0xA5  # every byte of registers, shared memory and padding that nobody has written
 
@@ -26,16 +24,14 @@ class Program:
         self.shared = max((at + size for at, size in self.kernel.shared.values()), default=0)
 
     def __call__(self, grid, block, arguments, memory):
-        """Run it to its end on a Memory, as the task that is under way there. Returns the finished Machine."""
-        machine = Machine(self, grid, block, arguments, memory)
-        machine.run()
-        return machine
+        """Run it to its end on a Memory, as the task that is under way there. Returns how many thread-instructions."""
+        return Machine(self, grid, block, arguments, memory).run()
 
 
 class Machine:
     """One launch of `grid` blocks of `block` threads. arguments: NumPy arrays of the parameters' bytes.
 
-    visits: how many threads have run each block of the text. Raises Fault for what a device leaves undefined.
+    Raises Fault for what a device leaves undefined.
     """
 
     def __init__(self, program, grid, block, arguments, memory):
@@ -57,7 +53,6 @@ class Machine:
         self._launch = memory.epoch
         self._watched = self._home if self.kernel.waits else self._thread  # whose accesses nothing orders in one launch
         self._touched = np.zeros(len(memory.extents), bool)
-        self.visits = Counter()
 
     def _fill_parameters(self, arguments):
         places = self.kernel.parameters.values()
@@ -74,14 +69,14 @@ class Machine:
             self._given[at : at + size] = True
 
     def run(self):
-        """All threads until they have returned."""
+        """All threads until they have returned. Returns how many instructions they made."""
         kinds, functions = self.kernel.registers, self.program.blocks.functions
         registers = {
             name: np.zeros(self.size, bool) if kinds[name] == "?"
             else np.full(self.size * int(kinds[name][1]), POISON, np.uint8).view(kinds[name])
             for name in self.program.blocks.kept
         }  # fmt: skip
-        at = np.zeros(self.size, np.uint16)
+        at, instructions = np.zeros(self.size, np.uint16), 0
         try:
             with np.errstate(all="ignore"):
                 while (now := int(at.min())) != DONE:
@@ -89,7 +84,7 @@ class Machine:
                         self._meet(at)
                         continue
                     threads = np.flatnonzero(at == now)
-                    self.visits[now] += len(threads)
+                    instructions += len(threads) * len(self.kernel.blocks[now])
                     at[threads] = functions[now](self, registers, slice(None) if len(threads) == self.size else threads)
         except Fault as fault:
             if self.kernel.name in str(fault):
@@ -98,6 +93,7 @@ class Machine:
         self.memory.launched(
             self.memory.timeline.running, self._launch, np.flatnonzero(self._touched), self.program.grains["global"]
         )
+        return instructions
 
     def _meet(self, at):
         """Every thread has returned or waits: those of one block at one barrier, or none of them."""
@@ -129,6 +125,7 @@ class Machine:
 
         refuse(address % nbytes != 0, "misaligned")
         if space == "param":
+            refuse(stores, "a parameter is stored")
             each = np.clip(address, 0, len(self._given) - nbytes) + np.arange(nbytes)[:, None]
             refuse((each[0] != address) | ~self._given[each].all(axis=0), "outside the parameters")
             return self._parameters.view(kind), address // size
@@ -161,13 +158,31 @@ class Machine:
             refuse(race, "a race between barriers")
         return WORDS[kind], (address - Everything.FROM) // size
 
+    def _of_each_space(self, address, threads):
+        """(space, addresses in it, threads, which of those asked they are) of generic addresses."""
+        address, firsts = np.broadcast_to(address, self._thread[threads].shape), np.array([*SPACES.values()], "u8")
+        homes = np.searchsorted(firsts, address, "right") - 1
+        for number, (space, first) in enumerate(zip(SPACES, firsts, strict=True)):
+            if len(which := np.flatnonzero(homes == number)):
+                yield space, address[which] - first, self._thread[threads][which], which
+
     def load(self, space, address, kind, count, threads, where):
         """What threads read: `count` arrays."""
+        if not space:
+            values = np.empty((count, *self._thread[threads].shape), kind)
+            for space, at, some, which in self._of_each_space(address, threads):
+                values[:, which] = self.load(space, at, kind, count, some, where)
+            return values
         memory, index = self._reach(space, address, kind, count, threads, where, False)
         return [memory[index + k] for k in range(count)]
 
     def store(self, space, address, kind, values, threads, where):
         """What threads write."""
+        if not space:
+            for space, at, some, which in self._of_each_space(address, threads):
+                parts = [np.broadcast_to(x, self._thread[threads].shape)[which] for x in values]
+                self.store(space, at, kind, parts, some, where)
+            return
         memory, index = self._reach(space, address, kind, len(values), threads, where, True)
         for k, x in enumerate(values):
             memory[index + k] = x
@@ -181,4 +196,4 @@ class Machine:
         memory[places] += sums
 
 
-assert SHARED_WINDOW > Everything.FROM + (1 << 47)
+assert SPACES["shared"] > Everything.FROM + (1 << 47)

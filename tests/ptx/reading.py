@@ -7,6 +7,7 @@ KINDS = {  # NumPy's dtype for a PTX type, as text; "?" for a predicate
     **{f"{letter}{8 * n}": f"{like}{n}" for letter, like in (("u", "u"), ("s", "i"), ("b", "u")) for n in (1, 2, 4, 8)},
     **{"f16": "f2", "f32": "f4", "f64": "f8", "pred": "?"},
 }
+SPACES = {"global": 0, "shared": 1 << 56, "param": 1 << 57}  # where the generic addresses of each begin
 PARAMETER = r"\.param (?:\.align (\d+) )?\.(\w+) (?:\.ptr[ .\w]*?\.align \d+ )?(\w+)(?:\[(\d+)\])?"
 SHARED = r"^\s*\.shared \.align (\d+) \.(\w+) (\w+)(?:\[(\d+)\])?;"
 LIMITS = r"\s*\.maxntid (\d+)(?:, 1, 1)?\s*"  # what may stand between a kernel's parameters and its text
@@ -94,6 +95,7 @@ class Kernel:
 
     def grain(self, space):
         """The fewest bytes that an access to this space touches; 16 where there is none."""
-        accesses = {("ld", space), ("st", space), ("atom", space)}
-        kinds = (KINDS[s.opcode[-1]] for block in self.blocks for s in block if s.opcode[:2] in accesses)
+        others = SPACES.keys() - {space}  # an access that names none may touch any
+        statements = (s for block in self.blocks for s in block if s.opcode[0] in ("ld", "st", "atom"))
+        kinds = (KINDS[s.opcode[-1]] for s in statements if s.opcode[1] not in others)
         return min((int(kind[1]) for kind in kinds), default=16)

@@ -131,6 +131,46 @@ def test_parameters(device):
         device.state.stream.synchronize()
 
 
+GENERIC = """.shared .align 16 .b32 s[12];
+ld.param.u64 %rd1, [f_param_0];
+mov.u32 %r1, %tid.x;
+mul.wide.u32 %rd4, %r1, 16;
+mov.u64 %rd2, s;
+add.s64 %rd2, %rd2, %rd4;
+st.shared.v4.u32 [%rd2], {6, 7, 8, 9};
+mov.u64 %rd3, f_param_0;
+cvta.shared.u64 %rd2, %rd2;
+cvta.param.u64 %rd3, %rd3;
+setp.eq.u32 %p1, %r1, 0;
+setp.eq.u32 %p2, %r1, 1;
+selp.b64 %rd5, %rd2, %rd3, %p2;
+selp.b64 %rd5, %rd1, %rd5, %p1;
+mul.wide.u32 %rd6, %r1, 4;
+add.s64 %rd6, %rd6, %rd1;
+"""  # the first thread's address is one of global memory, the second's of shared memory, any other's of the parameter
+
+
+@pytest.mark.parametrize(
+    ("body", "what"),
+    [
+        ("ld.u32 %r2, [%rd5+4]; st.global.u32 [%rd6+16], %r2;", [0, 1, 2, 3, 1, 7, None, 7]),
+        ("@%p1 bra there; bra.uni end; there: st.u32 [%rd1+8], 9; ld.u32 %r2, [%rd1+8]; end:", [0, 1, 9, *range(3, 8)]),
+        ("ld.u32 %r2, [%rd5+8];", "outside the parameters"),
+        ("ld.u32 %r2, [%rd5+2];", "misaligned"),
+        ("st.u32 [%rd5], 9; ld.u32 %r2, [%rd5];", "a parameter is stored"),
+    ],
+)
+def test_a_generic_address_leads_to_the_space_that_it_is_of(body, what, device):
+    x = device.asarray(np.arange(8, dtype=np.uint32))
+    one, place = program(GENERIC + body.replace("; ", ";\n").replace(": ", ":\n")), [np.array(x.data.ptr, np.uint64)]
+    device.state.stream.do(lambda: one(1, 3, place, device.state.memory))
+    if isinstance(what, str):
+        with pytest.raises(Fault, match=what):
+            device.state.stream.synchronize()
+    else:  # None: the upper half of the address that is the parameter
+        assert x.get().tolist() == [x.data.ptr >> 32 if number is None else number for number in what]
+
+
 def test_a_block_has_no_more_threads_than_its_kernel_is_compiled_for(device):
     x = device.zeros(128, np.int32)
     text = 'extern "C" __global__ void __launch_bounds__(64{}) f(int* x) {{ x[threadIdx.x] = 1; }}\n'
@@ -304,7 +344,7 @@ def program(body):
         "cvt.rn.f32.s32 %f1, %r1;",
         "ld.volatile.global.u32 %r1, [%rd1];",
         "ld.local.u32 %r1, [%rd1];",
-        "ld.u32 %r1, [%rd1];",
+        "ld.const.u32 %r1, [%rd1];",
         "atom.global.add.u32 %r1, [%rd1], %r2;",
         "bar.sync 1;",
         "@%p1 add.rn.f32 %f1, %f2, %f3;",
@@ -350,6 +390,9 @@ def program(body):
         "ld.global.v2.f32 {%f1, %f2, %f3}, [%rd1];",
         "st.release.gpu.global.u32 [%rd1], %r1;",
         "st.param.u32 [f_param_0], %r1;",
+        "atom.add.u64 %rd1, [%rd2], %rd3;",
+        "cvta.to.param.u64 %rd1, %rd2;",
+        "cvta.local.u64 %rd1, %rd2;",
         "st.global.f32 [%rd1], %r1, %r2;",
         "red.global.add.u32 [%rd1], %r1;",
         "membar.gl;",
