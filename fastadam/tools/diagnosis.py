@@ -69,11 +69,13 @@ def _layer(status: str) -> dict[str, str]:
         return {"name": "none", "why": status}
     import numba
 
+    from fastadam.kernels.cpu.traversal import load_layer
+
     asked = os.environ.get("NUMBA_THREADING_LAYER", "default")
     if threads.serial():  # asking would start it
         return {"name": "none", "why": "this process is a fork of one that may have used OpenMP: its walks are serial"}
     try:
-        numba.get_num_threads()
+        load_layer()
         name = numba.threading_layer()  # type: ignore[attr-defined]
     except ValueError as error:
         mend = "unset NUMBA_THREADING_LAYER, or set it to omp, tbb or workqueue; until then, walks are serial"

@@ -18,6 +18,7 @@ from llvmlite.binding import ffi
 
 import fastadam as fa
 from fastadam.host import threads
+from fastadam.kernels.cpu import traversal
 
 TIMEOUT = 60
 
@@ -149,6 +150,28 @@ print("done")
     assert "NUMBA_THREADING_LAYER is 'nonsense', expected one of default, safe, forksafe" in output
     assert output.count("NUMBA_THREADING_LAYER") == 1
     assert "done" in output
+
+
+@pytest.mark.parametrize("chosen", [{}, {"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "active"}], ids=str)
+@pytest.mark.parametrize("error", [None, ValueError("no layer")], ids=str)
+def test_threads_of_openmp_soon_sleep_unless_the_environment_says_otherwise(monkeypatch, chosen, error):
+    seen = []
+
+    def loading():
+        seen.append({name: os.environ[name] for name in NAMES if name in os.environ})
+        if error:
+            raise error
+
+    NAMES = "GOMP_SPINCOUNT", "OMP_WAIT_POLICY"
+    for name in NAMES:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in chosen.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(traversal.numba, "get_num_threads", loading)
+    with pytest.raises(ValueError, match="no layer") if error else nullcontext():
+        traversal.load_layer()
+    assert seen == [chosen or {"GOMP_SPINCOUNT": "3000"}]
+    assert {name: os.environ[name] for name in NAMES if name in os.environ} == chosen
 
 
 def test_a_child_steps_after_its_parent(layer, fresh):
