@@ -1,7 +1,7 @@
 """Makes param groups: hyperparameters that can be read and set between steps, and the trees they belong to."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from difflib import get_close_matches
 from typing import Any
@@ -176,11 +176,17 @@ def hyperparameters(rule: Rule | type[Rule]) -> list[str]:
     return [each.name for each in fields(rule) if each.init]
 
 
-def make_groups(params: Tree, default: Rule, arrays: list[Array]) -> Iterator[Group]:
+def make_groups(
+    params: Tree, default: Rule, arrays: list[Array], lacking: Sequence[frozenset[str]] | None = None
+) -> Iterator[Group]:  # fmt: skip
     """Yield the groups of params, which share what they do not set with `default`; one group where params is a plain
-    tree."""
+    tree.
+
+    lacking: the slots that the leaves of each group do without, where that was decided already.
+    """
     if not is_grouped(params):
-        yield Group(default, "groups[0].", range(len(arrays)), {compute(a.dtype) for a in arrays})
+        dtypes = {compute(a.dtype) for a in arrays}
+        yield Group(default, "groups[0].", range(len(arrays)), dtypes, lacking=lacking[0] if lacking else None)
         return
     first, names = 0, hyperparameters(default)
     for k, item in enumerate(params):
@@ -194,7 +200,8 @@ def make_groups(params: Tree, default: Rule, arrays: list[Array]) -> Iterator[Gr
         leaves = range(first, first + len(Structure(item["params"]).leaves))
         first = leaves.stop
         limit = positive(f"params[{k}]: max_norm", item.get("max_norm"))
-        yield Group(rule, f"groups[{k}].", leaves, {compute(arrays[leaf].dtype) for leaf in leaves}, limit, free)
+        dtypes = {compute(arrays[leaf].dtype) for leaf in leaves}
+        yield Group(rule, f"groups[{k}].", leaves, dtypes, limit, free, lacking[k] if lacking else None)
 
 
 def _check_free(where: str, key: Any, rule: Rule) -> None:

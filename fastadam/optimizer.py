@@ -105,7 +105,7 @@ class Optimizer(Measuring):
 
     def _build(self, params: Tree, default: Rule, settings: Settings) -> None:
         """Do what construction and copies have in common."""
-        backend, seed, asked, copy_to, storage, capturable = settings
+        backend, seed, asked, copy_to, storage, capturable, lacking = settings
         before = set(vars(self))
         self._averaging = False
         trees = [item["params"] for item in params] if is_grouped(params) else params
@@ -117,7 +117,7 @@ class Optimizer(Measuring):
         for name, leaf in zip(self._structure.names, self._structure.leaves, strict=True):
             array = leaf.array if isinstance(leaf, FlatBuffer) else leaf
             arrays.append(self._backend.home.owned(f"params{name}", array))
-        self.groups = tuple(make_groups(params, default, arrays))
+        self.groups = tuple(make_groups(params, default, arrays, lacking))
         self._chores, self._copy_to = asked, copy_to
         copies = None
         if copy_to is not None:

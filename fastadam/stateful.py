@@ -34,6 +34,7 @@ class Settings(NamedTuple):
     copy_to: Tree | None
     storage: Storage
     capturable: bool
+    lacking: Sequence[frozenset[str]] | None = None  # of each group that is copied: the slots it does without
 
 
 class Stateful(Averaging):
@@ -265,7 +266,7 @@ class Stateful(Averaging):
             "params": self._tree, "copy_to": self._copy_to, "backend": self._asked, "capturable": self._capturable,
             "rules": [group._rule for group in self.groups],  # with callables, which a state_dict cannot hold
             "limits": [group.max_norm for group in self.groups], "chores": self._chores,
-            "free": [group._free for group in self.groups],
+            "free": [group._free for group in self.groups], "lacking": [group._lacking for group in self.groups],
             "storage": self._state.storage, "state": state, "behind": deepcopy(self._behind), "totals": totals,
             "of_subclass": {name: value for name, value in vars(self).items() if name not in self._built},
         }  # fmt: skip
@@ -276,7 +277,7 @@ class Stateful(Averaging):
         tree = saved.regrouped(tree, pickled["rules"], pickled["limits"], pickled["free"])
         settings = Settings(
             pickled["backend"], pickled["state"]["seed"], pickled["chores"], copy_to, pickled["storage"],
-            pickled["capturable"],
+            pickled["capturable"], pickled["lacking"],
         )  # fmt: skip
         self._build(tree, pickled["rules"][0], settings)
         self.load_state_dict(pickled["state"])

@@ -245,8 +245,6 @@ class World:
                     with pytest.raises(ValueError, match="betas"):
                         opt.groups[group].betas = value
                 continue
-            if name == "betas" and 0 in value and not any(unkept):
-                continue  # a copy is constructed anew, so it would keep no first moment, and the original does
             self.groups[group][name] = value
             for opt in self.opts.values():
                 setattr(opt.groups[group], name, value)

@@ -77,6 +77,30 @@ def test_in_short_formats_too(more):
     assert same_bits(p, q)
 
 
+@pytest.mark.parametrize("case", [(fa.Adam, "betas", (0.0, 0.9)), (fa.RMSprop, "alpha", 0.0)], ids=["betas", "alpha"])
+@pytest.mark.parametrize(
+    "duplicate", [copy.deepcopy, lambda opt: pickle.loads(pickle.dumps(opt))], ids=["deepcopy", "pickle"]
+)
+def test_copies_keep_what_the_original_keeps(case, duplicate):
+    opt = keeping(case, {"w": np.ones(40, F32)}, backend="numpy")
+    other = duplicate(opt)
+    assert other.moments()["params['w']"].keys() == opt.moments()["params['w']"].keys()
+    assert other.state_bytes == opt.state_bytes
+    for each in (opt, other):
+        setattr(each.groups[0], case[1], (0.5, 0.9) if case[1] == "betas" else 0.5)
+        each.step({"w": gradients(1)[:40]})
+    assert same_bits(opt.params["w"], other.params["w"])
+
+
+def test_copies_of_groups_keep_what_each_group_keeps():
+    opt = fa.Adam([{"params": np.ones(40, F32), "betas": (0.0, 0.9)}, {"params": np.ones(40, F32)}], backend="numpy")
+    opt.groups[1].betas = (0.0, 0.9)
+    other = copy.deepcopy(opt)
+    other.groups[1].betas = (0.5, 0.9)
+    with pytest.raises(ValueError, match="would need m"):
+        other.groups[0].betas = (0.5, 0.9)
+
+
 def test_a_rate_that_needs_it_later_is_refused_and_there_is_a_way_out():
     p = np.ones(5, F32)
     opt = fa.Adam(p, betas=(0, 0.9))
