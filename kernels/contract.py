@@ -1,12 +1,12 @@
-"""Says what a kernel is made of: slots, switches, coefficients, an element; and the three functions NumPy lacks.
+"""Says what a kernel is made of: slots, switches, coefficients, an element; and the functions that NumPy lacks.
 
 A kernel with SUMS is one whose step needs sums over a leaf first. Its element has a number more for each of them,
 behind the slots: given 0, returned as what is added up over the leaf; given and returned None where a rule does
 without. The module's `judged` turns the sums into the last coefficient, `factor`, which a rule leaves at 1.
 
 An element function is plain Python that runs on NumPy arrays, and on numbers that write down code (cpu/tracing.py),
-alike. It may use + - * /, `np.sqrt`, `np.abs`, and `maximum`, `sign` and `select` from here: NumPy's own differ from
-Numba's in the sign of zero, and CUDA's `fmax` drops NaN.
+alike. It may use + - * /, `np.sqrt`, `np.abs`, and `maximum`, `sign`, `select` and `agreement` from here: NumPy's own
+differ from Numba's in the sign of zero, and CUDA's `fmax` drops NaN.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -125,3 +125,13 @@ def sign(x):
 def select(x, a, b):
     """Return b where x is below 0, else a: where x is either zero or NaN, too."""
     return np.where(x < 0, b, a)
+
+
+def agreement(u, g):
+    """Return 1 where a step u and the gradient g have the same sign, NaN where either is NaN, else 0."""
+    return maximum(sign(u) * sign(g), 0)
+
+
+def inverse_share(n, agree):
+    """Return 1 over the share of a leaf's n elements that agree, taken for no less than a thousandth; in float64."""
+    return 1 / maximum(agree / n, 0.001)

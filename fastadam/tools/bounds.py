@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fastadam.kernels.chores import BLOCK, LANES
-from fastadam.kernels.contract import Euclidean
+from fastadam.kernels.contract import Euclidean, agreement, inverse_share
 from fastadam.kernels.formats import FLOAT32, FLOAT64
 
 WIDER: dict[Any, Any] = {FLOAT32.compute: np.float64, FLOAT64.compute: np.longdouble}  # what stands for exact numbers
@@ -96,6 +96,11 @@ def _where(truth, a, b):
     return a if truth else b
 
 
+# What contract.py's names mean over Running numbers: those that NumPy lacks, then those made of them.
+MEANINGS: dict[str, Any] = {"maximum": _maximum, "sign": _sign, "select": _select, "where": _where}
+MEANINGS |= {each.__name__: FunctionType(each.__code__, MEANINGS) for each in (agreement, inverse_share)}
+
+
 def _summed(each, x, unit):
     """Return what a sum over x comes to in float64: each of `depth` additions on an element's way adds a rounding."""
     depth, size = BLOCK // LANES + np.log2(LANES) + np.ceil(np.log2(max(x.value.size / BLOCK, 1))), np.abs(x.value)
@@ -110,7 +115,7 @@ def _factor(kernel, arguments, c, unit):
     """Return the kernel's factor over a leaf of these elements, as `judged` makes it in float64, then rounded."""
     summands, wide = kernel.step(*arguments, c)[1 + len(kernel.slots) :], Running.arithmetic(np.float64)
     sums = [_summed(each, x, wide) for each, x in zip(kernel.sums, summands, strict=True)]
-    judged = FunctionType(kernel.judged.__code__, {**kernel.judged.__globals__, "maximum": _maximum, "where": _where})
+    judged = FunctionType(kernel.judged.__code__, kernel.judged.__globals__ | MEANINGS)
     with np.errstate(all="ignore"):
         factor = judged(float(summands[0].value.size), *sums, c)
     return Running(factor.value, factor.error + unit[0] * np.abs(factor.value), unit)
@@ -129,8 +134,8 @@ def one_step(kernel, dtype, streams, row, host, off=None):
     exact = [Running(x.astype(wide), 0.0, unit) if isinstance(x, np.ndarray) else x for x in streams]
     hosts = np.broadcast_to(host, len(row))
     c = kernel.Coefficients(*(Running(wide(x), abs(x) * (h + unit[0]), unit) for x, h in zip(row, hosts, strict=True)))
-    names = {**kernel.element.__globals__, "maximum": _maximum, "sign": _sign, "select": _select}
     element = kernel.element
+    names = element.__globals__ | MEANINGS
     running = FunctionType(element.__code__, names, None, element.__defaults__, element.__closure__)
     kernel, arguments = kernel._replace(element=running), [*exact, *[None if off is None else 0] * len(kernel.sums)]
     if off is not None:

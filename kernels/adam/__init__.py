@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..contract import NonNegative, RunningMax, Signed, Total, maximum, select, sign
+from ..contract import NonNegative, RunningMax, Signed, Total, agreement, inverse_share, maximum, select
 
 SLOTS = (Signed("m", optional=True), NonNegative("v", optional=True), RunningMax("vmax", optional=True))
 SWITCHES = ("cautious_decay",)
@@ -57,7 +57,7 @@ def adam(p, g, m, v, vmax, agree, c, cautious_decay=False):
         bound = vmax
     update = mean
     if agree is not None:
-        agree = maximum(sign(mean) * sign(g), 0)
+        agree = agreement(mean, g)
         update = mean * (agree * c.factor)
     kept = c.decay * p
     if cautious_decay:
@@ -67,5 +67,5 @@ def adam(p, g, m, v, vmax, agree, c, cautious_decay=False):
 
 
 def judged(n, agree, c):
-    """Return 1 over the share of elements that agree, taken for no less than a thousandth."""
-    return 1 / maximum(agree / n, 0.001)
+    """Return 1 over the share of elements that agree."""
+    return inverse_share(n, agree)

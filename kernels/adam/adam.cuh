@@ -27,7 +27,7 @@ struct adam {
         }
         real update = mean;
         if constexpr (there<Agree>) {
-            agree = maximum(sign(mean) * sign(g), 0);
+            agree = agreement(mean, g);
             update = mean * (agree * c.factor);
         }
         real kept = c.decay * p;
@@ -38,6 +38,6 @@ struct adam {
     }
 
     static DEVICE f64 judged(f64 n, f64 agree, const Coefficients<f64>&) {
-        return 1 / maximum(agree / n, 0.001);
+        return inverse_share(n, agree);
     }
 };

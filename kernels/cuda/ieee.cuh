@@ -82,11 +82,15 @@ DEVICE f64 widen(f64 a) { return a; }
 
 DEVICE f64 where(bool truth, f64 a, f64 b) { return truth ? a : b; }
 
-// As kernels/contract.py defines them: NaN if either is NaN, b where they are equal; +0 for either zero; b below zero.
+// As kernels/contract.py defines them: NaN if either is NaN, b where they are equal; +0 for either zero; b below zero;
+// 1 where the signs are the same.
 #define CHOICES(real) \
     DEVICE real maximum(real a, real b) { return a > b || a != a ? a : b; } \
     DEVICE real sign(real x) { return x > 0 ? 1 : real(0) > x ? -1 : x != x ? x : 0; } \
-    DEVICE real select(real x, real a, real b) { return real(0) > x ? b : a; }
+    DEVICE real select(real x, real a, real b) { return real(0) > x ? b : a; } \
+    DEVICE real agreement(real u, real g) { return maximum(sign(u) * sign(g), 0); }
 CHOICES(f32)
 CHOICES(f64)
 #undef CHOICES
+
+DEVICE f64 inverse_share(f64 n, f64 agree) { return 1 / maximum(agree / n, 0.001); }

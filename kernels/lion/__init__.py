@@ -12,7 +12,7 @@ Algorithm 1. The sign of either zero is +0; of NaN, NaN.
 
 from typing import NamedTuple
 
-from ..contract import Signed, Total, maximum, select, sign
+from ..contract import Signed, Total, agreement, inverse_share, select, sign
 
 SLOTS = (Signed("m", optional=True),)
 SWITCHES = ("cautious_decay",)
@@ -41,7 +41,7 @@ def lion(p, g, m, agree, c, cautious_decay=False):
         m = c.beta2 * m + c.one_minus_beta2 * g
     u = sign(mixed)
     if agree is not None:
-        agree = maximum(u * sign(g), 0)
+        agree = agreement(mixed, g)
         u = u * (agree * c.factor)
     kept = c.decay * p
     if cautious_decay:
@@ -51,5 +51,5 @@ def lion(p, g, m, agree, c, cautious_decay=False):
 
 
 def judged(n, agree, c):
-    """Return 1 over the share of elements that agree, taken for no less than a thousandth."""
-    return 1 / maximum(agree / n, 0.001)
+    """Return 1 over the share of elements that agree."""
+    return inverse_share(n, agree)

@@ -17,7 +17,7 @@ struct lion {
         }
         real u = sign(mixed);
         if constexpr (there<Agree>) {
-            agree = maximum(u * sign(g), 0);
+            agree = agreement(mixed, g);
             u = u * (agree * c.factor);
         }
         real kept = c.decay * p;
@@ -28,6 +28,6 @@ struct lion {
     }
 
     static DEVICE f64 judged(f64 n, f64 agree, const Coefficients<f64>&) {
-        return 1 / maximum(agree / n, 0.001);
+        return inverse_share(n, agree);
     }
 };

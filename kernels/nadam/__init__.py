@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..contract import NonNegative, Signed, Total, maximum, sign
+from ..contract import NonNegative, Signed, Total, agreement, inverse_share
 
 SLOTS = (Signed("m", optional=True), NonNegative("v", optional=True))
 SUMS = (Total("agree", optional=True),)
@@ -50,12 +50,12 @@ def nadam(p, g, m, v, agree, c):
         bound = v
     update = c.grad_step * g + c.momentum_step * mean
     if agree is not None:
-        agree = maximum(sign(update) * sign(g), 0)
+        agree = agreement(update, g)
         update = update * (agree * c.factor)
     p = c.decay * p - update / (np.sqrt(bound) * c.rsqrt_bias2 + c.eps)
     return p, m, v, agree
 
 
 def judged(n, agree, c):
-    """Return 1 over the share of elements that agree, taken for no less than a thousandth."""
-    return 1 / maximum(agree / n, 0.001)
+    """Return 1 over the share of elements that agree."""
+    return inverse_share(n, agree)

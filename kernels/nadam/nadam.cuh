@@ -22,13 +22,13 @@ struct nadam {
         }
         real update = c.grad_step * g + c.momentum_step * mean;
         if constexpr (there<Agree>) {
-            agree = maximum(sign(update) * sign(g), 0);
+            agree = agreement(update, g);
             update = update * (agree * c.factor);
         }
         p = c.decay * p - update / (sqrt(bound) * c.rsqrt_bias2 + c.eps);
     }
 
     static DEVICE f64 judged(f64 n, f64 agree, const Coefficients<f64>&) {
-        return 1 / maximum(agree / n, 0.001);
+        return inverse_share(n, agree);
     }
 };

@@ -32,7 +32,7 @@ def test_an_element_is_its_equation_and_no_more(kernel):
     assert set(used) == set(kernel.Coefficients._fields)  # each coefficient, and none that is not there
     assert kernel.Coefficients._fields[0] == "grad_scale"  # the optimizer multiplies its own scale into the first
     called = {ast.unparse(n.func) for n in ast.walk(tree) if isinstance(n, ast.Call)}
-    assert called <= {"np.sqrt", "np.abs", "maximum", "sign", "select"}
+    assert called <= {"np.sqrt", "np.abs", "maximum", "sign", "select", "agreement"}
     assert not any(isinstance(n, (ast.Pow, ast.For, ast.While, ast.Subscript)) for n in ast.walk(tree))
     numbers = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, (int, float))]
     numbers = [x for x in numbers if x is not False]  # a switch's default
@@ -55,7 +55,7 @@ def test_a_factor_is_its_formula_and_no_more(kernel):
     assert [a.arg for a in function.args.args] == ["n", *(each.name for each in kernel.sums), "c"]
     _, statement = function.body
     called = {ast.unparse(n.func) for n in ast.walk(statement) if isinstance(n, ast.Call)}
-    assert called <= {"sqrt", "abs", "maximum", "where"}
+    assert called <= {"sqrt", "abs", "maximum", "where", "inverse_share"}
     used = {n.attr for n in ast.walk(statement) if isinstance(n, ast.Attribute) and getattr(n.value, "id", "") == "c"}
     assert not used & {"factor", "grad_scale"}
     text = (Path(kernels.__file__).parent / kernel.name / f"{kernel.name}.cuh").read_text()

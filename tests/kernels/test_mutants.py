@@ -63,12 +63,12 @@ ELEMENTS = [
     ("adam", "return p, m, v, vmax", "return p, v, m, vmax"),
     ("nadam", "c.grad_step * g + c.momentum_step * mean", "c.grad_step * mean + c.momentum_step * g"),
     ("nadam", "c.decay * p", "p"),
-    ("adam", "sign(mean) * sign(g), 0)", "sign(mean), 0)"),  # what agrees with nothing
+    ("adam", "agreement(mean, g)", "agreement(mean, mean)"),
     ("adam", "mean * (agree * c.factor)", "mean * c.factor"),  # the others move too
     ("adam", "mean * (agree * c.factor)", "mean * agree"),
-    ("adam", "1 / maximum(agree / n, 0.001)", "1 / maximum(agree, 0.001)"),
-    ("nadam", "sign(update) * sign(g)", "sign(mean) * sign(g)"),
-    ("lion", "maximum(u * sign(g), 0)", "maximum(u * sign(m), 0)"),
+    ("adam", "inverse_share(n, agree)", "inverse_share(n, n)"),
+    ("nadam", "agreement(update, g)", "agreement(mean, g)"),
+    ("lion", "agreement(mixed, g)", "agreement(mixed, m)"),
     ("lamb", "norm_p / norm_u", "norm_u / norm_p"),
     ("lamb", "norm_p = p", "norm_p = g"),
     ("lamb", "+ c.weight_decay * p", ""),
@@ -249,6 +249,10 @@ CONTRACT = [
     ("np.sign(x) + np.zeros_like(x)", "np.copysign(np.ones_like(x), x)"),
     ("np.where(x < 0, b, a)", "np.where(x <= 0, b, a)"),
     ("np.where(x < 0, b, a)", "np.where(x >= 0, a, b)"),  # of NaN the other one
+    ("maximum(sign(u) * sign(g), 0)", "maximum(sign(u), 0)"),
+    ("maximum(sign(u) * sign(g), 0)", "sign(u) * sign(g)"),  # below 0 where they differ
+    ("maximum(agree / n, 0.001)", "maximum(agree, 0.001)"),
+    ("maximum(agree / n, 0.001)", "(agree / n)"),
 ]
 
 
@@ -263,6 +267,10 @@ def right(of):
         and np.isnan(of.sign(nan)).all()
         and all(of.select(x, one, -one) == one for x in (one, zero, -zero, nan))
         and of.select(-one, one, -one) == -one
+        and [of.agreement(u, g) for u, g in ((3 * one, one), (-one, -one), (one, -one), (one, zero))] == [1, 1, 0, 0]
+        and np.isnan(of.agreement(one, nan))
+        and of.inverse_share(8.0, 2.0) == 4
+        and of.inverse_share(8e4, 1.0) == 1000
     )
 
 
