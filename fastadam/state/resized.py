@@ -34,14 +34,29 @@ def accept_rows(name: str, old: Any, new: Any, rows: Any) -> Array:
     return np.where(index < len(old), index, -1)
 
 
-def follow(home: Host, x: Array, old: Array, y: Array, new: Array, rows: Array, kept: Array | None = None) -> None:
-    """Let a flat stream y of `new` have the rows that the stream x of `old` has, but where rows says -1.
+def take_rows(target: Any, source: Any, rows: Any, bits: tuple[Any, Any] | None = None) -> None:
+    """Let each row of target that continues one of source have its values: arrays, or tensors of PyTorch.
 
-    kept: which elements of these rows are meant; None: all.
+    rows: see accept_rows. bits: None, or for what a parameter lacks, its remainder or master, the bits of the old and
+    the new parameter: an element is taken only where they are equal, since beside others it means nothing.
     """
-    values, continued = home.get(y), rows >= 0
-    target, source = shaped_like(values, new), shaped_like(home.get(x), old)[rows[continued]]
-    target[continued] = source if kept is None else np.where(kept, source, target[continued])
+    continued = rows >= 0
+    of = rows[continued]
+    values = source[of]
+    if bits is not None:
+        old, new = bits
+        anew = old[of] != new[continued]
+        values[anew] = target[continued][anew]
+    target[continued] = values
+
+
+def follow(
+    home: Host, x: Array, old: Array, y: Array, new: Array, rows: Array, bits: tuple[Array, Array] | None = None
+) -> None:
+    """Let a flat stream y of `new` have the rows that the stream x of `old` has, but where rows says -1; see
+    take_rows."""
+    values = home.get(y)
+    take_rows(shaped_like(values, new), shaped_like(home.get(x), old), rows, bits)
     home.write(y, values)
 
 
@@ -67,10 +82,8 @@ def with_leaf(state: State, leaf: int, owner: Any, new: Array, rows: Array, copi
         if before.ema is not None:
             follow(home, before.ema, old, after.ema, new, rows)
         for x, y in ((before.low, after.low), (before.master, after.master)):
-            if x is not None:  # the bits that p lacks, which mean nothing beside another p
-                halves = [home.get(p).view(np.uint16) for p in (old, new)]
-                same = halves[0][rows[rows >= 0]] == halves[1][rows >= 0]
-                follow(home, x, old, y, new, rows, same)
+            if x is not None:
+                follow(home, x, old, y, new, rows, (home.get(old).view(np.uint16), home.get(new).view(np.uint16)))
     other = copy(state)
     for name, value in {"params": new, "owners": owner, "streams": after}.items():
         of_leaves = list(getattr(state, name))

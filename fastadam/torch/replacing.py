@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fastadam.state.averages import Averaging
-from fastadam.state.resized import accept_rows
+from fastadam.state.resized import accept_rows, take_rows
 from fastadam.torch.formats import ORDER, describe
 from fastadam.torch.method import Method
 
@@ -84,7 +84,6 @@ class Replacing(Averaging, Method):
         state, other, initial = dict(self.state[old]), leaf.beside(new), walk._rule(leaf.group).initial()
         names = {key: name for name, key in self.slots.items()}
         index = torch.from_numpy(rows).to(old.device)
-        to, of = torch.nonzero(index >= 0).reshape(-1), index[index >= 0]
         order = state[ORDER].tolist() if ORDER in state else None
         for key in leaf.slots:
             if (x := state.get(key)) is None:
@@ -94,11 +93,8 @@ class Replacing(Averaging, Method):
             y = torch.full_like(new, initial.get(names.get(key), 0), dtype=x.dtype)
             if leaf.begins_as_p(key):
                 y.copy_(new)
-            if key in ("remainder", "master"):  # the bits that a parameter lacks, which mean nothing beside another
-                same = old[of].view(torch.int16) == new[to].view(torch.int16)
-                y[to] = torch.where(same, x[of], y[to])
-            else:
-                y[to] = x[of]
+            lacking = key in ("remainder", "master")
+            take_rows(y, x, index, (old.view(torch.int16), new.view(torch.int16)) if lacking else None)
             state[key] = other.encoded(key, y) if blocks else y
         if ORDER in state:
             state[ORDER] = torch.tensor(other.strides, dtype=torch.int64, device="cpu")
