@@ -24,6 +24,12 @@ class Measuring(Replacing):
 
     _judge: Judge
 
+    def check_grads(self, grads: Tree) -> None:
+        """Raise what `step` raises for these gradients, TypeError or ValueError, and change nothing."""
+        for leaf, g in enumerate(self._structure.flatten(grads, "grads")):
+            if g is not None:
+                self._plan.usable(leaf, g)
+
     def measure(self, grads: Tree = ACCUMULATED, *, starts: Mapping[str, int] | None = None) -> dict[str, Measured]:
         """Return by path what each leaf's gradient is like; what `step(grads, measured=...)` takes.
 

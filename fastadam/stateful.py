@@ -12,6 +12,7 @@ from fastadam.arrays.host import Array, writable
 from fastadam.arrays.tree import Structure, Tree, named, rebuild
 from fastadam.checks import integer
 from fastadam.group import Group, is_grouped
+from fastadam.kernels.contract import Slot
 from fastadam.plans.chores import Chores
 from fastadam.plans.plan import Plan
 from fastadam.plans.storage import Storage
@@ -141,6 +142,11 @@ class Stateful(Averaging):
         """
         leaves = None if rows is None else self._structure.flatten(rows, "rows", partial=True)
         self._behind = self._behind.catch_up(self._plan, self._table, self._state.params, leaves)
+
+    @property
+    def slots(self) -> dict[str, Slot]:
+        """Return by name what is kept of each parameter beside averages and masters."""
+        return {slot.name: slot for slot in self._state.kernel.slots}
 
     def moments(self) -> dict[str, dict[str, Array]]:
         """Return the slots by leaf and name, in the parameter's shape: as they lie where they rest in the compute type,

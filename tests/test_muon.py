@@ -71,7 +71,7 @@ def test_the_walks_have_the_same_bits_on_every_backend():
         opt = fa.Muon(params, lr=lambda t: 0.1 / t, backend=backend, aux={"moments": "8bit"})
         for _ in range(STEPS):
             opt.step(tree(rng, np.float32), grad_scale=0.5)
-        results.append([*params.values(), *opt.state_dict()["momenta"].values()])
+        results.append([*params.values(), *(x["m"] for x in opt.state_dict()["leaves"].values())])
     assert all(same_bits(x, y) for x, y in zip(*results, strict=True))
 
 
@@ -104,6 +104,109 @@ def test_a_resumed_run_has_the_same_bits():
     assert (loaded.t, pickled.t) == (2, 2)
 
 
+CHORES = {"max_norm": 0.7, "ema_decay": 0.9, "zero_grads": True, "skip_nonfinite": True}
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_chores_are_of_all_leaves(backend):
+    """The norm is that of all gradients, which a Muon without chores is given scaled; one NaN anywhere skips all."""
+    params = tree(np.random.default_rng(8), np.float32)
+    plain = {name: x.copy() for name, x in params.items()}
+    copies = {name: np.zeros(x.shape, np.float16) for name, x in params.items()}
+    averages = {name: x.copy() for name, x in params.items()}
+    opt = fa.Muon(params, copy_to=copies, backend=backend, **CHORES, **CHOSEN)
+    other = fa.Muon(plain, backend=backend, **CHOSEN)
+    rng = np.random.default_rng(9)
+    for bad in (None, "wide", None, "bias"):
+        grads = tree(rng, np.float32)
+        if bad:
+            grads[bad].flat[0] = np.nan
+            before = [x.copy() for x in params.values()]
+        given = {name: x.copy() for name, x in grads.items()}
+        info = opt.step(grads, grad_scale=2.0)
+        assert info.skipped == bool(bad)
+        assert not any(x.any() for x in grads.values())
+        if bad:
+            assert all(map(same_bits, before, params.values()))
+            continue
+        norm = 2 * np.sqrt(sum((x.astype(np.float64) ** 2).sum() for x in given.values()))
+        assert abs(info.grad_norm / norm - 1) < 1e-12
+        other.step(given, grad_scale=2 * info.clip_factor)
+        for name, x in averages.items():
+            x += np.float32(1 - 0.9) * (params[name] - x)
+    assert (opt.t, opt.skipped) == (2, 2)
+    for name, x in params.items():
+        # The direction is scaled by two numbers at once, the walks by one after the other: a rounding apart, which
+        # the iteration takes up to 3.4445^5 times as far.
+        np.testing.assert_allclose(x, plain[name], rtol=0, atol=2 * 3.4445**5 * 2.0**-24 * 2)
+        assert same_bits(copies[name], x.astype(np.float16))
+        np.testing.assert_allclose(opt.ema[name], averages[name], rtol=0, atol=8 * 2.0**-24 * 4)
+    with opt.averaged():
+        assert all(same_bits(x, opt.ema[name]) for name, x in params.items())
+        with pytest.raises(RuntimeError, match="inside averaged"):
+            opt.step(tree(rng, np.float32))
+
+
+def test_what_is_accumulated_is_what_is_stepped():
+    first, second = (tree(np.random.default_rng(10), np.float32) for _ in range(2))
+    opt, other = fa.Muon(first), fa.Muon(second)
+    rng = np.random.default_rng(11)
+    grads = [tree(rng, np.float32) for _ in range(2)]
+    for g in grads:
+        opt.accumulate(g)
+    opt.step()
+    other.step({name: grads[0][name] + x for name, x in grads[1].items()}, grad_scale=0.5)
+    assert all(same_bits(x, second[name]) for name, x in first.items())
+    with pytest.raises(ValueError, match="nothing has been accumulated"):
+        opt.step()
+
+
+def test_hyperparameters_may_be_set_between_steps():
+    params = tree(np.random.default_rng(12))
+    opt, before = fa.Muon(params, lr=0.0, weight_decay=0.0, aux={"lr": 0.0}), params["tall"].copy()
+    opt.groups[0].momentum = 0.5
+    opt.step({**dict.fromkeys(params), "tall": np.ones((9, 5))})
+    assert same_bits(params["tall"], before)
+    assert same_bits(opt.state_dict()["leaves"]["params['tall']"]["m"], np.full((9, 5), 0.5))
+    opt.groups[0].lr, opt.groups[0].weight_decay = 0.5, 1.0
+    opt.step({**dict.fromkeys(params), "tall": np.zeros((9, 5))})
+    value = 1.0  # the only singular value of equal numbers, which is 1 once they are divided by their norm, √45 of them
+    for _ in range(5):
+        value = 3.4445 * value - 4.775 * value**3 + 2.0315 * value**5
+    np.testing.assert_allclose(params["tall"], before / 2 - 0.5 * np.sqrt(9 / 5) * value / np.sqrt(45), atol=1e-13)
+    with pytest.raises(ValueError, match=r"groups\[0\]\.ns_steps is 100, expected an integer"):
+        opt.groups[0].ns_steps = 100
+    opt.reset(["['tall']"])
+    assert not opt.state_dict()["leaves"]["params['tall']"]["m"].any()
+
+
+@pytest.mark.parametrize("aux", [{}, {"moments": "8bit"}])
+def test_a_checkpoint_holds_all_of_it(tmp_path, aux):
+    """A schedule stays the optimizer's own; hyperparameters are the checkpoint's."""
+    rng = np.random.default_rng(13)
+    params = tree(rng, np.float32)
+    chosen = {"ema_decay": 0.9, "aux": {"lr": 0.01, **aux}}
+    opt = fa.Muon(params, lr=lambda t: 0.1 / t, momentum=0.8, **chosen)
+    opt.step(tree(rng, np.float32))
+    folder = fa.checkpoint.Folder(tmp_path)
+    opt.accumulate(tree(rng, np.float32))
+    folder.save(opt, extra="here", accumulated=True)
+    again = tree(rng, np.float32)
+    loaded = fa.Muon(again, lr=lambda t: 0.1 / t, **chosen)
+    assert folder.load(loaded) == "here"
+    assert (loaded.groups[0].momentum, loaded.t) == (0.8, 1)
+    opt.step()
+    loaded.step()
+    assert all(same_bits(x, again[name]) for name, x in params.items())
+    assert all(same_bits(x, loaded.ema[name]) for name, x in opt.ema.items())
+    with pytest.raises(ValueError, match="the checkpoint's method is 'Muon', this optimizer's is 'AdamW'"):
+        folder.load(fa.AdamW(again))
+    with pytest.raises(
+        ValueError, match=r"the checkpoint's params\['wide'\] has the shape \(4, 7\), this optimizer's \(4, 8\)"
+    ):
+        folder.load(fa.Muon({**again, "wide": np.zeros((4, 8), np.float32)}, lr=lambda t: 0.1, **chosen))
+
+
 def test_a_leaf_without_a_gradient_stays():
     params = tree(np.random.default_rng(5))
     before = {name: x.copy() for name, x in params.items()}
@@ -123,7 +226,8 @@ def test_bad_input_is_refused_before_anything_changes():
     assert all(same_bits(x, before[name]) for name, x in params.items())
     assert opt.t == 0
     for named, words in (
-        ({"max_norm": 1.0}, r"max_norm is 1.0, expected it in aux"), ({"other": 1}, "other is 1, which is no argument"),
+        ({"max_value": 1.0}, r"max_value is 1.0, expected it in aux"), ({"stats": "group"}, "stats is 'group'"),
+        ({"other": 1}, "other is 1, which is no argument"), ({"aux": {"max_norm": 1.0}}, "aux has max_norm 1.0"),
         ({"adjust": "most"}, "adjust is 'most'"), ({"ns_steps": 100}, "ns_steps is 100"),
         ({"momentum": 1.0}, "momentum is 1.0"), ({"ns_coefficients": (1, 2)}, r"ns_coefficients is \(1, 2\)"),
     ):  # fmt: skip

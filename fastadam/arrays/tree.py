@@ -72,7 +72,15 @@ def _by_attributes(kind: type) -> Container:
 
 MAPPING = Container("dict", (dict, UserDict), list, _mapping_like)
 SEQUENCE = Container("list", (list, tuple), lambda tree: list(range(len(tree))), _sequence_like)
-REGISTERED: dict[type, Container] = {dict: MAPPING, UserDict: MAPPING, list: SEQUENCE, tuple: SEQUENCE}
+
+
+class ByPath(dict[str, Any]):
+    """Holds some leaves of a tree by their paths there, which stay their paths."""
+
+
+REGISTERED: dict[type, Container] = {
+    dict: MAPPING, UserDict: MAPPING, list: SEQUENCE, tuple: SEQUENCE, ByPath: MAPPING._replace(shown="{}")
+}  # fmt: skip
 
 
 def register_container(

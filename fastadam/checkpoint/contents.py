@@ -10,21 +10,49 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
-from fastadam import kernels
 from fastadam.arrays.device import home_of
 from fastadam.arrays.flat import FlatBuffer
 from fastadam.arrays.host import Array, describe, memory_order
-from fastadam.arrays.tree import Structure
+from fastadam.arrays.tree import Structure, Tree
 from fastadam.checkpoint.tensors import Piece
 from fastadam.checks import integer
 from fastadam.kernels.codes import GROUP
+from fastadam.kernels.contract import Slot
 from fastadam.kernels.formats import CODES, format_of, is_signed
-from fastadam.optimizer import Optimizer
 
 ACCUMULATED = "accumulated"  # the stream of the sums of micro-batches' gradients
 HEAD = "version", "method", "t", "seed", "skipped", "groups"  # of Optimizer.state_dict
+
+
+@runtime_checkable
+class Kept(Protocol):
+    """Is what a checkpoint asks of an optimizer over arrays: an Optimizer, or one that is made of several."""
+
+    @property
+    def params(self) -> Tree: ...
+
+    @property
+    def paths(self) -> list[str]: ...
+
+    @property
+    def slots(self) -> dict[str, Slot]: ...
+
+    @property
+    def copy_to(self) -> Tree: ...
+
+    @property
+    def index_offset(self) -> int | dict[str, int]: ...
+
+    @property
+    def accumulated(self) -> tuple[int, dict[str, Array]]: ...
+
+    def state_dict(self, copy: bool = True) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
+
+    def accumulate(self, grads: Tree, micro_batches: int = 1) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -130,7 +158,7 @@ def check_not_averaging(opt: Any) -> None:
         )
 
 
-def leaves_of(opt: Optimizer, shards: Mapping[str, Shard] | None) -> tuple[dict[str, Any], list[SavedLeaf]]:
+def leaves_of(opt: Kept, shards: Mapping[str, Shard] | None) -> tuple[dict[str, Any], list[SavedLeaf]]:
     """Return an optimizer's state_dict and its leaves; checks that shards name leaves."""
     check_not_averaging(opt)
     shards = shards or {}
@@ -145,7 +173,7 @@ def leaves_of(opt: Optimizer, shards: Mapping[str, Shard] | None) -> tuple[dict[
     return state, [SavedLeaf(path, x, state["leaves"][f"params{path}"], shards.get(path)) for path, x in trees]
 
 
-def snapshot(opt: Optimizer, shards: Mapping[str, Shard] | None, accumulated: bool = False) -> Snapshot:
+def snapshot(opt: Kept, shards: Mapping[str, Shard] | None, accumulated: bool = False) -> Snapshot:
     """Return what to save of an optimizer, as it is now, with what it has accumulated or without; arrays are not
     copied."""
     state, leaves = leaves_of(opt, shards)
@@ -175,9 +203,9 @@ def snapshot(opt: Optimizer, shards: Mapping[str, Shard] | None, accumulated: bo
     return Snapshot(head, numbers, pieces, state["t"])
 
 
-def signed_slots(opt: Optimizer) -> dict[str, bool]:
+def signed_slots(opt: Kept) -> dict[str, bool]:
     """Return whether codes of 8 bits of each slot have a sign."""
-    return {slot.name: is_signed(slot) for slot in kernels.ALL[opt.rule.kernel].slots}
+    return {name: is_signed(slot) for name, slot in opt.slots.items()}
 
 
 def _coded(layout: Layout, stream: str, x: Array, signed: bool) -> Piece:

@@ -11,7 +11,7 @@ import numpy as np
 from fastadam.arrays.host import Array
 from fastadam.checkpoint import contents, manifest, matching
 from fastadam.checkpoint.background import Handle
-from fastadam.checkpoint.contents import Shards
+from fastadam.checkpoint.contents import Kept, Shards
 from fastadam.checkpoint.disk import log
 from fastadam.checkpoint.manifest import Damaged
 from fastadam.checkpoint.places import DONE, Place, Series, Single, is_foreign, numbered
@@ -19,14 +19,13 @@ from fastadam.checkpoint.reading import Opened, open_newer
 from fastadam.checkpoint.saving import Gather, Saving, Team
 from fastadam.checkpoint.source import Source
 from fastadam.checks import flag, integer
-from fastadam.optimizer import Optimizer
 
 LACKING = errno.EMFILE, errno.ENFILE, errno.ENOMEM  # what this process has not enough of: no checkpoint is at fault
 
 
 def is_torch(opt: Any) -> bool:
     """Return whether an optimizer is one for PyTorch. Raises TypeError where it is no optimizer at all."""
-    if not (torch := hasattr(opt, "param_groups")) and not isinstance(opt, Optimizer):
+    if not (torch := hasattr(opt, "param_groups")) and not isinstance(opt, Kept):
         raise TypeError(
             f"opt is {type(opt).__name__}, expected an optimizer of fastadam, fastadam.torch or torch.optim"
         )

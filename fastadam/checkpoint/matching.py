@@ -4,10 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from fastadam import kernels
 from fastadam.arrays.host import Array, memory_order
 from fastadam.arrays.tree import Structure, rebuild
-from fastadam.checkpoint.contents import ACCUMULATED, HEAD, SavedLeaf, Shards, leaves_of, signed_slots
+from fastadam.checkpoint.contents import ACCUMULATED, HEAD, Kept, SavedLeaf, Shards, leaves_of, signed_slots
 from fastadam.checkpoint.disk import log
 from fastadam.checkpoint.reading import Opened
 from fastadam.checkpoint.source import Source
@@ -15,7 +14,6 @@ from fastadam.group import is_grouped
 from fastadam.kernels import codes
 from fastadam.kernels.contract import Slot
 from fastadam.kernels.formats import CODES, FLOAT64, encoded, format_of
-from fastadam.optimizer import Optimizer
 
 
 class Match:
@@ -24,12 +22,12 @@ class Match:
     differences: texts, the first being what a strict load raises. conversions: what is rounded to another format.
     """
 
-    def __init__(self, opt: Optimizer, saved: Opened, shards: Shards) -> None:
+    def __init__(self, opt: Kept, saved: Opened, shards: Shards) -> None:
         self._opt, self._source, self._content = opt, Source(saved), saved.content
         self.differences: list[str] = []
         self.conversions: set[str] = set()
         self._state, self._leaves = leaves_of(opt, shards)
-        self._slots: dict[str, Slot] = {slot.name: slot for slot in kernels.ALL[opt.rule.kernel].slots}
+        self._slots: dict[str, Slot] = opt.slots
         self._signed = signed_slots(opt)
         head, of_optimizer = self._content["optimizer"], {**self._state, "kind": "fastadam"}
         for key in ("kind", "version", "method"):

@@ -57,7 +57,7 @@ class GradientsOnDevice(Gradients):
                 new.append(leaf)
         for leaf in self._foreign:
             self.check_unmoved(leaf)
-        usable = [(leaf, self._usable(leaf, grads[leaf])) for leaf in new]
+        usable = [(leaf, self.usable(leaf, grads[leaf])) for leaf in new]
         self.unread = []
         if self._flags.clear:
             self._check_separate(grads, dict(usable))

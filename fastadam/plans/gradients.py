@@ -48,7 +48,7 @@ class Gradients:
 
         Raises TypeError, ValueError naming the leaf and both sides; then nothing has changed.
         """
-        usable = [None if g is None else self._usable(leaf, g) for leaf, g in enumerate(grads)]
+        usable = [None if g is None else self.usable(leaf, g) for leaf, g in enumerate(grads)]
         self.unread = []
         if self._flags.clear:
             self.check_clearable(usable)
@@ -85,7 +85,8 @@ class Gradients:
             name = "copy_to" + p_name.removeprefix("params")
             raise ValueError(f"{name} has become read-only, expected an array that can be written")
 
-    def _usable(self, leaf: int, g: Any) -> Array:
+    def usable(self, leaf: int, g: Any) -> Array:
+        """Return a leaf's gradient as an array. Raises TypeError, ValueError naming the leaf and both sides."""
         names, p, owner = self._names[leaf], self._params[leaf], self._owners[leaf]
         p_name, g_name = names.p, names.g
         both = f"{g_name} is {describe(g)}, {p_name} is {describe(owner)}"

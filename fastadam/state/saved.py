@@ -85,7 +85,7 @@ def check(state: State, table: Table, rule: type[Rule], saved: Any) -> list[Rule
         raise TypeError(f"state['groups'] is {describe(saved['groups'])}, expected a list")
     _same("len(state['groups'])", len(saved["groups"]), len(table.groups))
     groups = enumerate(zip(table.groups, saved["groups"], strict=True))
-    rules = [_rule(f"state['groups'][{k}]", group, rule, of_group) for k, (group, of_group) in groups]
+    rules = [rule_of_group(f"state['groups'][{k}]", group, rule, of_group) for k, (group, of_group) in groups]
     names = [f"params{path}" for path in state.paths]
     _keys("state['leaves']", saved["leaves"], names)
     for group, changed in zip(table.groups, rules, strict=True):
@@ -95,7 +95,7 @@ def check(state: State, table: Table, rule: type[Rule], saved: Any) -> list[Rule
     return rules
 
 
-def _rule(where: str, group: Group, rule: type[Rule], saved: Any) -> Rule:
+def rule_of_group(where: str, group: Group, rule: type[Rule], saved: Any) -> Rule:
     """Return the rule that a saved group's hyperparameters make; a schedule stays the group's own."""
     _keys(where, saved, [each.name for each in fields(rule)])
     if (saved["lr"] is None) != callable(group.lr):

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fastadam.muon import ADJUSTED
+from fastadam.orthogonal import ADJUSTED
 from fastadam.torch.methods import AdamW
 
 KEYS = "lr", "weight_decay", "momentum", "nesterov", "ns_coefficients", "eps", "ns_steps", "adjust_lr_fn"

@@ -66,7 +66,7 @@ ELEMENTS = [
     ("adam", "agreement(mean, g)", "agreement(mean, mean)"),
     ("adam", "mean * (agree * c.factor)", "mean * c.factor"),  # the others move too
     ("adam", "mean * (agree * c.factor)", "mean * agree"),
-    ("adam", "inverse_share(n, agree)", "inverse_share(n, n)"),
+    ("adam", "inverse_share(n, agree)", "inverse_share(agree, n)"),
     ("nadam", "agreement(update, g)", "agreement(mean, g)"),
     ("lion", "agreement(mixed, g)", "agreement(mixed, m)"),
     ("lamb", "norm_p / norm_u", "norm_u / norm_p"),
