@@ -9,14 +9,14 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from fastadam.arrays.host import Array
 from fastadam.checks import flag, integer, number
 from fastadam.rule import LearningRate, Rule
 
 ADJUSTED: dict[str, Callable[[int, int], float]] = {  # by how much lr is multiplied for a matrix of rows and columns
-    "original": lambda rows, columns: math.sqrt(max(1, rows / columns)),
+    "original": lambda rows, columns: math.sqrt(max(1, rows / max(1, columns))),
     "match_rms_adamw": lambda rows, columns: 0.2 * math.sqrt(max(rows, columns)),
 }
 LIMITS: dict[str, dict[str, float]] = {
@@ -42,6 +42,8 @@ class Muon(Rule):
     ns_steps: int = 5
     adjust: str = "original"
     maximize: bool = field(default=False, init=False)
+
+    averages: ClassVar[tuple[str, ...]] = ("m",)
 
     def __post_init__(self) -> None:
         coefficients = self.ns_coefficients

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 
+from fastadam.checks import SEEDS, integer
 from fastadam.orthogonal import ADJUSTED
-from fastadam.torch.methods import AdamW
+from fastadam.torch.method import OPTIONS
+from fastadam.torch.methods import SGD, AdamW
 
 KEYS = "lr", "weight_decay", "momentum", "nesterov", "ns_coefficients", "eps", "ns_steps", "adjust_lr_fn"
+SHARED = "master", "seed", "ema_decay"  # options of the walks over matrices and of AdamW
 
 
 class Muon(torch.optim.Optimizer):
@@ -21,11 +25,14 @@ class Muon(torch.optim.Optimizer):
         their own, with AdamW's hyperparameters and "aux": True.
     muon: a function of (name or None, parameter); None: all. Embeddings and heads are yours to leave out.
     aux: the arguments of fastadam.torch.AdamW for the others, hyperparameters and options; None: its defaults.
+    master, seed, ema_decay: of all parameters; see AdamW. Its other options are no options of matrices.
     The other arguments, the defaults and "momentum_buffer" in the state are torch's, whose state_dict fits if there are
-    no others.
+    no others. The buffer is float32 beside parameters of 16 bits.
 
-    The iteration is torch's, in bfloat16, for all matrices of one shape together. Its bits are those of torch's matrix
-    products, which depend on the machine and its threads. Shards must hold whole leaves: `sums_first` says so.
+    The momentum's update and the final move are walks, the same bits for any number of threads, given the same
+    orthogonalised matrix. The iteration is torch's, in bfloat16, for all matrices of one shape together: its bits are
+    those of torch's matrix products, which depend on the machine and its threads: promise 1 ends there. Shards must
+    hold whole leaves: `sums_first` says so.
 
     >>> model = torch.nn.Linear(4, 2)
     >>> opt = fastadam.torch.Muon(model.parameters(), lr=0.01, aux={"lr": 1e-3})
@@ -42,10 +49,22 @@ class Muon(torch.optim.Optimizer):
         nesterov: bool = True, ns_coefficients: tuple[float, float, float] = (3.4445, -4.775, 2.0315),
         eps: float = 1e-7, ns_steps: int = 5, adjust_lr_fn: str | None = None, *,
         muon: Callable[[str | None, torch.Tensor], bool] | None = None, aux: Mapping[str, Any] | None = None,
+        master: str | None = None, seed: int = 0, ema_decay: float | Callable[[int], float] | None = None,
+        **refused: Any,
     ) -> None:  # fmt: skip
+        for name, value in refused.items():
+            hint = "expected it in aux: matrices have none of it" if name in OPTIONS else "which is no argument of Muon"
+            raise TypeError(f"{name} is {value!r}, {hint}")
         given = lr, weight_decay, momentum, nesterov, ns_coefficients, eps, ns_steps, adjust_lr_fn
         defaults: dict[str, Any] = dict(zip(KEYS, given, strict=True))
         torch.optim.Muon([torch.zeros(1, 1)], **defaults)  # refuses what torch refuses, in its words
+        self._shared: dict[str, Any] = {
+            "master": master,
+            "seed": integer("seed", seed, **SEEDS),
+            "ema_decay": ema_decay,
+        }
+        if twice := [name for name in SHARED if name in (aux or {})]:
+            raise TypeError(f"aux has {twice[0]!r}, expected it as an argument of Muon, for all parameters")
         items = list(params)
         groups = items if items and isinstance(items[0], dict) else [{"params": items}]
         matrices: list[dict[str, Any]] = []
@@ -59,18 +78,39 @@ class Muon(torch.optim.Optimizer):
             if rest := [x for x, is_matrix in zip(members, chosen, strict=True) if not is_matrix]:
                 kept = {key: x for key, x in group.items() if group.get("aux")}
                 others.append({**kept, "params": rest, "aux": True})
-        self._adamw = AdamW(others, **(aux or {})) if others else None
+        self._adamw = AdamW(others, **self._shared, **(aux or {})) if others else None
         super().__init__([*matrices, *(self._adamw.param_groups if self._adamw else ())], defaults)
         self._share()
 
     def _share(self) -> None:
-        """Let AdamW step this optimizer's groups, with its state."""
+        """Let AdamW step its groups, and a walk move the matrices, with this optimizer's state."""
         if self._adamw is not None:
             groups = [group for group in self.param_groups if group.get("aux")]
             self._adamw.__setstate__({"state": self.state, "param_groups": groups})
+        # p - lr·ratio·(x + (λ / ratio)·p): matrices of one ratio are a group.
+        self._moved: dict[tuple[int, float], dict[str, Any]] = {}
+        self._moving: SGD | None = None
+        self._gathering: SGD | None = None
+        self._momenta: list[Any] = []
+        for k, group in self._of_matrices():
+            for p in group["params"]:
+                ratio = ADJUSTED[group["adjust_lr_fn"] or "original"](len(p), p.numel() // max(1, len(p)))
+                self._moved.setdefault((k, ratio), {"params": []})["params"].append(p)
+        if self._moved:
+            self._moving = SGD(list(self._moved.values()), **self._shared)
+            self._moving.state = self.state
+            self._moved = dict(zip(self._moved, self._moving.param_groups, strict=True))
+
+    def _of_matrices(self) -> list[tuple[int, dict[str, Any]]]:
+        """Return the groups of matrices, numbered."""
+        return [(k, group) for k, group in enumerate(self.param_groups) if not group.get("aux")]
+
+    def _walked(self) -> list[Any]:
+        """Return the optimizers that step parts of this one's parameters."""
+        return [each for each in (self._moving, self._adamw) if each is not None]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_adamw": self._adamw}
+        return {**super().__getstate__(), "_adamw": self._adamw, "_shared": self._shared}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -86,6 +126,19 @@ class Muon(torch.optim.Optimizer):
                         self.state[p][name] = x.to(self.state[p][name].device, copy=True)
         self._share()
 
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within `with opt.averaged():` parameters hold their averages, and get their own bits back afterwards."""
+        with ExitStack() as both:
+            for each in self._walked():
+                both.enter_context(each.averaged())
+            yield
+
+    @property
+    def averaging(self) -> bool:
+        """Return whether parameters hold the averaged weights: within `averaged`."""
+        return any(each.averaging for each in self._walked())
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Perform a single optimization step. closure: reevaluates the model and returns the loss."""
@@ -93,34 +146,75 @@ class Muon(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        present = [(group, p) for _, group in self._of_matrices() for p in group["params"] if p.grad is not None]
+        for _, p in present:
+            if p.grad.layout is not torch.strided or p.is_complex():
+                raise RuntimeError("Muon does not support sparse gradients or complex parameters")
         if self._adamw is not None:
             self._adamw.step()
-        for group in self.param_groups:
-            if not group.get("aux"):
-                self._step_matrices(group)
+        if present:
+            self._gather(present)
+            self._move(present)
         return loss
 
-    def _step_matrices(self, group: dict[str, Any]) -> None:
-        """Step the matrices of one group."""
-        updates: dict[Any, list[tuple[Any, Any]]] = {}
-        for p in group["params"]:
-            if p.grad is None:
-                continue
-            if p.grad.is_sparse or p.is_complex():
-                raise RuntimeError("Muon does not support sparse gradients or complex parameters")
-            state = self.state[p]
-            if "momentum_buffer" not in state:
-                state["momentum_buffer"] = torch.zeros_like(p.grad, memory_format=torch.preserve_format)
-            m = state["momentum_buffer"].lerp_(p.grad, 1 - group["momentum"])
-            update = (p.grad.lerp(m, group["momentum"]) if group["nesterov"] else m).reshape(len(p), -1)
-            updates.setdefault((update.shape, update.device), []).append((p, update))
-        lr = float(group["lr"])
-        for (shape, _), pairs in updates.items():
-            adjust = group["adjust_lr_fn"] or "original"
-            moves = _orthogonal(torch.stack([update.bfloat16() for _, update in pairs]), group)
-            for (p, _), move in zip(pairs, moves.unbind(), strict=True):
-                p.mul_(1 - lr * group["weight_decay"])
-                p.add_(move.reshape(p.shape), alpha=-lr * ADJUSTED[adjust](*shape))
+    def _gather(self, present: list[tuple[dict[str, Any], Any]]) -> None:
+        """Let the momenta m take up the gradients: m - (1 - μ)·(m - g), a step of gradient descent."""
+        momenta = [self._momentum(p) for _, p in present]
+        groups = {id(group): group for group, _ in present}
+        if [id(m) for m in momenta] != [id(m) for m in self._momenta]:
+            members = {at: [m for (group, _), m in zip(present, momenta, strict=True) if id(group) == at]
+                       for at in groups}  # fmt: skip
+            params = [{"params": of_group} for of_group in members.values()]
+            self._gathering, self._momenta = SGD(params, weight_decay=1.0, maximize=True), momenta
+        assert self._gathering is not None
+        for group, of_momenta in zip(groups.values(), self._gathering.param_groups, strict=True):
+            of_momenta["lr"] = 1 - group["momentum"]
+        for (_, p), m in zip(present, momenta, strict=True):
+            m.grad = p.grad.to(m.dtype)
+        try:
+            self._gathering.step()
+        finally:
+            for m in momenta:
+                m.grad = None
+
+    def _momentum(self, p: Any) -> Any:
+        """Return the momentum of a parameter, as wide as the arithmetic."""
+        wide, state = torch.promote_types(p.dtype, torch.float32), self.state[p]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(p, dtype=wide, memory_format=torch.preserve_format)
+        if state["momentum_buffer"].dtype is not wide:  # as torch's own optimizer keeps it
+            state["momentum_buffer"] = state["momentum_buffer"].to(wide)
+        return state["momentum_buffer"]
+
+    def _move(self, present: list[tuple[dict[str, Any], Any]]) -> None:
+        """Orthogonalise what the gradients and momenta say, and let the parameters move."""
+        alike: dict[Any, list[int]] = {}
+        for k, (group, p) in enumerate(present):
+            iteration = group["nesterov"], *(group[key] for key in ("ns_coefficients", "eps", "ns_steps", "momentum"))
+            alike.setdefault((len(p), p.numel(), p.dtype, p.device, iteration), []).append(k)
+        moves: list[Any] = [None] * len(present)
+        for places in alike.values():
+            group = present[places[0]][0]
+            x: Any = [self._momenta[k] for k in places]
+            if group["nesterov"]:
+                x = torch._foreach_lerp(
+                    [present[k][1].grad.to(m.dtype) for k, m in zip(places, x, strict=True)], x, group["momentum"]
+                )
+            x = torch.stack([each.reshape(len(each), -1).bfloat16() for each in x])
+            for k, move in zip(places, _orthogonal(x, group, present[places[0]][1].dtype).unbind(), strict=True):
+                moves[k] = move
+        given = [p.grad for _, p in present]
+        try:
+            for (_, p), move in zip(present, moves, strict=True):
+                p.grad = move.reshape(p.shape)
+            assert self._moving is not None
+            for (k, ratio), of_p in self._moved.items():
+                group = self.param_groups[k]
+                of_p["lr"], of_p["weight_decay"] = group["lr"] * ratio, group["weight_decay"] / ratio
+            self._moving.step()
+        finally:
+            for (_, p), g in zip(present, given, strict=True):
+                p.grad = g
 
 
 def _is_matrix(member: Any, muon: Callable[..., bool] | None) -> bool:
@@ -129,8 +223,8 @@ def _is_matrix(member: Any, muon: Callable[..., bool] | None) -> bool:
     return p.dim() >= 2 and (muon is None or bool(muon(name, p)))
 
 
-def _orthogonal(x: Any, group: Mapping[str, Any]) -> Any:
-    """Return (count, rows, columns) bfloat16 matrices with their singular values moved near to 1; see torch's own."""
+def _orthogonal(x: Any, group: Mapping[str, Any], dtype: Any) -> Any:
+    """Return (count, rows, columns) bfloat16 matrices in dtype, their singular values moved near to 1; see torch's."""
     a, b, c = group["ns_coefficients"]
     tall = x.shape[1] > x.shape[2]
     x = x.mT.contiguous() if tall else x
@@ -138,4 +232,4 @@ def _orthogonal(x: Any, group: Mapping[str, Any]) -> Any:
     for _ in range(group["ns_steps"]):
         gram = torch.bmm(x, x.mT)
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.mT if tall else x
+    return (x.mT if tall else x).to(dtype, memory_format=torch.contiguous_format)

@@ -102,3 +102,63 @@ def test_a_folder_of_checkpoints_keeps_all_of_it(tmp_path):
         give(params, 2)
         optimizer.step()
     assert all(torch.equal(p, q) for p, q in zip(ours, others, strict=True))
+
+
+def test_walks_round_as_they_do_elsewhere():
+    """Given what the iteration gives, which is the same: weights of 16 bits are their float32 masters, rounded."""
+    start = drawn([(6, 4), (3,)], 0, torch.bfloat16)
+    ours, wide = [Parameter(x.clone()) for x in start], [Parameter(x.float()) for x in start]
+    opt = fat.Muon(ours, lr=0.1, master="float32", ema_decay=0.9)
+    other = fat.Muon(wide, lr=0.1, ema_decay=0.9)
+    for seed in range(1, 4):
+        give(ours, seed)
+        for p, q in zip(ours, wide, strict=True):
+            q.grad = p.grad.float()
+        opt.step()
+        other.step()
+        if seed == 2:
+            loaded = fat.Muon([Parameter(p.detach().clone()) for p in ours], master="float32", ema_decay=0.9)
+            loaded.load_state_dict(copy.deepcopy(opt.state_dict()))
+    for p, q in zip(ours, wide, strict=True):
+        assert torch.equal(p, q.bfloat16())
+        assert torch.equal(opt.state[p]["ema"], other.state[q]["ema"])
+    assert opt.state[ours[0]]["momentum_buffer"].dtype is torch.float32
+    copies = [p for group in loaded.param_groups for p in group["params"]]
+    give(copies, 3)
+    loaded.step()
+    assert all(torch.equal(p, q) for p, q in zip(ours, copies, strict=True))
+    with opt.averaged():
+        assert torch.equal(ours[0], opt.state[ours[0]]["ema"].bfloat16())
+        assert opt.averaging
+        with pytest.raises(RuntimeError, match="averaged"):
+            opt.step()
+
+
+def test_bits_do_not_depend_on_threads_around_the_iteration(monkeypatch):
+    """The walks' alone: the iteration is replaced by one without products."""
+    monkeypatch.setattr("fastadam.torch.muon._orthogonal", lambda x, group, dtype: x.to(dtype))
+    results = []
+    for threads in (1, 2):
+        with fa.num_threads(threads):
+            params = [Parameter(x) for x in drawn([(300, 700), (5, 7)], 0)]
+            opt = fat.Muon(params, lr=0.1)
+            for seed in (1, 2):
+                give(params, seed)
+                opt.step()
+        results.append(params)
+    assert all(torch.equal(p, q) for p, q in zip(*results, strict=True))
+
+
+def test_what_matrices_have_not_is_refused_by_name():
+    w = Parameter(torch.ones(3, 2))
+    with pytest.raises(TypeError, match=r"max_norm is 1\.0, expected it in aux: matrices have none of it"):
+        fat.Muon([w], max_norm=1.0)
+    with pytest.raises(TypeError, match=r"beta is 1, which is no argument of Muon"):
+        fat.Muon([w], beta=1)
+    with pytest.raises(TypeError, match=r"aux has 'seed', expected it as an argument of Muon"):
+        fat.Muon([w], aux={"seed": 1})
+    opt, before = fat.Muon([w]), w.detach().clone()
+    w.grad = torch.ones(3, 2).to_sparse()
+    with pytest.raises(RuntimeError, match="Muon does not support sparse gradients"):
+        opt.step()
+    assert torch.equal(w, before)
