@@ -25,7 +25,7 @@ LACKING = errno.EMFILE, errno.ENFILE, errno.ENOMEM  # what this process has not 
 
 def is_torch(opt: Any) -> bool:
     """Return whether an optimizer is one for PyTorch. Raises TypeError where it is no optimizer at all."""
-    if not (torch := hasattr(opt, "param_groups")) and not isinstance(opt, Kept):
+    if not (torch := hasattr(opt, "param_groups")) and (isinstance(opt, type) or not isinstance(opt, Kept)):
         raise TypeError(
             f"opt is {type(opt).__name__}, expected an optimizer of fastadam, fastadam.torch or torch.optim"
         )

@@ -8,7 +8,7 @@ whole run is held against the NumPy backend's, bit for bit.
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -21,8 +21,8 @@ from fastadam.backend import BACKENDS
 from fastadam.host import threads
 from fastadam.kernels.formats import FORMATS
 from fastadam.optimizer import Optimizer
-from fastadam.tools import bounds, papers
-from fastadam.tools.cover import METHODS, Case, Stored, cases, chores_for, hostile, same_bits, state_arrays
+from fastadam.tools import bounds, composed, cover, papers
+from fastadam.tools.cover import METHODS, Case, Stored, chores_for, hostile, same_bits, state_arrays
 from fastadam.tools.diagnosis import flushes_subnormals
 from fastadam.tools.second import Second
 
@@ -140,6 +140,11 @@ def stored_as(x: Any, dtype: Any) -> Any:
         return x.astype(dtype)
 
 
+def cases(everything: bool = False, backends: Sequence[str] = cover.ON_HOST) -> list[Case]:
+    """Return what there is to check of methods over a kernel, and of those that are made of several optimizers."""
+    return [*cover.cases(everything, backends), *composed.cases(everything, backends)]
+
+
 def check(case: Case) -> tuple[float, float, bool]:
     """Check one case: return the worst error in units of its bound and in ulp, and whether the bits are the same.
 
@@ -148,6 +153,8 @@ def check(case: Case) -> tuple[float, float, bool]:
     """
     (method, chosen), dtype = case.variant, case.dtype
     with threads.exactly(case.threads):
+        if method in composed.COMPOSED:
+            return composed.check(case)
         units = ulps = float("nan")
         plain = not case.chores and not case.stored
         if plain and np.finfo(bounds.WIDER[np.dtype(dtype)]).eps < np.finfo(dtype).eps:

@@ -113,7 +113,7 @@ def test_verify_passes_here():
     done = command("verify")
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [line for line in done.stdout.splitlines() if line.rstrip().endswith(" ok")]
-    assert len(rows) == len(cover.cases())
+    assert len(rows) == len(verify.cases())
     assert f"{len(rows)} cases, 0 failed" in done.stdout
     for method, _ in variants():
         assert any(row.split()[0].split("-")[0] == method.__name__ for row in rows)

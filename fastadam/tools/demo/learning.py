@@ -86,11 +86,13 @@ def text(rng: np.random.Generator, way: str = "lazy") -> Task:
     def update(opt: Any, grads: Any) -> None:
         if way == "dense":
             opt.step(grads)
+        elif opt.sums_first:  # and so over all rows
+            opt.step(texts.densely(grads, rows))
         else:
             opt.step_rows(grads, semantics=way)
 
     def prepare(opt: Any, bags: list[Array]) -> None:
-        if way == "exact":
+        if way == "exact" and not opt.sums_first:
             opt.catch_up({"embedding": np.concatenate(bags)})
 
     def spread(grads: Any) -> Any:

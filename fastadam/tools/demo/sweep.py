@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import fastadam as fa
-from fastadam.tools import cover
+from fastadam.tools import composed, cover
 from fastadam.tools.console import TextTable, track
 from fastadam.tools.demo import MODELS, picture
 from fastadam.tools.demo.learning import one_thread, train
@@ -21,8 +21,8 @@ from fastadam.tools.demo.learning import one_thread, train
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-METHODS: dict[str, tuple[type[fa.Optimizer], dict[str, Any]]] = {
-    **{method.__name__: (method, {}) for method in cover.METHODS},
+METHODS: dict[str, tuple[Any, dict[str, Any]]] = {
+    **{method.__name__: (method, {}) for method in (*cover.METHODS, *composed.COMPOSED)},
     "AMSGrad": (fa.Adam, {"amsgrad": True}),
     "momentum": (fa.SGD, {"momentum": 0.9}),
 }
