@@ -1,6 +1,7 @@
 """Methods that torch.optim has not, whose steps need sums first: the bits of arrays, the numbers of their peers."""
 
 import copy
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from fastadam.torch.optimizer import Fast  # noqa: E402
 
 METHODS = [x for x in vars(fat).values() if isinstance(x, type) and issubclass(x, Fast) and hasattr(fa, x.__name__)]
 SUMMED = [method for method in METHODS if kernels.ALL[method.rule.kernel].summed(method.rule().options)]
+CAUTIOUS = [(method, {"cautious": True}) for method in METHODS
+            if any(each.name == "cautious" for each in fields(method.rule))]  # fmt: skip
 SHAPES = [(300, 70), (5,), (1024,), (3, 4, 5, 6)]
 
 
@@ -27,11 +30,14 @@ def twins(dtype=torch.float32):
     return [Parameter(x.clone()) for x in tensors], [x.numpy().copy(order="K") for x in tensors]
 
 
-@pytest.mark.parametrize("method", SUMMED, ids=lambda method: method.__name__)
+@pytest.mark.parametrize(
+    ("method", "chosen"), [*((method, {}) for method in SUMMED), *CAUTIOUS], ids=lambda x: getattr(x, "__name__", None)
+)
 @pytest.mark.parametrize("options", [{}, {"max_norm": 0.5, "moments": "8bit"}, {"moments": "bfloat16"}], ids=str)
-def test_tensors_have_the_bits_of_arrays(method, options):
+def test_tensors_have_the_bits_of_arrays(method, chosen, options):
     """Without some gradients, over two groups, in short formats, across a state that is saved and loaded."""
     params, arrays = twins()
+    options = {**options, **chosen}
     opt = method([{"params": params[:2], "lr": 0.02}, {"params": params[2:]}], lr=0.05, **options)
     other = getattr(fa, method.__name__)(
         [{"params": arrays[:2], "lr": 0.02}, {"params": arrays[2:]}], lr=0.05, **options
@@ -65,26 +71,3 @@ def test_bad_numbers_are_refused_when_constructed(method):
     for wrong in ({"lr": -1.0}, {"weight_decay": float("nan")}, {"learning_rate": 0.1}):
         with pytest.raises((TypeError, ValueError), match=min(wrong)):
             method([Parameter(torch.ones(3))], **wrong)
-
-
-@pytest.mark.parametrize("bias_correction", [True, False])
-def test_lamb_is_timms(bias_correction):
-    """In float64, to what two orders of the same operations differ by, its state taken over on the way."""
-    timm = pytest.importorskip("timm.optim", reason="needs timm: pip install timm")
-    params, _ = twins(torch.float64)
-    theirs = [Parameter(p.detach().clone()) for p in params]
-    named = {"lr": 0.05, "eps": 1e-3, "weight_decay": 0.1, "bias_correction": bias_correction}
-    peer = timm.Lamb(theirs, max_grad_norm=None, always_adapt=True, **named)
-    opt = fat.LAMB(params, **named)
-    torch.manual_seed(3)
-    for t in range(12):
-        for p, q in zip(params, theirs, strict=True):
-            q.grad = torch.randn_like(q)
-            p.grad = q.grad.clone()
-        peer.step()
-        opt.step()
-        if t == 5:
-            opt = fat.LAMB(params, **named)
-            fat.load_state_from(opt, peer.state_dict())
-    for p, q in zip(params, theirs, strict=True):
-        torch.testing.assert_close(p, q, rtol=1e-13, atol=1e-13)
