@@ -66,6 +66,8 @@ MODELS = {
     "160-leaves": 160 * [(1000,)],
     "vit-b": vit_b(),
     "gpt2": gpt2(768, 12),
+    "gpt2-layer": [shape for shape in block(768) if len(shape) == 2],  # the matrices of one
+    "200-matrices": 200 * [(64, 64)],
     "bert-large": bert_large(),
     "gpt2-xl": gpt2(1600, 48),
     "llama2-7b": llama2_7b(),
@@ -187,11 +189,16 @@ class Setting:
         return {each.name: getattr(self.rule, each.name) for each in fields(self.rule) if each.init}
 
     @property
-    def slots(self):
-        """Return how many arrays of state each parameter has."""
+    def kernel(self):
+        """Return the method's kernel; None where it is made of several optimizers."""
         from fastadam import kernels
 
-        return sum(map(self.rule.keeps, kernels.ALL[self.rule.kernel].slots))
+        return kernels.ALL.get(getattr(self.rule, "kernel", None))
+
+    @property
+    def slots(self):
+        """Return how many arrays of state each parameter has."""
+        return sum(map(self.rule.keeps, self.kernel.slots)) if self.kernel else len(self.rule.averages)
 
     @property
     def bytes(self):
@@ -200,11 +207,14 @@ class Setting:
         return step + CHORES[self.chores] + (step + self.dtype.itemsize) / 2 * self.sums_first
 
     @property
-    def sums_first(self):
-        """Say whether steps begin with sums over whole leaves."""
-        from fastadam import kernels
+    def by_leaf(self):
+        """Say whether what becomes of an element depends on all of its leaf."""
+        return self.kernel is None or self.sums_first
 
-        return kernels.ALL[self.rule.kernel].summed(self.rule.options)
+    @property
+    def sums_first(self):
+        """Say whether steps begin with sums over whole leaves, in a walk of the kernel's own."""
+        return self.kernel is not None and self.kernel.summed(self.rule.options)
 
 
 def setting(rule, format="float32", chores=""):
@@ -215,9 +225,11 @@ def setting(rule, format="float32", chores=""):
 @cache
 def settings():
     """Return every method with each of its options alone, and with every pair of them in some choice, by name."""
+    import fastadam
     from fastadam.tools.cover import METHODS, label, variants
 
-    by_name, alone = {}, []
+    public = [each for each in vars(fastadam).values() if isinstance(each, type) and "rule" in vars(each)]
+    by_name, alone = {}, [(each, {}) for each in public if each not in METHODS]
     for method in METHODS:
         options = [each.name for each in fields(method.rule) if each.init and each.default is False]
         for chosen in [{}, *({name: True} for name in options if name != "maximize")]:

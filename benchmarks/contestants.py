@@ -46,6 +46,7 @@ class Contestant:
     needs: tuple[str, ...] = ()  # modules without which it is absent
     on_request = ""  # why it runs only if asked for by name
     device = "cpu"
+    trial: tuple[tuple[int, ...], ...] = ((3,),)  # the shapes over which it tries a step
     judged = STEPS  # steps whose error is held against the bound
     peer = True  # see truth.Papers
     spare = 2  # arrays of temporaries
@@ -69,7 +70,7 @@ class Contestant:
             if find_spec(module) is None:
                 return f"{module} is not installed"
         try:
-            one = cls(Start([(3,)], setting.dtype), setting, 1)
+            one = cls(Start(cls.trial, setting.dtype), setting, 1)
             one.give(0)
             one.step()
             one.params()

@@ -25,10 +25,7 @@ METHODS = {
     "Lion cautious": (fa.Lion, {"cautious_decay": True}), "AdEMAMix": (fa.AdEMAMix, {}),
     "ScheduleFreeAdamW": (fa.ScheduleFreeAdamW, {}), "ScheduleFreeSGD": (fa.ScheduleFreeSGD, {}),
 }  # fmt: skip
-LAYER = ((2304, 768), (768, 768), (3072, 768), (768, 3072))  # of GPT-2 small
-MATRICES = {"GPT-2's matrices, one layer": LAYER, "200 of 64 x 64": 200 * ((64, 64),)}
 ASKED = {**{f"{name} of its limit": 0.95 for name in METHODS}, "schedulefree": 2.0, "bitsandbytes": 20.0}
-ASKED |= dict(zip(MATRICES, (1.0, 1.3), strict=True))
 
 
 def arrays(name, n):
@@ -88,21 +85,6 @@ def bitsandbytes(n):
     )  # fmt: skip
 
 
-def muon(shapes):
-    """Return the steps of two Muons over matrices of these shapes."""
-    import torch
-
-    import fastadam.torch as fat
-
-    steps = {}
-    for name, make in (("fastadam.torch", fat.Muon), ("peer", torch.optim.Muon)):
-        params = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
-        for p in params:
-            p.grad = torch.randn(p.shape)
-        steps[name] = make(params, lr=1e-6).step
-    return steps
-
-
 def race(steps, rounds):
     """Return {contestant: seconds of each round}, after a round that compiles and touches memory."""
     seconds = {name: [] for name in steps}
@@ -121,8 +103,6 @@ def cases(n, small):
         yield f"{name} of its limit", lambda name=name: arrays(name, n)
     for name, peer in (("schedulefree", schedulefree), ("bitsandbytes", bitsandbytes)):
         yield name, (lambda peer=peer: peer(small)) if find_spec(name) else None
-    for name, shapes in MATRICES.items():
-        yield name, (lambda shapes=shapes: muon(shapes)) if find_spec("torch") else None
 
 
 def rows(result):
@@ -142,7 +122,7 @@ HEAD = "case", "ms", "limit or peer, ms", "times as fast (p10-p90)", "asked"
 def section(result):
     """Yield the Markdown of a result."""
     yield f"Steps over {result['n']:,} float32 parameters beside the limit of their own bytes, over {result['small']:,}"
-    yield "beside a package's, and of matrices beside torch.optim.Muon: medians, and ratios of one round."
+    yield "beside a package's: medians, and ratios of one round."
     yield ""
     yield from markdown.table(HEAD, rows(result))
     yield ""

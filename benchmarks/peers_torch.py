@@ -45,6 +45,8 @@ class Torch(Contestant):
         convert = cuda_tensor if self.device == "cuda" else tensor
         self.setting, self.threads, self.sets = setting, threads, start.grads_as(convert)
         self.p = [torch.nn.Parameter(convert(p)) for p in start.params]
+        if setting.kernel is None:
+            self.judged = 0  # whole matrices, in products of bfloat16, whose bound says nothing
         self.opt = self.optimizer(setting.method.__name__)
         # The foreach loop adds Nesterov's momentum to the gradients where they are; chores scale and clear them.
         changed = setting.chores or ("foreach" in self.name and "nesterov" in setting.options)
@@ -198,6 +200,16 @@ class Optimi(Torch):
         return self.constructed(StableAdamW)
 
 
+class TorchMuon(Torch):
+    """Is torch's Muon, which knows one way to step, and matrices alone."""
+
+    trial = ((3, 3),)
+
+    def optimizer(self, method):
+        only(self.setting, ("Muon",))
+        return super().optimizer(method)
+
+
 class DeepSpeed(Torch):
     """Is DeepSpeed's CPU optimizers, which compile C++ at first use, for a minute."""
 
@@ -270,4 +282,5 @@ TORCH: tuple = (
     named(TorchFused, "torch fused"),
     named(Torch, "torch foreach", more={"foreach": True}, spare=5),
     named(Torch, "torch for-loop", more={"foreach": False}, spare=4),
+    named(TorchMuon, "torch Muon"),
 )

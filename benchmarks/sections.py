@@ -107,9 +107,19 @@ def stableadamw(result):
     )
 
 
+def muon(result):
+    """Yield the lines of Muon, whose iteration is matrix products."""
+    yield from section(
+        result,
+        "Muon, one step over the matrices of one layer of GPT-2, and over 200 of 64 by 64, which fastadam.torch\n"
+        "orthogonalises together: in bfloat16 as torch does; *fastadam numba* over arrays in NumPy's float32.",
+        peers=("torch",),
+    )
+
+
 SECTIONS = {
     "core": core, "chain": chain, "narrow": narrow, "pytorch": pytorch, "jax": jax, "lamb": lamb,
-    "stableadamw": stableadamw, "fidelity": fidelity_report.section, "libraries": libraries.section,
+    "stableadamw": stableadamw, "muon": muon, "fidelity": fidelity_report.section, "libraries": libraries.section,
     "one-pass": one_pass.section,
 }  # fmt: skip
 FRONT = {

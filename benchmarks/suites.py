@@ -3,7 +3,7 @@
 core: a step of every backend beside all peers. chain: a whole training step in one pass against PyTorch's passes.
 narrow: steps in fewer bytes, once more on fewer parameters beside peers whose 8-bit moments are slow on a CPU.
 pytorch: fastadam.torch against torch.optim. jax: fastadam.jax against optax.
-lamb, stableadamw: methods whose steps need sums over whole arrays first.
+lamb, stableadamw: methods whose steps need sums over whole arrays first. muon: matrices, against torch.optim.Muon.
 """
 
 from collections.abc import Callable
@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 from . import cases
 
-OURS, CUDA, TORCH, FUSED, DEEPSPEED, JAX, OPTAX, TIMM, OPTIMI = (
+OURS, CUDA, TORCH, FUSED, DEEPSPEED, JAX, OPTAX, TIMM, OPTIMI, MUON = (
     "fastadam numba", "fastadam cuda", "fastadam.torch", "torch fused", "DeepSpeedCPUAdam", "fastadam.jax", "optax",
-    "timm", "optimi",
+    "timm", "optimi", "torch Muon",
 )  # fmt: skip
 PLAIN, MOMENTS, ALL, REMAINDER, CODED, SHORT_CODED, WIDE_STATE = (
     "float32", "float32:moments=bfloat16", "bfloat16:moments=bfloat16", "bfloat16:moments=bfloat16:master=remainder",
@@ -83,6 +83,11 @@ def stableadamw(workload, backends):
     return [Race(workload, ((OURS, PLAIN), (OPTIMI, PLAIN)))]
 
 
+def muon(workload, backends):
+    """Return a race of Muon under PyTorch, and over arrays, whose products are of float32."""
+    return [Race(workload, ((TORCH, PLAIN), (MUON, PLAIN), (OURS, PLAIN)))]
+
+
 SUITES = {
     "core": Suite(core, tuple(cases.flat(n) for n in cases.SIZES)),
     "chain": Suite(chain, ("2^24",), rounds=15, needs=140),
@@ -91,6 +96,7 @@ SUITES = {
     "jax": Suite(jax, ("2^10", "2^20", "2^24", "resnet50", "160-leaves"), rounds=25),
     "lamb": Suite(lamb, ("resnet50", "2^24"), "LAMB-bias_correction", rounds=25),
     "stableadamw": Suite(stableadamw, ("resnet50", "2^24"), "StableAdamW", rounds=25),
+    "muon": Suite(muon, ("gpt2-layer", "200-matrices"), "Muon", rounds=15),
 }
 
 

@@ -14,11 +14,13 @@ from .suites import (
     FUSED,
     JAX,
     MOMENTS,
+    MUON,
     OPTAX,
     OPTIMI,
     OURS,
     PLAIN,
     REMAINDER,
+    SUITES,
     TORCH,
     label,
 )  # fmt: skip
@@ -112,6 +114,8 @@ TARGETS = (
     Target("lamb", "resnet50", OURS, OPTAX, least=3.0),
     Target("stableadamw", "2^24", OURS, OPTIMI, least=1.8),
     Target("stableadamw", "resnet50", OURS, OPTIMI, least=3.0),
+    Target("muon", "gpt2-layer", TORCH, MUON, least=1.0, noise=True),
+    Target("muon", "200-matrices", TORCH, MUON, least=1.3),
     Target("jax", "2^10", JAX, OPTAX, least=1.3),
     Target("jax", "2^20", JAX, OPTAX, least=1.5),
     Target("jax", "2^24", JAX, OPTAX, least=1.8),
@@ -128,7 +132,8 @@ CORE = list(
 def of(result):
     """Return the targets that a result can be held against: of its suite, its kind of processor and its format."""
     gpu = "gpu" in result["machine"]
-    usual = result["dtype"] == PLAIN and result["rule"] in ("Adam", "AdamW")
+    suite = SUITES.get(result["bench"])
+    usual = result["dtype"] == PLAIN and result["rule"] in ("Adam", "AdamW", suite and suite.rule)
     return [one for one in TARGETS if usual and one.suite == result["bench"] and (gpu or CUDA not in one.contestant)]
 
 

@@ -19,8 +19,9 @@ from fastadam.kernels.formats import FORMATS, compute, is_drawn, is_signed
 from fastadam.tools import bounds, papers
 from fastadam.tools.verify import host_error, oracle_of
 
-from .cases import EMA_DECAY, MAX_NORM, SCALE
+from .cases import EMA_DECAY, MAX_NORM, SCALE, setting
 from .contestants import STEPS
+from .matrices import Matrices
 
 MOST = 1 << 20  # elements held against the oracle: all up to here; beyond, the ends of every leaf and pieces between
 PIECE = 4096
@@ -198,15 +199,20 @@ def factor(one, grads):
 
 def oracle(one):
     """Return what a contestant's results are held against."""
-    return Trivial(one.setting.rule.lr) if one.paper is None else Papers(one.paper, one.peer)
+    if one.paper is None:
+        return Trivial(one.setting.rule.lr)
+    if one.paper.kernel:
+        return Papers(one.paper, one.peer)
+    return Matrices(one.paper, Papers(setting("AdamW", one.paper.format.name), one.peer))
 
 
-def by_leaf(truth, first, grads, how, cuts):
-    """Return the steps of all elements, leaf by leaf where they were cut. how: what `steps` takes besides."""
+def by_leaf(truth, first, grads, how, cuts, shapes):
+    """Return the steps of all elements, leaf by leaf where they were cut. how: what `steps` takes besides. shapes: of
+    the leaves where they were, else one that means nothing."""
     groups, factors = how
     steps = []
-    for a, b in pairwise([0, *cuts, first.size]):
-        of_leaf = groups[(groups >= a) & (groups < b)] - a
+    for shape, (a, b) in zip(shapes, pairwise([0, *cuts, first.size]), strict=True):
+        truth.shape, of_leaf = shape, groups[(groups >= a) & (groups < b)] - a
         steps.append(list(truth.steps(first[a:b], [g[a:b] for g in grads], of_leaf, factors)))
     return [tuple(map(np.concatenate, zip(*of_leaves, strict=True))) for of_leaves in zip(*steps, strict=True)]
 
@@ -216,7 +222,7 @@ def check(contestants, start, rng, report=lambda name: None):
 
     Returns {name: error in ulp of the larger of old and new p} and {name: what is wrong}. report(name) comes first.
     """
-    whole = any(one.paper is not None and one.paper.sums_first for one in contestants)
+    whole = any(one.paper is not None and one.paper.by_leaf for one in contestants)
     pieces = sample(start.shapes, rng, whole)
     groups = groups_of(pieces)
     first, grads = pick(start.params, pieces), [pick(leaves, pieces) for leaves in start.grads]
@@ -228,7 +234,8 @@ def check(contestants, start, rng, report=lambda name: None):
             factors = [factor(one, start.grads[k % len(grads)]) for k in range(STEPS)]
             given = [grads[k % len(grads)] for k in range(STEPS)]
             cuts = np.cumsum([part.stop - part.start for _, part in pieces])[:-1] if whole else []
-            truths[key] = by_leaf(oracle(one), first, given, (groups, factors), cuts)
+            shapes = [start.shapes[leaf] for leaf, _ in pieces] if whole else [()]
+            truths[key] = by_leaf(oracle(one), first, given, (groups, factors), cuts, shapes)
         for k, (exact, allowed) in enumerate(truths[key]):
             one.give(k)
             one.step()
