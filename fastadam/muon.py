@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fastadam import orthogonal
-from fastadam.arrays.host import Array, describe
+from fastadam.arrays.host import Array, describe, shaped_like
 from fastadam.arrays.tree import ByPath, Structure, Tree, named
 from fastadam.backend import choose
 from fastadam.checks import flag, number
@@ -19,7 +19,7 @@ from fastadam.kernels.formats import compute
 from fastadam.measuring import ACCUMULATED
 from fastadam.methods import SGD, AdamW
 from fastadam.plans.chores import StepInfo
-from fastadam.rule import LearningRate, Rule
+from fastadam.rule import LearningRate
 
 OF_AUX = "moments", "max_value"  # what AdamW may be told beside its hyperparameters
 REFUSED = {name: "expected it in aux: momentum rests as the arithmetic is, and its matrix has no gradient's size"
@@ -37,6 +37,7 @@ class Muon(Joined):
         be a function of the step. Decay is decoupled.
     adjust: "original" multiplies lr by √max(1, rows/columns), "match_rms_adamw" by 0.2·√max(rows, columns), so that
         AdamW's lr and weight_decay suit.
+    maximize: of all leaves, but where aux says otherwise.
     muon: which leaves of two and more dimensions are matrices: None, all; a function of (path, array); or paths, or
         beginnings of paths, as `paths` lists them. Embeddings and heads are yours to leave out.
     aux: AdamW's arguments for all other leaves: hyperparameters, `moments` and `max_value`; None: its defaults.
@@ -55,13 +56,13 @@ class Muon(Joined):
     (["['w']"], 1)
     """
 
-    rule: ClassVar[type[Rule]] = orthogonal.Muon
+    rule: ClassVar[type[orthogonal.Muon]] = orthogonal.Muon
     sums_first = True  # steps begin with sums over whole leaves, which may not be cut
 
     def __init__(
         self, params: Tree, lr: LearningRate = 1e-3, weight_decay: float = 0.1, momentum: float = 0.95,
         nesterov: bool = True, ns_coefficients: tuple[float, float, float] = (3.4445, -4.775, 2.0315),
-        eps: float = 1e-7, ns_steps: int = 5, adjust: str = "original", *,
+        eps: float = 1e-7, ns_steps: int = 5, adjust: str = "original", *, maximize: bool = False,
         muon: Callable[[str, Any], bool] | Iterable[str] | None = None, aux: Mapping[str, Any] | None = None,
         backend: str = "auto", master: str | None = None, seed: int = 0, max_norm: float | None = None,
         ema_decay: float | Callable[[int], float] | None = None, copy_to: Tree | None = None,
@@ -69,7 +70,8 @@ class Muon(Joined):
     ) -> None:  # fmt: skip
         for name, value in refused.items():
             raise TypeError(f"{name} is {value!r}, {REFUSED.get(name, 'which is no argument of Muon')}")
-        rule = orthogonal.Muon(lr, weight_decay, momentum, nesterov, ns_coefficients, eps, ns_steps, adjust)
+        rule: Any = self.rule(lr, weight_decay, momentum, nesterov, ns_coefficients, eps, ns_steps, adjust,
+                              maximize=maximize)  # fmt: skip
         self._params, self._structure = params, Structure(params)
         self._home, self._copy_to = choose(backend, self._structure.leaves).home, copy_to
         self._clearing = flag("zero_grads", zero_grads)
@@ -93,13 +95,15 @@ class Muon(Joined):
         self._measuring = any(x is not None and x is not False for x in limits.values())
         self._rate = 0.0  # of matrices, at the step that is being taken
         self._moving: SGD = optimizer(SGD, chosen, lr=self._lr_of_step, weight_decay=rule.weight_decay)
-        self._momenta = ByPath({p: np.zeros_like(arrays[p], dtype=compute(arrays[p].dtype)) for p in chosen})
+        self._momenta = ByPath({path: self._zeros_like(arrays[path]) for path in chosen})
         # m - (1 - μ)·(m - g), by the walk of gradient descent: its decay is 1, its gradient -g.
         self._gathering = SGD(self._momenta, lr=1 - rule.momentum, weight_decay=1.0, backend=backend, **limits)
         group = Group(rule, "groups[0].", range(len(chosen)), {m.dtype for m in self._momenta.values()})
         group.__dict__["_changed"] = self._follow
         others = [path for path in arrays if path not in self._momenta]
-        self._aux: AdamW = optimizer(AdamW, others, zero_grads=zero_grads, **limits, **self._of_aux(aux or {}))
+        self._aux: AdamW = optimizer(
+            AdamW, others, zero_grads=zero_grads, **limits, **self._of_aux({"maximize": maximize, **(aux or {})})
+        )
         self.groups = group, *self._aux.groups
         if skip_nonfinite is True and self.backend == "cuda":
             raise ValueError("skip_nonfinite is True, expected False or 'raise' for arrays on a device")
@@ -123,6 +127,11 @@ class Muon(Joined):
                 raise ValueError(f"muon has {path!r}, which is {describe(arrays[path])}: expected two dimensions")
         return chosen
 
+    def _zeros_like(self, p: Array) -> Array:
+        """Return zeros as wide as the arithmetic, which lie as a parameter does."""
+        (zeros,) = self._home.allocate_beside([p], 0, compute(p.dtype), [p.size])
+        return shaped_like(zeros, p)
+
     def _lr_of_step(self, t: int) -> float:
         return self._rate
 
@@ -138,10 +147,11 @@ class Muon(Joined):
         else:
             leaves = self._structure.flatten(grads, "grads")
         matrices, others = self._split(leaves)
+        upwards = -scale if group.maximize else scale  # for matrices
         self._moving.check_grads(matrices)
         self._rate = group.lr_at(self.t + 1)
         self._moving.groups[0].coefficients_at(1, self._rate, 1.0)
-        self._gathering.groups[0].coefficients_at(1, 1 - group.momentum, -scale)
+        self._gathering.groups[0].coefficients_at(1, 1 - group.momentum, -upwards)
         clearing = [self._home.to_write(f"grads{path}", g) for path, g in matrices.items()
                     if self._clearing and g is not None]  # fmt: skip
         measured = None
@@ -150,8 +160,8 @@ class Muon(Joined):
             measured = {path: of_all[path] for path in self.paths}
         info = self._aux.step(others, scale, measured=measured)
         if not info.skipped:
-            clipped: Any = self._gathering.step(matrices, -scale, measured=measured).clip_factor
-            info = self._move(matrices, scale if clipped is None else scale * clipped, info)
+            clipped: Any = self._gathering.step(matrices, -upwards, measured=measured).clip_factor
+            info = self._move(matrices, upwards if clipped is None else upwards * clipped, info)
         for g in clearing:
             g[...] = 0
         return info

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from fastadam.arrays.host import Array
@@ -41,7 +41,6 @@ class Muon(Rule):
     eps: float = 1e-7
     ns_steps: int = 5
     adjust: str = "original"
-    maximize: bool = field(default=False, init=False)
 
     averages: ClassVar[tuple[str, ...]] = ("m",)
 
@@ -53,7 +52,7 @@ class Muon(Rule):
             raise ValueError(f"adjust is {self.adjust!r}, expected {' or '.join(map(repr, ADJUSTED))}")
         checked: dict[str, Any] = {name: number(name, getattr(self, name), **limits) for name, limits in LIMITS.items()}
         checked["lr"] = self.lr if callable(self.lr) else number("lr", self.lr, low=0)
-        checked["nesterov"] = flag("nesterov", self.nesterov)
+        checked |= {name: flag(name, getattr(self, name)) for name in ("nesterov", "maximize")}
         checked["ns_coefficients"] = tuple(number(f"ns_coefficients[{k}]", x) for k, x in enumerate(coefficients))
         checked["ns_steps"] = integer("ns_steps", self.ns_steps, low=0, most=99)
         for name, value in checked.items():

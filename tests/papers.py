@@ -327,12 +327,13 @@ def adagrad(t, p, g, state, *, lr, eps, lr_decay=0.0, weight_decay=0.0, initial_
 
 
 def muon(t, p, g, state, *, lr, weight_decay, momentum, nesterov=True, ns_coefficients=(3.4445, -4.775, 2.0315),
-         ns_steps=5, eps=1e-7, adjust="original"):  # fmt: skip
+         ns_steps=5, eps=1e-7, adjust="original", maximize=False):  # fmt: skip
     """Jordan et al. 2024, with decoupled decay; adjust: Liu et al. 2025, section 2.2. One matrix, no element alone.
 
     Departs as torch does: the momentum is a mean, (1 - μ) times the paper's, which the iteration does not see.
     """
     lr, weight_decay, momentum, a, b, c, eps = numbers(p, lr, weight_decay, momentum, *ns_coefficients, eps)
+    g = -g if maximize else g
     m = momentum * state["m"] + (1 - momentum) * g
     x = momentum * m + (1 - momentum) * g if nesterov else m
     rows, columns = x.shape

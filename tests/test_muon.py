@@ -1,6 +1,9 @@
 """Muon over arrays: its matrices against the paper, all other leaves against AdamW, and what it refuses."""
 
+import inspect
 import pickle
+import sys
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -8,6 +11,10 @@ from cases import same_bits
 
 import fastadam as fa
 import papers
+from fastadam import muon, orthogonal
+from fastadam.tools import composed
+from fastadam.tools.cover import Case
+from fastadam.tools.verify import SLACK
 
 SHAPES = {"tall": (9, 5), "wide": (4, 7), "square": (6, 6), "again": (9, 5), "filters": (5, 2, 3)}
 CHOSEN = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.9}
@@ -234,3 +241,36 @@ def test_bad_input_is_refused_before_anything_changes():
         with pytest.raises((TypeError, ValueError), match=words):
             fa.Muon(params, **named)
     assert opt.sums_first
+
+
+MUTANTS = [
+    (orthogonal, "b * gram + c * (gram @ gram)", "c * gram + b * (gram @ gram)"),
+    (orthogonal, "range(self.ns_steps)", "range(self.ns_steps - 1)"),
+    (orthogonal, "rows / max(1, columns)", "columns / max(1, rows)"),
+    (orthogonal, "x /= xp.maximum(norm,", "x /= xp.maximum(norm * norm,"),
+    (muon, "lr=1 - rule.momentum", "lr=rule.momentum"),
+    (muon, "weight_decay=1.0", "weight_decay=0.0"),
+    (muon, "step(matrices, -upwards,", "step(matrices, upwards,"),
+    (muon, "kind(group.momentum) * m", "m"),
+    (muon, "weight_decay=rule.weight_decay", "weight_decay=0.0"),
+    (muon, "self._rate = group.lr_at(self.t + 1)", "self._rate = 0.0"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("module", "old", "new"), MUTANTS)
+def test_a_changed_text_is_caught(module, old, new):
+    """By what verify runs of methods that are made of several optimizers."""
+    source = inspect.getsource(module)
+    assert old in source
+    mutant = ModuleType(f"{module.__name__}_mutant")
+    sys.modules[mutant.__name__] = mutant  # where dataclasses look their module up
+    try:
+        exec(source.replace(old, new), mutant.__dict__)
+    finally:
+        del sys.modules[mutant.__name__]
+    method = mutant.Muon if module is muon else type("Muon", (fa.Muon,), {"rule": mutant.Muon})
+    (case, *_) = (
+        case for case in composed.cases(True, ["numpy"]) if case.dtype == np.float32 and case.variant[1]["nesterov"]
+    )
+    assert composed.worst_error(case) <= 1
+    assert composed.worst_error(Case((method, case.variant[1]), case.dtype, "numpy", 1)) > SLACK

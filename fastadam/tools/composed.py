@@ -26,8 +26,11 @@ from fastadam.tools.cover import METHODS, Case, same_bits, state_arrays
 COMPOSED: list[Any] = [m for m in vars(fa).values() if isinstance(m, type) and "rule" in vars(m) and m not in METHODS]
 STEPS = 3
 CHOSEN = {"lr": 1e-2, "weight_decay": 0.1, "momentum": 0.9, "eps": 1e-3}
-OPTIONS: dict[str, Sequence[Any]] = {"nesterov": (False, True), "adjust": ("original", "match_rms_adamw")}
-SHAPES = {"tall": (12, 5), "wide": (7, 2 + PARALLEL_FROM // 7), "filters": (6, 2, 3), "again": (12, 5), "bias": (9,)}
+OPTIONS: dict[str, Sequence[Any]] = {
+    "nesterov": (False, True), "adjust": ("original", "match_rms_adamw"), "maximize": (False, True)
+}  # fmt: skip
+SHAPES = {"tall": (12, 5), "wide": (7, 30), "filters": (6, 2, 3), "again": (12, 5), "bias": (9,)}
+LONG = SHAPES | {"wide": (7, 2 + PARALLEL_FROM // 7)}  # for walks in parallel
 
 
 def cases(everything: bool, backends: Sequence[str]) -> list[Case]:
@@ -37,7 +40,7 @@ def cases(everything: bool, backends: Sequence[str]) -> list[Case]:
     every = [
         Case((method, c), dtype, *walk) for method in COMPOSED for c in chosen for dtype in DTYPES for walk in walks
     ]
-    return every if everything else every[:: len(walks) + 1] + every[1 : len(walks)]
+    return every if everything else every[:: 2 * len(walks) + 1] + every[1 : len(walks)]
 
 
 def _carried(x: Array, error: float, rule: Any, unit: float) -> Iterator[tuple[Array, float]]:
@@ -76,6 +79,7 @@ def limits(p: Any, g: Any, m: Any, rule: Any, dtype: Any) -> tuple[Array, Array]
     def number(x: float) -> Running:
         return Running(WIDER[np.dtype(dtype)](x), abs(x) * 2 * unit[0], unit)
 
+    g = -g if rule.maximize else g
     p_, g_, m_ = (x if isinstance(x, Running) else Running(x, 0.0, unit) for x in (p, g, m))
     m_ = m_ - number(1 - rule.momentum) * (m_ - g_)
     x_ = number(1 - rule.momentum) * g_ + number(rule.momentum) * m_ if rule.nesterov else m_
@@ -87,11 +91,11 @@ def limits(p: Any, g: Any, m: Any, rule: Any, dtype: Any) -> tuple[Array, Array]
     return moved.error, m_.error
 
 
-def _tree(rng: np.random.Generator, dtype: Any) -> dict[str, Array]:
-    """Return numbers of many sizes in the shapes of the check."""
+def _tree(rng: np.random.Generator, dtype: Any, shapes: dict[str, tuple[int, ...]] = SHAPES) -> dict[str, Array]:
+    """Return numbers of many sizes in these shapes."""
     return {
         name: (rng.standard_normal(shape) * 10.0 ** rng.integers(-3, 3, shape)).astype(dtype)
-        for name, shape in SHAPES.items()
+        for name, shape in shapes.items()
     }
 
 
@@ -140,12 +144,13 @@ def same_as_numpy(case: Case) -> bool:
     Recorded.results.clear()
     for backend in ("numpy", case.backend):
         rng, home = np.random.default_rng(14), BACKENDS[backend].home
-        params = {name: home.put(x) for name, x in _tree(rng, case.dtype).items()}
+        params = {name: home.put(x) for name, x in _tree(rng, case.dtype, LONG).items()}
         rest = home.put(home.get(params["bias"]).copy())
-        opt, other = method(params, backend=backend, **chosen), fa.AdamW(rest, backend=backend)
+        opt = method(params, backend=backend, **chosen)
+        other = fa.AdamW(rest, backend=backend, maximize=chosen["maximize"])
         opt.groups[0].__dict__["_rule"] = Recorded(**chosen)
         for _ in range(STEPS):
-            grads = {name: home.put(g) for name, g in _tree(rng, case.dtype).items()}
+            grads = {name: home.put(g) for name, g in _tree(rng, case.dtype, LONG).items()}
             opt.step(grads)
             other.step(grads["bias"])
         arrays = {name: home.get(x) for name, x in params.items()} | state_arrays(opt)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from fastadam import kernels
-from fastadam.torch import methods
+from fastadam.torch import methods, muon
 from fastadam.torch.formats import ORDER
 from fastadam.torch.method import OPTIONS
 from fastadam.torch.optimizer import Fast, in_place_of
@@ -28,7 +28,7 @@ def convert(optimizer: torch.optim.Optimizer, **options: Any) -> Fast:
     >>> opt.param_groups[0]["lr"]
     0.01
     """
-    method = getattr(methods, type(optimizer).__name__, None)
+    method: Any = (vars(methods) | vars(muon)).get(type(optimizer).__name__)
     if method is None or type(optimizer) is not getattr(torch.optim, type(optimizer).__name__, None):
         name = f"{type(optimizer).__module__}.{type(optimizer).__name__}"
         raise TypeError(f"optimizer is {name}, expected one of torch.optim that fastadam.torch has")

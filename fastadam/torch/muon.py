@@ -42,6 +42,8 @@ class Muon(torch.optim.Optimizer):
     [False, True]
     """
 
+    _adamw: AdamW | None
+
     sums_first = True  # steps begin with sums over whole leaves, which may not be cut
 
     def __init__(
@@ -52,17 +54,10 @@ class Muon(torch.optim.Optimizer):
         master: str | None = None, seed: int = 0, ema_decay: float | Callable[[int], float] | None = None,
         **refused: Any,
     ) -> None:  # fmt: skip
-        for name, value in refused.items():
-            hint = "expected it in aux: matrices have none of it" if name in OPTIONS else "which is no argument of Muon"
-            raise TypeError(f"{name} is {value!r}, {hint}")
+        self._choose(master=master, seed=seed, ema_decay=ema_decay, **refused)
         given = lr, weight_decay, momentum, nesterov, ns_coefficients, eps, ns_steps, adjust_lr_fn
         defaults: dict[str, Any] = dict(zip(KEYS, given, strict=True))
         torch.optim.Muon([torch.zeros(1, 1)], **defaults)  # refuses what torch refuses, in its words
-        self._shared: dict[str, Any] = {
-            "master": master,
-            "seed": integer("seed", seed, **SEEDS),
-            "ema_decay": ema_decay,
-        }
         if twice := [name for name in SHARED if name in (aux or {})]:
             raise TypeError(f"aux has {twice[0]!r}, expected it as an argument of Muon, for all parameters")
         items = list(params)
@@ -81,6 +76,26 @@ class Muon(torch.optim.Optimizer):
         self._adamw = AdamW(others, **self._shared, **(aux or {})) if others else None
         super().__init__([*matrices, *(self._adamw.param_groups if self._adamw else ())], defaults)
         self._share()
+
+    def _choose(self, **options: Any) -> None:
+        """Take our own options."""
+        for name, value in options.items():
+            if name not in SHARED:
+                hint = (
+                    "expected it in aux: matrices have none of it"
+                    if name in OPTIONS
+                    else "which is no argument of Muon"
+                )
+                raise TypeError(f"{name} is {value!r}, {hint}")
+        self._shared: dict[str, Any] = {**options, "seed": integer("seed", options.get("seed", 0), **SEEDS)}
+        self._adamw = None
+
+    def _check_options(self) -> None:
+        """Do nothing: the walks have refused what does not fit."""
+
+    @staticmethod
+    def check_group(group: dict[str, Any]) -> None:
+        """Do nothing: torch's groups may ask for nothing that no step here can do."""
 
     def _share(self) -> None:
         """Let AdamW step its groups, and a walk move the matrices, with this optimizer's state."""

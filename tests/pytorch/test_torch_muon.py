@@ -41,6 +41,11 @@ def test_matrices_step_as_torchs(named):
     # 2, which later iterations multiply by at most 3.4445 each; lr·ratio moves p by them.
     for p, q in zip(ours, theirs, strict=True):
         assert (p - q).abs().max() <= STEPS * 0.01 * 1.3 * 2.0**-8 * 2 * 3.4445
+    converted = fat.convert(other)
+    assert isinstance(converted, fat.Muon)
+    assert converted.state[theirs[0]]["momentum_buffer"] is other.state[theirs[0]]["momentum_buffer"]
+    give(theirs, STEPS + 1)
+    converted.step()
     other.load_state_dict(opt.state_dict())
     opt.load_state_dict(copy.deepcopy(other.state_dict()))
     assert list(opt.state_dict()["state"][0]) == ["momentum_buffer"]
