@@ -87,7 +87,8 @@ class Sharded(Collective):
             named = dict(options) if copies is None else {**options, "copy_to": self._pieces.copies}
             self._opt = method(self._pieces.params, index_offset=self._pieces.offsets, **named)
             if self._opt.sums_first:
-                raise ValueError(f"method is {method.__name__}, which sums over whole arrays: here they are cut")
+                both = f"method is {method.__name__}, which sums over whole arrays with these options"
+                raise ValueError(f"{both}, expected one that steps each element alone: arrays are cut")
             said = [("fastadam", import_module("fastadam").__version__), ("the method", method.__name__)]
             said += [("copies", copies), ("reproducible", reproducible), ("bucket", bucket)]
             said += [(name, shown(x)) for name, x in sorted(options.items())]
