@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 METHODS: dict[str, tuple[Any, dict[str, Any]]] = {
     **{method.__name__: (method, {}) for method in (*cover.METHODS, *composed.COMPOSED)},
     "AMSGrad": (fa.Adam, {"amsgrad": True}),
+    "cautious AdamW": (fa.AdamW, {"cautious": True}),
     "momentum": (fa.SGD, {"momentum": 0.9}),
 }
 SWEEP = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
