@@ -10,6 +10,7 @@ import torch
 
 from fastadam.checks import SEEDS, integer
 from fastadam.orthogonal import ADJUSTED
+from fastadam.torch.formats import describe
 from fastadam.torch.method import OPTIONS
 from fastadam.torch.methods import SGD, AdamW
 
@@ -73,7 +74,8 @@ class Muon(torch.optim.Optimizer):
             if rest := [x for x, is_matrix in zip(members, chosen, strict=True) if not is_matrix]:
                 kept = {key: x for key, x in group.items() if group.get("aux")}
                 others.append({**kept, "params": rest, "aux": True})
-        self._adamw = AdamW(others, **self._shared, **(aux or {})) if others else None
+        self._of_aux = dict(aux or {})
+        self._adamw = AdamW(others, **self._shared, **self._of_aux) if others else None
         super().__init__([*matrices, *(self._adamw.param_groups if self._adamw else ())], defaults)
         self._share()
 
@@ -81,14 +83,29 @@ class Muon(torch.optim.Optimizer):
         """Take our own options."""
         for name, value in options.items():
             if name not in SHARED:
-                hint = (
-                    "expected it in aux: matrices have none of it"
-                    if name in OPTIONS
-                    else "which is no argument of Muon"
-                )
-                raise TypeError(f"{name} is {value!r}, {hint}")
+                of_aux = "expected it in aux: matrices have none of it"
+                raise TypeError(f"{name} is {value!r}, {of_aux if name in OPTIONS else 'which is no argument of Muon'}")
         self._shared: dict[str, Any] = {**options, "seed": integer("seed", options.get("seed", 0), **SEEDS)}
-        self._adamw = None
+        self._adamw, self._of_aux = None, dict[str, Any]()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of matrices as torch does, or with "aux": True one of AdamW's parameters.
+
+        Raises ValueError where a parameter is neither.
+        """
+        if "_moved" not in self.__dict__ or not isinstance(param_group, dict):  # under construction; torch refuses it
+            super().add_param_group(param_group)
+            return
+        members, group, adamw = param_group["params"], dict(param_group), self._adamw
+        group["params"] = members = [members] if isinstance(members, torch.Tensor) else list(members)
+        if group.get("aux"):
+            adamw = adamw or AdamW(members, **self._shared, **self._of_aux)
+            group = {**adamw.defaults, **group}
+        elif flat := [describe(p) for p in members if p.dim() < 2]:
+            raise ValueError(f"params has {flat[0]}, expected two dimensions, or a group with 'aux': True")
+        super().add_param_group(group)
+        self._adamw = adamw
+        self._share()
 
     def _check_options(self) -> None:
         """Do nothing: the walks have refused what does not fit."""
@@ -125,7 +142,7 @@ class Muon(torch.optim.Optimizer):
         return [each for each in (self._moving, self._adamw) if each is not None]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_adamw": self._adamw, "_shared": self._shared}
+        return {**super().__getstate__(), **{name: self.__dict__[name] for name in ("_adamw", "_shared", "_of_aux")}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -166,7 +183,7 @@ class Muon(torch.optim.Optimizer):
             if p.grad.layout is not torch.strided or p.is_complex():
                 raise RuntimeError("Muon does not support sparse gradients or complex parameters")
         if self._adamw is not None:
-            self._adamw.step()
+            self._adamw._step()
         if present:
             self._gather(present)
             self._move(present)
@@ -187,7 +204,7 @@ class Muon(torch.optim.Optimizer):
         for (_, p), m in zip(present, momenta, strict=True):
             m.grad = p.grad.to(m.dtype)
         try:
-            self._gathering.step()
+            self._gathering._step()
         finally:
             for m in momenta:
                 m.grad = None
@@ -226,7 +243,7 @@ class Muon(torch.optim.Optimizer):
             for (k, ratio), of_p in self._moved.items():
                 group = self.param_groups[k]
                 of_p["lr"], of_p["weight_decay"] = group["lr"] * ratio, group["weight_decay"] / ratio
-            self._moving.step()
+            self._moving._step()
         finally:
             for (_, p), g in zip(present, given, strict=True):
                 p.grad = g

@@ -7,6 +7,7 @@ import pytest
 torch = pytest.importorskip("torch", reason='needs PyTorch: pip install ".[torch]"')
 
 from torch.nn import Parameter  # noqa: E402
+from torch.optim.optimizer import register_optimizer_step_pre_hook  # noqa: E402
 
 import fastadam as fa  # noqa: E402
 import fastadam.torch as fat  # noqa: E402
@@ -90,6 +91,32 @@ def test_groups_say_what_they_are():
     ]  # fmt: skip
     with pytest.raises(ValueError, match="Learning rate should be >= 0"):
         fat.Muon([w], lr=-1.0)
+
+
+def test_groups_that_are_added_step_too():
+    w, head, b, other = (Parameter(x) for x in drawn([(3, 2), (4, 4), (3,), (5, 2)], 0))
+    opt, calls = fat.Muon([w], lr=0.1, aux={"betas": (0.5, 0.6)}), []
+    with pytest.raises(
+        ValueError, match=r"params has float32\(3,\) on cpu, expected two dimensions, or a group with 'aux'"
+    ):
+        opt.add_param_group({"params": [b]})
+    opt.add_param_group({"params": b, "aux": True, "lr": 0.2})
+    opt.add_param_group({"params": [other], "lr": 0.3})
+    opt.add_param_group({"params": [head], "aux": True})
+    assert [group["lr"] for group in opt.param_groups] == [0.1, 0.2, 0.3, 1e-3]
+    assert [group.get("betas") for group in opt.param_groups] == [None, (0.5, 0.6), None, (0.5, 0.6)]
+    before = [p.detach().clone() for p in (w, head, b, other)]
+    handle = register_optimizer_step_pre_hook(lambda *_: calls.append(1))
+    give([w, head, b, other], 1)
+    opt.step()
+    handle.remove()
+    assert not any(torch.equal(p, x) for p, x in zip((w, head, b, other), before, strict=True))
+    assert calls == [1]  # of one optimizer, not of those that it is made of
+    schedule = torch.optim.lr_scheduler.LambdaLR(opt, lambda t: 0.0)
+    before = [p.detach().clone() for p in (w, head, b, other)]
+    opt.step()
+    schedule.step()
+    assert all(torch.equal(p, x) for p, x in zip((w, head, b, other), before, strict=True))
 
 
 def test_a_folder_of_checkpoints_keeps_all_of_it(tmp_path):
