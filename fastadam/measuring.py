@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from fastadam.arrays.host import Array
 from fastadam.arrays.tree import Tree
 from fastadam.checks import integer
 from fastadam.kernels.chores import BLOCK, nodes
+from fastadam.kernels.streams import Several
 from fastadam.plans.judge import Judge
 from fastadam.plans.measured import Measured
 from fastadam.replacing import Replacing
@@ -30,7 +30,10 @@ class Measuring(Replacing):
             if g is not None:
                 self._plan.usable(leaf, g)
 
-    def measure(self, grads: Tree = ACCUMULATED, *, starts: Mapping[str, int] | None = None) -> dict[str, Measured]:
+    def measure(
+        self, grads: Tree = ACCUMULATED, *, starts: Mapping[str, int] | None = None,
+        streams: Sequence[Tree] | None = None,
+    ) -> dict[str, Measured]:  # fmt: skip
         """Return by path what each leaf's gradient is like; what `step(grads, measured=...)` takes.
 
         grads: as `step` takes them, before grad_scale; without them what has been accumulated. One that is None
@@ -38,12 +41,18 @@ class Measuring(Replacing):
         starts: {path: where in a larger leaf this one begins}, for leaves that are parts; 0 where a path is not named.
             Multiples of 1,024, but of empty parts; so every part but the last has a multiple of 1,024 elements.
             Measured.joined puts the parts of a leaf together, to the bits of one process that measures all of it.
+        streams: several trees in place of grads, whose sum is measured, as `step` takes them.
         Changes nothing. On a device it waits, and needs max_norm, skip_nonfinite or stats.
         Raises TypeError, ValueError as `step` does.
         """
-        leaves = self._totals.sums(self._state) if grads is ACCUMULATED else self._structure.flatten(grads, "grads")
-        if grads is ACCUMULATED and self._totals.batches == 0:
-            raise ValueError("measure() got no grads and nothing has been accumulated: expected one of them")
+        if streams is not None:
+            leaves = self._together(streams, grads)
+        elif grads is ACCUMULATED:
+            if self._totals.batches == 0:
+                raise ValueError("measure() got no grads and nothing has been accumulated: expected one of them")
+            leaves = self._totals.sums(self._state)
+        else:
+            leaves = self._structure.flatten(grads, "grads")
         firsts = self._firsts(starts)
         self._plan.accept(leaves)
         row = np.array([*(-1 if g is None else 0 for g in leaves), 0])
@@ -94,21 +103,15 @@ class Measuring(Replacing):
             except ValueError as error:
                 raise ValueError(f"measured[{path!r}]: {error}") from None
 
-    @contextmanager
-    def _added_up(self, streams: Sequence[Tree]) -> Iterator[None]:
-        """Hold, within it, several trees of gradients accumulated; afterwards nothing is."""
+    def _together(self, streams: Sequence[Tree], grads: Tree) -> list[Any]:
+        """Return by leaf the gradients of several trees, as plans take them; None where all are."""
+        if grads is not ACCUMULATED:
+            raise ValueError("grads and streams are given, expected one of them")
+        if not streams:
+            raise ValueError("streams is empty, expected at least one tree of gradients")
         self._totals.check_empty()
-        self._check_idle()
         trees = [self._structure.flatten(tree, f"streams[{k}]") for k, tree in enumerate(streams)]
-        for k, leaves in enumerate(trees):
-            try:
-                self._plan.accept(leaves)
-            except (TypeError, ValueError) as error:
-                raise type(error)(f"streams[{k}]: {error}") from None
-        try:
-            for leaves in trees:
-                self._plan.accept(leaves)
-                self._totals.add(self._plan, self._state, leaves)
-            yield
-        finally:
-            self.forget()
+        if len(trees) == 1:
+            return trees[0]
+        leaves = zip(*trees, strict=True)
+        return [None if all(g is None for g in of_leaf) else Several(of_leaf) for of_leaf in leaves]

@@ -20,7 +20,7 @@ from fastadam.plans.table import EVERY, Table
 from fastadam.rule import Rule
 from fastadam.state import sparse
 from fastadam.state.slots import Leaves, State
-from fastadam.state.totals import Totals
+from fastadam.state.totals import Totals, share
 from fastadam.stateful import Settings
 
 ONE = 1.0  # the default scale, known by identity: nothing to check
@@ -196,16 +196,14 @@ class Optimizer(Measuring):
             self._check_idle()
         if measured is not None:
             self._check_measured(measured)
-        if streams is not None:
-            if grads is not ACCUMULATED:
-                raise ValueError("grads and streams are given, expected one of them")
-            with self._added_up(streams):
-                return self.step(ACCUMULATED, grad_scale, reduction, measured=measured)
         scale = grad_scale if grad_scale is ONE else number("grad_scale", grad_scale)
         after: Any = ()
-        if grads is ACCUMULATED:
-            leaves, share, after = self._totals.take(self._state, reduction)
-            scale *= share
+        if streams is not None:
+            leaves = self._together(streams, grads)
+            scale *= share(len(streams), reduction)
+        elif grads is ACCUMULATED:
+            leaves, of_each, after = self._totals.take(self._state, reduction)
+            scale *= of_each
         else:
             if reduction != "mean":
                 raise ValueError(f"reduction is {reduction!r}, expected it where step() takes what was accumulated")

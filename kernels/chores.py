@@ -28,6 +28,7 @@ class Flags(NamedTuple):
     stats: bool = False  # note down what Optimizer's `stats` reports
     summed: bool = False  # the kernel's sums, which are added up before the step
     summing: bool = False  # add them up: nothing is stored but notes
+    several: bool = False  # the gradient comes as several arrays, which are added in their order
 
 
 class Numbers(NamedTuple):

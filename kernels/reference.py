@@ -1,6 +1,8 @@
 """Is the NumPy backend's walk, the element functions on whole chunks: slow, simple, and what the others must equal."""
 
 from collections.abc import Iterator
+from functools import reduce
+from operator import add
 from typing import Any
 
 import numpy as np
@@ -8,7 +10,7 @@ import numpy as np
 from .chores import BLOCK, NOTES, TAKEN, Numbers, average, block_sums, clip, in_pairs, largest, sum_of_squares
 from .contract import Euclidean, Kernel
 from .formats import compute, decoded, encoded, followed, format_of, is_drawn, join, split
-from .streams import Columns
+from .streams import Columns, Several
 
 
 def step(
@@ -38,7 +40,7 @@ def step(
                     yield chunks[k, TAKEN:], np.count_nonzero(outside)
             for now in range(r - missed, r + 1):
                 source, at = (streams[g_leaf].g, g_first) if now == r else (nothing.g, 0)
-                gradient = g = source[at : at + n].astype(wide, copy=False)
+                gradient = g = _gradient(source, at, n, wide)
                 c = kernel.Coefficients(*rows[now, :width].astype(wide))
                 x = Numbers(*rows[now, -extra:].astype(wide))
                 if flags.limit:
@@ -71,7 +73,18 @@ def step(
                 if x is not None:
                     yield x, values
             if flags.clear:
-                yield streams[g_leaf].g[g_first : g_first + n], 0
+                for x in _arrays(streams[g_leaf].g):
+                    yield x[g_first : g_first + n], 0
+
+
+def _arrays(g: Any) -> tuple[Any, ...]:
+    """Return the arrays that a gradient comes as."""
+    return g if isinstance(g, Several) else (g,)
+
+
+def _gradient(g: Any, first: int, n: int, wide: Any) -> Any:
+    """Return n elements of a gradient in the compute type: of several arrays their sum, from the first array on."""
+    return reduce(add, (x[first : first + n].astype(wide, copy=False) for x in _arrays(g)))
 
 
 def _piece(x: Any, first: int, n: int) -> Any:
@@ -91,7 +104,7 @@ def measure(streams: Any, chunks: Any, row: Any, notes: Any) -> None:
         for k, (leaf, _, n, g_leaf, g_first, *_) in enumerate(chunks):
             if row[leaf] >= 0:
                 wide = compute(streams[leaf].p.dtype)
-                g = streams[g_leaf].g[g_first : g_first + n].astype(wide, copy=False)
+                g = _gradient(streams[g_leaf].g, g_first, n, wide)
                 squares = sum_of_squares(g)
                 notes[k, : len(squares), 0], notes[k, : len(squares), 3] = squares, largest(g)
 

@@ -6,12 +6,16 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 
+class Several(tuple[Any, ...]):
+    """Is several arrays in the place of one, whose elements are added in their order in the compute type."""
+
+
 class Columns(NamedTuple):
     """Holds one thing for each stream of a leaf, such as its array, its address, its name or its place in a row of
     them.
 
     p:       what is stepped.
-    g:       its gradient, which is only read, or zeroed.
+    g:       its gradient, which is only read, or zeroed; or Several.
     slots:   one for each of the kernel's slots.
     ema:     the average of p.
     copy:    p in a short format, which is only written.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastadam.arrays.device import DEVICE, foreign, joined, on_device, stream_of
 from fastadam.arrays.host import Array, Memory, describe, extent, flat_like, memory_order, shaped_like
+from fastadam.kernels.streams import Several
 from fastadam.plans.gradients import Gradients
 from fastadam.plans.rows import RowGradient, by_row
 
@@ -57,50 +58,53 @@ class GradientsOnDevice(Gradients):
                 new.append(leaf)
         for leaf in self._foreign:
             self.check_unmoved(leaf)
-        usable = [(leaf, self.usable(leaf, grads[leaf])) for leaf in new]
+        usable = {leaf: self._arrays_of(leaf, grads[leaf]) for leaf in new}
         self.unread = []
         if self._flags.clear:
-            self._check_separate(grads, dict(usable))
-        self._others = [s for s in map(stream_of, (grads[leaf] for leaf in new)) if s is not None]
-        if self._foreign and ndarray in map(type, grads) and not self.capturing():
+            self._check_separate(grads, usable)
+        given = [one for leaf in new for one in parts_of(grads[leaf])]
+        self._others = [s for s in map(stream_of, given) if s is not None]
+        if self._foreign and not self.capturing() and any(ndarray in map(type, parts_of(g)) for g in grads):
             self._others.append(self.stream())  # of CuPy's gradients, where steps run on another
-        dtypes = self._g_dtypes.copy()
-        for leaf, g in usable:
-            dtypes[leaf] = g.dtype
-        if dtypes != self._g_dtypes:
-            self._lay_out(dtypes)
-        for leaf, g in usable:
-            self._take(leaf, g)
+        kinds = self._kinds.copy()
+        for leaf, arrays in usable.items():
+            kinds[leaf] = self._kind(leaf, arrays)
+        if kinds != self._kinds:
+            self._lay_out(kinds)
+        for leaf, arrays in usable.items():
+            straight = [self._straight(leaf, j, g, kinds[leaf].dtype) for j, g in enumerate(arrays)]
+            copied = any(x is self._scratch.get((leaf, j)) for j, x in enumerate(straight))
+            first, alone = arrays[0], len(arrays) == 1 and not copied
+            self._accepted[leaf] = (first.data.ptr, first.shape, first.strides, first.dtype) if alone else None
+            self._place(leaf, straight[0] if len(straight) == 1 else Several(straight))
         return missing
 
-    def _take(self, leaf: int, g: Any) -> None:
+    def _straight(self, leaf: int, j: int, g: Any, dtype: Any) -> Any:
         p, straight = self._params[leaf], flat_like(g, self._params[leaf])
-        if straight is None:  # other strides than p's: copied, in memory kept for the next step
-            if leaf not in self._scratch or self._scratch[leaf].dtype != g.dtype:
-                self._scratch[leaf] = self._cupy.empty(p.size, g.dtype)
-            straight = self._scratch[leaf]
-            with self.on_stream():
-                shaped_like(straight, p)[...] = g
-            self._accepted[leaf] = None
-            self.unread += [(g, ..., 0)] * self._flags.clear
-        else:
-            self._accepted[leaf] = g.data.ptr, g.shape, g.strides, g.dtype
-        self._place(leaf, straight)
+        if straight is not None and g.dtype == dtype:
+            return straight
+        if (leaf, j) not in self._scratch or self._scratch[leaf, j].dtype != dtype:
+            self._scratch[leaf, j] = self._cupy.empty(p.size, dtype)  # kept for the next step
+        with self.on_stream():
+            shaped_like(self._scratch[leaf, j], p)[...] = g
+        self.unread += [(g, ..., 0)] * self._flags.clear
+        return self._scratch[leaf, j]
 
-    def _check_separate(self, grads: Sequence[Any], usable: dict[int, Any]) -> None:
+    def _check_separate(self, grads: Sequence[Any], usable: dict[int, list[Array]]) -> None:
         """Refuse gradients that are to be zeroed and cannot be written, or share memory."""
         for leaf in usable:
-            DEVICE.to_write(self._names[leaf].g, getattr(grads[leaf], "array", grads[leaf]))
-        now = [None if g is None else usable.get(leaf, g) for leaf, g in enumerate(grads)]
-        places = [None if g is None else g.data.ptr for g in now]
+            for g in parts_of(grads[leaf]):
+                DEVICE.to_write(self._names[leaf].g, getattr(g, "array", g))
+        now: list[Any] = [usable.get(leaf, parts_of(g)) for leaf, g in enumerate(grads)]
+        places = [[g.data.ptr for g in arrays] for arrays in now]
         if usable or places != self._separate:  # else those of the last time, all of them
-            Memory((self._names[leaf].g, g) for leaf, g in enumerate(now) if g is not None)
+            Memory((self._names[leaf].g, g) for leaf, arrays in enumerate(now) for g in arrays)
             self._separate = places
 
-    def _place(self, leaf: int, g: Array) -> None:
+    def _place(self, leaf: int, g: Any) -> None:
         if leaf in self._home:
             one, k = self._home[leaf]
-            one.words[k] = extent(g)[0]
+            one.place(k, [extent(x)[0] for x in parts_of(g)])
 
     def check_unmoved(self, leaf: int) -> None:
         p, anchor = self._params[leaf], self._anchors[leaf]
@@ -175,3 +179,8 @@ class GradientsOnDevice(Gradients):
 def only_on_host(what: str) -> NotImplementedError:
     """Return the error for what arrays on a device cannot have yet."""
     return NotImplementedError(f"{what}: on the CPU backends only, and these parameters lie on a CUDA device")
+
+
+def parts_of(g: Any) -> list[Any]:
+    """Return what a leaf's gradient comes as: nothing for None, one array, or several."""
+    return [one for one in (g if isinstance(g, Several) else [g]) if one is not None]

@@ -179,8 +179,7 @@ class Norm:
         return [*self._add_up(), (self._function("TOTALS"), (1,), (THREADS,), (self._case(findings), totals))]
 
     def _measure(self, signature: Signature, table: Array) -> tuple[Any, ...]:
-        kinds = [text_of(format_of(dtype)) for dtype in (signature.real, signature.g_dtype)]
-        measure = self._function("MEASURE", _where(table), *kinds)
+        measure = self._function("MEASURE", _where(table), text_of(format_of(signature.real)), signature.gradient)
         blocks = self._blocks[signature.number]
         return measure, (len(blocks) // 16,), (LANES,), (blocks, table, self._notes_of(signature.number))
 

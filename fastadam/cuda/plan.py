@@ -23,6 +23,7 @@ from fastadam.kernels.cuda import Pass, Riding
 from fastadam.kernels.formats import format_of, is_drawn
 from fastadam.kernels.streams import Columns
 from fastadam.plans.chores import PLAIN, Chores
+from fastadam.plans.gradients import Kind
 from fastadam.plans.plan import Plan
 from fastadam.plans.rows import ByRow
 from fastadam.plans.table import Table
@@ -74,17 +75,17 @@ class CudaPlan(GradientsOnDevice, Plan):
                 self.counter = self._cupy.zeros(1, np.int64)
         self._begin()
 
-    def _lay_out(self, g_dtypes: Sequence[Any]) -> None:
+    def _lay_out(self, kinds: Sequence[Kind]) -> None:
         if self.window is not None:
             with self.on_stream():
                 if self.stream().is_capturing():
-                    leaf = next(k for k, dtype in enumerate(self._g_dtypes) if dtype != g_dtypes[k])
+                    leaf = next(k for k, kind in enumerate(self._kinds) if kind != kinds[k])
                     raise TypeError(
-                        f"{self._names[leaf].g} is {g_dtypes[leaf]} and was {self._g_dtypes[leaf]}: expected what the "
-                        "step before had, while a graph is captured"
+                        f"{self._names[leaf].g} is {kinds[leaf].dtype} and was {self._kinds[leaf].dtype}: expected "
+                        "what the step before had, while a graph is captured"
                     )
-        before = getattr(self, "_g_dtypes", ())
-        super()._lay_out(g_dtypes)
+        before = getattr(self, "_kinds", ())
+        super()._lay_out(kinds)
         try:
             if self._laid:
                 self._begin()
@@ -96,7 +97,7 @@ class CudaPlan(GradientsOnDevice, Plan):
     def _begin(self) -> None:
         """Step from here on by what was laid out for these dtypes of gradients."""
         before = self._home if self._laid else {}
-        key = tuple(dtype.name for dtype in self._g_dtypes)
+        key = tuple((kind.dtype.name, kind.arrays) for kind in self._kinds)
         if key not in self._laid:
             self._laid[key] = self._layout()
         self.signatures, self.norm, self._home, self._adding = self._laid[key]
@@ -127,9 +128,7 @@ class CudaPlan(GradientsOnDevice, Plan):
                 asked = riding._replace(summed=self._flags_of[k].summed)
                 addresses = [norm.columns(k, j) if norm else [0, 0] for j in range(len(self._params))]
                 notes = Notes(k, addresses if self._riding else (), self.counter.data.ptr if self.mastered else 0)
-                signatures.append(
-                    Signature(self._kernel, leaves, stepped, self._g_dtypes[leaves[0]], rows, asked, notes)
-                )
+                signatures.append(Signature(self._kernel, leaves, stepped, self._kinds[leaves[0]], rows, asked, notes))
             cupy.cuda.get_current_stream().synchronize()  # zeros and tables are there, whichever stream steps first
         signatures = [one for one in signatures if one.blocks]
         # Who steps a leaf, and as the how-manieth of its leaves.
@@ -175,7 +174,7 @@ class CudaPlan(GradientsOnDevice, Plan):
                 streams = [Columns(x, None) for x in totals]
                 told = RowTable(2, np.arange(3 if clear else 1))
                 notes = Notes(addresses=[[0, 0]] * len(totals) if clear else ())
-                some = [(one.leaves.tolist(), streams, one.g_dtype) for one in self.signatures]
+                some = [(one.leaves.tolist(), streams, one.kind) for one in self.signatures]
                 self._adding += [Signature(None, *parts, told, Riding(clear=clear), notes) for parts in some]
             for one, parts in zip(self._adding, self.signatures, strict=True):
                 one.words[: len(one.leaves)] = parts.words[: len(one.leaves)]

@@ -14,9 +14,10 @@ from fastadam.kernels.contract import Kernel
 from fastadam.kernels.cuda import THREADS, WORDS, Instantiation, Riding
 from fastadam.kernels.formats import FLOAT32, format_of
 from fastadam.kernels.streams import Columns
+from fastadam.plans.gradients import Kind
 
 CHUNK = np.dtype([("first", "i8"), ("leaf", "i4"), ("n", "i4")])
-UPLOADED = np.dtype([("leaves", "i8"), ("words", "u8")])
+UPLOADED = np.dtype([("leaves", "i8"), ("arrays", "i8"), ("words", "u8")])
 WINDOW = np.dtype([("rows", "u8"), ("at", "u8"), ("width", "i8")])
 NO_WINDOW = np.zeros((), WINDOW)
 ROWS = np.dtype(
@@ -92,12 +93,12 @@ class Notes(NamedTuple):
 class Signature:
     """Steps by one launch the leaves whose streams have the same formats.
 
-    The table of a step holds a gradient's address and a row's number for each leaf, then the rows. It travels as a
-    kernel parameter where it fits, else it is uploaded.
+    The table of a step holds, for each leaf, the addresses of the arrays that its gradient comes as and a row's number,
+    then the rows. It travels as a kernel parameter where it fits, else it is uploaded.
     """
 
     def __init__(
-        self, kernel: Kernel | None, leaves: list[int], streams: Sequence[Columns], g_dtype: Any, rows: RowTable,
+        self, kernel: Kernel | None, leaves: list[int], streams: Sequence[Columns], g: Kind, rows: RowTable,
         chores: Riding, notes: Notes,
     ) -> None:  # fmt: skip
         """Lay out the tables. kernel: None adds gradients up. streams: per leaf, what is stepped.
@@ -114,14 +115,15 @@ class Signature:
         copied = kinds.rounded if followed else kinds.copy
         chores = chores._replace(ema=kinds.ema, copy=copied, followed=followed)
         chores = chores._replace(more=bool(more) and not chores.rides, drawn=drawn)
+        formats = kinds.p, format_of(g.dtype), *kinds.slots
         self._steps = tuple(
-            Instantiation(name, table, (kinds.p, format_of(g_dtype), *kinds.slots), chores, kinds.low is not None, on)
+            Instantiation(name, table, formats, chores, kinds.low is not None, on, several=g.arrays > 1)
             for table in ("ByValue", "Uploaded")
         )
         self._functions: list[Any] = [None, None]
         self.type, self.summed = self._steps[0].type, chores.summed
         self.leaves, self.real, self._columns, width = np.array(leaves), self._steps[0].real, columns, len(columns)
-        self.number, self.g_dtype, self._unrounded, self._drawn = number, g_dtype, chores.scaled, drawn
+        self.number, self.kind, self._unrounded, self._drawn = number, g, chores.scaled, drawn
         self._rounded = width - bool(firsts)
         width = self._rounded + chores.scaled * 8 // self.real.itemsize + drawn
         self.width = width
@@ -142,16 +144,26 @@ class Signature:
             cupy.asarray(np.array(columns_of_leaf, np.uint64)),
         )
         n = len(leaves)
-        self._rows_at = n + (n + 1) // 2
+        self._rows_at = n * g.arrays + (n + 1) // 2
         self._by_value, self._uploaded = np.zeros((), BY_VALUE), np.zeros((), UPLOADED)
-        self._by_value["leaves"] = self._uploaded["leaves"] = n
+        for table in (self._by_value, self._uploaded):
+            table["leaves"], table["arrays"] = n, g.arrays
         self._most = self._words(most_rows)
         self.words = self._by_value["words"] if self._most <= WORDS else np.zeros(self._most, np.uint64)
-        self._row = self.words[n : self._rows_at].view(np.int32)[:n]
+        self._row = self.words[n * g.arrays : self._rows_at].view(np.int32)[:n]
         rest = self.words[self._rows_at :].view(self.real)
         self._coefficients = rest[: len(rest) // width * width].reshape(-1, width)
         self._upload: Any = None
         self._seen, self._used, self._device = b"", 0, self._chunks.device.id
+
+    @property
+    def gradient(self) -> str:
+        """Return the CUDA type of its gradients."""
+        return self._steps[0].gradient
+
+    def place(self, k: int, addresses: Sequence[int]) -> None:
+        """Take the addresses of the arrays that the gradient of the k-th of these leaves comes as."""
+        self.words[k : k + len(addresses) * len(self.leaves) : len(self.leaves)] = addresses
 
     def _words(self, rows: int) -> int:
         """Return how many words of 8 bytes a table with so many rows takes."""
@@ -226,8 +238,8 @@ class Signature:
     def launch_rows(self, k: int, touched: Touched, at: int) -> tuple[Any, ...]:
         """Return the call that steps rows of the k-th of these leaves; touched.table(...) lies at that address."""
         p, _, *slots = self._steps[0].streams
-        g = format_of(self.g_dtype if touched.values is None else touched.values.dtype)
-        step = self._steps[0]._replace(table="Rows", streams=(p, g, *slots))
+        g = format_of(self.kind.dtype if touched.values is None else touched.values.dtype)
+        step = self._steps[0]._replace(table="Rows", streams=(p, g, *slots), several=False)
         phases = (self._places[k] + touched.first) % step.width
         told = np.zeros((), ROWS)
         told["count"], told["width"] = len(touched.first), touched.width

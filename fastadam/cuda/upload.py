@@ -11,7 +11,7 @@ from fastadam.arrays.host import Array
 from fastadam.cuda.nvrtc import function
 from fastadam.kernels.cuda import THREADS, WORDS, Pass
 
-BY_VALUE = np.dtype([("leaves", "i8"), ("words", "u8", WORDS)])
+BY_VALUE = np.dtype([("leaves", "i8"), ("arrays", "i8"), ("words", "u8", WORDS)])
 
 
 class Uploaded:

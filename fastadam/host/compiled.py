@@ -12,7 +12,8 @@ import numpy as np
 from fastadam.arrays.host import Array, target
 from fastadam.kernels.chores import NOTES
 from fastadam.kernels.formats import format_of
-from fastadam.kernels.streams import Columns
+from fastadam.kernels.streams import Columns, Several
+from fastadam.plans.gradients import Kind
 from fastadam.plans.plan import Plan, Work
 from fastadam.plans.streams import Streams, labels
 
@@ -36,14 +37,13 @@ class NumbaPlan(Plan):
 
         self._elements, self._ndarray, self._norm = elements, ndarray, norm
         self._threads, self._traversal = threads, traversal
+        self._lists: dict[int, Array] = {}  # per leaf, how many arrays its gradient comes as, and where they begin
         self._pieces: dict[Any, int] = {}  # addresses of compiled code by what it was compiled for
         super().__init__(*args)
         self._table = self._addresses()
         self._size = sum(self._sizes())
         self._objects, self._format = np.zeros(len(self._params), np.int64), Struct(f"{len(self._params)}q")
         self._look_at_grads()
-        # Gradients that will be written need a closer look.
-        self._natively = ndarray.place() if ndarray.readable() and not self._flags.clear else None
         threads.refresh()
         self._prepare(1)  # the way out in a forked child, or while another thread walks, must not wait for a compiler
         self._prepare(threads.threads_for(self._size))
@@ -68,7 +68,8 @@ class NumbaPlan(Plan):
     def _look_at_grads(self, anew: bool = True) -> None:
         """Lay out what tells at a glance whether gradients are like those before. anew: what they are like, too."""
         if anew:
-            self._grads = [_like(p, dtype) for p, dtype in zip(self._params, self._g_dtypes, strict=True)]
+            dtypes = [kind.dtype for kind in self._kinds]
+            self._grads = [_like(p, dtype) for p, dtype in zip(self._params, dtypes, strict=True)]
         ids = [np.array(list(map(id, each)), np.int64) for each in (self._params, self._anchors, self._grads)]
         nbytes = np.array([p.size * g.itemsize for p, g in zip(self._params, self._grads, strict=True)], np.int64)
         starts, ends = (np.ascontiguousarray(x, np.int64) for x in (self._memory.starts, self._memory.ends))
@@ -81,8 +82,11 @@ class NumbaPlan(Plan):
         self._glance = np.array(seen, np.int64)
         self._glance_at, self._glanced = _at(self._glance), (*ids, nbytes, starts, ends)
 
-    def _lay_out(self, g_dtypes: Sequence[Any]) -> None:
-        super()._lay_out(g_dtypes)
+    def _lay_out(self, kinds: Sequence[Kind]) -> None:
+        super()._lay_out(kinds)
+        # Gradients that will be written need a closer look, and so do those that come as several arrays.
+        closely = self._flags.clear or any(flags.several for flags in self._flags_of)
+        self._natively = self._ndarray.place() if self._ndarray.readable() and not closely else None
         switches = [THERE if name in self._kernel.on else None for name in self._kernel.switches]
         self._tags = []
         for formats, flags in zip(self._formats, self._flags_of, strict=True):
@@ -160,8 +164,12 @@ class NumbaPlan(Plan):
                 return missing
         return super().accept(grads)
 
-    def _place(self, leaf: int, g: Array) -> None:
-        self._table[leaf, G] = g.ctypes.data
+    def _place(self, leaf: int, g: Array | Several) -> None:
+        if isinstance(g, Several):
+            self._lists[leaf] = np.array([len(g), *(x.ctypes.data for x in g)], np.int64)
+            self._table[leaf, G] = _at(self._lists[leaf])
+        else:
+            self._table[leaf, G] = g.ctypes.data
 
     def launch(self, after: Sequence[tuple[Any, Any, Any]] = ()) -> None:
         if self.unread:
@@ -189,7 +197,8 @@ class NumbaPlan(Plan):
         flags = THERE if squares else None, THERE if largest else None
 
         def make(workers: int) -> Calls:
-            tags = [self._elements.Measure(tag.p, tag.g, *flags) for tag in (self._tags[one.signature] for one in work)]
+            of_work = [self._tags[one.signature] for one in work]
+            tags = [self._elements.Measure(tag.p, tag.g, *flags, tag.several) for tag in of_work]
             return self._calls_for(workers, work, tags, self._table, row, self.table.rows, False)
 
         def run(workers: int) -> None:

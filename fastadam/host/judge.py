@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from itertools import starmap
+from itertools import chain, starmap
 from operator import setitem
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 from fastadam.arrays.flat import FlatBuffer
 from fastadam.arrays.host import Array
 from fastadam.kernels.chores import NOTES
+from fastadam.kernels.streams import Several
 from fastadam.plans import judge
 from fastadam.plans.chores import NOTHING, StepInfo
 from fastadam.plans.judge import Changes, Part, Verdict
@@ -63,7 +64,8 @@ class Judge(judge.Judge):
         deque(starmap(setitem, used), maxlen=0)
         if self._chores.skip_nonfinite == "raise":
             raise self.refuse(bad)
-        for g in grads if self._chores.zero_grads else ():
+        each = chain.from_iterable(g if isinstance(g, Several) else [g] for g in grads)
+        for g in each if self._chores.zero_grads else ():
             if g is not None:
                 (g[1] if isinstance(g, tuple) else g.array if isinstance(g, FlatBuffer) else g)[...] = 0
         self._table.skipped += 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from itertools import zip_longest
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,8 +13,16 @@ from fastadam.arrays.flat import FlatBuffer
 from fastadam.arrays.host import Array, Host, Memory, describe, flat_like, shaped_like
 from fastadam.kernels.chores import Flags
 from fastadam.kernels.formats import FLOATS, compute, format_of
+from fastadam.kernels.streams import Several
 from fastadam.plans.rows import RowGradient, check_indices, check_values, distinct
 from fastadam.plans.streams import Streams
+
+
+class Kind(NamedTuple):
+    """Says what a leaf's gradient comes as: so many arrays of a dtype, which are added where they are several."""
+
+    dtype: Any
+    arrays: int = 1
 
 
 class Gradients:
@@ -29,46 +37,70 @@ class Gradients:
     _anchors: list[Array]
     _streams: Sequence[Streams]
     _memory: Memory
-    _scratch: dict[int, Array]
-    _g_dtypes: list[Any]
+    _scratch: dict[tuple[int, int], Array]  # by leaf, and by which of its arrays
+    _kinds: list[Kind]
     copies: Sequence[Array] = ()  # per leaf, the user's array that each step copies p into
 
     def on_stream(self) -> AbstractContextManager[Any]:
         """Within it, work on the parameters comes after the steps before, and before those after."""
         raise NotImplementedError
 
-    def _lay_out(self, g_dtypes: Sequence[Any]) -> None:
-        """Sort the leaves into signatures, now that gradients come in these dtypes."""
+    def _lay_out(self, kinds: Sequence[Kind]) -> None:
+        """Sort the leaves into signatures, now that gradients come as these."""
         raise NotImplementedError
 
     def accept(self, grads: list[Any]) -> int:
         """Take this step's gradients, one per leaf, None among them; returns how many are None.
 
-        For a parameter of no dimension a number is a gradient too, Python's or NumPy's.
+        For a parameter of no dimension a number is a gradient too, Python's or NumPy's. Several are added by the walks,
+        None among them left out; where their dtypes differ they are copied.
 
         Raises TypeError, ValueError naming the leaf and both sides; then nothing has changed.
         """
-        usable = [None if g is None else self.usable(leaf, g) for leaf, g in enumerate(grads)]
+        usable = [self._arrays_of(leaf, g) for leaf, g in enumerate(grads)]
         self.unread = []
         if self._flags.clear:
-            self.check_clearable(usable)
-        dtypes = [
-            dtype_before if g is None else g.dtype for g, dtype_before in zip(usable, self._g_dtypes, strict=True)
+            self.check_clearable([Several(arrays) for arrays in usable])
+        kinds = [
+            self._kind(leaf, arrays) if arrays else before
+            for leaf, (arrays, before) in enumerate(zip(usable, self._kinds, strict=True))
         ]
-        if dtypes != self._g_dtypes:
-            self._lay_out(dtypes)
-        for leaf, g in enumerate(usable):
-            if g is not None:
-                p = self._params[leaf]
-                straight = flat_like(g, p)
-                if straight is None:  # other strides than p's: copied, in memory kept for the next step
-                    if leaf not in self._scratch or self._scratch[leaf].dtype != g.dtype:
-                        self._scratch[leaf] = np.empty(p.size, g.dtype)
-                    straight = self._scratch[leaf]
-                    np.copyto(shaped_like(straight, p), g)
-                    self.unread += [(g, ..., 0)] * self._flags.clear
-                self._place(leaf, straight)
-        return sum(g is None for g in usable)
+        if kinds != self._kinds:
+            self._lay_out(kinds)
+        for leaf, arrays in enumerate(usable):
+            straight = [self._straight(leaf, j, g, kinds[leaf].dtype) for j, g in enumerate(arrays)]
+            if straight:
+                self._place(leaf, straight[0] if len(straight) == 1 else Several(straight))
+        return sum(not arrays for arrays in usable)
+
+    def _arrays_of(self, leaf: int, g: Any) -> list[Array]:
+        """Return the arrays that a leaf's gradient comes as, checked: none for None."""
+        if not isinstance(g, Several):
+            return [] if g is None else [self.usable(leaf, g)]
+        arrays = []
+        for j, one in enumerate(g):
+            try:
+                arrays += [] if one is None else [self.usable(leaf, one, j)]
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"streams[{j}]: {error}") from None
+        return arrays
+
+    def _kind(self, leaf: int, arrays: Sequence[Array]) -> Kind:
+        """Return what these arrays are to the walks: of unlike dtypes all are widened to the compute type."""
+        alike = all(x.dtype == arrays[0].dtype for x in arrays)
+        return Kind(arrays[0].dtype if alike else compute(self._params[leaf].dtype), len(arrays))
+
+    def _straight(self, leaf: int, j: int, g: Array, dtype: Any) -> Array:
+        """Return a leaf's j-th gradient as a flat array of a dtype in p's order: where it lies if it is one."""
+        p, straight = self._params[leaf], flat_like(g, self._params[leaf])
+        if straight is not None and g.dtype == dtype:
+            return straight
+        if (leaf, j) not in self._scratch or self._scratch[leaf, j].dtype != dtype:
+            self._scratch[leaf, j] = np.empty(p.size, dtype)  # kept for the next step
+        with np.errstate(all="ignore"):
+            np.copyto(shaped_like(self._scratch[leaf, j], p), g, casting="unsafe")
+        self.unread += [(g, ..., 0)] * self._flags.clear
+        return self._scratch[leaf, j]
 
     def check_unmoved(self, leaf: int) -> None:
         """Refuse a parameter that is not what it was at construction."""
@@ -85,8 +117,11 @@ class Gradients:
             name = "copy_to" + p_name.removeprefix("params")
             raise ValueError(f"{name} has become read-only, expected an array that can be written")
 
-    def usable(self, leaf: int, g: Any) -> Array:
-        """Return a leaf's gradient as an array. Raises TypeError, ValueError naming the leaf and both sides."""
+    def usable(self, leaf: int, g: Any, j: int = 0) -> Array:
+        """Return a leaf's gradient, the j-th if there are several, as an array.
+
+        Raises TypeError, ValueError naming the leaf and both sides.
+        """
         names, p, owner = self._names[leaf], self._params[leaf], self._owners[leaf]
         p_name, g_name = names.p, names.g
         both = f"{g_name} is {describe(g)}, {p_name} is {describe(owner)}"
@@ -99,7 +134,7 @@ class Gradients:
                     raise ValueError(f"{g_name} holds {other} where {p_name} holds {expected}")
             g = g.array
         number = isinstance(g, (np.generic, float, int)) and not isinstance(g, bool)
-        g = self._kept(leaf, g, both) if number and p.shape == () else self._as_array(g_name, both, g)
+        g = self._kept(leaf, j, g, both) if number and p.shape == () else self._as_array(g_name, both, g)
         if g.dtype.name not in FLOATS or not g.dtype.isnative:
             raise TypeError(f"{both}, expected one of {', '.join(FLOATS)}, in native byte order")
         if g.shape != p.shape:
@@ -115,22 +150,23 @@ class Gradients:
         array: Array = g
         return array
 
-    def _kept(self, leaf: int, g: Any, both: str) -> Array:
+    def _kept(self, leaf: int, j: int, g: Any, both: str) -> Array:
         """Return a number, which is what NumPy gives for arrays of no dimension, as an array that lives until the next
         one."""
         if self._flags.clear:
             raise TypeError(f"{both}, expected an array with zero_grads=True: no number can be zeroed in place")
         with np.errstate(over="ignore"), self.on_stream():
             x = g if isinstance(g, np.generic) else compute(self._params[leaf].dtype).type(g)
-            self._scratch[leaf] = self.home.put(np.asarray(x))
-        return self._scratch[leaf]
+            self._scratch[leaf, j] = self.home.put(np.asarray(x))
+        return self._scratch[leaf, j]
 
-    def _place(self, leaf: int, g: Array) -> None:
+    def _place(self, leaf: int, g: Array | Several) -> None:
         self._streams[leaf].g = g
 
-    def check_clearable(self, grads: Sequence[Array | None]) -> None:
+    def check_clearable(self, grads: Sequence[Any]) -> None:
         """Refuse gradients that are to be zeroed and cannot be written, or share memory."""
-        arrays = [(self._names[leaf].g, getattr(g, "array", g)) for leaf, g in enumerate(grads)]
+        each = [g if isinstance(g, Several) else (g,) for g in grads]
+        arrays = [(self._names[leaf].g, getattr(g, "array", g)) for leaf, of_leaf in enumerate(each) for g in of_leaf]
         Memory([(name, self.home.to_write(name, g)) for name, g in arrays if self.home.is_array(g)])
 
     def accept_rows(self, leaf: int, indices: Any, values: Any) -> RowGradient:
@@ -158,8 +194,8 @@ class Gradients:
 
     def _by_row(self, leaf: int, indices: Array, values: Any) -> RowGradient:
         wide = compute(self._params[leaf].dtype)  # what they are summed in
-        if self._g_dtypes[leaf] != wide:
-            self._lay_out([*self._g_dtypes[:leaf], wide, *self._g_dtypes[leaf + 1 :]])
+        if self._kinds[leaf] != (kind := Kind(wide)):
+            self._lay_out([*self._kinds[:leaf], kind, *self._kinds[leaf + 1 :]])
         return distinct(indices, values.astype(wide, copy=False), self._params[leaf])
 
     def place_rows(self, leaf: int, values: Any) -> None:

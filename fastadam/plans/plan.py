@@ -17,7 +17,7 @@ from fastadam.kernels.contract import Euclidean, Kernel
 from fastadam.kernels.formats import FLOAT32, format_of
 from fastadam.kernels.streams import Columns
 from fastadam.plans.chores import PLAIN, Chores
-from fastadam.plans.gradients import Gradients
+from fastadam.plans.gradients import Gradients, Kind
 from fastadam.plans.rows import row_chunks
 from fastadam.plans.streams import Streams
 from fastadam.plans.table import Table
@@ -77,10 +77,10 @@ class Plan(Gradients):
         self.unread = []
         self._kernel, self._names = switched(kernel, table), names
         self.table = table
-        self._scratch: dict[int, Array] = {}
+        self._scratch: dict[tuple[int, int], Array] = {}
         self._zeros = np.zeros(CHUNK)  # the gradient of a missed step: as float64, enough for a chunk of any dtype
         self._walk_over(owners, streams)
-        self._lay_out([p.dtype for p in self._params])
+        self._lay_out([Kind(p.dtype) for p in self._params])
 
     def _walk_over(self, owners: Sequence[Any], streams: Sequence[Streams]) -> None:
         """Take this for the memory to walk over. Raises ValueError, before anything has changed, where it overlaps."""
@@ -96,23 +96,23 @@ class Plan(Gradients):
         """Walk over other memory from now on, of the same sizes and formats. Raises ValueError where it overlaps."""
         self._walk_over(owners, streams)
 
-    def _lay_out(self, g_dtypes: Sequence[Any]) -> None:
+    def _lay_out(self, kinds: Sequence[Kind]) -> None:
         """Sort the leaves into signatures: those whose streams, g's as it comes now, have the same formats.
 
         A signature is one table of chunks, one compiled walk, one native call.
         """
-        self._g_dtypes = list(g_dtypes)
+        self._kinds = list(kinds)
         signatures: dict[Any, list[int]] = {}
         summed = {leaf: sums_first(group) for group in self.table.groups for leaf in group._leaves}
-        for leaf, dtype in enumerate(g_dtypes):
-            signatures.setdefault((self._formats_of(leaf, dtype), summed[leaf]), []).append(leaf)
-        self._formats = [formats for formats, _ in signatures]
-        self._flags_of = [self._flags._replace(summed=summed) for _, summed in signatures]
-        self.summed = np.array([leaf for leaf in range(len(g_dtypes)) if summed[leaf]], np.int64)
+        for leaf, (dtype, arrays) in enumerate(kinds):
+            signatures.setdefault((self._formats_of(leaf, dtype), summed[leaf], arrays > 1), []).append(leaf)
+        self._formats = [formats for formats, *_ in signatures]
+        self._flags_of = [self._flags._replace(summed=sums, several=several) for _, sums, several in signatures]
+        self.summed = np.array([leaf for leaf in range(len(kinds)) if summed[leaf]], np.int64)
         self.mastered = any(formats.rounded is not None for formats in self._formats)
         sizes = self._sizes()
         self._elements_of, self._narrow = np.array(sizes, np.float64), np.zeros(len(sizes), bool)
-        for (formats, _), leaves in signatures.items():
+        for (formats, *_), leaves in signatures.items():
             self._narrow[leaves] = formats.p.compute is FLOAT32.compute
         chunks = [
             np.array(
@@ -137,7 +137,9 @@ class Plan(Gradients):
 
     def _formats_of(self, leaf: int, g_dtype: Any) -> Columns:
         """Return what a leaf's columns rest in where its gradient is of this dtype."""
-        return self._streams[leaf].map(lambda x: format_of(x.dtype)).columns._replace(g=format_of(g_dtype))
+        columns = self._streams[leaf].columns._replace(g=None)  # the last step's, which may be Several
+        formats = Columns.of(None if x is None else format_of(x.dtype) for x in columns.row)
+        return formats._replace(g=format_of(g_dtype))
 
     def _sizes(self) -> Sequence[int]:
         """Return how many elements each leaf has."""

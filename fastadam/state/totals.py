@@ -14,6 +14,13 @@ from fastadam.state.resized import follow
 from fastadam.state.slots import State
 
 
+def share(batches: int, reduction: str) -> float:
+    """Return what a step multiplies the sum of so many micro-batches by, whose "mean" or "sum" it takes."""
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"reduction is {reduction!r}, expected 'mean' or 'sum'")
+    return 1 / max(1, batches) if reduction == "mean" else 1.0
+
+
 class Totals:
     """Holds what has been accumulated for the next step.
 
@@ -44,11 +51,10 @@ class Totals:
     def take(self, state: State, reduction: str) -> tuple[list[Array | None], float, list[Any]]:
         """Return the sums as gradients, what a step multiplies them by, and what it writes to drop them: (x, where,
         value)."""
-        if reduction not in ("mean", "sum"):
-            raise ValueError(f"reduction is {reduction!r}, expected 'mean' or 'sum'")
+        of_each = share(self.batches, reduction)
         if self.batches == 0:
             raise ValueError("step() got no grads and nothing has been accumulated: expected one of them")
-        return self.sums(state), 1 / self.batches if reduction == "mean" else 1.0, [(self.counts, ..., 0)]
+        return self.sums(state), of_each, [(self.counts, ..., 0)]
 
     def sums(self, state: State) -> list[Array | None]:
         """Return each leaf's sum in the shape of its parameter, None where there is none."""

@@ -101,10 +101,11 @@ def put(builder: Any, room: Any, i: Any, x: Any) -> None:
 
 @intrinsic
 def scratch(typing, tag):
-    """Return the address of room for two blocks, and for one of each slot of 8 bits, on the stack of the function that
-    says this; 0 if its tag needs none."""
+    """Return the address of room for two blocks, for one of each slot of 8 bits, and for one of a gradient that is
+    several arrays, on the stack of the function that says this; 0 if its tag needs none."""
     noting = asked(tag, "stats") or asked(tag, "summing") or tag.instance_class is Measure
-    count = 2 + len(coded(tag)) if noting or coded(tag) else 0
+    more = len(coded(tag)) + asked(tag, "several")
+    count = 2 + more if noting or more else 0
 
     def generate(context, builder, signature, args):
         if not count:
@@ -118,7 +119,8 @@ def scratch(typing, tag):
 
 
 def room_of(number: int) -> int:
-    """Return where in scratch, in bytes, the block of the number-th slot of 8 bits begins: after statistics' two.
+    """Return where in scratch, in bytes, the block of the number-th slot of 8 bits begins: after statistics' two; the
+    gradient's is behind them.
 
     Apart within a page, as slots are: see fastadam's arrays.allocate_beside.
     """

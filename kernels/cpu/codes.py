@@ -27,8 +27,9 @@ from ..codes import (
 )  # fmt: skip
 from ..formats import MIX, is_drawn, is_signed
 from .blocks import each, put, room_of
-from .elements import KERNEL_OF, coded, columns
+from .elements import KERNEL_OF, asked, coded, columns, storage
 from .formats import draws_from, mixed, of_type
+from .several import add_up
 from .words import I32, I64, place
 
 _F32 = ir.FloatType()
@@ -220,8 +221,8 @@ def _slots(tag: Any) -> list[tuple[int, int, Any]]:
 
 @intrinsic
 def opened(typing, tag, base, room, start, end):
-    """Return where each stream of elements start to end - 1 can be read and written as one of floats: slots in scratch,
-    less what `start` adds to an address."""
+    """Return where each stream of elements start to end - 1 can be read and written as one of floats: slots of codes,
+    and a gradient of several arrays, in scratch, less what `start` adds to an address."""
 
     def generate(context, builder, signature, args):
         _, base, room, start, end = args
@@ -231,6 +232,11 @@ def opened(typing, tag, base, room, start, end):
             _read(builder, slot, block, home, builder.sub(end, start))
             home = builder.sub(home, builder.mul(start, I64(FLOAT)))
             streams = builder.insert_value(streams, home, column)
+        if asked(tag, "several"):
+            home = builder.add(room, I64(room_of(len(coded(tag)))))
+            add_up(builder, tag, base, start, builder.sub(end, start), home, asked(tag, "clear"))
+            home = builder.sub(home, builder.mul(start, I64(storage(tag)[0][1].compute.itemsize)))
+            streams = builder.insert_value(streams, home, columns(tag).g)
         return streams
 
     return base(tag, base, *[types.uint64] * 3), generate

@@ -36,6 +36,7 @@ class Measure(NamedTuple):
     g: Any
     squares: Any  # there or None
     largest: Any
+    several: Any = None
 
 
 class Accumulate(NamedTuple):
@@ -71,7 +72,7 @@ def stepped(tag: Any, values: Any, c: Any, x: Any) -> tuple[Any, Any, Any]:
 
 
 def added(values: Any, fresh: Any) -> tuple[Any, ...]:
-    """Return what Accumulate makes of a total and a gradient: their sum, or where `fresh` the gradient; and 0."""
+    """Return what a total becomes with one more gradient: their sum, or where `fresh` that gradient; and 0."""
     total, g = values
     return Number(g.builder, g.builder.select(fresh, g.value, (total + g).value)), g.like(0)
 

@@ -23,16 +23,13 @@ from .elements import (
     loaded,
     remainder,
     rounded,
-    stochastic,
     stochastic_elements,
     storage,
     streams_of,
 )
-from .formats import TEXTS, decode, draws_from, encode, followed, join, mixed, next_draws, resized, split
+from .formats import TEXTS, decode, encode, followed, join, mixed, next_draws, resized, split
 from .tracing import Number
 from .words import I32, I64, place
-
-TURN = 1 << 32  # elements whose random bits begin anew
 
 
 def scoped(builder: Any, access: Any, column: int) -> Any:
@@ -58,10 +55,11 @@ def bases(typing, tag, table, width, leaf, first, g_leaf, g_first):
     """Return where element `first` of a leaf lies in each stream, g's from a place of its own: a tuple of addresses.
 
     table, width: the table's address, and how many columns it has. Last in the tuple, the element's index among all:
-    the table's last column says the leaf's first.
+    the table's last column says the leaf's first. Of a gradient that is several arrays, where their list lies, and
+    before that index how many bytes into each of them the element lies.
     """
-    streams = streams_of(tag)
-    result = types.UniTuple(types.uint64, streams + 1)
+    streams, several = streams_of(tag), asked(tag, "several")
+    result = types.UniTuple(types.uint64, streams + several + 1)
 
     def generate(context, builder, signature, args):
         _, table, width, leaf, first, g_leaf, g_first = args
@@ -74,7 +72,11 @@ def bases(typing, tag, table, width, leaf, first, g_leaf, g_first):
             leaf_of_k, begin = (g_leaf, g_first) if k == columns(tag).g else (leaf, first)
             if format.block > 1:  # a chunk begins with a block
                 begin = builder.udiv(begin, I64(format.block))
-            out[k] = builder.add(at(leaf_of_k, I64(k)), builder.mul(begin, I64(format.bytes)))
+            out[k], within = at(leaf_of_k, I64(k)), builder.mul(begin, I64(format.bytes))
+            if several and k == columns(tag).g:
+                out.append(within)
+            else:
+                out[k] = builder.add(out[k], within)
         out.append(builder.add(at(leaf, builder.sub(width, I64(1))), first))
         return context.make_tuple(builder, result, out)
 
@@ -110,7 +112,7 @@ def value_of(builder: Any, tag: Any, k: int, resting: Any) -> Any:
         return join(builder, resting(k, BFLOAT16), resting(remainder(tag), REMAINDER))
     if k == columns(tag).p and rounded(tag) is not None:
         return master(builder, tag, resting)[0]
-    format = in_walk(tag, formats[k])
+    format = in_walk(tag, k, formats[k])
     return decode(builder, resting(k, format), format, formats[columns(tag).p])
 
 
@@ -132,10 +134,11 @@ def counter(builder: Any) -> Any:
     return function.counter
 
 
-def in_walk(tag: Any, format: Format) -> Format:
-    """Return the format that an element is loaded from and stored in: what is computed with where blocks' are in
+def in_walk(tag: Any, k: int, format: Format) -> Format:
+    """Return the format that an element of stream k is loaded from and stored in: what is computed with where it is in
     scratch."""
-    return format_of(storage(tag)[0][1].compute) if format.block > 1 else format
+    in_scratch = format.block > 1 or (k == columns(tag).g and asked(tag, "several"))
+    return format_of(storage(tag)[0][1].compute) if in_scratch else format
 
 
 def at_rest(builder: Any, base: Any, i: Any) -> Any:
@@ -158,9 +161,9 @@ def resting_values(builder: Any, tag: Any, values: Any, random: Any) -> Any:
     # What is worked out from bfloat16 alone has NaNs whose low bits are 0: rounding cannot carry them to infinity.
     safe = all(format is BFLOAT16 for _, format in storage(tag))
     for k, format in storage(tag):
-        if k == at.g and not asked(tag, "clear"):
+        if k == at.g and (asked(tag, "several") or not asked(tag, "clear")):
             continue
-        format = in_walk(tag, format)
+        format = in_walk(tag, k, format)
         if k == more:
             value = other
         elif k == at.p and more is not None:
@@ -259,42 +262,3 @@ def coefficients(typing, tag, start):
 def numbers(typing, tag, end):
     """Return the chores' numbers of the row that ends at an address: its last."""
     return _row(Numbers, tag, -len(Numbers._fields))
-
-
-@intrinsic
-def key(typing, tag, end):
-    """Return what a row says of randomness: the last of the chores' numbers, all its bits kept; None if nothing is
-    drawn."""
-
-    def generate(context, builder, signature, args):
-        if not stochastic(tag):
-            return context.get_dummy_value()
-        return builder.load(place(builder, args[1], ir.DoubleType(), I64(-1)))
-
-    return (types.float64 if stochastic(tag) else types.none)(tag, types.int64), generate
-
-
-@intrinsic
-def random_start(typing, tag, key, first, at):
-    """Return what is mixed for element first + at, or None where a tag draws nothing."""
-
-    def generate(context, builder, signature, args):
-        return draws_from(builder, *args[1:]) if stochastic(tag) else context.get_dummy_value()
-
-    return (types.uint32 if stochastic(tag) else types.none)(tag, key, types.uint64, types.uint64), generate
-
-
-@intrinsic
-def random_end(typing, tag, first, at, end):
-    """Return how far what begins at element `at` serves: to the next multiple of 2^32 of the index, if it lies before
-    end."""
-
-    def generate(context, builder, signature, args):
-        if not stochastic(tag):
-            return args[3]
-        _, first, at, end = args
-        index = builder.and_(builder.add(first, at), I64(TURN - 1))
-        turn = builder.add(at, builder.sub(I64(TURN), index))
-        return builder.select(builder.icmp_unsigned("<", turn, end), turn, end)
-
-    return types.uint64(tag, *[types.uint64] * 3), generate

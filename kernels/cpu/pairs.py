@@ -11,7 +11,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from ..formats import BFLOAT16
-from .elements import element, loaded, remainder, stochastic_elements, storage
+from .elements import asked, element, loaded, remainder, stochastic_elements, storage
 from .formats import next_draws
 from .memory import kinds, pointer, resting_values, scoped, unpacked, values_of
 from .words import I32
@@ -20,8 +20,8 @@ _I16 = ir.IntType(16)
 
 
 def paired(tag: Any) -> bool:
-    """Return whether all streams of a tag are bfloat16, but for p's remainder."""
-    return all(format is BFLOAT16 or k == remainder(tag) for k, format in storage(tag))
+    """Return whether all streams of a tag are bfloat16 where they are stepped, but for p's remainder."""
+    return not asked(tag, "several") and all(format is BFLOAT16 or k == remainder(tag) for k, format in storage(tag))
 
 
 @intrinsic

@@ -13,6 +13,7 @@ from .blocks import block_sum, difference, each, largest, put, sum_of_squares
 from .elements import KERNEL_OF, asked, columns, stepped, storage
 from .formats import TEXTS
 from .memory import at_rest, kinds, scoped, unpacked, value_of, values_of
+from .several import add_up
 from .words import I64, place
 
 SCOPES = 15, 14  # of what scratch holds to be added up: behind those of streams
@@ -31,7 +32,7 @@ def _block(
     format = dict(storage(tag))[column]
     n, every = builder.sub(end, start), I64(BLOCK)
     n = builder.select(builder.icmp_unsigned("<", n, every), n, every)
-    if not in_place or TEXTS[format].bits != _kind(tag):
+    if not in_place or _in_parts(tag, column) or TEXTS[format].bits != _kind(tag):
         _copy(builder, tag, column, base, start, n, room)
         return room
     full = builder.icmp_unsigned("==", n, every)
@@ -43,11 +44,19 @@ def _block(
 
 def _copy(builder: Any, tag: Any, column: int, base: Any, start: Any, n: Any, room: Any) -> None:
     """Copy n elements of a stream into `room` in the compute type, and zeros behind them."""
-    with each(builder, I64(0), n) as i:
-        resting = at_rest(builder, base, builder.add(start, i))
-        put(builder, room, i, value_of(builder, tag, column, resting))
+    if _in_parts(tag, column):
+        add_up(builder, tag, base, start, n, room)
+    else:
+        with each(builder, I64(0), n) as i:
+            resting = at_rest(builder, base, builder.add(start, i))
+            put(builder, room, i, value_of(builder, tag, column, resting))
     with each(builder, n, I64(BLOCK)) as i:
         put(builder, room, i, ir.Constant(_kind(tag), 0.0))
+
+
+def _in_parts(tag: Any, column: int) -> bool:
+    """Return whether a stream is a gradient that comes as several arrays."""
+    return column == columns(tag).g and asked(tag, "several")
 
 
 def _note(builder: Any, note: Any, k: int, x: Any) -> None:

@@ -22,8 +22,9 @@ from ..chores import CHUNK_WORDS, NOTES, Numbers
 from .blocks import scratch
 from .cache import Code, native
 from .codes import closed, opened
+from .draws import key, random_end, random_start
 from .elements import Accumulate, Measure, asked, coded
-from .memory import add, bases, coefficients, first_index, key, move, numbers, random_end, random_start, taken
+from .memory import add, bases, coefficients, first_index, move, numbers, taken
 from .pairs import move_two, paired
 from .statistics import after, before, laid_from, lay, measured, summed
 from .words import call_piece, call_workers, put_word, take, word
@@ -76,7 +77,8 @@ WHOLE = u64(1 << 62)
 def _step(tag):
     """Return the piece that steps. Compiled for one tag, so what it lacks leaves no code."""
     stats, in_pairs = asked(tag.type, "stats"), paired(tag.type)
-    stride = BLOCK if stats or coded(tag.type) else WHOLE  # elements between two looks: a block, or all
+    in_scratch = stats or coded(tag.type) or asked(tag.type, "several")
+    stride = BLOCK if in_scratch else WHOLE  # elements between two looks: a block, or all
     tag = tag.value
 
     def step(job, low, high):

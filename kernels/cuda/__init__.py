@@ -80,6 +80,7 @@ class Instantiation(NamedTuple):
     chores: Riding = NO_RIDING
     split: bool = False  # whether p is bfloat16 whose other bits rest beside it
     on: frozenset[str] = frozenset()  # the kernel's switches that are on
+    several: bool = False  # whether a gradient comes as several arrays, which are added
 
     @property
     def real(self) -> Any:
@@ -124,11 +125,17 @@ class Instantiation(NamedTuple):
 
     @property
     def _types(self) -> list[str]:
-        p, g, *slots = self.streams
+        p, _, *slots = self.streams
         of_p = "split" if self.split else text_of(p) + "_p" * (p is not None and p.draws)
         kinds = ALL[self.kernel].slots if slots else ()
         of_slots = [text_of(format, slot, k) for k, (format, slot) in enumerate(zip(slots, kinds, strict=True))]
-        return [text_of(format_of(self.real)), of_p, text_of(g), *of_slots]
+        return [text_of(format_of(self.real)), of_p, self.gradient, *of_slots]
+
+    @property
+    def gradient(self) -> str:
+        """Return the CUDA type of the gradient's stream."""
+        _, g, *_ = self.streams
+        return f"several<{text_of(g)}>" if self.several else text_of(g)
 
     @property
     def text(self) -> str:

@@ -86,6 +86,16 @@ constexpr bool splits = false;
 template <>
 constexpr bool splits<split> = true;
 
+// What a gradient rests in that comes as several arrays.
+template <class S>
+struct several {
+    S x;
+};
+template <class G>
+constexpr bool in_parts = false;
+template <class S>
+constexpr bool in_parts<several<S>> = true;
+
 DEVICE void take_apart(f32 value, unsigned short& high, unsigned short& low) {
     const unsigned bits = value != value ? (bits_of(value) | 0x400000) & 0xffff0000 : bits_of(value);
     high = (unsigned short)((bits + 0x8000) >> 16), low = (unsigned short)bits;

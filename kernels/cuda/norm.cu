@@ -1,19 +1,41 @@
 // The one read of the gradients before a step, and what follows from it: a factor for each leaf, or no step at all.
 
+// A gradient from one of its elements on, of which one is read at a time.
+template <class real, class G>
+struct Source {
+    const G* g;
+    DEVICE Source(u64 home, i64 first)
+        : g(static_cast<const G*>(__cvta_global_to_generic(home + first * i64(sizeof(G))))) {}
+    DEVICE void read(bool there, int i, real& x) const { decode(there ? g[i] : G(), x); }
+};
+template <class real, class S>
+struct Source<real, several<S>> {
+    Arrays arrays;
+    i64 first;
+    DEVICE Source(const Arrays& home, i64 from) : arrays(home), first(from) {}
+    DEVICE void read(bool there, int i, real& x) const {
+        x = 0;
+        for (i64 j = 0; there && j < arrays.count; ++j) {
+            real one;
+            Source<real, S>(arrays.at[j * arrays.apart], first).read(true, i, one);
+            x = j > 0 ? x + one : one;
+        }
+    }
+};
+
 // Note the squares of every block of every gradient and its largest magnitude: one block of LANES threads each. Both,
 // though skipping alone asks for no squares: the read is what costs, and one text serves both.
 template <class Table, class real, class G>
 DEVICE void measure(const Chunk* blocks, const Table& table, Note* notes, i64 block) {
     __shared__ Lanes<2> lanes;
     const Chunk own = blocks[block];
-    const bool there = reinterpret_cast<const int*>(table.words + table.leaves)[own.leaf] >= 0;
-    const u64 address = table.words[own.leaf] + own.first * i64(sizeof(G));
-    const G* g = static_cast<const G*>(__cvta_global_to_generic(address));
+    const bool there = rows_of(table)[own.leaf] >= 0;
+    const Source<real, G> g(home_of<G>(table, own.leaf), own.first);
     together(LANES, [&](int thread) {
         Lane<real> lane;
 #pragma unroll
         for (int k = 0; k < BLOCK / LANES; ++k)
-            decode(there && thread + k * LANES < own.n ? g[thread + k * LANES] : G(), lane.x[k]);
+            g.read(there && thread + k * LANES < own.n, thread + k * LANES, lane.x[k]);
         lanes.of[0][thread] = lane.squares(), lanes.of[1][thread] = lane.largest();
     });
     lanes.combine(LANES);

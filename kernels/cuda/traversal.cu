@@ -8,16 +8,37 @@ struct Chunk {
     int leaf, n;
 };
 
-// What changes from step to step: each leaf's gradient and row (int; -1: leave it alone), then the rows of coefficients.
-// By value where it fits into a kernel's parameters, else uploaded.
+// What changes from step to step: where each leaf's gradient lies, or where the first of `arrays` does, then the second of
+// each leaf, and so on; each leaf's row (int; -1: leave it alone), then the rows of coefficients. By value where it fits
+// into a kernel's parameters, else uploaded.
 struct ByValue {
-    i64 leaves;
+    i64 leaves, arrays;
     u64 words[WORDS];
 };
 struct Uploaded {
-    i64 leaves;
+    i64 leaves, arrays;
     const u64* words;
 };
+
+template <class Table>
+DEVICE const int* rows_of(const Table& table) {
+    return reinterpret_cast<const int*>(table.words + table.leaves * table.arrays);
+}
+template <class Table, class real>
+DEVICE const real* numbers_of(const Table& table) {
+    return reinterpret_cast<const real*>(table.words + table.leaves * table.arrays + (table.leaves + 1) / 2);
+}
+
+// Several arrays in the place of one gradient, added in their order: where the k-th begins, at[k * apart] says.
+struct Arrays {
+    const u64* at;
+    i64 apart, count;
+};
+template <class G, class Table>
+DEVICE auto home_of(const Table& table, i64 leaf) {
+    if constexpr (in_parts<G>) return Arrays{table.words + leaf, table.leaves, table.arrays};
+    else return table.words[leaf];
+}
 
 // Rows of many steps to come, for CUDA graphs, where what travels by value is frozen.
 struct Window {
@@ -108,6 +129,39 @@ struct Stream<real, W, None> {
     DEVICE void open() {}
     DEVICE void close(int, unsigned) {}
     DEVICE void store(bool, int, int) {}
+};
+
+// A gradient that comes as several arrays, each of which is accessed by itself: their sum, in their order.
+template <class real, int W, class S>
+struct Stream<real, W, several<S>> {
+    static constexpr bool whole = true;
+    Arrays arrays;
+    i64 from;
+    bool full;
+    real now[W];
+
+    DEVICE void place(const Arrays& given, i64 i, bool all) { arrays = given, from = i, full = all; }
+    DEVICE Stream<real, W, S> array(i64 k) const {
+        Stream<real, W, S> one;
+        one.place(arrays.at[k * arrays.apart], from, full);
+        return one;
+    }
+    DEVICE void load(bool, int low, int high) {
+        for (i64 j = 0; j < arrays.count; ++j) {
+            auto one = array(j);
+            one.load(false, low, high), one.open();
+#pragma unroll
+            for (int k = 0; k < W; ++k) now[k] = j > 0 ? now[k] + one.now[k] : one.now[k];
+        }
+    }
+    DEVICE void open() {}
+    DEVICE void clear() {}
+    DEVICE void store(bool, int low, int high) {  // of zeros, which is all that is ever stored here
+        for (i64 j = 0; j < arrays.count; ++j) {
+            auto one = array(j);
+            one.clear(), one.store(false, low, high);
+        }
+    }
 };
 
 // p as bfloat16, and its other 16 bits.
@@ -214,8 +268,9 @@ DEVICE void walk(bool all, int low, int high, const C& c, u64 counter, u64 at, c
 }
 
 // The elements of one leaf from i on, of which those from low to high are to be stepped.
-template <class On, class T, class K, int W, class C, class Room, class Ema, class Copy, class P, class G, class... S>
-DEVICE void visit(const u64* own, u64 gradient, i64 i, int low, int high, const C& c, const Room& room, Ema ema,
+template <class On, class T, class K, int W, class Home, class C, class Room, class Ema, class Copy, class P, class G,
+          class... S>
+DEVICE void visit(const u64* own, const Home& gradient, i64 i, int low, int high, const C& c, const Room& room, Ema ema,
                   Copy copy, P p, G g, S... slots) {
     const bool full = low == 0 && high == W;
     int column = 0;
@@ -256,8 +311,7 @@ DEVICE void step(const Chunk* chunks, const u64* leaves, const Table& table, con
     using C = typename On::template Row<typename K::template Coefficients<real>, real>;
     constexpr int W = width_of<real, P, G, S...>(), width = sizeof(C) / sizeof(real);
     const Chunk chunk = chunks[block];
-    const int* rows_of = reinterpret_cast<const int*>(table.words + table.leaves);
-    const i64 row = rows_of[chunk.leaf];
+    const i64 row = rows_of(table)[chunk.leaf];
     const i64 now = window.rows ? window.at[0] : 0;
     if (row < 0 || (window.rows && now >= window.at[1])) return;
 
@@ -266,7 +320,7 @@ DEVICE void step(const Chunk* chunks, const u64* leaves, const Table& table, con
     const i64 first = (coded<S> || ...) ? 0 : chunk.first;
     const Share<W, P, int> share(in_blocks<On, S...> ? 0 : own[0], first, chunk.n, thread);
     if (share.low >= share.high) return;
-    const real* rows = reinterpret_cast<const real*>(table.words + table.leaves + (table.leaves + 1) / 2);
+    const real* rows = numbers_of<Table, real>(table);
     C c = window.rows
         ? coefficients<C>(static_cast<const real*>(window.rows) + now * window.width + row * width)
         : coefficients<C>(rows + row * width);
@@ -275,7 +329,7 @@ DEVICE void step(const Chunk* chunks, const u64* leaves, const Table& table, con
         if (ruling.skip) {
             if constexpr (On::clear) {
                 Stream<real, W, G> g;
-                g.place(table.words[chunk.leaf], chunk.first + share.i, share.low == 0 && share.high == W);
+                g.place(home_of<G>(table, chunk.leaf), chunk.first + share.i, share.low == 0 && share.high == W);
                 g.clear(), g.store(g.whole, share.low, share.high);
             }
             return;
@@ -286,7 +340,7 @@ DEVICE void step(const Chunk* chunks, const u64* leaves, const Table& table, con
         encode(static_cast<const Ruling*>(__cvta_global_to_generic(own[1 + sizeof...(S) + 2]))->judged, c.factor);
     if (in_blocks<On, S...> && thread == 0) *begun = {true, On::fold(c)};
     const Room<typename NotesOf<On::summing, real, K>::Type> room{noted, share.i, share.low, share.high};
-    visit<On, P, K, W>(own, table.words[chunk.leaf], chunk.first + share.i, share.low, share.high, c, room,
+    visit<On, P, K, W>(own, home_of<G>(table, chunk.leaf), chunk.first + share.i, share.low, share.high, c, room,
                        Stream<real, W, typename On::Ema>(), Stream<real, W, typename On::Copy>(), Stream<real, W, P>(),
                        Stream<real, W, G>(), Stream<real, W, S>()...);
 }
@@ -344,11 +398,11 @@ DEVICE void weigh(const Weighed* leaves, const Table& table, const Window& windo
     using C = typename K::template Coefficients<real>;
     using Wide = typename K::template Coefficients<f64>;
     if (leaf >= table.leaves) return;
-    const i64 row = reinterpret_cast<const int*>(table.words + table.leaves)[leaf], now = window.rows ? window.at[0] : 0;
+    const i64 row = rows_of(table)[leaf], now = window.rows ? window.at[0] : 0;
     if (row < 0 || (window.rows && now >= window.at[1]) || leaves[leaf].note < 0) return;
     const real* rows = window.rows
         ? static_cast<const real*>(window.rows) + now * window.width
-        : reinterpret_cast<const real*>(table.words + table.leaves + (table.leaves + 1) / 2);
+        : numbers_of<Table, real>(table);
     const C c = coefficients<C>(rows + row * width);
     Wide wide;
 #pragma unroll

@@ -104,12 +104,12 @@ def test_a_strided_gradient_is_copied_into_memory_that_is_kept():
     p, g = np.ones((1000, 1000), np.float32), np.ones((1000, 1000), np.float32).T
     opt = fa.SGD(p, lr=0.5, backend="numba")
     opt.step(g)
-    held = opt._plan._scratch[0].ctypes.data
+    held = opt._plan._scratch[0, 0].ctypes.data
     tracemalloc.start()
     opt.step(g)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert opt._plan._scratch[0].ctypes.data == held
+    assert opt._plan._scratch[0, 0].ctypes.data == held
     assert peak < p.nbytes / 10
     assert (p == 0).all()
 

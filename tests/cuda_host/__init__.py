@@ -141,6 +141,10 @@ def stored_steps():
         found.append(stored_step(adam, Stored("float32", g), dict.fromkeys(chores()[0])))
     for g, table in product(("bfloat16", "float32"), ("ByValue", "Rows")):
         found.append(stored_step(adam, Stored("bfloat16", g, "bfloat16"), dict.fromkeys(chores()[0]), table=table))
+    for moments in (None, "8bit"):
+        one = Stored("float32", "bfloat16", moments)
+        found.append(stored_step(adam, one, dict.fromkeys(chores()[0]), several=True))
+    found.append(Pass("MEASURE", ("ByValue", "f32", "several<bf16>")))
     for table, g in product(("ByValue", "Uploaded"), ("f16", "bf16", "f32", "f64")):
         found += [Pass("MEASURE", (table, real, g)) for real in ("f32", "f64") if real != g]
     return tuple(dict.fromkeys(found))

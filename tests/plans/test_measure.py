@@ -139,6 +139,57 @@ def test_streams_are_added_in_order(backend, p_dtype, g_dtype):
         assert all(same_bits(x, y) for x, y in zip(state_arrays(a).values(), state_arrays(b).values(), strict=True))
 
 
+CHORES = [
+    (fa.AdamW, {"moments": "8bit", "stats": "tensor", "max_value": 0.5}),
+    (fa.AdamW, {"zero_grads": True, "ema_decay": 0.9, "skip_nonfinite": True}),
+    (fa.LAMB, {"max_norm": 1.0, "stats": "group"}),
+]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("method", "chosen"), CHORES)
+def test_a_walk_over_streams_does_what_one_over_their_sum_does(backend, method, chosen):
+    """Also of unlike dtypes and strides, and of None in some: each leaf has the sum of those that it has."""
+
+    def made():
+        return method([gradient(99).reshape(3, -1).copy(), np.ones(3)], lr=0.1, backend=backend, **chosen)
+
+    a, b = made(), made()
+    for t in range(3):
+        first, second = ([gradient([t, k, j]).reshape(3, -1) for j in range(2)] for k in range(2))
+        streams = [[np.asfortranarray(first[0]), None], [None, np.full(3, t, np.float32)],
+                   [second[0].astype(np.float16), np.full(3, 1 / 3)], [second[1], None]]  # fmt: skip
+        if "skip_nonfinite" in chosen and t == 1:
+            streams[2][1][1] = np.inf
+        half = second[0].astype(np.float16).astype(np.float32)
+        sums = [first[0] + half + second[1], np.full(3, np.float32(t), np.float64) + streams[2][1]]
+        measured = a.measure(streams=streams)
+        assert measured == b.measure([x.copy() for x in sums])
+        info = a.step(streams=streams, reduction="sum")
+        assert info == b.step([x.copy() for x in sums])
+        assert all(x is None or chosen.get("zero_grads", False) != x.any() for tree in streams for x in tree)
+    assert all(same_bits(x, y) for x, y in zip(state_arrays(a).values(), state_arrays(b).values(), strict=True))
+    assert all(same_bits(x, y) for x, y in zip(a.params, b.params, strict=True))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rows_catch_up_between_streams(backend):
+    """The zeros of missed steps have no list of arrays."""
+    dense, exact = (fa.Adam(np.ones((9, 5), np.float32), lr=0.1, backend=backend) for _ in range(2))
+    g = gradient(3, 45).reshape(9, 5)
+    for opt in (dense, exact):
+        opt.step(streams=[g, g])
+    rows = np.zeros((9, 5), np.float32)
+    for k in (2, 4):
+        rows[:] = 0
+        rows[k] = g[k]
+        dense.step(rows.copy())
+        exact.step_rows((np.array([k]), g[k : k + 1]), semantics="exact")
+    for opt in (dense, exact):
+        opt.step(streams=[g, g, g])
+    assert same_bits(dense.params, exact.params)
+
+
 def test_statistics_of_parts():
     whole, parts = whole_and_parts("numba", stats="tensor", max_norm=1.0)
     with pytest.raises(ValueError, match="nothing has been noted"):
@@ -185,7 +236,8 @@ def test_bad_input():
     g = [np.ones(3), np.ones(2)]
     for error, words, call in (
         (ValueError, "got no grads and nothing has been accumulated", lambda: opt.measure()),
-        (ValueError, "got no grads and nothing has been accumulated", lambda: opt.step(streams=[])),
+        (ValueError, "streams is empty, expected at least one tree", lambda: opt.step(streams=[])),
+        (ValueError, "grads and streams are given", lambda: opt.measure(g, streams=[g])),
         (ValueError, "grads and streams are given", lambda: opt.step(g, streams=[g])),
         (ValueError, r"starts has '\[2\]'", lambda: opt.measure(g, starts={"[2]": 0})),
         (ValueError, r"starts\['\[1\]'\] is 1000, expected a multiple of 1024",
@@ -234,3 +286,27 @@ def test_a_device_measures_and_obeys(skipping, cupy):
         assert (a.grad_norm, a.clip_factor, a.skipped) == (b.grad_norm, b.clip_factor, b.skipped)
         assert same_bits(np.concatenate([x.get() for x in device.params]), whole.params)
     assert (device.t, device.skipped) == (whole.t, whole.skipped)
+
+
+@pytest.mark.skipif(cuda_host.COMPILER is None, reason="no g++: the .cu text cannot run on the host")
+@pytest.mark.parametrize("chosen", [{"max_norm": 1.0, "zero_grads": True}, {"moments": "8bit"}], ids=str)
+def test_a_device_adds_streams(chosen, cupy):
+    """Of as many arrays as there are, of unlike dtypes, and of one again, with the host's bits; None in some."""
+    rng = np.random.default_rng(5)
+    shapes = (3, 700), (5,), (0,)
+    named = {"lr": 0.1, "seed": 3, **chosen}
+    host = fa.AdamW([rng.standard_normal(shape).astype(np.float32) for shape in shapes], backend="numpy", **named)
+    device = fa.AdamW([cupy.asarray(p) for p in host.params], **named)
+    for t, count in enumerate((2, 5, 1, 2)):
+        streams = [[rng.standard_normal(shape).astype(np.float32) for shape in shapes] for _ in range(count)]
+        if t == 3:
+            streams[0][1] = None
+            streams[1][0] = np.asfortranarray(streams[1][0].astype(np.float16))
+        there = [[None if g is None else cupy.asarray(g) for g in tree] for tree in streams]
+        if t == 1 and "max_norm" in chosen:
+            assert device.measure(streams=there) == host.measure(streams=streams)
+        a, b = host.step(streams=streams, grad_scale=0.5), device.step(streams=there, grad_scale=0.5)
+        assert (a.grad_norm, a.clip_factor) == (b.grad_norm, b.clip_factor)
+        assert all(same_bits(x, y.get()) for x, y in zip(host.params, device.params, strict=True))
+        if "zero_grads" in chosen:
+            assert not any(g.get().any() for tree in there for g in tree if g is not None)
