@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from hashlib import blake2b
 from typing import Any
+
+import numpy as np
 
 from fastadam.distributed.engine import Engine
 
@@ -27,10 +30,16 @@ def agree(everyone: Sequence[Sequence[tuple[str, Any]]]) -> None:
             raise ValueError(f"{differing}: expected the same on all ranks")
 
 
+def word(said: Any) -> int:
+    """Return 8 bytes, never 0, that stand for what a rank says: as `agree` compares it, by how it is shown."""
+    return 1 + int.from_bytes(blake2b(repr(said).encode(), digest_size=8).digest()) // 4
+
+
 def together(engine: Engine, check: Callable[[], Any]) -> list[Any]:
     """Return what check() returns on each rank; where it raises on one, raise on all.
 
-    The rank itself raises its own error, the others RuntimeError that names it and says the error.
+    The rank itself raises its own error, the others RuntimeError that names it and says the error. First 8 bytes of
+    each rank tell whether all say the same; only where they do not, what each says travels.
     """
     raised: Exception | None = None
     said: Any = None
@@ -38,6 +47,9 @@ def together(engine: Engine, check: Callable[[], Any]) -> list[Any]:
         said = check()
     except Exception as error:  # this rank takes part in the agreement all the same
         raised = error
+    words = engine.words(np.array([0 if raised is not None else word(said)]))
+    if raised is None and (words == words[0]).all():
+        return [said] * engine.size
     everyone = engine.everyone((None if raised is None else f"{type(raised).__name__}: {raised}", said))
     if raised is not None:
         raise raised

@@ -8,7 +8,7 @@ from fastadam.distributed.buffers import shown
 from fastadam.kernels.formats import SHORT
 from fastadam.optimizer import Optimizer
 
-REFUSED = "index_offset", "copy_to", "capturable"
+REFUSED = "index_offset", "capturable"
 
 
 def described(groups: Any) -> list[tuple[str, Any]]:
@@ -19,7 +19,7 @@ def described(groups: Any) -> list[tuple[str, Any]]:
     ]
 
 
-def check(method: Any, options: dict[str, Any], reproducible: Any, copies: Any, init: Any) -> None:
+def check(method: Any, options: dict[str, Any], reproducible: Any, copies: Any, init: Any, copy_to: Any) -> None:
     """Refuse what Sharded cannot take."""
     if not (isinstance(method, type) and issubclass(method, Optimizer) and hasattr(method, "rule")):
         name = getattr(method, "__name__", repr(method))
@@ -31,5 +31,7 @@ def check(method: Any, options: dict[str, Any], reproducible: Any, copies: Any, 
         raise ValueError(f"reproducible is {reproducible!r}, expected 'ranks', 'micro' or False")
     if copies is not None and copies not in SHORT:
         raise ValueError(f"copies is {copies!r}, expected one of {', '.join(SHORT)}, or None")
+    if copy_to is not None and copies is not None:
+        raise ValueError(f"copy_to is given and copies is {copies!r}, expected one of the two")
     if init is not None and copies is None:
         raise ValueError("init is given, expected it with copies alone, whose float32 values it says")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -14,6 +14,7 @@ from fastadam.arrays.host import Array, Memory, describe
 from fastadam.arrays.tree import Structure, Tree, container_of, rebuild
 from fastadam.group import is_grouped
 from fastadam.kernels.formats import FLOATS
+from fastadam.plans.chores import check_copies
 
 
 class Buffer:
@@ -168,7 +169,27 @@ class Buffers:
                 first += self._buffers[-1].n
             leaf += count
         self._groups = [dict(item) for item in params] if self._grouped else [{}]
-        self._given, self.home = trees, home
+        self._given, self.home, self._arrays = trees, home, arrays
+
+    def beside(self, tree: Tree, name: str) -> list[Buffer]:
+        """Return other arrays like the parameters, of 16 bits each, as a buffer beside each of these.
+
+        The user's dicts and lists hold views of them then. Raises TypeError, ValueError that name what does not fit.
+        """
+        names, leaves = self.structure.names, self.structure.flatten(tree, name)
+        check_copies(self.home, names, self.structure.leaves, self._arrays, leaves)
+        both = [("params", self._arrays), (name, [getattr(leaf, "array", leaf) for leaf in leaves])]
+        Memory((f"{what}{path}", x) for what, of in both for path, x in zip(names, of, strict=True))
+        for buffer in self:
+            for leaf in buffer.leaves:
+                one, other = (flat_of(leaves[k]).dtype for k in (buffer.leaves[0], leaf))
+                if one != other:
+                    first = names[buffer.leaves[0]]
+                    text = f"{name}{names[leaf]} is {other}, {name}{first} is {one}: expected one dtype for all "
+                    raise TypeError(f"{text}parameters of a group and a dtype")
+        others = [Buffer(buffer.group, buffer.leaves, names, leaves, buffer.first) for buffer in self]
+        hold(tree, others)
+        return others
 
     def __iter__(self) -> Iterator[Buffer]:
         return iter(self._buffers)
@@ -195,10 +216,7 @@ class Buffers:
 
     def show(self) -> Tree:
         """Let the user's dicts and lists hold the views; returns a tree like the one given that does."""
-        of_leaves = {k: view for buffer in self for k, view in zip(buffer.leaves, buffer.views, strict=True)}
-        views = iter([of_leaves[k] for k in range(len(of_leaves))])
-        tree = rebuild(self._given, lambda _: next(views))
-        put(self._given, tree)
+        tree = hold(self._given, self)
         return [{**group, "params": x} for group, x in zip(self._groups, tree, strict=True)] if self._grouped else tree
 
     def by_group(self, of_buffers: Sequence[Any]) -> Any:
@@ -225,6 +243,15 @@ class Buffers:
             described += [("params", f"{path} is {dtype}{shape}") for path, shape in of_buffer]
         free = [{key: x for key, x in group.items() if key != "params"} for group in self._groups]
         return [*described, ("groups with", [shown(group) for group in free])]
+
+
+def hold(given: Tree, buffers: Iterable[Buffer]) -> Tree:
+    """Let dicts and lists hold the views of these buffers; returns a tree like the one given that does."""
+    of_leaves = {k: view for buffer in buffers for k, view in zip(buffer.leaves, buffer.views, strict=True)}
+    views = iter([of_leaves[k] for k in range(len(of_leaves))])
+    tree = rebuild(given, lambda _: next(views))
+    put(given, tree)
+    return tree
 
 
 def put(tree: Tree, views: Tree) -> None:

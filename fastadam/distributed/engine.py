@@ -6,6 +6,10 @@ import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
+from fastadam.arrays.host import Array
+
 Wait = Callable[[], None]  # returns once what was begun has arrived
 Part = Any  # a flat array, or None for nothing
 
@@ -34,6 +38,10 @@ class Engine:
     def everyone(self, x: Any) -> list[Any]:
         """Return a small object of every rank, in their order."""
         raise NotImplementedError
+
+    def words(self, x: Array) -> Array:
+        """Return (size, n) what each rank gives, (n,) numbers of 8 bytes: int64 on all or float64, as many on all."""
+        return np.stack(self.everyone(x))
 
     def share(self, x: Part) -> Wait:
         """Begin to give every rank what each has; x: for every rank, a part of the same array, this rank's own full."""

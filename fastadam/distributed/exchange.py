@@ -21,12 +21,12 @@ Owned = list[list[Array] | None]  # per buffer, of each bucket what one rank own
 class Item(NamedTuple):
     """Holds gradients that are exchanged together.
 
-    order:   their place among those of all ranks, in which they are added.
+    order:   their place among those of all ranks, in which they are added; None for that of their rank.
     batches: of how many micro-batches they are the sum.
     flats:   per buffer, a flat array, or None.
     """
 
-    order: int
+    order: int | None
     batches: int
     flats: list[Array | None]
 
@@ -58,7 +58,7 @@ class Exchange:
         wide = [None if x is None else compute(x.dtype) for x in flats]
         if not self._items:
             totals = [None if x is None else np.array(x, w) for x, w in zip(flats, wide, strict=True)]
-            self._items = [Item(self._engine.rank, 1, totals)]
+            self._items = [Item(None, 1, totals)]
             return
         (before,) = self._items
         for k, (total, x) in enumerate(zip(before.flats, flats, strict=True)):
@@ -79,7 +79,7 @@ class Exchange:
             raise ValueError("grads are given, and some have been accumulated: expected step() for these, or forget()")
         if self._reproducible == "micro":
             raise ValueError("grads are given, expected accumulate(grads, index=...) with reproducible='micro'")
-        return [Item(self._engine.rank, 1, self._buffers.flatten(grads, "grads"))]
+        return [Item(None, 1, self._buffers.flatten(grads, "grads"))]
 
     def forget(self) -> None:
         """Drop what has been collected."""
@@ -99,23 +99,24 @@ class Exchange:
         return kinds if items else None
 
     def swap(
-        self, items: Sequence[Item], everyone: Sequence[Sequence[tuple[int, int]]], kinds: Sequence[tuple[str, Any]]
+        self, items: Sequence[Item], said: Sequence[Sequence[tuple[int | None, int]]], kinds: Sequence[tuple[str, Any]]
     ) -> list[tuple[int, Owned]]:
         """Return (micro-batches, what this rank owns of their gradients) of all ranks, in the order of addition.
 
-        everyone: per rank, (order, batches) of each of its items. kinds: what they have agreed on.
+        said: per rank, (order, batches) of each of its items. kinds: what they have agreed on.
         """
+        everyone = [[(rank if k is None else k, n) for k, n in of_rank] for rank, of_rank in enumerate(said)]
         dtypes = [None if kind == NO_GRADIENT else FLOATS[kind].dtype for _, kind in kinds]
         if self._reproducible is False:
             return [(sum(batches for ((_, batches),) in everyone), self._reduced(items[0]))]
-        orders = [order for said in everyone for order, _ in said]
+        orders = [order for of_rank in everyone for order, _ in of_rank]
         if len(set(orders)) < len(orders):
             twice = next(order for order in orders if orders.count(order) > 1)
             raise ValueError(f"index is {twice} on two ranks, expected another for each micro-batch")
         arrivals: dict[int, tuple[int, Owned]] = {}
         waits = []
         for turn in range(max(map(len, everyone))):
-            senders = {rank: said[turn] for rank, said in enumerate(everyone) if turn < len(said)}
+            senders = {rank: of_rank[turn] for rank, of_rank in enumerate(everyone) if turn < len(of_rank)}
             flats = items[turn].flats if turn < len(items) else [None] * len(dtypes)
             for order, batches in senders.values():
                 arrivals[order] = batches, [None if dtype is None else [] for dtype in dtypes]

@@ -1,4 +1,5 @@
-"""The engine over an mpi4py communicator: arrays of the host travel as bytes, so that every dtype does."""
+"""The engine over an mpi4py communicator: arrays travel as bytes, so that every dtype does; those of a device by way of
+page-locked memory of the host, where the MPI does not read the device's."""
 
 from __future__ import annotations
 
@@ -8,24 +9,52 @@ from typing import Any
 
 import numpy as np
 
+from fastadam.arrays.host import Array
 from fastadam.distributed.engine import Engine, Part, Wait, nothing
 
 MOST = 2**30  # bytes of one message: MPI counts in 32 bits
 
 
 class Mpi(Engine):
-    """Serves the ranks of an MPI communicator. A rank that dies ends the job, as MPI does it by default."""
+    """Serves the ranks of an MPI communicator. A rank that dies ends the job, as MPI does it by default.
 
-    def __init__(self, communicator: Any) -> None:
+    cuda_aware: whether this MPI takes addresses on a device. MPI has no call that tells: hand in
+        `fastadam.distributed.mpi.Mpi(communicator, cuda_aware=True)` in the communicator's place where it does.
+    """
+
+    carries = "host", "device"
+
+    def __init__(self, communicator: Any, cuda_aware: bool = False) -> None:
         from mpi4py import MPI
 
-        self._mpi, self._communicator = MPI, communicator
+        self._mpi, self._communicator, self._aware = MPI, communicator, cuda_aware
         self.rank, self.size = communicator.rank, communicator.size
 
     def swap(self, sends: Sequence[Part], receives: Sequence[Part]) -> Wait:
-        begun = [self._communicator.Irecv(x, source=k) for k, x in self._messages(receives)]
-        begun += [self._communicator.Isend(x, dest=k) for k, x in self._messages(sends)]
-        return lambda: self._mpi.Request.Waitall(begun)
+        rooms, values = [self._near(x) for x in receives], [self._near(x, filled=True) for x in sends]
+        begun = [self._communicator.Irecv(x, source=k) for k, x in self._messages(rooms)]
+        begun += [self._communicator.Isend(x, dest=k) for k, x in self._messages(values)]
+
+        def wait() -> None:
+            self._mpi.Request.Waitall(begun)
+            for part, room in zip(receives, rooms, strict=True):
+                put(part, room)
+
+        return wait
+
+    def _near(self, part: Part, filled: bool = False) -> Part:
+        """Return memory that MPI reaches in a part's place, with the same values if `filled`: where it lies if it can
+        be."""
+        if part is None or isinstance(part, np.ndarray) or not part.size:
+            return part
+        import cupy
+
+        with part.device:
+            if self._aware:
+                cupy.cuda.get_current_stream().synchronize()  # MPI knows of no stream
+                return part
+            room = np.frombuffer(cupy.cuda.alloc_pinned_memory(part.nbytes), part.dtype, part.size)
+            return part.get(out=room) if filled else room
 
     def _messages(self, parts: Sequence[Part]) -> Any:
         """Yield (rank, a message's bytes) for all that there is to carry."""
@@ -35,6 +64,12 @@ class Mpi(Engine):
                 yield from ((k, [raw[at : at + MOST], self._mpi.BYTE]) for at in range(0, raw.size, MOST))
 
     def reduce(self, parts: Sequence[Part], total: Part) -> Wait:
+        if not isinstance(total, np.ndarray):  # sums are made on the host, of parts end to end
+            whole = np.concatenate([x.get() for x in parts])
+            room = self._near(total) if total.size and not self._aware else np.empty(total.size, total.dtype)
+            self._communicator.Reduce_scatter(whole, room, [x.size for x in parts])
+            put(total, room)
+            return nothing
         filled = [x for x in parts if x.size] or parts[:1]  # NumPy lets an empty slice begin where its base does
         if any(a.ctypes.data + a.nbytes != b.ctypes.data for a, b in pairwise(filled)):
             raise ValueError("parts are apart, expected one array cut into pieces")
@@ -42,9 +77,24 @@ class Mpi(Engine):
         self._communicator.Reduce_scatter(whole, total, [x.size for x in parts])
         return nothing
 
+    def words(self, x: Array) -> Array:
+        every = np.empty((self.size, x.size), x.dtype)
+        self._communicator.Allgather(x, every)
+        return every
+
     def everyone(self, x: Any) -> list[Any]:
         everyones: list[Any] = self._communicator.allgather(x)
         return everyones
+
+
+def put(part: Part, room: Part) -> None:
+    """Let a part on a device have what MPI has left on the host in its place, and wait until it does."""
+    if part is not room:
+        import cupy
+
+        with part.device:
+            part.set(room)
+            cupy.cuda.get_current_stream().synchronize()  # the room may be given to others then
 
 
 def engine(communicator: Any, timeout: float | None) -> Mpi | None:

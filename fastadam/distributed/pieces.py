@@ -16,6 +16,7 @@ from fastadam.distributed.buffers import Buffers
 from fastadam.distributed.cuts import cuts
 from fastadam.distributed.engine import Engine
 from fastadam.group import is_grouped
+from fastadam.kernels.chores import BLOCK, nodes
 from fastadam.kernels.formats import FLOATS
 from fastadam.plans.measured import Measured
 
@@ -26,14 +27,21 @@ class Pieces:
     cuts:    per buffer and bucket, where the ranks' pieces begin and the last ends.
     params:  what the method's constructor takes: for each buffer a list of its pieces.
     owned:   per buffer, these pieces.
-    copies:  as params, of what all ranks hold, where that is a rounded copy; else None.
+    copies:  as params, of what all ranks hold rounded, in the parameters' place or beside them; else None.
+    beside:  per buffer, the whole of the copies beside the parameters; nothing where they are in their place.
     starts:  by a piece's path in params, where in its buffer it begins.
     offsets: by path, the index of its first element among those of all buffers. shards: what fa.checkpoint takes.
     """
 
-    def __init__(self, buffers: Buffers, engine: Engine, bucket: int, copies: str | None, init: Tree) -> None:
+    def __init__(
+        self, buffers: Buffers, engine: Engine, bucket: int, copies: str | None, init: Tree, copy_to: Tree
+    ) -> None:  # fmt: skip
         self._buffers, self._engine = buffers, engine
         self.cuts = [cuts(buffer.n, engine.size, bucket) for buffer in buffers]
+        self._trees = [
+            [nodes(np.zeros(-(-(cut[k + 1] - cut[k]) // BLOCK)), cut[k] // BLOCK) for of in self.cuts for cut in of]
+            for k in range(engine.size)
+        ]
         values = [buffer.array for buffer in buffers]
         if init is not None:
             given = buffers.flatten(init, "init")
@@ -48,6 +56,12 @@ class Pieces:
             for buffer, start in zip(buffers, values, strict=True):
                 buffer.hold(buffers.rounded(start, FLOATS[copies].dtype))
             self.copies = buffers.by_group(self._of_rank([buffer.array for buffer in buffers]))
+        self._in_place = copies is not None
+        self.beside: list[Array] = []
+        if copy_to is not None:
+            self.beside = [buffer.array for buffer in buffers.beside(copy_to, "copy_to")]
+            self.copies = buffers.by_group(self._of_rank(self.beside))
+            self.described += [("copy_to", x.dtype.name) for x in self.beside]
         self.params = buffers.as_params(self.owned)
         tree = [item["params"] for item in self.params] if is_grouped(self.params) else self.params
         paths = iter(Structure(tree).names)
@@ -67,28 +81,44 @@ class Pieces:
         return [[x[cut[rank] : cut[rank + 1]] for cut in of_buffer] for x, of_buffer in both]
 
     def spread(self) -> None:
-        """Give every rank the parameters of all pieces, as their owners have them."""
+        """Give every rank the parameters of all pieces, and what is rounded from them, as their owners have them."""
         waits = []
-        for buffer, of_buffer in zip(self._buffers, self.cuts, strict=True):
-            for cut in of_buffer:
-                held = [buffer.array[a:b] for a, b in pairwise(cut)]
-                waits.append(self._engine.share(held))
+        for arrays in ([buffer.array for buffer in self._buffers], self.beside):
+            for x, of_buffer in zip(arrays, self.cuts, strict=False):
+                waits += [self._engine.share([x[a:b] for a, b in pairwise(cut)]) for cut in of_buffer]
         for wait in waits:
             wait()
 
     def refresh(self) -> None:
         """Round this rank's own pieces into what all hold, where that is a copy, after they changed outside a step."""
-        if self.copies is not None:
+        if self._in_place:
             held = self._of_rank([buffer.array for buffer in self._buffers])
             for pieces, copies in zip(self.owned, held, strict=True):
                 for x, y in zip(pieces, copies, strict=True):
                     y[...] = self._buffers.rounded(x, y.dtype)
 
-    def joined(self, everyone: Sequence[Sequence[Measured]]) -> dict[str, Measured]:
-        """Return by buffer what all of it is like, from what every rank has measured of each piece of its own."""
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes of this rank's float32 parameters, where all hold rounded ones in their place."""
+        return sum(x.nbytes for pieces in self.owned for x in pieces) if self._in_place else 0
+
+    def joined(self, measures: Sequence[Measured]) -> dict[str, Measured]:
+        """Return by buffer what all of it is like, from what every rank has measured of each piece of its own.
+
+        What travels are the sums of nodes, whose places all know, and the largest magnitudes: 8 bytes each.
+        """
+        mine: list[float] = []
+        for one, tree in zip(measures, self._trees[self._engine.rank], strict=True):
+            mine += [*([node.sum for node in one.nodes] or [0.0] * len(tree)), one.largest]
+        room = max(sum(len(tree) + 1 for tree in trees) for trees in self._trees)
+        numbers = [iter(x) for x in self._engine.words(np.array(mine + [0.0] * (room - len(mine)))).tolist()]
         measured, at = {}, 0
         for buffer, of_buffer in zip(self._buffers, self.cuts, strict=True):
-            parts = [one for measures in everyone for one in measures[at : at + len(of_buffer)]]
+            parts = [
+                Measured(buffer.group, tuple(node._replace(sum=next(x)) for node in tree), next(x))
+                for x, trees in zip(numbers, self._trees, strict=True)
+                for tree in trees[at : at + len(of_buffer)]
+            ]
             measured[buffer.name] = parts[0].joined(parts[1:])
             at += len(of_buffer)
         return measured

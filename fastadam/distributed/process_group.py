@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from fastadam.arrays.host import Array
 from fastadam.distributed.engine import Engine, Part, Wait
 
 
@@ -67,6 +68,13 @@ class ProcessGroup(Engine):
             self._numbers(total).copy_(tensors[self.rank])
 
         return wait
+
+    def words(self, x: Array) -> Array:
+        distributed, device = self._torch.distributed, "cuda" if "device" in self.carries else "cpu"
+        mine = self._torch.from_numpy(x).to(device)
+        every = [self._torch.empty_like(mine) for _ in range(self.size)]
+        distributed.all_gather(every, mine, group=self._group)
+        return np.stack([one.cpu().numpy() for one in every])
 
     def everyone(self, x: Any) -> list[Any]:
         everyones: list[Any] = [None] * self.size

@@ -26,6 +26,7 @@ from fastadam.optimizer import Optimizer
 from fastadam.plans.chores import StepInfo
 from fastadam.plans.judge import statistics
 from fastadam.plans.measured import Measured
+from fastadam.state.totals import share
 
 
 class Sharded(Collective):
@@ -44,8 +45,9 @@ class Sharded(Collective):
         as is fastest for the engine.
     bucket: the most elements that are exchanged at once.
     timeout: seconds, where the communicator has such a thing: process groups.
-    options: hyperparameters and options of the method by name. Not index_offset, copy_to, capturable. zero_grads zeroes
-        this rank's gradients; stats="tensor" reports each of the flat arrays.
+    options: hyperparameters and options of the method by name. Not index_offset, capturable. zero_grads zeroes
+        this rank's gradients; stats="tensor" reports each of the flat arrays; the arrays of copy_to lie as params do,
+        whole on all ranks.
 
     A step has the bits of one process over one FlatBuffer per group and dtype, whose step gets the ranks' gradients as
     `streams`, whatever the number of ranks: parameters, state, norms and what is skipped.
@@ -74,18 +76,20 @@ class Sharded(Collective):
         timeout: float | None = None, **options: Any,
     ) -> None:  # fmt: skip
         self._engine, self._clearing = engine_of(communicator, timeout), options.pop("zero_grads", False)
+        copy_to = options.pop("copy_to", None)
 
         def build() -> list[tuple[str, Any]]:
-            check(method, options, reproducible, copies, init)
+            check(method, options, reproducible, copies, init, copy_to)
             self._buffers = Buffers(params)
             where, carries = "host" if self._buffers.home is HOST else "device", self._engine.carries
             if where not in carries:
                 both = f"params lie on the {where}, communicator carries arrays of the {' and '.join(carries)}"
                 raise TypeError(f"{both}: expected them there")
             size = integer("bucket", bucket, low=1, most=2**31)
-            self._pieces = Pieces(self._buffers, self._engine, size, copies, init)
-            named = dict(options) if copies is None else {**options, "copy_to": self._pieces.copies}
-            self._opt = method(self._pieces.params, index_offset=self._pieces.offsets, **named)
+            self._pieces = Pieces(self._buffers, self._engine, size, copies, init, copy_to)
+            self._opt = method(
+                self._pieces.params, index_offset=self._pieces.offsets, copy_to=self._pieces.copies, **options
+            )
             if self._opt.sums_first:
                 both = f"method is {method.__name__}, which sums over whole arrays with these options"
                 raise ValueError(f"{both}, expected one that steps each element alone: arrays are cut")
@@ -96,6 +100,8 @@ class Sharded(Collective):
 
         agree(together(self._engine, build))
         self._tree = self._buffers.show()
+        if copy_to is not None:
+            self._pieces.spread()
         self._reproducible = reproducible
         self._exchange = Exchange(self._engine, self._buffers, self._pieces.cuts, reproducible)
         self._arriving: Arriving | None = None
@@ -126,13 +132,13 @@ class Sharded(Collective):
     @property
     def state_bytes(self) -> int:
         """Return the bytes of this rank's state: slots, averages, masters, and with copies the float32 parameters."""
-        copied = 0 if self._pieces.copies is None else sum(x.nbytes for pieces in self._pieces.owned for x in pieces)
-        return self._opt.state_bytes + copied
+        return self._opt.state_bytes + self._pieces.nbytes
 
     @property
     def bytes_per_parameter(self) -> float:
-        """Return how many bytes this rank holds for each parameter so far: parameters, state, room for gradients."""
-        held = sum(buffer.array.nbytes for buffer in self._buffers)
+        """Return how many bytes this rank holds for each parameter so far: parameters and copies, state, room for
+        gradients."""
+        held = sum(x.nbytes for x in (*(buffer.array for buffer in self._buffers), *self._pieces.beside))
         total: int = held + self.state_bytes + self._exchange.nbytes
         return total / max(1, sum(buffer.n for buffer in self._buffers))
 
@@ -217,7 +223,6 @@ class Sharded(Collective):
             info = self._take(streams, grad_scale, reduction)
         finally:
             self.forget()
-            self._opt.forget()
         if not info.skipped:
             self._pieces.spread()
         if grads is not None:
@@ -227,25 +232,18 @@ class Sharded(Collective):
     def _take(self, streams: Sequence[tuple[int, Any]], scale: float, reduction: str) -> StepInfo:
         """Step this rank's pieces by (micro-batches, their gradients) of all ranks."""
         trees = [self._as_tree(pieces) for _, pieces in streams]
-        if not (self._measuring or self._stats) and all(batches == 1 for batches, _ in streams):
-            return self._opt.step(streams=trees, grad_scale=scale, reduction=reduction)
-        for (batches, _), tree in zip(streams, trees, strict=True):
-            self._opt.accumulate(tree, micro_batches=batches)
+        scale *= share(sum(batches for batches, _ in streams), reduction)
         measured: dict[str, Measured] = {}
         if self._measuring:
-            measures = list(self._opt.measure(starts=self._pieces.starts).values())
-            measured = self._pieces.joined(self._engine.everyone(measures))
-        info = self._opt.step(grad_scale=scale, reduction=reduction, measured=measured)
-        if self._stats is None or info.skipped:
-            return info
-        return self._reported(
-            info, scale * (1 / sum(batches for batches, _ in streams) if reduction == "mean" else 1.0)
-        )
+            measures = list(self._opt.measure(streams=trees, starts=self._pieces.starts).values())
+            measured = self._pieces.joined(measures)
+        info = self._opt.step(streams=trees, grad_scale=scale, reduction="sum", measured=measured)
+        return info if self._stats is None or info.skipped else self._reported(info, scale)
 
     def _reported(self, info: StepInfo, scale: float) -> StepInfo:
         """Return what all ranks together have found out of a step that was taken."""
-        everyone = self._engine.everyone(list(self._opt.noted(self._pieces.starts).values()))
-        columns = [self._pieces.joined([[of[j] for of in noted] for noted in everyone]) for j in range(3)]
+        noted = self._opt.noted(self._pieces.starts).values()
+        columns = [self._pieces.joined([of_piece[j] for of_piece in noted]) for j in range(3)]
         wholes = list(zip(*(column.values() for column in columns), strict=True))
         sums = np.array([[*(one.squares for one in of), of[2].largest] for of in wholes]).reshape(-1, 4)
         pieces = {f"params{name}": [k] for k, name in enumerate(columns[0])}

@@ -1,5 +1,6 @@
 """What ranks have unlike is named on all of them; nobody's mistake leaves others waiting or anything changed."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -186,6 +187,10 @@ def test_hooks_refuse():
         micro.bucket("['b']")
 
 
+def copies(**other):
+    return {**{name: np.zeros(x.shape, np.float16) for name, x in params().items()}, **other}
+
+
 class Comm:
     """Is no communicator."""
 
@@ -199,8 +204,18 @@ class Comm:
          lambda: SHARDED(fa.Muon, params())),
         (TypeError, "method is 'adamw', expected a class that steps each element alone",
          lambda: SHARDED("adamw", params())),
-        (TypeError, "copy_to is None, expected none: Sharded takes no copy_to",
-         lambda: SHARDED(fa.AdamW, params(), copy_to=None)),
+        (TypeError, "index_offset is 3, expected none: Sharded takes no index_offset",
+         lambda: SHARDED(fa.AdamW, params(), index_offset=3)),
+        (ValueError, r"copy_to\['b'\] is float16\(8,\), params\['b'\] is float32\(7,\): expected its shape",
+         lambda: SHARDED(fa.AdamW, params(), copy_to=copies(b=np.zeros(8, np.float16)))),
+        (TypeError, r"copy_to\['b'\] is float32\(7,\), .*: expected an array of float16",
+         lambda: SHARDED(fa.AdamW, params(), copy_to=copies(b=np.zeros(7, np.float32)))),
+        (TypeError, r"copy_to\['b'\] is bfloat16, copy_to\['w'\] is float16: expected one dtype",
+         lambda: SHARDED(fa.AdamW, params(), copy_to=copies(b=np.zeros(7, ml_dtypes.bfloat16)))),
+        (ValueError, r"copy_to\['.'\] and copy_to\['.'\] share memory",
+         lambda: SHARDED(fa.AdamW, {"b": np.ones(7), "c": np.ones(7)}, copy_to=dict.fromkeys("bc", np.zeros(7, "f2")))),
+        (ValueError, "copy_to is given and copies is 'float16', expected one of the two",
+         lambda: SHARDED(fa.AdamW, params(), copy_to=copies(), copies="float16")),
         (ValueError, "stats is 'leaf'", lambda: SHARDED(fa.AdamW, params(), stats="leaf")),
         (ValueError, "method is LAMB, which sums over whole arrays", lambda: SHARDED(fa.LAMB, params())),
         (ValueError, "reproducible is 'yes'", lambda: SHARDED(fa.AdamW, params(), reproducible="yes")),

@@ -34,14 +34,14 @@ def gradient(t, rank, dtype, bad):
     return g
 
 
-def run(size, p_dtype, g_dtype, method, chosen, bucket=1024, copies=None, **named):
+def run(size, p_dtype, g_dtype, method, chosen, bucket=1024, copies=None, copy_to=None, **named):
     """Steps of `size` ranks and of one process: must agree in every bit."""
     chosen = {**chosen, **named, "seed": 7, "backend": "numpy"}
     clearing = chosen.pop("zero_grads", False)
     start, held = values(99, p_dtype), {}
     one = start.copy()
-    if copies is not None:
-        held["copy_to"] = np.zeros(N, FORMATS[copies].dtype)
+    if copies is not None or copy_to is not None:
+        held["copy_to"] = np.zeros(N, FORMATS[copies or copy_to].dtype)
     reference = method(one, zero_grads=clearing, **held, **chosen)
     bad = bool(chosen.get("skip_nonfinite"))
     infos = [
@@ -52,9 +52,12 @@ def run(size, p_dtype, g_dtype, method, chosen, bucket=1024, copies=None, **name
 
     def work(engine):
         params = tree_of(start)
+        beside = {} if copy_to is None else {"copy_to": tree_of(np.zeros(N, FORMATS[copy_to].dtype))}
         opt = fa.distributed.Sharded(
-            method, params, engine, bucket=bucket, copies=copies, zero_grads=clearing, **chosen
+            method, params, engine, bucket=bucket, copies=copies, zero_grads=clearing, **chosen, **beside
         )
+        for x in beside.values():  # filled at once, on all ranks
+            assert same_bits(np.concatenate(list(x.values())), start.astype(held["copy_to"].dtype))
         for t in range(STEPS):
             grads = tree_of(gradient(t, engine.rank, g_dtype, bad))
             info = opt.step(grads, grad_scale=0.5)
@@ -64,7 +67,9 @@ def run(size, p_dtype, g_dtype, method, chosen, bucket=1024, copies=None, **name
                 assert not any(g.any() for g in grads.values())
         assert (opt.t, opt.skipped) == (reference.t, reference.skipped)
         whole = np.concatenate([x.reshape(-1) for x in params.values()])
-        assert same_bits(whole, held.get("copy_to", one))
+        assert same_bits(whole, one if copies is None else held["copy_to"])
+        for x in beside.values():
+            assert same_bits(np.concatenate(list(x.values())), held["copy_to"])
         return opt.state_dict(), opt.state_bytes
 
     (saved, _), *others = results = together(size, work)
@@ -92,8 +97,9 @@ def test_every_kernel(variant, size):
 @pytest.mark.parametrize("number", range(len(CHORES)))
 def test_every_chore(number, size):
     asked = {name: x for name, x in CHORES[number].items() if x is not None}
-    copies = asked.pop("copy_to", None)
-    run(size, np.float32, np.float32, *KERNELS[number % len(KERNELS)], copies=copies, **asked)
+    run(size, np.float32, np.float32, *KERNELS[number % len(KERNELS)], **asked)
+    if copies := asked.pop("copy_to", None):  # in the parameters' place
+        run(size, np.float32, np.float32, *KERNELS[number % len(KERNELS)], copies=copies, **asked)
 
 
 @pytest.mark.parametrize("size", SIZES)
