@@ -54,7 +54,7 @@ from fastadam.methods import (
 from fastadam.muon import Muon
 from fastadam.optimizer import Optimizer
 from fastadam.plans.chores import StepInfo
-from fastadam.plans.measured import Measured
+from fastadam.plans.measured import LeafSums, Measured
 from fastadam.stepper import Stepper
 from fastadam.tools.advise import advise
 from fastadam.tools.diagnosis import info
@@ -74,6 +74,7 @@ __all__ = [
     "AdamW",
     "Adamax",
     "FlatBuffer",
+    "LeafSums",
     "Lion",
     "Measured",
     "Muon",

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from fastadam.arrays.device import HOST
 from fastadam.arrays.host import Array
 from fastadam.arrays.tree import Tree
 from fastadam.checks import integer
 from fastadam.kernels.chores import BLOCK, nodes
 from fastadam.kernels.streams import Several
 from fastadam.plans.judge import Judge
-from fastadam.plans.measured import Measured
+from fastadam.plans.measured import LeafSums, Measured
 from fastadam.replacing import Replacing
 
 ACCUMULATED = object()  # what step and measure take the accumulated gradients for
@@ -70,6 +71,32 @@ class Measuring(Replacing):
         columns = [self._measures(self._judge.noted, j, self._firsts(starts)) for j in range(3)]
         gradients, params = ([one._replace(largest=0.0) for one in column] for column in columns[:2])
         return dict(zip(self.paths, zip(gradients, params, columns[2], strict=True), strict=True))
+
+    def join_sums(
+        self, join: Callable[[dict[str, tuple[Measured, ...]]], Mapping[str, LeafSums]],
+        starts: Mapping[str, int] | None = None,
+    ) -> None:  # fmt: skip
+        """Let each step of a method that sums over whole leaves first do so over leaves of which these are parts.
+
+        join: called in each step that is taken with {path: for each sum its nodes over the part}, it returns {path:
+            LeafSums} of the leaves that these are parts of; see LAMB and `sums_first`. starts: as of `measure`.
+        On the host alone; whatever lays the state out anew, as `convert`, drops it.
+
+        >>> opt = fa.LAMB(np.ones(3))
+        >>> def alone(parts):
+        ...     return {path: fa.LeafSums(3, tuple(x.squares for x in sums)) for path, sums in parts.items()}
+        >>> opt.join_sums(alone)
+        """
+        if self._backend.home is not HOST:
+            raise NotImplementedError(f"join_sums: {self.rule.__name__} on a device sums over whole leaves there")
+
+        def wholes(blocks: Sequence[Array]) -> list[LeafSums]:
+            firsts, sums = self._firsts(starts), range(len(self._kernel.sums))
+            columns = [self._measures(blocks, j, firsts) for j in sums]
+            joined = join(dict(zip(self.paths, zip(*columns, strict=True), strict=True)))
+            return [joined[path] for path in self.paths]
+
+        self._judge.join = wholes
 
     def _firsts(self, starts: Mapping[str, int] | None) -> list[int]:
         """Return where each leaf begins in a larger one."""

@@ -74,7 +74,8 @@ class GradientsOnDevice(Gradients):
         for leaf, arrays in usable.items():
             straight = [self._straight(leaf, j, g, kinds[leaf].dtype) for j, g in enumerate(arrays)]
             copied = any(x is self._scratch.get((leaf, j)) for j, x in enumerate(straight))
-            first, alone = arrays[0], len(arrays) == 1 and not copied
+            first: Any = arrays[0]
+            alone = len(arrays) == 1 and not copied
             self._accepted[leaf] = (first.data.ptr, first.shape, first.strides, first.dtype) if alone else None
             self._place(leaf, straight[0] if len(straight) == 1 else Several(straight))
         return missing

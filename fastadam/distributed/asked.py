@@ -19,6 +19,11 @@ def described(groups: Any) -> list[tuple[str, Any]]:
     ]
 
 
+def sums_over_leaves(method: type[Optimizer], groups: Any, options: dict[str, Any]) -> bool:
+    """Return whether steps begin with sums over whole leaves. groups: as constructors take them, without parameters."""
+    return method(groups, **options).sums_first
+
+
 def check(method: Any, options: dict[str, Any], reproducible: Any, copies: Any, init: Any, copy_to: Any) -> None:
     """Refuse what Sharded cannot take."""
     if not (isinstance(method, type) and issubclass(method, Optimizer) and hasattr(method, "rule")):

@@ -144,10 +144,11 @@ def is_straight(x: Any) -> bool:
 class Buffers:
     """Holds all buffers of a tree of parameters: group by group, and in a group by dtype in order of appearance.
 
+    apart: let each leaf have a buffer of its own, in the order of the tree.
     structure: of the tree given, without what else a group has. home: where the arrays lie.
     """
 
-    def __init__(self, params: Tree) -> None:
+    def __init__(self, params: Tree, apart: bool = False) -> None:
         self._grouped = is_grouped(params)
         trees = [item["params"] for item in params] if self._grouped else params
         self.structure = Structure(trees)
@@ -161,10 +162,10 @@ class Buffers:
         self._buffers: list[Buffer] = []
         leaf = first = 0
         for group, count in enumerate(of_groups):
-            by_dtype: dict[str, list[int]] = {}
+            alike: dict[Any, list[int]] = {}
             for k in range(leaf, leaf + count):
-                by_dtype.setdefault(flat_of(leaves[k]).dtype.name, []).append(k)
-            for numbers in by_dtype.values():
+                alike.setdefault(k if apart else flat_of(leaves[k]).dtype.name, []).append(k)
+            for numbers in alike.values():
                 self._buffers.append(Buffer(group, numbers, names, leaves, first))
                 first += self._buffers[-1].n
             leaf += count

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 from zlib import crc32
@@ -18,7 +18,7 @@ from fastadam.distributed.engine import Engine
 from fastadam.group import is_grouped
 from fastadam.kernels.chores import BLOCK, nodes
 from fastadam.kernels.formats import FLOATS
-from fastadam.plans.measured import Measured
+from fastadam.plans.measured import LeafSums, Measured
 
 
 class Pieces:
@@ -48,7 +48,9 @@ class Pieces:
             values = [x for x in given if x is not None]
             if len(values) < len(given):
                 raise ValueError("init has None, expected an array for each parameter")
-        self.described = [("values with the checksum", crc32(buffers.home.get(x).view(np.uint8).data)) for x in values]
+        self.described: list[tuple[str, Any]] = [
+            ("values with the checksum", crc32(buffers.home.get(x).view(np.uint8).data)) for x in values
+        ]
         self.owned = self._of_rank(values)
         self.copies: Any = None
         if copies is not None:
@@ -101,6 +103,13 @@ class Pieces:
     def nbytes(self) -> int:
         """Return the bytes of this rank's float32 parameters, where all hold rounded ones in their place."""
         return sum(x.nbytes for pieces in self.owned for x in pieces) if self._in_place else 0
+
+    def wholes(self, parts: Mapping[str, Sequence[Measured]]) -> dict[str, LeafSums]:
+        """Return by a piece's path what its buffer adds up to, from what every rank's pieces do: see join_sums."""
+        columns = [list(self.joined(column).values()) for column in zip(*parts.values(), strict=True)]
+        sums = [LeafSums(buffer.n, tuple(of[k].squares for of in columns)) for k, buffer in enumerate(self._buffers)]
+        of_pieces = (one for one, of_buffer in zip(sums, self.cuts, strict=True) for _ in of_buffer)
+        return dict(zip(parts, of_pieces, strict=True))
 
     def joined(self, measures: Sequence[Measured]) -> dict[str, Measured]:
         """Return by buffer what all of it is like, from what every rank has measured of each piece of its own.

@@ -15,12 +15,13 @@ from fastadam.arrays.tree import Structure, Tree, named
 from fastadam.checks import integer, number
 from fastadam.distributed.agreement import agree, together
 from fastadam.distributed.arriving import Arriving
-from fastadam.distributed.asked import check, described
+from fastadam.distributed.asked import check, described, sums_over_leaves
 from fastadam.distributed.buffers import Buffers, shown
 from fastadam.distributed.collective import Collective
 from fastadam.distributed.engine import engine_of
 from fastadam.distributed.exchange import Exchange, Item
 from fastadam.distributed.pieces import Pieces
+from fastadam.group import is_grouped
 from fastadam.kernels.chores import in_pairs
 from fastadam.optimizer import Optimizer
 from fastadam.plans.chores import StepInfo
@@ -50,7 +51,9 @@ class Sharded(Collective):
         whole on all ranks.
 
     A step has the bits of one process over one FlatBuffer per group and dtype, whose step gets the ranks' gradients as
-    `streams`, whatever the number of ranks: parameters, state, norms and what is skipped.
+    `streams`, whatever the number of ranks: parameters, state, norms and what is skipped. A method with sums over whole
+    leaves (LAMB, LARS, StableAdamW, cautious=True), on the host alone, has those of one process over the tree: each
+    leaf is exchanged for itself then, and each rank's sums with it.
 
     Bytes per parameter on N ranks, see bytes_per_parameter: p for the parameters; (N - 1)/N·g to receive gradients of g
     bytes into, and 4/N for their sum; s/N for the state, s being one process's; with copies 4/N for the float32
@@ -80,7 +83,9 @@ class Sharded(Collective):
 
         def build() -> list[tuple[str, Any]]:
             check(method, options, reproducible, copies, init, copy_to)
-            self._buffers = Buffers(params)
+            groups = [{**item, "params": []} for item in params] if is_grouped(params) else []
+            sums_first = sums_over_leaves(method, groups, options)
+            self._buffers = Buffers(params, apart=sums_first)
             where, carries = "host" if self._buffers.home is HOST else "device", self._engine.carries
             if where not in carries:
                 both = f"params lie on the {where}, communicator carries arrays of the {' and '.join(carries)}"
@@ -90,9 +95,8 @@ class Sharded(Collective):
             self._opt = method(
                 self._pieces.params, index_offset=self._pieces.offsets, copy_to=self._pieces.copies, **options
             )
-            if self._opt.sums_first:
-                both = f"method is {method.__name__}, which sums over whole arrays with these options"
-                raise ValueError(f"{both}, expected one that steps each element alone: arrays are cut")
+            if sums_first:
+                self._opt.join_sums(self._pieces.wholes, self._pieces.starts)
             said = [("fastadam", import_module("fastadam").__version__), ("the method", method.__name__)]
             said += [("copies", copies), ("reproducible", reproducible), ("bucket", bucket)]
             said += [(name, shown(x)) for name, x in sorted(options.items())]

@@ -88,8 +88,14 @@ class Judge(judge.Judge):
         """Let the factor in each leaf's row be what its method makes of the sums over the leaf."""
         plan, table = self._plan, self._table
         leaves = plan.summed[table.row[plan.summed] >= 0]
-        rows, sums = table.row[leaves], plan.sum_up()[leaves]
-        table.rows[rows, table.width - 1] = plan.judged(leaves, sums, table.rows[rows])
+        if self.join is None:
+            elements, sums = plan.elements_of[leaves], plan.sum_up()[leaves]
+        else:
+            wholes = self.join(plan.sum_up_blocks())
+            elements = np.array([wholes[leaf].elements for leaf in leaves], np.float64)
+            sums = np.array([wholes[leaf].sums for leaf in leaves])
+        rows = table.row[leaves]
+        table.rows[rows, table.width - 1] = plan.judged(leaves, elements, sums, table.rows[rows])
 
     def sums(self, part: Part | None) -> Array:
         """Return (leaves, NOTES): what the step has noted down."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from fastadam.arrays.host import Array
 from fastadam.kernels.chores import NOTES, in_pairs
 from fastadam.plans.chores import Chores, StepInfo
-from fastadam.plans.measured import Measured
+from fastadam.plans.measured import LeafSums, Measured
 from fastadam.plans.plan import Plan
 
 Changes = Sequence[tuple[Any, Any, Any]]  # x[where] = values for each (x, where, values)
@@ -46,10 +46,13 @@ class Judge:
 
     plan: whose steps these are, with its table of coefficients. names: per leaf, what follows "params" in errors.
     apart: whether factors go into the rows of a table, which leaves must not share then.
+    join: what makes LeafSums, per leaf, of (blocks, NOTES) that a plan has added up, where its leaves are parts: host
+        alone.
     noted: per leaf, (blocks, NOTES) of the last step that was told what others had measured, if it has statistics.
     """
 
     apart: ClassVar[bool] = True
+    join: Callable[[Sequence[Array]], Sequence[LeafSums]] | None = None
 
     def __init__(self, plan: Plan, chores: Chores, names: Sequence[str]) -> None:
         self._plan, self._table, self._chores, self._names = plan, plan.table, chores, names

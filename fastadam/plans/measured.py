@@ -9,6 +9,13 @@ from typing import NamedTuple, Self
 from fastadam.kernels.chores import Node, sum_of_nodes
 
 
+class LeafSums(NamedTuple):
+    """Says what a whole leaf is to a method whose steps begin with sums over leaves: its elements, and those sums."""
+
+    elements: int
+    sums: tuple[float, ...]
+
+
 class Measured(NamedTuple):
     """Says what the gradient of one leaf, or of a part of it, was measured to be; before grad_scale.
 

@@ -111,7 +111,7 @@ class Plan(Gradients):
         self.summed = np.array([leaf for leaf in range(len(kinds)) if summed[leaf]], np.int64)
         self.mastered = any(formats.rounded is not None for formats in self._formats)
         sizes = self._sizes()
-        self._elements_of, self._narrow = np.array(sizes, np.float64), np.zeros(len(sizes), bool)
+        self.elements_of, self._narrow = np.array(sizes, np.float64), np.zeros(len(sizes), bool)
         for (formats, *_), leaves in signatures.items():
             self._narrow[leaves] = formats.p.compute is FLOAT32.compute
         chunks = [
@@ -222,11 +222,17 @@ class Plan(Gradients):
         self._sum_up(self._summing)
         return self.sums(self._summing, self.table.row)
 
+    def sum_up_blocks(self) -> list[Array]:
+        """Return per leaf (blocks, NOTES) of what the kernel adds up: see sum_up; of no block where nothing is."""
+        self._sum_up(self._summing)
+        return self.blocks(self._summing, self.table.row)
+
     def _sum_up(self, work: Sequence[Work]) -> None:
         raise NotImplementedError
 
-    def judged(self, leaves: Array, sums: Array, rows: Array) -> Array:
-        """Return (leaves,) float64: the factors of leaves with these sums and rows, by the kernel's own formula."""
+    def judged(self, leaves: Array, elements: Array, sums: Array, rows: Array) -> Array:
+        """Return (leaves,) float64: the factors of leaves with so many elements, these sums and rows, by the kernel's
+        own formula."""
         kernel, numbers, narrow = self._kernel, rows[:, : self.table.width].copy(), self._narrow[leaves]
         assert kernel.judged is not None
         with np.errstate(all="ignore"):
@@ -234,7 +240,7 @@ class Plan(Gradients):
             values = [
                 np.sqrt(x) if isinstance(each, Euclidean) else x for each, x in zip(kernel.sums, sums.T, strict=False)
             ]
-            factors: Array = kernel.judged(self._elements_of[leaves], *values, kernel.Coefficients(*numbers.T))
+            factors: Array = kernel.judged(elements, *values, kernel.Coefficients(*numbers.T))
         return factors
 
     def accumulate(self, totals: Sequence[Array], row: Array, after: Sequence[tuple[Any, Any, Any]]) -> None:

@@ -217,7 +217,6 @@ class Comm:
         (ValueError, "copy_to is given and copies is 'float16', expected one of the two",
          lambda: SHARDED(fa.AdamW, params(), copy_to=copies(), copies="float16")),
         (ValueError, "stats is 'leaf'", lambda: SHARDED(fa.AdamW, params(), stats="leaf")),
-        (ValueError, "method is LAMB, which sums over whole arrays", lambda: SHARDED(fa.LAMB, params())),
         (ValueError, "reproducible is 'yes'", lambda: SHARDED(fa.AdamW, params(), reproducible="yes")),
         (ValueError, "copies is 'float32', expected one of", lambda: SHARDED(fa.AdamW, params(), copies="float32")),
         (ValueError, "init is given", lambda: SHARDED(fa.AdamW, params(), init=params())),

@@ -6,6 +6,7 @@ import pytest
 from cases import same_bits
 
 import fastadam as fa
+from fastadam.kernels import ALL
 from fastadam.kernels.formats import FORMATS
 from fastadam.tools.cover import chores, kernels_in_use, label, stored
 from ranks.threads import together
@@ -81,9 +82,14 @@ def run(size, p_dtype, g_dtype, method, chosen, bucket=1024, copies=None, copy_t
     return [nbytes for _, nbytes in results]
 
 
-KERNELS = [  # but for methods that sum over whole arrays, which Sharded refuses
-    (method, chosen) for method, chosen in kernels_in_use() if not method(np.ones(1), **chosen).sums_first
-]
+def sums_first(variant):
+    """Whether a method sums over whole leaves."""
+    method, chosen = variant
+    return method(np.ones(1), **chosen).sums_first
+
+
+KERNELS = [variant for variant in kernels_in_use() if not sums_first(variant)]
+SUMMING = [variant for variant in kernels_in_use() if sums_first(variant)]
 CHORES = chores()
 
 
@@ -91,6 +97,52 @@ CHORES = chores()
 @pytest.mark.parametrize("variant", KERNELS, ids=label)
 def test_every_kernel(variant, size):
     run(size, np.float32, np.float32, *variant)
+
+
+def test_the_kernels_are_all_that_there_are():
+    assert {method.rule.kernel for method, _ in KERNELS + SUMMING} == set(ALL)
+    assert {"adopt", "ademamix", "schedulefree"} <= {method.rule.kernel for method, _ in KERNELS}
+
+
+def leaves(seed):
+    rng = np.random.default_rng(seed)
+    shapes = (70, 50), (0, 3), (7,), (1024,), (2500,)
+    return {f"l{k}": rng.standard_normal(shape).astype(np.float32) for k, shape in enumerate(shapes)}
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("variant", SUMMING, ids=label)
+def test_every_kernel_that_sums_over_leaves(variant, size):
+    """Each leaf cut in pieces of its own: the bits of one process over the tree; chores in turns."""
+    (method, chosen), number = variant, SUMMING.index(variant)
+    asked = [{}, {"max_norm": 0.3, "skip_nonfinite": True}, {"moments": "8bit", "stats": "tensor"},
+             {"ema_decay": 0.9, "backend": "numba"}][(number + size) % 4]  # fmt: skip
+    named = {**chosen, "backend": "numpy", "seed": 2, **asked}
+    one = leaves(0)
+    reference = method(one, **named)
+
+    def gradients(t, rank):
+        grads = leaves([t, rank])
+        grads["l2"] = None if t == 2 else grads["l2"]
+        if "skip_nonfinite" in asked and t == 1 and rank == 0:
+            grads["l0"][3, 4] = np.nan
+        return grads
+
+    infos = [reference.step(streams=[gradients(t, rank) for rank in range(size)]) for t in range(4)]
+
+    def work(engine):
+        params = leaves(0)
+        opt = fa.distributed.Sharded(method, params, engine, bucket=1024, **named)
+        assert [opt.step(gradients(t, engine.rank)) for t in range(4)] == infos
+        return params, opt.state_dict()
+
+    results = together(size, work)
+    for params, _ in results:
+        assert all(same_bits(params[name], x) for name, x in one.items())
+    for ours, whole in zip(results[0][1]["leaves"].values(), reference.state_dict()["leaves"].values(), strict=True):
+        whole.pop("order", None)  # of axes: pieces are flat
+        for name, x in whole.items():
+            assert same_bits(ours[name].reshape(-1), x.reshape(-1)) if isinstance(x, np.ndarray) else ours[name] == x
 
 
 @pytest.mark.parametrize("size", SIZES)
