@@ -185,9 +185,8 @@ class Buffers:
             for leaf in buffer.leaves:
                 one, other = (flat_of(leaves[k]).dtype for k in (buffer.leaves[0], leaf))
                 if one != other:
-                    first = names[buffer.leaves[0]]
-                    text = f"{name}{names[leaf]} is {other}, {name}{first} is {one}: expected one dtype for all "
-                    raise TypeError(f"{text}parameters of a group and a dtype")
+                    both = f"{name}{names[leaf]} is {other}, {name}{names[buffer.leaves[0]]} is {one}"
+                    raise TypeError(f"{both}: expected one dtype beside all parameters of a group and a dtype")
         others = [Buffer(buffer.group, buffer.leaves, names, leaves, buffer.first) for buffer in self]
         hold(tree, others)
         return others

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import fastadam as fa
+from fastadam.distributed.agreement import agree
 from ranks.threads import refused, together
 
 SHARDED = fa.distributed.Sharded
@@ -89,6 +90,27 @@ def test_a_step_refused_on_one_rank_changes_nothing_on_any(case):
         return opt.t
 
     assert together(2, work) == [1, 1]
+
+
+def test_what_a_step_says():
+    """8 bytes of each rank; with a norm also the sums of its nodes and a largest magnitude of each piece."""
+
+    def work(engine):
+        opt = SHARDED(fa.AdamW, params(), engine, backend="numpy")
+        clipped = SHARDED(fa.AdamW, params(), engine, backend="numpy", max_norm=1.0)
+        said, everyone = [], engine.everyone
+        engine.everyone = lambda x: said.append(x) or everyone(x)
+        opt.step(grads())
+        clipped.step(grads())
+        return [(x.dtype.name, x.size) for x in said]
+
+    # 2,007 elements are two blocks, of which each rank has one
+    assert together(2, work) == [[("int64", 1), ("int64", 1), ("float64", 2)]] * 2
+
+
+def test_another_version_is_named():
+    with pytest.raises(ValueError, match=r"rank 0 has fastadam '1.0'; ranks 1, 2 have fastadam '1.1'"):
+        agree([[("fastadam", x), ("lr", 1)] for x in ("1.0", "1.1", "1.1")])
 
 
 UNLIKE_STEPS = {
