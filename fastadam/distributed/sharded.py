@@ -56,8 +56,9 @@ class Sharded(Collective):
     leaf is exchanged for itself then, and each rank's sums with it.
 
     Bytes per parameter on N ranks, see bytes_per_parameter: p for the parameters; (N - 1)/N·g to receive gradients of g
-    bytes into, and 4/N for their sum; s/N for the state, s being one process's; with copies 4/N for the float32
-    parameters. Beside them are the program's own gradients, g: of those handed in by `bucket` two buckets alone.
+    bytes into, which the step adds up as it reads them; s/N for the state, s being one process's; with copies 4/N for
+    the float32 parameters; with copy_to 2. Beside them are the program's own gradients, g: of those handed in by
+    `bucket` two buckets alone.
 
     A rank whose checking of its arguments fails makes all raise before anything has changed. What fails later, or a
     rank that dies, ends as the engine ends it: MPI ends the job, gloo's ranks raise RuntimeError.
