@@ -313,6 +313,25 @@ def test_the_engines_own_sums():
     np.testing.assert_allclose(fast[0], exact[0], rtol=0, atol=2 * 3 * np.finfo(np.float32).eps * 20)
 
 
+def test_the_float32_start_may_be_given():
+    """What a program holds in bfloat16 alone begins at the float32 values that init says, on their owners."""
+    one, held = values(99, np.float32), np.zeros(N, FORMATS["bfloat16"].dtype)
+    reference = fa.AdamW(one, lr=1e-4, copy_to=held, backend="numpy")
+    for t in range(3):
+        reference.step(streams=[values([t, rank], np.float32) for rank in range(2)])
+
+    def work(engine):
+        params = tree_of(values(98, held.dtype))
+        opt = fa.distributed.Sharded(
+            fa.AdamW, params, engine, lr=1e-4, copies="bfloat16", init=tree_of(values(99, np.float32)), backend="numpy"
+        )
+        for t in range(3):
+            opt.step(tree_of(values([t, engine.rank], np.float32)))
+        return np.concatenate(list(params.values()))
+
+    assert all(same_bits(p, held) for p in together(2, work))
+
+
 @pytest.mark.parametrize("max_norm", [None, 0.5])
 @pytest.mark.parametrize("size", [1, 3])
 def test_gradients_that_arrive_layer_by_layer(size, max_norm):
