@@ -12,6 +12,7 @@ from fastadam.arrays.host import Array
 from fastadam.arrays.tree import Tree
 from fastadam.checks import integer
 from fastadam.kernels.chores import BLOCK, nodes
+from fastadam.kernels.contract import Kernel
 from fastadam.kernels.streams import Several
 from fastadam.plans.judge import Judge
 from fastadam.plans.measured import LeafSums, Measured
@@ -24,6 +25,7 @@ class Measuring(Replacing):
     """Is the part of an Optimizer that looks at gradients before a step takes them; optimizer.py takes the steps."""
 
     _judge: Judge
+    _kernel: Kernel
 
     def check_grads(self, grads: Tree) -> None:
         """Raise what `step` raises for these gradients, TypeError or ValueError, and change nothing."""
