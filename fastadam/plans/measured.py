@@ -10,7 +10,13 @@ from fastadam.kernels.chores import Node, sum_of_nodes
 
 
 class LeafSums(NamedTuple):
-    """Says what a whole leaf is to a method whose steps begin with sums over leaves: its elements, and those sums."""
+    """Says what a whole leaf is to a method whose steps begin with sums over leaves; see Optimizer.join_sums.
+
+    elements: how many it has. sums: over all of them, one for each of the kernel's SUMS.
+
+    >>> fa.LeafSums(3, (3.0, 4.0)).elements
+    3
+    """
 
     elements: int
     sums: tuple[float, ...]
