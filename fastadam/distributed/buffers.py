@@ -179,8 +179,8 @@ class Buffers:
         """
         names, leaves = self.structure.names, self.structure.flatten(tree, name)
         check_copies(self.home, names, self.structure.leaves, self._arrays, leaves)
-        both = [("params", self._arrays), (name, [getattr(leaf, "array", leaf) for leaf in leaves])]
-        Memory((f"{what}{path}", x) for what, of in both for path, x in zip(names, of, strict=True))
+        trees = [("params", self._arrays), (name, [getattr(leaf, "array", leaf) for leaf in leaves])]
+        Memory((f"{what}{path}", x) for what, of in trees for path, x in zip(names, of, strict=True))
         for buffer in self:
             for leaf in buffer.leaves:
                 one, other = (flat_of(leaves[k]).dtype for k in (buffer.leaves[0], leaf))
