@@ -25,7 +25,8 @@ METHODS = {
     "Lion cautious": (fa.Lion, {"cautious_decay": True}), "AdEMAMix": (fa.AdEMAMix, {}),
     "ScheduleFreeAdamW": (fa.ScheduleFreeAdamW, {}), "ScheduleFreeSGD": (fa.ScheduleFreeSGD, {}),
 }  # fmt: skip
-ASKED = {**{f"{name} of its limit": 0.95 for name in METHODS}, "schedulefree": 2.0, "bitsandbytes": 20.0}
+ASKED = {**{f"{name} of its limit": 0.95 for name in METHODS}, "schedulefree": 2.0, "prodigyopt": 2.0}
+ASKED["bitsandbytes"] = 20.0
 
 
 def arrays(name, n):
@@ -73,6 +74,15 @@ def schedulefree(n):
     return tensors(n, lambda params: fat.ScheduleFreeAdamW(params, lr=1e-6), theirs)
 
 
+def prodigyopt(n):
+    """Return the steps of Prodigy and of the authors' package, which both read memory twice."""
+    import prodigyopt as package
+
+    import fastadam.torch as fat
+
+    return tensors(n, fat.Prodigy, package.Prodigy)
+
+
 def bitsandbytes(n):
     """Return the steps of AdEMAMix in 8 bits, ours and theirs."""
     import bitsandbytes as package
@@ -101,7 +111,7 @@ def cases(n, small):
     """Yield (case, contestants' steps), or why there are none."""
     for name in METHODS:
         yield f"{name} of its limit", lambda name=name: arrays(name, n)
-    for name, peer in (("schedulefree", schedulefree), ("bitsandbytes", bitsandbytes)):
+    for name, peer in (("schedulefree", schedulefree), ("prodigyopt", prodigyopt), ("bitsandbytes", bitsandbytes)):
         yield name, (lambda peer=peer: peer(small)) if find_spec(name) else None
 
 

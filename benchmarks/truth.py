@@ -145,6 +145,7 @@ class Papers:
         paper, taken = oracle_of(setting.method, setting.hyperparameters)
         state = papers.start(paper.__name__, p.astype(wide), **taken)
         exact, errors = p.astype(wide), [0.0] * (1 + len(slots))
+        lost_of = [0.0] * len(setting.rule.carried)  # how far what is carried is off
         for t, (g, (multiplier, off)) in enumerate(zip(grads, factors, strict=True), start=1):
             g = g.astype(wide) * multiplier
             g_error = np.abs(g) * off
@@ -158,7 +159,11 @@ class Papers:
             summed = self._kernel.summed(setting.rule.options)
             # A peer's sums are of float32, in lanes: see `factor`.
             sums = self._peer * p.size / LANES * unit[0] / 2 if summed else None
-            inner, *errors = bounds.one_step(self._kernel, dtype, streams, row, self._host(t, dtype, carried), sums)
+            numbers = [bounds.wide_number(x, error) for x, error in zip(carried, lost_of, strict=True)]
+            shared = numbers, setting.rule.judging
+            host = self._host(t, dtype, carried)
+            inner, *errors = bounds.one_step(self._kernel, dtype, streams, row, host, sums, shared)
+            lost_of = [x.error if self._kernel.Judging else 0.0 for x in numbers]
             exact, state = paper(t, exact, g, state, **taken)
             shown = self._rested(exact, inner * (2 if self._peer else 1), p.dtype.name, None, groups)
             if "master" not in setting.format.options:

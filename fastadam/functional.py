@@ -235,6 +235,26 @@ def stableadamw_step(
     _step(rules.StableAdamW(**hyperparameters), p, g, {"m": m, "v": v}, t, grad_scale, backend)
 
 
+@_hyperparameters_of(rules.Prodigy)
+def prodigy_step(
+    p: Array, g: Array, m: Array, v: Array, s: Array, p0: Array, *,
+    t: int, d: float = 0.0, d_max: float = 0.0, d_numerator: float = 0.0,
+    grad_scale: float = 1.0, backend: str = "auto", **hyperparameters: Any,
+) -> tuple[float, float, float]:  # fmt: skip
+    """Take one step of Prodigy, whose estimate is that of p alone.
+
+    p0: a copy of p as it was at first. d, d_max, d_numerator: 0 at the first step, then what the step before returned.
+
+    >>> p, g, m, v, s, p0 = np.ones(3), np.ones(3), *np.zeros((3, 3)), np.ones(3)
+    >>> fa.prodigy_step(p, g, m, v, s, p0, t=1, d0=0.25)
+    (0.25, 0.25, 0.0)
+    """
+    given = {"d": d, "d_max": d_max, "d_numerator": d_numerator}
+    carried = {name: np.array(number(name, x)) for name, x in given.items()}
+    _step(rules.Prodigy(**hyperparameters), p, g, {"m": m, "v": v, "s": s, "p0": p0}, t, grad_scale, backend, **carried)
+    return carried["d"].item(), carried["d_max"].item(), carried["d_numerator"].item()
+
+
 @_hyperparameters_of(rules.SGD)
 def momentum_step(
     p: Array, g: Array, m: Array | None = None, *,

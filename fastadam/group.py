@@ -151,7 +151,7 @@ class Group:
         numbers = self._rule.coefficients(count, lr, *carried)
         if scale != 1.0:
             numbers = (numbers[0] * scale, *numbers[1:])
-        if not math.hypot(*numbers) <= self._largest:  # false for NaN too
+        if not math.hypot(*numbers) <= self._largest and not self._fit(numbers):  # false for NaN too
             names = (*kernels.ALL[self._rule.kernel].Coefficients._fields, *self._rule.carried)  # type: ignore[attr-defined]
             name, value = max(zip(names, numbers, strict=True), key=lambda pair: abs(pair[1]))
             raise ValueError(
@@ -159,6 +159,11 @@ class Group:
                 f"{self._largest:.2g}: at count {count} it is {value!r}"
             )
         return numbers
+
+    def _fit(self, numbers: tuple[float, ...]) -> bool:
+        """Return whether the kernel's numbers fit into its type, and those carried, which rest in float64, there."""
+        width = len(kernels.ALL[self._rule.kernel].Coefficients._fields)  # type: ignore[attr-defined]
+        return math.hypot(*numbers[:width]) <= self._largest and all(map(math.isfinite, numbers[width:]))
 
 
 def sums_first(group: Group) -> bool:

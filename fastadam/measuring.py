@@ -1,4 +1,4 @@
-"""Measuring: what a step's gradients are like, before it, and gradients that come in several parts."""
+"""Measuring: what a step's gradients are like, before it, gradients that come in several parts, and what sums made."""
 
 from __future__ import annotations
 
@@ -89,6 +89,10 @@ class Measuring(Replacing):
         ...     return {path: fa.LeafSums(3, tuple(x.squares for x in sums)) for path, sums in parts.items()}
         >>> opt.join_sums(alone)
         """
+        if self._table.shared:
+            raise ValueError(
+                f"join_sums: {self.rule.__name__} sums over all leaves, expected a method that does over each"
+            )
         if self._backend.home is not HOST:
             raise NotImplementedError(f"join_sums: {self.rule.__name__} on a device sums over whole leaves there")
 
@@ -119,8 +123,23 @@ class Measuring(Replacing):
             for group, first, blocks in zip(groups, firsts, blocks_of_leaves, strict=True)
         ]
 
+    @property
+    def carried(self) -> dict[str, float]:
+        """Return what the steps carry on for all leaves at once, as Prodigy's "d", 0 before the first step; waits for a
+        device. Empty for methods that carry nothing, or something for each leaf, which state_dict has.
+
+        >>> opt = fa.Prodigy(np.ones(3), d0=0.5)
+        >>> opt.step(np.ones(3)).skipped, opt.carried["d"]
+        (False, 0.5)
+        """
+        self._plan.settle()
+        table = self._table
+        return dict(zip(self.rule.carried, table.carried[-1].tolist(), strict=True)) if table.shared else {}
+
     def _check_measured(self, measured: Any) -> None:
-        """Refuse what `measure` cannot have returned."""
+        """Refuse what `measure` cannot have returned, and all of it where other sums than gradients' count."""
+        if self._table.shared:
+            raise ValueError(f"measured is given, expected None: {self.rule.__name__} sums over all leaves itself")
         if not isinstance(measured, Mapping):
             raise TypeError(f"measured is {type(measured).__name__}, expected {{path: Measured}}")
         for path, one in measured.items():

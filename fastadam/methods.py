@@ -90,6 +90,10 @@ class StableAdamW(_Method):
     rule = rules.StableAdamW
 
 
+class Prodigy(_Method):
+    rule = rules.Prodigy
+
+
 class SGD(_Method):
     rule = rules.SGD
 

@@ -231,6 +231,26 @@ class StableAdamW(Optimizer):
         **options: Unpack[Options],
     ) -> None: ...
 
+class Prodigy(Optimizer):
+    def __init__(
+        self,
+        params: Tree,
+        lr: LearningRate = 1.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        beta3: float | None = None,
+        eps: float = 1e-08,
+        weight_decay: float = 0.0,
+        decouple: bool = True,
+        use_bias_correction: bool = False,
+        safeguard_warmup: bool = False,
+        d0: float = 1e-06,
+        d_coef: float = 1.0,
+        growth_rate: float | None = None,
+        *,
+        maximize: bool = False,
+        **options: Unpack[Options],
+    ) -> None: ...
+
 class SGD(Optimizer):
     def __init__(
         self,

@@ -54,6 +54,7 @@ class Replacing(Stateful):
         totals = self._totals.with_leaf(self._state, leaf, new, index)
         if self._window is not None:
             self._window.refill()
+        self._plan.settle()
         self._introduce(with_leaf(self._state, leaf, array, new, index, copied), copies)
         self._behind.replace(leaf, index, int(self._table.counts[leaf]))
         self._totals = totals

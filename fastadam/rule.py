@@ -42,7 +42,8 @@ class Rule:
     averages: ClassVar[tuple[str, ...]] = ()  # the slots that betas, in their order, are the decay rates of
     carried: ClassVar[dict[str, float]] = {}  # numbers that each leaf accumulates from step to step, and their start
 
-    carried_most: ClassVar[float] = math.inf  # the largest number that may be
+    carried_least: ClassVar[float] = 0.0  # the smallest and the largest number that may be
+    carried_most: ClassVar[float] = math.inf
     averaged_slot: ClassVar[str | None] = None  # the slot beyond p from which the method's own average lies
 
     maximize: bool = field(default=False, kw_only=True)
@@ -60,6 +61,8 @@ class Rule:
                 object.__setattr__(self, "_logs", tuple(math.log(beta) if beta else -math.inf for beta in checked))
             elif each.type is bool:
                 checked = flag(each.name, value)
+            elif value is None and each.default is None:
+                checked = None
             else:
                 checked = number(each.name, value, low=0 if each.name in _AT_LEAST_0 else -math.inf)
             object.__setattr__(self, each.name, checked)
@@ -100,6 +103,11 @@ class Rule:
         """Return the kernel's numbers at the leaf's count t = 1, 2, ... and this step's lr; then the new carried
         numbers."""
         raise NotImplementedError
+
+    @property
+    def judging(self) -> tuple[float, ...]:
+        """Return what the kernel's judge must know where its sums go over all leaves; of all groups the same."""
+        return ()
 
     def _bias(self, k: int, t: int) -> float:
         """Return 1 - betas[k]^t, whose difference would lose the digits that betas[k] shares with 1."""

@@ -35,6 +35,7 @@ from fastadam.kernels.nadam import Coefficients as NAdamCoefficients
 from fastadam.layerwise import LAMB, LARS, StableAdamW
 from fastadam.rule import LearningRate, Rule, used
 from fastadam.unscheduled import ScheduleFreeAdamW, ScheduleFreeSGD
+from fastadam.untuned import Prodigy
 
 __all__ = [
     "ADOPT",
@@ -49,6 +50,7 @@ __all__ = [
     "Adamax",
     "Lion",
     "NAdam",
+    "Prodigy",
     "RAdam",
     "RMSprop",
     "ScheduleFreeAdamW",

@@ -162,6 +162,7 @@ class Stateful(Averaging):
         self.catch_up()
         if self._window is not None:
             self._window.refill()
+        self._plan.settle()
         self._introduce(self._state.converted(moments), self._copies)
 
     def reset(self, leaves: Iterable[str] | str | None = None) -> None:
@@ -184,14 +185,19 @@ class Stateful(Averaging):
         self.catch_up()
         if self._window is not None:
             self._window.pause()
+        self._plan.settle()
         table, first = self._table, list(self.rule.carried.values())
         for leaf in chosen:
             self._state.renew(leaf)
-            table.counts[leaf], table.carried[leaf] = 0, first
+            table.counts[leaf] = 0
+            if not table.shared:
+                table.carried[leaf] = first
         if leaves is None:
             table.counts[-1] = table.skipped = 0
+            table.carried[:] = first
             self.forget()
         table.notice()
+        self._plan.carry()
         if self._window is not None:
             self._window.restart()
 
@@ -221,6 +227,7 @@ class Stateful(Averaging):
         self.catch_up()
         if self._window is not None:
             self._window.refill()  # the host's counts are the device's then
+        self._plan.settle()
         return saved.state_dict(self._state, self._table, self.rule, copy)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -237,6 +244,7 @@ class Stateful(Averaging):
         if self._window is not None:
             self._window.pause()
         saved.load(self._state, self._table, self.rule, state_dict, rules)
+        self._plan.carry()
         self.forget()
         if self._window is not None:
             self._window.restart()
@@ -267,6 +275,7 @@ class Stateful(Averaging):
         # Rows that are behind stay so: of a tree that is copied together with its optimizer, they are copied behind.
         if self._window is not None:
             self._window.refill()
+        self._plan.settle()
         state = saved.state_dict(self._state, self._table, self.rule)
         return {
             "params": self._tree, "copy_to": self._copy_to, "backend": self._asked, "capturable": self._capturable,

@@ -18,7 +18,7 @@ from fastadam.arrays.tree import Structure, Tree
 from fastadam.backend import choose
 from fastadam.checks import SEEDS, integer, number
 from fastadam.group import Group, sums_first
-from fastadam.kernels.contract import Weights
+from fastadam.kernels.contract import Exact
 from fastadam.kernels.formats import FLOATS, Format, compute, format_of
 from fastadam.plans.chores import Chores, StepInfo
 from fastadam.plans.storage import Storage
@@ -72,7 +72,7 @@ class Stepper:
         alike, by_slot = (None, moments) if isinstance(moments, Mapping) else (moments, {})
         storage = Storage(moments=alike, master=master, index_offset=index_offset)
         self._slots = [slot.name for slot in self._kernel.slots if rule.uses(slot)]
-        weights = [slot.name for slot in self._kernel.slots if isinstance(slot, Weights)]
+        weights = [slot.name for slot in self._kernel.slots if isinstance(slot, Exact)]
         asked = Asked(storage, self._slots, by_slot, self._chores.ema_decay is not None, copy_to, weights)
         self._like: list[tuple[Any, Any]] = []  # per leaf, the dtype and the shape of its parameter
         self._formats: list[dict[str, Format]] = []  # per leaf, what streams rest in, by their names in a call
@@ -131,7 +131,7 @@ class Stepper:
             part[...] = x
         after = [(x, ..., part) for _, x, part in self._apart]
         if carried and table.cohorts:
-            after += [(x, ..., new) for x, new in zip(carried, table.after(table.cohorts[0])[1:], strict=True)]
+            after += [(x, ..., new) for x, new in zip(carried, table.carries_on(table.cohorts[0]), strict=True)]
         info: StepInfo = self._judge.step(scale, grads, after)
         return info
 
@@ -139,7 +139,7 @@ class Stepper:
         """Return what the rule carries under this name, checked."""
         if not isinstance(x, np.ndarray) or describe(x) != "float64()" or not x.flags.writeable:
             raise TypeError(f"{name} is {describe(x)}, expected a float64 array of no dimension that can be written")
-        number(name, x.item(), low=0, most=self.rule.carried_most)
+        number(name, x.item(), low=self.rule.carried_least, most=self.rule.carried_most)
         return x
 
     def _flattened(self, p: Tree, trees: Mapping[str, Tree]) -> list[list[Any]]:

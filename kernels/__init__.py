@@ -37,6 +37,7 @@ from . import (
     lion,
     momentum,
     nadam,
+    prodigy,
     rmsprop,
     schedulefree,
     stableadamw,
@@ -46,7 +47,7 @@ from .contract import Kernel
 ALL = {
     kernel.name: kernel
     for kernel in map(Kernel.of, (
-        adam, nadam, adamax, adabelief, adopt, ademamix, lion, lamb, lars, stableadamw, schedulefree,
+        adam, nadam, adamax, adabelief, adopt, ademamix, lion, lamb, lars, stableadamw, prodigy, schedulefree,
         momentum, rmsprop, adagrad,
     ))
 }  # fmt: skip

@@ -4,6 +4,10 @@ A kernel with SUMS is one whose step needs sums over a leaf first. Its element h
 behind the slots: given 0, returned as what is added up over the leaf; given and returned None where a rule does
 without. The module's `judged` turns the sums into the last coefficient, `factor`, which a rule leaves at 1.
 
+A kernel with Judging is one whose sums go over all leaves. Its `judged` makes of them, and of what the rule carries,
+what is carried on, by numbers of the whole step, Judging: the first of what is carried is the coefficient before
+`factor` as it was before the step, and `factor` as it is after.
+
 An element function is plain Python that runs on NumPy arrays, and on numbers that write down code (cpu/tracing.py),
 alike. It may use + - * /, `np.sqrt`, `np.abs`, and `maximum`, `sign`, `select` and `agreement` from here: NumPy's own
 differ from Numba's in the sign of zero, and CUDA's `fmax` drops NaN.
@@ -39,8 +43,12 @@ class RunningMax(Slot):
     """Only grows, or decays between maxima: to nearest, because stochastic rounding would ratchet it up."""
 
 
-class Weights(Slot):
-    """Begins as p: another set of parameters, which rests as the arithmetic is, whatever moments rest in."""
+class Exact(Slot):
+    """Rests as the arithmetic is, whatever moments rest in: a short format would lose what is added to it."""
+
+
+class Weights(Exact):
+    """Begins as p: another set of parameters."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,8 @@ class Kernel(NamedTuple):
     switches: its arguments behind the coefficients, each True or False: decided when it is compiled, so that a walk
         that does without one is as if there were none. on: those that are True.
     judged: (elements, *sums of a leaf, Coefficients) -> the factor, all of it float64, of many leaves at once as well.
+    Judging: where sums go over all leaves, what judged must know: (*sums of all, *what is carried, Judging) -> what is
+        carried on.
     """
 
     name: str
@@ -74,6 +84,7 @@ class Kernel(NamedTuple):
     switches: tuple[str, ...] = ()
     sums: tuple[Summand, ...] = ()
     judged: Callable[..., Any] | None = None
+    Judging: type | None = None
     on: frozenset[str] = frozenset()
 
     def switched(self, options: Iterable[str]) -> "Kernel":
@@ -94,8 +105,8 @@ class Kernel(NamedTuple):
         """Return the kernel that a folder of kernels/ holds: the function bears the folder's name."""
         name = module.__name__.rpartition(".")[2]
         switches, sums = getattr(module, "SWITCHES", ()), getattr(module, "SUMS", ())
-        judged = getattr(module, "judged", None)
-        return cls(name, getattr(module, name), module.SLOTS, module.Coefficients, switches, sums, judged)
+        judged, judging = getattr(module, "judged", None), getattr(module, "Judging", None)
+        return cls(name, getattr(module, name), module.SLOTS, module.Coefficients, switches, sums, judged, judging)
 
     def summed(self, options: frozenset[str]) -> bool:
         """Return whether a rule that uses these options needs the sums: a kernel's are all optional, or none is."""

@@ -11,6 +11,7 @@ from fastadam.tools.cover import (
     same_bits,
     state_arrays,
     sums_first,
+    together,
     variants,
 )
 from fastadam.tools.cover import label as name_of
@@ -30,6 +31,7 @@ __all__ = [
     "same_bits",
     "state_arrays",
     "sums_first",
+    "together",
     "variants",
 ]
 

@@ -270,6 +270,35 @@ def stableadamw(t, p, g, state, *, lr, betas, eps, weight_decay=0.0, maximize=Fa
     return p - eta * weight_decay * p - eta * v / (np.sqrt(u) + eps), {"m": v, "v": u}
 
 
+def prodigy(t, p, g, state, *, lr, betas, eps, d0, beta3=None, weight_decay=0.0, decouple=True,
+            use_bias_correction=False, safeguard_warmup=False, d_coef=1.0, growth_rate=None,
+            maximize=False):  # fmt: skip
+    """Mishchenko & Defazio 2024, Algorithm 4, over one layer; d and d_max of 0 stand for d0.
+
+    Departs as the authors' package does: r and s without the factor (1 - √β2)·d0 that both have, √β2 may be another
+    β3, γ may have Adam's correction and be left out of s, d_{k+1} in place of d_k beside ε, d_coef times the estimate,
+    which once above d0 makes d grow by growth_rate at the most; where every s is 0 nothing is estimated.
+    """
+    lr, beta1, beta2, eps, weight_decay, d0, d_coef = numbers(p, lr, *betas, eps, weight_decay, d0, d_coef)
+    root = np.sqrt(beta2) if beta3 is None else numbers(p, beta3)[0]
+    d, d_max, r = (x for x in (state["d"] or d0, state["d_max"] or d0, state["d_numerator"]))
+    gamma = lr * np.sqrt(1 - beta2**t) / (1 - beta1**t) if use_bias_correction else lr
+    g = -g if maximize else g
+    g = g if decouple else g + weight_decay * p
+    m = beta1 * state["m"] + (1 - beta1) * d * g
+    v = beta2 * state["v"] + (1 - beta2) * d**2 * g**2
+    s = root * state["s"] + (1 if safeguard_warmup else gamma) * d**2 / d0 * g
+    new = {"m": m, "v": v, "s": s, "p0": state["p0"], "d": d, "d_max": d_max, "d_numerator": r}
+    if np.sum(np.abs(s)) > 0:
+        r = new["d_numerator"] = root * r + gamma * d**2 / d0 * np.sum(g * (state["p0"] - p))
+        estimate = d_coef * r / np.sum(np.abs(s))
+        new["d_max"] = np.maximum(d_max, estimate)
+        most = np.maximum(d, estimate) if d <= d0 else d
+        new["d"] = new["d_max"] if growth_rate is None else np.minimum(new["d_max"], most * growth_rate)
+    decay = weight_decay * p if decouple else 0 * p
+    return p - gamma * d * (m / (np.sqrt(v) + new["d"] * eps) + decay), new
+
+
 def sgd(t, p, g, state, *, lr, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False, maximize=False,
         lr_in_momentum=False):  # fmt: skip
     """Sutskever et al. 2013, equations 1-4, in torch's form.
@@ -349,8 +378,8 @@ def muon(t, p, g, state, *, lr, weight_decay, momentum, nesterov=True, ns_coeffi
 
 ORACLES = {
     f.__name__: f
-    for f in (adam, adamw, nadam, radam, adamax, adabelief, adopt, ademamix, lion, lamb, lars, stableadamw, sgd,
-              rmsprop, adagrad, schedulefreeadamw, schedulefreesgd)
+    for f in (adam, adamw, nadam, radam, adamax, adabelief, adopt, ademamix, lion, lamb, lars, stableadamw, prodigy,
+              sgd, rmsprop, adagrad, schedulefreeadamw, schedulefreesgd)
 }  # fmt: skip
 
 
@@ -373,6 +402,7 @@ def start(name, p, *, amsgrad=False, momentum=0.0, centered=False, initial_accum
         "schedulefreeadamw": ["v"],
         "schedulefreesgd": [],
         "lars": ["m"],
+        "prodigy": ["m", "v", "s"],
         "stableadamw": ["m", "v"],
         "sgd": m,
         "rmsprop": ["v", *mean, *m],
@@ -383,6 +413,8 @@ def start(name, p, *, amsgrad=False, momentum=0.0, centered=False, initial_accum
         (state["mu_product"],) = numbers(p, 1)
     if name.startswith("schedulefree"):
         state |= {"z": p.copy(), "weight_sum": numbers(p, 0)[0], "lr_max": numbers(p, 0)[0]}
+    if name == "prodigy":
+        state |= {"p0": p.copy(), **dict.fromkeys(("d", "d_max", "d_numerator"), numbers(p, 0)[0])}
     if name == "adagrad":
         state["sum"] += initial_accumulator_value
     return state

@@ -27,15 +27,16 @@ METHODS = {
     "Lion": fa.Lion,
     "LARS": fa.LARS,
     "StableAdamW": functools.partial(fa.StableAdamW, weight_decay=0.0),
+    "Prodigy": fa.Prodigy,
     "LAMB": functools.partial(fa.LAMB, weight_decay=0.0),
     "RMSprop": fa.RMSprop,
     "Adagrad": fa.Adagrad,
     "SGD": fa.SGD,
     "momentum": functools.partial(fa.SGD, momentum=0.9),
 }
-# Each of whose coordinates has a scale of its own, and a step of lr: LAMB's and LARS's are as long as p is; the
-# schedule-free ones forget nothing that fast.
-NOT_ADAPTIVE = ("SGD", "momentum", "LAMB", "LARS")
+# Each of whose coordinates has a scale of its own, and a step of lr: those of LAMB and LARS are as long as p, and what
+# Prodigy finds is one number; the schedule-free ones forget nothing that fast.
+NOT_ADAPTIVE = ("SGD", "momentum", "LAMB", "LARS", "Prodigy")
 ADAPTIVE = [name for name in METHODS if name not in NOT_ADAPTIVE and "ScheduleFree" not in name]
 
 
@@ -112,6 +113,7 @@ def rosenbrock_gradient(p):
         ("LAMB", 0.03, 1e-3),
         ("LARS", 1.0, 0.1),
         ("StableAdamW", 0.03, 1e-4),
+        ("Prodigy", 1.0, 1e-2),
         ("RMSprop", 0.003, 1e-3),
         ("Adagrad", 0.3, 1e-2),
         ("SGD", 0.003, 1e-2),

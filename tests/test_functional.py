@@ -8,6 +8,7 @@ from cases import METHODS, hostile, label, same_bits, variants
 
 import fastadam as fa
 from fastadam import kernels
+from fastadam.kernels.contract import Weights
 
 FUNCTIONS = {
     fa.Adam: fa.adam_step,
@@ -23,6 +24,7 @@ FUNCTIONS = {
     fa.LAMB: fa.lamb_step,
     fa.LARS: fa.lars_step,
     fa.StableAdamW: fa.stableadamw_step,
+    fa.Prodigy: fa.prodigy_step,
     fa.SGD: fa.momentum_step,
     fa.RMSprop: fa.rmsprop_step,
     fa.Adagrad: fa.adagrad_step,
@@ -50,8 +52,9 @@ def slots_for(method, chosen, p):
     """Zeros for each slot that these hyperparameters use, in p's memory order."""
     rule = method.rule(**chosen)
     slots = {s.name: np.zeros_like(p) for s in kernels.ALL[rule.kernel].slots if rule.uses(s)}
-    if "z" in slots:
-        slots["z"][...] = p
+    for slot in kernels.ALL[rule.kernel].slots:
+        if isinstance(slot, Weights):
+            slots[slot.name][...] = p
     if method is fa.Adagrad:
         slots["sum"][...] = chosen["initial_accumulator_value"]
     return slots
@@ -107,7 +110,7 @@ def test_every_kernel_has_a_function():
         assert positional == ["p", "g", *(slot.name for slot in kernel.slots)]
         averaged = {slot for method in METHODS if method.rule.kernel == name for slot in method.rule.averages}
         optional = [slot.name for slot in kernel.slots if slot.optional and slot.name not in averaged]
-        assert [x.name for x in shown if x.default is None] == optional
+        assert [x.name for x in shown if x.default is None and x.name in positional] == optional
         assert function.__doc__
     assert {function.__name__ for function in FUNCTIONS.values()} == {f"{name}_step" for name in kernels.ALL}
     assert {method.rule.kernel for method in METHODS} == set(kernels.ALL)

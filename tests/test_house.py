@@ -365,6 +365,7 @@ MANY_PARAMETERS = {  # files, and functions of a file
     "fastadam/distributed/sharded.py:__init__": OPTIONS_BY_NAME,
     "fastadam/tools/demo/__init__.py:run": OPTIONS_BY_NAME,
     "kernels/adam/__init__.py:adam": "an element's arithmetic: a number for each stream and each sum",
+    "kernels/prodigy/__init__.py:prodigy": "an element's arithmetic: a number for each stream and each sum",
     "benchmarks/compiling.py:adam": "an element's arithmetic: its coefficients one by one, as a plain loop has them",
     "kernels/reference.py:step": "a kernel is launched",
     "kernels/cpu/handles.py:_differing": IN_NATIVE_CODE,

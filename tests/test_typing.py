@@ -23,7 +23,7 @@ def argument(p):
         text = "LearningRate"
     elif p.name == "params":
         text = "Tree"
-    elif p.name in ("p", "g", "m", "m1", "m2", "z", "v", "u", "s", "sum", "vmax", "mean"):
+    elif p.name in ("p", "g", "m", "m1", "m2", "z", "v", "u", "s", "p0", "sum", "vmax", "mean"):
         text = "Array" + (" | None" if p.default is None else "")
     else:
         text = kind.__name__ if isinstance(kind, type) and "[" not in str(kind) else str(kind)
@@ -67,8 +67,10 @@ def functional_stub():
     functions = [f for name, f in vars(functional).items() if name.endswith("_step") and not name.startswith("_")]
     text = head
     for f in functions:
-        gives = "float" if f is functional.nadam_step else "None"
-        gives = "tuple[float, float]" if f is functional.schedulefree_step else gives
+        gives = {
+            functional.nadam_step: "float", functional.schedulefree_step: "tuple[float, float]",
+            functional.prodigy_step: "tuple[float, float, float]",
+        }.get(f, "None")  # fmt: skip
         text += f"\ndef {f.__name__}{signature(f)} -> {gives}: ...\n"
     return text
 

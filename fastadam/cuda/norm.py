@@ -21,16 +21,19 @@ from fastadam.plans.chores import Chores
 
 if TYPE_CHECKING:
     from fastadam.cuda.signature import Signature
-    from fastadam.group import Group
     from fastadam.plans.judge import Verdict
+    from fastadam.plans.table import Table
 
 THREADS, SPAN = 256, 512  # of a block of ADD_UP; the notes that one adds up
 CASE = np.dtype(
     [("leaves", "i8"), ("groups", "i8")]
     + [(name, "u8") for name in ("notes_of", "group_from", "asked", "notes", "room", "rulings", "found")]
 )
-RULING = 32  # bytes
+RULING, JUDGED = 40, 3  # bytes, and which of its numbers is what sums gave
 WEIGHED = np.dtype([("n", "i8"), ("note", "i8"), ("ruling", "u8")])
+COMMON = np.dtype(
+    [("leaves", "i8"), *((name, "u8") for name in ("notes_of", "notes", "room", "rulings", "carried", "asked"))]
+)
 
 
 class Norm:
@@ -39,10 +42,16 @@ class Norm:
     rulings: per leaf, what the step multiplies the gradient by, or that it is to be skipped.
     """
 
-    def __init__(self, chores: Chores, groups: Sequence[Group], signatures: Sequence[list[int]], sizes: list[int]):
+    def __init__(
+        self, chores: Chores, table: Table, carried: Any, signatures: Sequence[list[int]], sizes: list[int]
+    ) -> None:  # fmt: skip
+        """Hold notes for the leaves of these signatures. carried: what is carried, on the device, where leaves share
+        it."""
         import cupy
 
+        groups = table.groups
         self._cupy, self._chores, self._groups, self._sizes = cupy, chores, groups, sizes
+        self._table, self._carried = table, carried
         self.clipping = chores.max_norm is not None or any(group.max_norm for group in groups)
         self.raising, self.skipping = chores.skip_nonfinite == "raise", chores.skip_nonfinite is True
         self.scaled, self.noted = self.clipping or self.skipping, chores.stats is not None
@@ -63,6 +72,8 @@ class Norm:
         )
         self._room = cupy.empty(2 * len(sizes) + 1, np.float64)
         self._asked, self._sent = Uploaded(8 * (4 + len(groups))), b""
+        self._told = None if carried is None else Uploaded(8 * len(table.judging()))
+        self._told_before = b""
         self._findings = cupy.empty(2 + len(groups) + len(sizes), np.float64)  # where a captured graph leaves it
         self._totals = cupy.empty(max(1, len(sizes)) * NOTES, np.float64)
         self._levels, apart = [], 1
@@ -103,7 +114,10 @@ class Norm:
             self._measure(one, one.load(0)[1])
             if one.summed:
                 one.load_sums(one.load(0)[1])
-                self._weigh(one, one.load(0)[1], NO_WINDOW)
+                if self._carried is None:
+                    self._weigh(one, one.load(0)[1], NO_WINDOW)
+                else:
+                    self._weigh_together(one)
         for macro in ("ADD_UP", "JUDGE", "TOTALS", "ADVANCE_UNLESS"):
             self._function(macro)
 
@@ -117,6 +131,13 @@ class Norm:
         if asked.tobytes() != self._sent:
             self._asked(asked)
             self._sent = asked.tobytes()
+        if self._told is not None and (told := np.array(self._table.judging())).tobytes() != self._told_before:
+            self._told(told)
+            self._told_before = told.tobytes()
+
+    def spread(self) -> None:
+        """Let the next sums be taken by what is carried now."""
+        self.rulings.view(np.float64)[:, JUDGED] = self._carried[:1]
 
     def room(self, captured: bool) -> tuple[Any, Any]:
         """Return memory for what a step finds, and for each leaf's totals: the same for all steps of captured
@@ -144,7 +165,7 @@ class Norm:
         values = np.zeros(findings.size)
         values[:2] = verdict.norm or 0.0, skipped
         values[2 : 2 + len(self._groups)] = 1.0 if verdict.clips is None else verdict.clips
-        self.rulings[...] = self._cupy.asarray(rulings.view(np.int64))
+        self.rulings[:, :JUDGED] = self._cupy.asarray(rulings.view(np.int64)[:, :JUDGED])
         findings[...] = self._cupy.asarray(values)
 
     def blocks(self, signatures: Sequence[Signature], steps: Sequence[tuple[Any, ...]]) -> list[Array]:
@@ -166,8 +187,17 @@ class Norm:
                 blocks = self._blocks[one.number]
                 add = one.load_sums(table)
                 calls.append((add, (len(blocks) // 16,), (one.threads_of_sums,), (blocks, leaves, table, window)))
-                later.append(self._weigh(one, table, window))
+                if self._carried is None:
+                    later.append(self._weigh(one, table, window))
+                else:  # once for all, whichever of them asks
+                    later = [self._weigh_together(one)]
         return [*calls, *self._add_up(), *later]
+
+    def _weigh_together(self, one: Signature) -> tuple[Any, ...]:
+        assert self._told is not None
+        homes = self._first, self.notes, self._room, self.rulings, self._carried, self._told.memory
+        common = np.array((len(self._sizes), *(x.data.ptr for x in homes)), COMMON)
+        return self._function("WEIGH_TOGETHER", one.type), (1,), (THREADS,), (common,)
 
     def _weigh(self, one: Signature, table: Array, window: Any) -> tuple[Any, ...]:
         weigh = self._function("WEIGH", _where(table), one.type, text_of(format_of(one.real)))

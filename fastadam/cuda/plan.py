@@ -54,7 +54,9 @@ class CudaPlan(GradientsOnDevice, Plan):
     ) -> None:
         limits = [group.max_norm for group in table.groups]
         measured = chores.max_norm or chores.skip_nonfinite or chores.stats or any(limits)
-        self._asked = (chores, table.groups) if measured or any(map(sums_first, table.groups)) else None
+        self._asked = measured or any(map(sums_first, table.groups))
+        self._chores = chores
+        self._carried: Any = None  # what is carried, on the device, where leaves share it
         self._laid: dict[Any, Laid] = {}  # by the gradients' dtypes; all are kept, since captured graphs know theirs
         self.window: Ahead | None = None
         super().__init__(kernel, names, owners, streams, table, chores, *rest)
@@ -63,7 +65,7 @@ class CudaPlan(GradientsOnDevice, Plan):
         # key of random bits where any are drawn.
         stepped = [streams.columns for streams in self._streams]
         riding = [x is not None for at in stepped for x in (at.ema, at.copy, at.rounded)]
-        self._riding = self._asked is not None or any(self._flags) or any(riding)
+        self._riding = bool(self._asked) or any(self._flags) or any(riding)
         self._drawing = any(draws(kernel, at) for at in stepped)
         numbers = range(self.table.rows.shape[1] - len(Numbers._fields), self.table.rows.shape[1] - 1)
         key = [self.table.rows.shape[1] - 1] * self._drawing
@@ -73,6 +75,9 @@ class CudaPlan(GradientsOnDevice, Plan):
         if self.mastered:
             with self.on_stream():
                 self.counter = self._cupy.zeros(1, np.int64)
+        if self.table.shared:
+            with self.on_stream():
+                self._carried = self._cupy.asarray(self._begun())
         self._begin()
 
     def _lay_out(self, kinds: Sequence[Kind]) -> None:
@@ -106,6 +111,9 @@ class CudaPlan(GradientsOnDevice, Plan):
             new.words[k] = old.words[at]
         if self.window is not None:
             self.load()
+        if self._carried is not None:
+            with self.on_stream():
+                self.norm.spread()  # type: ignore[union-attr]
 
     def _layout(self) -> Laid:
         """Return signatures and norm for gradients of the dtypes as they come now."""
@@ -115,11 +123,10 @@ class CudaPlan(GradientsOnDevice, Plan):
             leaves_of.setdefault(k, []).append(leaf)
         with self.on_stream():  # whose work alone gets the tables' memory once they are freed
             leaves_of_signatures = [sorted(leaves) for leaves in leaves_of.values()]
-            norm = (
-                None
-                if self._asked is None
-                else Norm(*self._asked, leaves_of_signatures, [p.size for p in self._params])
-            )
+            norm = None
+            if self._asked:
+                sizes = [p.size for p in self._params]
+                norm = Norm(self._chores, self.table, self._carried, leaves_of_signatures, sizes)
             scaled, noted = norm.flags if norm else (False, False)
             stepped = [streams.columns for streams in self._streams]
             rows = RowTable(len(self.table.rows), self.columns, self._firsts if self._drawing else ())
@@ -189,6 +196,24 @@ class CudaPlan(GradientsOnDevice, Plan):
         with self.on_stream():
             blocks = self.norm.blocks(self.signatures, self.steps(row))
         return [x[: len(x) if r >= 0 else 0] for x, r in zip(blocks, row.tolist(), strict=False)]
+
+    def carry(self) -> None:
+        """Let the device carry on what the table says."""
+        if self._carried is not None:
+            with self.on_stream():
+                self._carried[...] = self._cupy.asarray(self._begun())
+                self.norm.spread()  # type: ignore[union-attr]
+
+    def _begun(self) -> Array:
+        """Return what the table carries, the first number as steps take it."""
+        carried: Array = self.table.carried[-1].copy()
+        carried[0] = self.table.groups[0]._rule.coefficients(1, 1.0, *carried.tolist())[self._width - 2]
+        return carried
+
+    def settle(self) -> None:
+        if self._carried is not None:
+            with self.on_stream():
+                self.table.carried[:] = self._carried.get()
 
     def put_gradients(self, addresses: Sequence[int]) -> None:
         """Take the address of each leaf's gradient, kept and checked by its owner; no matter what where the row is

@@ -130,6 +130,7 @@ class Window:
         """Take changed hyperparameters over from the next step on; waits only if the rule carries numbers."""
         if self._plan.capturing():
             raise RuntimeError("hyperparameters cannot be changed while a graph is captured")
+        self._table.judging()  # raises where groups differ in it
         if (error := self._work_out(1)[-1]) is not None:
             raise error
         table: Any = () if self._table.carries else self._work_out(self._steps)[0]

@@ -78,15 +78,18 @@ class Judge(judge.Judge):
             taken, first = np.unique(row[:-1], return_index=True)
             rows[taken[taken >= 0], 0] *= factors[first[taken >= 0]]
         if self._plan.summed.size:
-            self.weigh()
+            after = [*after, *self.weigh()]
         if part is None:
             self._plan.launch(after)
         else:
             self._plan.launch_some(*part, [*self._plan.unread, *after])
 
-    def weigh(self) -> None:
-        """Let the factor in each leaf's row be what its method makes of the sums over the leaf."""
+    def weigh(self) -> Changes:
+        """Let the factor in each leaf's row be what its method makes of the sums over the leaf, or over all leaves;
+        returns what a step by it changes besides."""
         plan, table = self._plan, self._table
+        if table.shared:
+            return table.share(plan.judged_together(plan.sum_up()))
         leaves = plan.summed[table.row[plan.summed] >= 0]
         if self.join is None:
             elements, sums = plan.elements_of[leaves], plan.sum_up()[leaves]
@@ -96,6 +99,7 @@ class Judge(judge.Judge):
             sums = np.array([wholes[leaf].sums for leaf in leaves])
         rows = table.row[leaves]
         table.rows[rows, table.width - 1] = plan.judged(leaves, elements, sums, table.rows[rows])
+        return []
 
     def sums(self, part: Part | None) -> Array:
         """Return (leaves, NOTES): what the step has noted down."""

@@ -12,7 +12,7 @@ import numpy as np
 from fastadam.arrays.flat import FlatBuffer
 from fastadam.arrays.host import Array, Memory, plain
 from fastadam.group import sums_first
-from fastadam.kernels.chores import BLOCK, CHUNK_WORDS, NOTES, TAKEN
+from fastadam.kernels.chores import BLOCK, CHUNK_WORDS, NOTES, TAKEN, in_pairs
 from fastadam.kernels.contract import Euclidean, Kernel
 from fastadam.kernels.formats import FLOAT32, format_of
 from fastadam.kernels.streams import Columns
@@ -76,6 +76,7 @@ class Plan(Gradients):
         self._flags, self._firsts = chores.flags, firsts
         self.unread = []
         self._kernel, self._names = switched(kernel, table), names
+        table.judging()  # raises where groups differ in it
         self.table = table
         self._scratch: dict[tuple[int, int], Array] = {}
         self._zeros = np.zeros(CHUNK)  # the gradient of a missed step: as float64, enough for a chunk of any dtype
@@ -242,6 +243,25 @@ class Plan(Gradients):
             ]
             factors: Array = kernel.judged(elements, *values, kernel.Coefficients(*numbers.T))
         return factors
+
+    def judged_together(self, sums: Array) -> list[float]:
+        """Return what is carried on by a step whose leaves have these sums, by the kernel's own formula."""
+        kernel = self._kernel
+        assert kernel.judged is not None
+        assert kernel.Judging is not None
+        totals = np.array([in_pairs(x.tolist()) for x in sums.T[: len(kernel.sums)]])
+        with np.errstate(all="ignore"):
+            values = [
+                np.sqrt(x) if isinstance(each, Euclidean) else x for each, x in zip(kernel.sums, totals, strict=True)
+            ]
+            judging = kernel.Judging(*map(np.float64, self.table.judging()))
+            return [float(x) for x in kernel.judged(*values, *self.table.carried[-1], judging)]
+
+    def settle(self) -> None:
+        """Let the table hold what is carried, where a device knows it; waits for the device."""
+
+    def carry(self) -> None:
+        """Carry on what the table says from here on, where a device knows better."""
 
     def accumulate(self, totals: Sequence[Array], row: Array, after: Sequence[tuple[Any, Any, Any]]) -> None:
         """Store the gradients in flat arrays where a leaf's row is 0, add them where it is 1; then as launch_some."""

@@ -11,7 +11,7 @@ from itertools import accumulate
 from typing import Any
 
 from fastadam.checks import integer
-from fastadam.kernels.contract import Slot, Weights
+from fastadam.kernels.contract import Exact, Slot
 from fastadam.kernels.formats import BFLOAT16, FLOAT16, FORMATS, Format, format_of
 
 MOMENTS = [name for name, format in FORMATS.items() if format.moments]
@@ -66,5 +66,5 @@ class Storage:
 
     def slot_format(self, p: Format, slot: Slot | None = None) -> Format:
         """Return what a slot, a moment unless it is given, of a parameter in this format rests in."""
-        moves = self.moments is None or isinstance(slot, Weights)
+        moves = self.moments is None or isinstance(slot, Exact)
         return format_of(p.compute) if moves else FORMATS[self.moments]  # type: ignore[index]

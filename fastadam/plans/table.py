@@ -30,6 +30,8 @@ class Table:
     leads:   (leaves,) int64: the first leaf of each leaf's cohort, all of which share this step's coefficients.
     width:   the coefficients of a row, before what the rule carries.
     carries: whether it accumulates anything.
+    shared:  whether all leaves have the same of it, which the judge makes of sums over all leaves.
+    told:    dicts that each step writes it into as well, by name, where it is shared.
     skipped: the steps left out by skip_nonfinite.
     seed:    of the random bits of a step, drawn where `drawing` says that something is rounded stochastically.
 
@@ -43,12 +45,15 @@ class Table:
     ) -> None:  # fmt: skip
         n = sum(len(group._leaves) for group in groups)
         self.groups, self.seed, self.skipped = groups, seed, 0
-        self.width = len(kernels.ALL[rule.kernel].Coefficients._fields)  # type: ignore[attr-defined]
+        kernel = kernels.ALL[rule.kernel]
+        self.width, self.shared = len(kernel.Coefficients._fields), kernel.Judging is not None  # type: ignore[attr-defined]
         width = self.width + len(rule.carried)
         self.row, self.rows = np.zeros(n + 1, np.int64), np.zeros((max(n, 1), width + len(Numbers._fields)))
         self.counts = np.zeros(n + 1, np.int64)
         self.carried = np.tile(np.array(list(rule.carried.values()), np.float64), (n + 1, 1))
         self.carries, self._drawing, self._apart = bool(rule.carried), False, apart
+        self.told: Sequence[dict[str, Any]] = ()
+        self._names = list(rule.carried)
         self._accumulated = slice(self.width, width)  # the columns of what the rule carries
         self._chores, self._scheduled = chores, callable(chores.ema_decay)
         self._riding: tuple[float, ...] = ()
@@ -117,6 +122,23 @@ class Table:
         self.row[:] = row
         self._cohorts, self.leads, self._live = cohorts, leads, live
 
+    def judging(self) -> tuple[float, ...]:
+        """Return what the judge of all leaves must know. Raises ValueError where groups differ in it."""
+        first, *others = (group._rule.judging for group in self.groups)
+        for k, other in enumerate(others, start=1):
+            for name, a, b in zip(first._fields if first else (), first, other, strict=True):  # type: ignore[attr-defined]
+                if a != b:
+                    both = f"{self.groups[k]._where}{name} is {b!r}, {self.groups[0]._where}{name} is {a!r}"
+                    raise ValueError(f"{both}: expected one for all groups, whose sums are added up")
+        return first
+
+    def share(self, carried: Sequence[float]) -> list[tuple[Any, Any, Any]]:
+        """Let every row have these numbers carried, the first of them as its factor; returns (array or dict, where,
+        values): what a step by these rows changes besides, in leaves that do not take it, too."""
+        self.rows[:, self.width - 1], self.rows[:, self._accumulated] = carried[0], carried
+        named = [(home, name, x) for home in self.told for name, x in zip(self._names, carried, strict=True)]
+        return [(self.carried, ..., np.array(carried)), *named]
+
     @property
     def cohorts(self) -> list[int]:
         """Return the first leaf of each cohort, the leaves that share this step's coefficients."""
@@ -126,10 +148,21 @@ class Table:
         """Take up counts, or what the rule carries, that were set from outside."""
         self._live = None
 
+    def take_up(self, leaf: int, count: int, carried: Sequence[float]) -> None:
+        """Let a leaf have taken so many steps, and carry what it has accumulated in them where that is its own."""
+        self.counts[leaf] = count
+        if not self.shared:
+            self.carried[leaf] = carried
+
     def after(self, leaf: int) -> tuple[Any, ...]:
         """Return (count, *carried) that a leaf has after the step which has been filled in."""
         carried = self.rows[self.row[leaf], self._accumulated].tolist() if self.carries else ()
         return self.counts.item(leaf) + 1, *carried
+
+    def carries_on(self, leaf: int) -> list[Array]:
+        """Return views of what a leaf carries after the step which has been filled in, once its sums are judged."""
+        row = self.rows[self.row[leaf], self._accumulated]
+        return [row[k, ...] for k in range(len(row))]
 
     def count(self) -> None:
         """Take the step that has been filled in as taken by every leaf, in a table that looks ahead."""

@@ -92,6 +92,12 @@ def check(state: State, table: Table, rule: type[Rule], saved: Any) -> list[Rule
         for leaf in group._leaves:
             name = names[leaf]
             _check_leaf(f"state['leaves'][{name!r}]", state, leaf, changed, saved["leaves"][name], t)
+    for name in names if table.shared else ():
+        for key in rule.carried:
+            came, first = (saved["leaves"][each][key] for each in (name, names[0]))
+            if came != first:
+                both = f"state['leaves'][{name!r}][{key!r}] is {came!r}, of {names[0]!r} it is {first!r}"
+                raise ValueError(f"{both}: expected one for all leaves")
     return rules
 
 
@@ -127,7 +133,7 @@ def _check_leaf(where: str, state: State, leaf: int, rule: Rule, saved: Any, t: 
     integer(f"{where}['count']", saved["count"], low=0, most=t)
     _same(f"{where}['format']", saved["format"], str(p.dtype))
     for name in rule.carried:
-        number(f"{where}[{name!r}]", saved[name], low=0, most=rule.carried_most)
+        number(f"{where}[{name!r}]", saved[name], low=rule.carried_least, most=rule.carried_most)
     for name, view in views.items():
         if describe(saved[name]) != (expected := f"{view.dtype}{view.shape}"):
             raise ValueError(f"{where}[{name!r}] is {describe(saved[name])}, expected {expected}")
@@ -142,6 +148,8 @@ def load(state: State, table: Table, rule: type[Rule], saved: dict[str, Any], ru
         table.counts[leaf] = of_leaf["count"]
         table.carried[leaf] = [of_leaf[name] for name in rule.carried]
         state.write(leaf, of_leaf)
+    if table.shared:
+        table.carried[-1] = table.carried[0]
     table.counts[-1], table.seed, table.skipped = saved["t"], saved["seed"], saved["skipped"]
     table.notice()
 

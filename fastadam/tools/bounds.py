@@ -67,6 +67,11 @@ class Running:
     def __gt__(self, x):
         return self.value > self._other(x).value
 
+    def __ne__(self, x):
+        return self.value != self._other(x).value
+
+    __hash__ = None  # type: ignore[assignment]
+
     def __neg__(self):
         return Running(-self.value, self.error, self.unit)
 
@@ -93,7 +98,9 @@ def _select(x, a, b):
 
 def _where(truth, a, b):
     a, b = (x if isinstance(x, Running) else Running(np.float64(x), 0.0, None) for x in (a, b))
-    return a if truth else b
+    chosen, other = (a, b) if truth else (b, a)
+    near = abs(a.value - b.value) <= a.error + b.error  # rounding may choose the other one
+    return Running(chosen.value, chosen.error + other.error, chosen.unit) if near else chosen
 
 
 # What contract.py's names mean over Running numbers: those that NumPy lacks, then those made of them.
@@ -111,22 +118,35 @@ def _summed(each, x, unit):
     return Running(x.value.sum(), errors.sum() + depth * unit[0] * (size + errors).sum(), unit)
 
 
-def _factor(kernel, arguments, c, unit):
-    """Return the kernel's factor over a leaf of these elements, as `judged` makes it in float64, then rounded."""
+def wide_number(x, error=0.0):
+    """Return a number of float64 that is off by as much as this, at most; a Running as it is."""
+    return x if isinstance(x, Running) else Running(np.float64(x), error, Running.arithmetic(np.float64))
+
+
+def _factor(kernel, arguments, c, unit, shared):
+    """Return the kernel's factor over a leaf of these elements, as `judged` makes it in float64, then rounded.
+
+    Where the kernel has Judging it is over all there are, and what is carried on takes the place of what was."""
     summands, wide = kernel.step(*arguments, c)[1 + len(kernel.slots) :], Running.arithmetic(np.float64)
     sums = [_summed(each, x, wide) for each, x in zip(kernel.sums, summands, strict=True)]
     judged = FunctionType(kernel.judged.__code__, kernel.judged.__globals__ | MEANINGS)
     with np.errstate(all="ignore"):
-        factor = judged(float(summands[0].value.size), *sums, c)
+        if kernel.Judging is None:
+            factor = judged(float(summands[0].value.size), *sums, c)
+        else:
+            carried, judging = ([wide_number(x) for x in numbers] for numbers in shared)
+            factor, *_ = shared[0][:] = judged(*sums, *carried, kernel.Judging(*judging))
     return Running(factor.value, factor.error + unit[0] * np.abs(factor.value), unit)
 
 
-def one_step(kernel, dtype, streams, row, host, off=None):
+def one_step(kernel, dtype, streams, row, host, off=None, shared=((), ())):
     """Return bounds for (p, *slots) after one step by `kernel` in `dtype` from exact streams (None: absent).
 
     row: the coefficients; host: their relative error before they are rounded to dtype, one number or one for each.
     off: None, or where the rule needs the kernel's sums, of which these streams are a whole leaf, how far its factor is
         off besides, relatively: 0 unless it is another's.
+    shared: where the kernel judges by them, a list of what the rule carries before the step, which afterwards holds
+        Running numbers of what it carries on, and the rule's `judging`.
     A stream that is no longer exact may be a Running.
     """
     unit = Running.arithmetic(dtype)
@@ -138,8 +158,11 @@ def one_step(kernel, dtype, streams, row, host, off=None):
     names = element.__globals__ | MEANINGS
     running = FunctionType(element.__code__, names, None, element.__defaults__, element.__closure__)
     kernel, arguments = kernel._replace(element=running), [*exact, *[None if off is None else 0] * len(kernel.sums)]
+    if off is not None and kernel.Judging is not None and isinstance(first := shared[0][0], Running):
+        given = c[-2]
+        c = c._replace(**{c._fields[-2]: Running(given.value, given.error + first.error * (1 + unit[0]), unit)})
     if off is not None:
-        factor = _factor(kernel, arguments, c, unit)
+        factor = _factor(kernel, arguments, c, unit, shared)
         factor.error += off * np.abs(factor.value)
         c = c._replace(factor=factor)
     return [None if x is None else x.error for x in kernel.step(*arguments, c)[: 1 + len(kernel.slots)]]

@@ -25,8 +25,8 @@ METHODS: list[type[Optimizer]] = [m for m in vars(methods).values() if isinstanc
 BITING = {
     "lr": 1e-2, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.1, "alpha": 0.8, "dampening": 0.3,
     "lr_decay": 0.1, "initial_accumulator_value": 0.2, "momentum_decay": 0.04, "t_alpha": 4.0, "t_beta3": 5.0,
-    "warmup_steps": 4.0, "r": 0.5, "weight_lr_power": 1.5,
-    "trust_coefficient": 0.03,
+    "warmup_steps": 4.0, "r": 0.5, "weight_lr_power": 1.5, "trust_coefficient": 0.03,
+    "beta3": 0.9, "d0": 0.05, "d_coef": 1e5, "growth_rate": 2.0,
 }  # fmt: skip
 
 # What each chore can be asked for. Limits that bite on gradients around 1e-2 and scale 0.5.
@@ -127,8 +127,12 @@ def kernels_in_use() -> list[Variant]:
 
 def sums_first(variant: Variant) -> bool:
     """Return whether its steps need sums over whole leaves first: another cut of the parameters gives other steps."""
-    method, chosen = variant
-    return kernels.ALL[method.rule.kernel].summed(method.rule(**chosen).options)
+    return kernels.ALL[variant[0].rule.kernel].summed(variant[0].rule(**variant[1]).options)
+
+
+def together(variant: Variant) -> bool:
+    """Return whether its sums go over all leaves."""
+    return kernels.ALL[variant[0].rule.kernel].Judging is not None
 
 
 def elementwise() -> list[Variant]:

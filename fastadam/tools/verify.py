@@ -86,12 +86,13 @@ def worst_error(
         row = opt.groups[0].coefficients_at(t, chosen["lr"], 1.0, *carried.values())[: len(kernel.Coefficients._fields)]  # type: ignore[attr-defined]
         rule = method.rule(**chosen)
         limits = bounds.one_step(
-            kernel, dtype, streams, row, host_error(rule, t), 0.0 if kernel.summed(rule.options) else None
-        )
+            kernel, dtype, streams, row, host_error(rule, t), 0.0 if kernel.summed(rule.options) else None,
+            (list(carried.values()), rule.judging),
+        )  # fmt: skip
         exact, new = oracle(t, p.astype(wide), g.astype(wide), state, **taken)
         opt.step(home.put(g))
         after = {key.rpartition(".")[2]: x for key, x in state_arrays(opt).items()} | {"p": home.get(params)}
-        carried = {key: new[key] for key in carried}
+        carried = {key: opt.state_dict(copy=False)["leaves"]["params"][key] for key in carried}
         for slot, limit in zip(("p", *(slot.name for slot in kernel.slots)), limits, strict=True):
             if limit is not None:
                 want = exact if slot == "p" else new[slot]

@@ -14,7 +14,11 @@ from fastadam.torch.method import OPTIONS
 from fastadam.torch.optimizer import Fast, in_place_of
 
 WRAPPED = "__bnb_optimizer_quant_state__"  # where bitsandbytes keeps what load_state_dict must not cast
-TAKEN = ("lr", "betas", "eps", "weight_decay", "momentum", "alpha", "amsgrad", "bias_correction", "train_mode")
+TAKEN = (
+    "lr", "betas", "eps", "weight_decay", "momentum", "alpha", "amsgrad", "bias_correction", "train_mode",
+    "beta3", "decouple", "use_bias_correction", "safeguard_warmup", "d0", "d_coef", "growth_rate", "d", "d_max",
+    "d_numerator",
+)  # fmt: skip
 
 
 def convert(optimizer: torch.optim.Optimizer, **options: Any) -> Fast:
@@ -57,7 +61,8 @@ def to_torch_state(opt: Fast) -> dict[str, Any]:
         for key, x in each.items():
             if key in slots and isinstance(x, torch.Tensor):
                 order = each[ORDER].tolist() if ORDER in each else None
-                of_torch[k][key] = leaves[params[k]].decoded(key, x, order)
+                whole = leaves[params[k]].decoded(key, x, order)
+                of_torch[k][key] = whole.reshape(-1) if key in opt.flat else whole
             elif key in slots or key in type(opt).numbers:
                 of_torch[k][key] = x.clone() if isinstance(x, torch.Tensor) else x
                 if key in opt.rule.carried:  # float64 here
@@ -67,6 +72,7 @@ def to_torch_state(opt: Fast) -> dict[str, Any]:
     for group in groups:  # as a package has them that counts in its groups
         numbers: dict[str, Any] = next((state["state"][k] for k in group["params"] if k in state["state"]), {})
         group |= {key: numbers[name].item() for name, key in opt.of_group.items() if name in numbers}
+        group |= opt.for_package(group)
     return {"state": of_torch, "param_groups": groups}
 
 
@@ -127,6 +133,8 @@ def _one(opt: Fast, where: str, theirs: dict[str, Any], group: dict[str, Any], p
         other = f"state{keys.index(lacking[0]) + 1}"
         raise ValueError(f"{where} has {', '.join(map(repr, theirs))}, expected {lacking[0]!r} or {other!r}")
     for key in taken.keys() & set(keys):
+        if key in opt.flat and taken[key].dim() == 0:  # one number for all
+            taken[key] = taken[key].expand(p.shape).clone()
         if taken[key].numel() != p.numel():
             raise ValueError(f"{where} has {taken[key].numel()} numbers for a parameter of shape {tuple(p.shape)}")
         taken[key] = taken[key].reshape(p.shape)

@@ -52,6 +52,7 @@ class CudaWalk(Walk):
     backend = "cuda"
 
     def _make_plan(self, formats: list[Streams]) -> Any:
+        self._carried_on: list[float] = []  # what a device was left with, where leaves share it
         self._placed: dict[int, list[int]] = {}  # per leaf with a state, where the plan knows its tensors
         for format in {format for of_leaf in formats for format in of_leaf if format is not None}:
             _ = format.dtype  # while nothing has changed: raises where there is no such dtype
@@ -111,9 +112,17 @@ class CudaWalk(Walk):
         changed += [(self._table.counts, ...), (self._table.carried, ...)]
         waiting = self._chores.skip_nonfinite is True  # for the device, which alone knows
         before = [(array, at, copy(array[at])) for array, at in changed] if waiting else []
+        shared = self._table.shared
+        if shared and self._table.carried[-1].tolist() != self._carried_on:
+            self._plan.carry()
         info: Any = super()._launch(scale, sparse, after)
         if waiting and info.skipped:
             for array, at, value in before:
                 array[at] = value
             return StepInfo(skipped=True)
+        if shared:  # the groups say it, so the host waits
+            self._plan.settle()
+            self._carried_on = self._table.carried[-1].tolist()
+            for group in self._opt.param_groups:
+                group.update(zip(self._opt.rule.carried, self._carried_on, strict=True))
         return info  # type: ignore[no-any-return]

@@ -6,10 +6,14 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 
+from fastadam import kernels
+from fastadam.checks import number
 from fastadam.plans.chores import Chores
 from fastadam.plans.storage import Storage
+from fastadam.plans.table import Table
 from fastadam.rule import Rule
 from fastadam.torch.formats import FORMATS, local
+from fastadam.torch.group import plain
 from fastadam.torch.leaf import Leaf
 
 OPTIONS = {  # of the constructors, beside torch's arguments: what each means
@@ -54,9 +58,14 @@ class Method(torch.optim.Optimizer):
     fixed: ClassVar[dict[str, Any]] = {}  # what the rule is told beside torch's hyperparameters
     extras: ClassVar[dict[str, Any]] = {}  # hyperparameters that torch's class has not, and their defaults
     of_group: ClassVar[dict[str, str]] = {}  # where another library keeps numbers in its groups
+    flat: ClassVar[frozenset[str]] = frozenset()  # what it keeps in one dimension
     instead = ""  # what takes sparse gradients
     by_row = False  # whether gradients may be sparse
     plain_numbers = False  # whether the state's numbers are Python's
+
+    def for_package(self, group: dict[str, Any]) -> dict[str, Any]:
+        """Return what another library's group has that ours says otherwise."""
+        return {}
 
     def check_layout(self, leaf: Leaf, g: Any) -> None:
         """Refuse a gradient of a layout that this method does not take: all but dense ones."""
@@ -87,6 +96,20 @@ def begin(opt: Method, leaf: Leaf) -> None:
                 state[key] = leaf.zeros(key)
                 if leaf.begins_as_p(key):
                     state[key].copy_(leaf.p)
+
+
+def needing_one_device(opt: Method, chores: Chores) -> str:
+    """Return what looks at all parameters before a step; empty where nothing does."""
+    if kernels.ALL[opt.rule.kernel].Judging is not None:
+        return f"the sums of {opt.rule.__name__}"
+    return "max_norm, skip_nonfinite and stats" if chores.max_norm or chores.skip_nonfinite or chores.stats else ""
+
+
+def carried_by(opt: Method, table: Table) -> list[float]:
+    """Return what the first group says that all leaves carry. Raises ValueError where groups differ."""
+    table.judging()
+    given = {name: plain(opt.param_groups[0].get(name, start)) for name, start in opt.rule.carried.items()}
+    return [number(f"param_groups[0][{name!r}]", x, low=opt.rule.carried_least) for name, x in given.items()]
 
 
 def check_whole(leaf: Leaf, measured: bool, summing: str) -> None:

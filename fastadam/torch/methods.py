@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -49,7 +50,7 @@ class Newcomer(Fast, torch.optim.Optimizer):
         self, params: Any, *hyperparameters: Any, foreach: bool | None = None, capturable: bool = False,
         differentiable: bool = False, fused: bool | None = None, **named: Any,
     ) -> None:  # fmt: skip
-        options = {name: named.pop(name) for name in OPTIONS if name in named}
+        options = {name: named.pop(name) for name in (*OPTIONS, *self.extras) if name in named}
         chosen = inspect.signature(self.rule).bind(*hyperparameters, **named)
         chosen.apply_defaults()
         self.rule(**{name: plain(x) for name, x in chosen.arguments.items()})
@@ -168,6 +169,37 @@ class StableAdamW(Newcomer):
     """Steps less where gradients surprise it, Wortsman et al. 2023, Algorithm 2."""
 
     rule, slots = rules.StableAdamW, MOMENTS
+
+
+class Prodigy(Newcomer):
+    """Finds its learning rate by itself, Mishchenko & Defazio 2024, Algorithm 4: the prodigyopt package's Prodigy.
+
+    As there, groups hold d, d_max and d_numerator, one for all, and the first group's count. The package's slice_p and
+    fsdp_in_use are refused unless 1 and False. A parameter's own count corrects its bias, and lr is its group's.
+    """
+
+    rule, slots = rules.Prodigy, {**MOMENTS, "s": "s", "p0": "p0"}
+    extras: ClassVar[dict[str, Any]] = {"slice_p": 1, "fsdp_in_use": False}
+    of_group: ClassVar[dict[str, str]] = {"step": "k"}
+    flat = frozenset({"s", "p0"})
+
+    def for_package(self, group: dict[str, Any]) -> dict[str, Any]:
+        growth_rate = math.inf if group["growth_rate"] is None else group["growth_rate"]
+        return {**type(self).extras, "growth_rate": growth_rate}
+
+    @staticmethod
+    def check_group(group: dict[str, Any]) -> None:
+        Newcomer.check_group(group)
+        for name, expected in Prodigy.extras.items():
+            if group.get(name, expected) != expected:
+                raise ValueError(f"{name} is {group[name]!r}, expected {expected!r}: sums go over all of this process")
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group as torch does; it has the first group's d."""
+        super().add_param_group(param_group)
+        first, group = self.param_groups[0], self.param_groups[-1]
+        for name, start in (("d", group["d0"]), ("d_max", group["d0"]), ("d_numerator", 0.0)):
+            group.setdefault(name, first.get(name, start))
 
 
 class SGD(Fast, torch.optim.SGD):

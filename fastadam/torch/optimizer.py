@@ -19,7 +19,7 @@ from fastadam.plans.streams import Streams
 from fastadam.torch.cuda import CudaWalk
 from fastadam.torch.formats import ORDER, SHORT, STORED, local
 from fastadam.torch.idle import with_zeros
-from fastadam.torch.method import OPTIONS, Options
+from fastadam.torch.method import OPTIONS, Options, needing_one_device
 from fastadam.torch.replacing import Replacing
 from fastadam.torch.walk import Walk
 
@@ -247,10 +247,8 @@ class Fast(Replacing):
             for n, p in zip(names, group["params"], strict=True):
                 members = groups_of.setdefault(local(p).device, [[] for _ in self.param_groups])
                 members[k].append((f"params[{k}][{n!r}]", p))
-        chosen = self._chores
-        if len(groups_of) > 1 and (chosen.max_norm or chosen.skip_nonfinite or chosen.stats):
-            devices = ", ".join(map(str, groups_of))
-            raise ValueError(f"the parameters lie on {devices}: max_norm, skip_nonfinite and stats need one device")
+        if len(groups_of) > 1 and (who := needing_one_device(self, self._chores)):
+            raise ValueError(f"the parameters lie on {', '.join(map(str, groups_of))}: {who} need one device")
         for device, members in groups_of.items():
             if device.type not in WALKS:
                 name = next(name for members_of_group in members for name, _ in members_of_group)

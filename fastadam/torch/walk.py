@@ -29,7 +29,7 @@ from fastadam.rule import Rule
 from fastadam.torch.group import ParamGroup, differ, holds_memory, plain
 from fastadam.torch.idle import check_remembered, forgotten
 from fastadam.torch.leaf import Leaf, Moved
-from fastadam.torch.method import Method, Options, begin, check_whole, count_if_asked
+from fastadam.torch.method import Method, Options, begin, carried_by, check_whole, count_if_asked
 from fastadam.torch.seen import Seen
 
 EMPTY: dict[str, Any] = {}
@@ -90,6 +90,7 @@ class Walk:
         drawing = any(format.draws for leaf in self.leaves for format in (leaf.format, *leaf.formats.values()))
         apart = self._apart and any(map(sums_first, self.groups))
         self._table = Table(opt.rule, self.groups, self._chores, self._seed, drawing, apart)
+        self._table.told = opt.param_groups
         self._plan: Any = self._make_plan(formats)
         self._judge: Any = None if self._plan is None else Judge(self._plan, self._chores, self._names_of_leaves)
         self._params = [leaf.p for leaf in self.leaves]
@@ -140,6 +141,8 @@ class Walk:
                 if (limit is None) != (group.max_norm is None):
                     raise Moved  # other things are measured
                 group.__dict__["max_norm"] = positive(f"param_groups[{k}]: max_norm", limit)
+        if self._table.shared:
+            self._table.carried[:] = carried_by(self._opt, self._table)
 
     def step(self, opt: Method, scale: float) -> StepInfo:
         """Step every leaf of the optimizer that has a gradient; scale multiplies the gradients first.
@@ -228,10 +231,10 @@ class Walk:
             if not leaf.complete(state):
                 check_remembered(leaf, state, self._opt.rule.averages)
                 begun.append(k)
-                table.counts[k], table.carried[k] = leaf.taken(state, self._opt.rule.carried)
+                table.take_up(k, *leaf.taken(state, {} if table.shared else self._opt.rule.carried))
             elif leaf.changed(state):
                 leaf.look(state)
-                table.counts[k], table.carried[k] = leaf.history
+                table.take_up(k, *leaf.history)
                 self._place(k)
                 new += 1
         table.notice()

@@ -153,7 +153,7 @@ class Instantiation(NamedTuple):
 
 class Pass(NamedTuple):
     """Names CARRY, WEIGH with its table, kernel and type, or a kernel of norm.cu: ADD_UP, JUDGE, TOTALS,
-    ADVANCE_UNLESS, or MEASURE with its table and types."""
+    ADVANCE_UNLESS, WEIGH_TOGETHER with its kernel, or MEASURE with its table and types."""
 
     macro: str
     arguments: tuple[str, ...] = ()
@@ -199,7 +199,8 @@ def _sums(kernel: Kernel) -> str:
         return ""
     norms = sum(isinstance(each, Euclidean) << k for k, each in enumerate(kernel.sums))
     of = f"{kernel.name}<{', '.join(kernel.switches)}>" if kernel.switches else kernel.name
-    numbers = f"static constexpr int count = {len(kernel.sums)}, norms = {norms};"
+    numbers = f"static constexpr int count = {len(kernel.sums)}, norms = {norms};\n"
+    numbers += f"static constexpr bool carried = {str(kernel.Judging is not None).lower()};"
     return f"template <{', '.join(f'bool {name}' for name in kernel.switches)}>\nstruct Sums<{of}> {{\n{numbers}\n}};\n"
 
 

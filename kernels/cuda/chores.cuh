@@ -44,17 +44,19 @@ template <class C, class... More>
 struct RowOf : C, More... {};
 
 // What norm.cu found out about a leaf: multiply its gradient by both, or leave everything as it is; and the factor that
-// the kernel's sums over it give.
+// the kernel's sums give, beside the one before, which is carried on.
 struct Ruling {
     f64 scale, factor;
     i64 skip;
-    f64 judged;
+    f64 judged, before;
 };
 
-// Of a kernel's sums, as its SUMS say: how many there are, and which of them are norms, by bits.
+// Of a kernel's sums, as its SUMS say: how many there are, which of them are norms, by bits, and whether they go over
+// all leaves, so that a number is carried on.
 template <class K>
 struct Sums {
     static constexpr int count = 0, norms = 0;
+    static constexpr bool carried = false;
 };
 
 constexpr int LIMIT = 1, CLEAR = 2, SCALED = 4, NOTED = 8, MORE = 16, DRAWN = 32, SUMMED = 64, SUMMING = 128, FOLLOWED = 256;

@@ -124,7 +124,46 @@ DEVICE void judge(const Case& c, int threads) {
         const bool skip = c.asked[2] > 0 && c.found[1] > 0;
         for (i64 k = 0; k < c.groups; ++k)
             for (i64 leaf = c.group_from[k] + thread; leaf < c.group_from[k + 1]; leaf += threads)
-                c.rulings[leaf] = {c.asked[1], c.found[2 + k], skip, 1};
+                c.rulings[leaf].scale = c.asked[1], c.rulings[leaf].factor = c.found[2 + k], c.rulings[leaf].skip = skip;
+    });
+}
+
+// Of a step of leaves whose sums go over all: where these are noted, and what is carried on from step to step.
+struct Common {
+    i64 leaves;
+    const i64* notes_of;  // a leaf's first note, -1: none
+    const Note* notes;
+    f64* room;            // twice the leaves
+    Ruling* rulings;      // by leaf
+    f64* carried;
+    const f64* asked;     // what the kernel's judge must know
+};
+
+// Let every leaf's Ruling have what was carried and what is carried on. A leaf that takes no step has noted zeros.
+template <class K>
+DEVICE void weigh_together(const Common& c, int threads) {
+    const f64 before = c.carried[0];
+    f64* sums[2] = {c.room, c.room + c.leaves};
+    together(threads, [&](int thread) {
+        for (i64 leaf = thread; leaf < c.leaves; leaf += threads) {
+            const i64 at = c.notes_of[leaf];
+            sums[0][leaf] = at < 0 ? f64(0) : c.notes[at].squares_of_g;
+            sums[1][leaf] = at < 0 ? f64(0) : c.notes[at].squares_of_p;
+        }
+    });
+    in_pairs(sums[0], c.leaves, threads), in_pairs(sums[1], c.leaves, threads);
+    together(threads, [&](int thread) {
+        if (thread > 0) return;
+        typename K::Judging told;
+#pragma unroll
+        for (int k = 0; k < int(sizeof(told) / sizeof(f64)); ++k) reinterpret_cast<f64*>(&told)[k] = c.asked[k];
+        const f64 one = sum_of({sums[0][0], 0, 0, 0}, 0, Sums<K>::norms & 1);
+        const f64 two = sum_of({0, sums[1][0], 0, 0}, 1, Sums<K>::norms & 2);
+        K::judged(one, two, c.carried[0], c.carried[1], c.carried[2], told);
+    });
+    together(threads, [&](int thread) {
+        for (i64 leaf = thread; leaf < c.leaves; leaf += threads)
+            c.rulings[leaf].before = before, c.rulings[leaf].judged = c.carried[0];
     });
 }
 
@@ -151,6 +190,8 @@ DEVICE void advance_unless(i64* at, const Ruling& ruling) {
     extern "C" __global__ void name(const Piece* p, Note* notes, i64 from) { add_up(p, notes, from, blockIdx.x, blockDim.x); }
 #define JUDGE(name) \
     extern "C" __global__ void name(const __grid_constant__ Case c) { judge(c, blockDim.x); }
+#define WEIGH_TOGETHER(name, K) \
+    extern "C" __global__ void name(const __grid_constant__ Common c) { weigh_together<K>(c, blockDim.x); }
 #define TOTALS(name) \
     extern "C" __global__ void name(const __grid_constant__ Case c, Note* found) { totals(c, found, blockDim.x); }
 #define ADVANCE_UNLESS(name) \

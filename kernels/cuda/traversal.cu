@@ -336,8 +336,14 @@ DEVICE void step(const Chunk* chunks, const u64* leaves, const Table& table, con
         }
         encode(c.value() * ruling.scale * ruling.factor, c.grad_scale);
     }
-    if constexpr (On::summed && !On::summing)
-        encode(static_cast<const Ruling*>(__cvta_global_to_generic(own[1 + sizeof...(S) + 2]))->judged, c.factor);
+    if constexpr (On::summed) {
+        const Ruling* ruling = static_cast<const Ruling*>(__cvta_global_to_generic(own[1 + sizeof...(S) + 2]));
+        // What is carried is the coefficient before the factor; the step before has left it as its own factor.
+        if constexpr (Sums<K>::carried)
+            encode(On::summing ? ruling->judged : ruling->before,
+                   reinterpret_cast<real*>(&c)[sizeof(typename K::template Coefficients<real>) / sizeof(real) - 2]);
+        if constexpr (!On::summing) encode(ruling->judged, c.factor);
+    }
     if (in_blocks<On, S...> && thread == 0) *begun = {true, On::fold(c)};
     const Room<typename NotesOf<On::summing, real, K>::Type> room{noted, share.i, share.low, share.high};
     visit<On, P, K, W>(own, home_of<G>(table, chunk.leaf), chunk.first + share.i, share.low, share.high, c, room,

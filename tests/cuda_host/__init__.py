@@ -62,6 +62,8 @@ def launched(variant, step):
         return [step]
     step = step._replace(chores=step.chores._replace(summed=True))
     weigh = Pass("WEIGH", (step.table, step.type, text_of(format_of(step.real))))
+    if kernels.ALL[step.kernel].Judging:
+        weigh = Pass("WEIGH_TOGETHER", (step.type,))
     return [] if step.table == "Rows" else [step, step.sums, weigh]
 
 

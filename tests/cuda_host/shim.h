@@ -64,6 +64,10 @@ const T& argument(void** arguments, int k) {
     }
 #define JUDGE(name) \
     extern "C" void name(i64, int threads, void** arguments) { judge(argument<Case>(arguments, 0), threads); }
+#define WEIGH_TOGETHER(name, K)                                                                                       \
+    extern "C" void name(i64, int threads, void** arguments) {                                                        \
+        weigh_together<K>(argument<Common>(arguments, 0), threads);                                                   \
+    }
 #define TOTALS(name)                                                                                                  \
     extern "C" void name(i64, int threads, void** arguments) {                                                        \
         totals(argument<Case>(arguments, 0), argument<Note*>(arguments, 1), threads);                                 \

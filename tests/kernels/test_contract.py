@@ -29,7 +29,8 @@ def test_an_element_is_its_equation_and_no_more(kernel):
     texts = [tree, *([ast.parse(inspect.getsource(kernel.judged))] if kernel.judged else [])]
     nodes = [n for text in texts for n in ast.walk(text) if isinstance(n, ast.Attribute)]
     used = [n.attr for n in nodes if getattr(n.value, "id", "") == "c"]
-    assert set(used) == set(kernel.Coefficients._fields)  # each coefficient, and none that is not there
+    told = kernel.Judging._fields if kernel.Judging else ()
+    assert set(used) == {*kernel.Coefficients._fields, *told}  # each coefficient, and none that is not there
     assert kernel.Coefficients._fields[0] == "grad_scale"  # the optimizer multiplies its own scale into the first
     called = {ast.unparse(n.func) for n in ast.walk(tree) if isinstance(n, ast.Call)}
     assert called <= {"np.sqrt", "np.abs", "maximum", "sign", "select", "agreement"}
@@ -42,7 +43,8 @@ def test_an_element_is_its_equation_and_no_more(kernel):
     assert sorted(branches) == sorted([*optional, *kernel.switches])
 
 
-SUMMED = [kernel for kernel in KERNELS if kernel.sums]
+SUMMED = [kernel for kernel in KERNELS if kernel.sums and not kernel.Judging]
+TOGETHER = [kernel for kernel in KERNELS if kernel.Judging]
 
 
 @pytest.mark.parametrize("kernel", SUMMED, ids=lambda kernel: kernel.name)
@@ -71,6 +73,34 @@ def test_a_factor_is_its_formula_and_no_more(kernel):
             assert rule.coefficients(3, 1e-2, *rule.carried.values())[len(kernel.Coefficients._fields) - 1] == 1
 
 
+@pytest.mark.parametrize("kernel", TOGETHER, ids=lambda kernel: kernel.name)
+def test_what_is_carried_on_is_its_formula_and_no_more(kernel):
+    """Of sums over all leaves: statements of float64 numbers, the same in CUDA, which writes over what was carried."""
+    *_, before, factor = kernel.Coefficients._fields
+    (function,) = ast.parse(inspect.getsource(kernel.judged).replace("np.", "")).body
+    sums, text = (
+        [each.name for each in kernel.sums],
+        (Path(kernels.__file__).parent / kernel.name / f"{kernel.name}.cuh").read_text(),
+    )
+    for method, chosen in variants():
+        if method.rule.kernel == kernel.name:
+            rule, carried = method.rule(**chosen), list(method.rule.carried)
+            assert [a.arg for a in function.args.args] == [*sums, *carried, "c"]
+            assert [x.id for x in function.body[-1].value.elts] == carried
+            assert (before, factor, len(sums)) == (carried[0], "factor", 2)
+            assert rule.coefficients(3, 1e-2, *rule.carried.values())[len(kernel.Coefficients._fields) - 1] == 1
+            assert rule.judging._fields == kernel.Judging._fields
+    called = {ast.unparse(n.func) for n in ast.walk(function) if isinstance(n, ast.Call)}
+    assert called <= {"sqrt", "abs", "maximum", "where"}
+    arguments, body = re.search(r"static DEVICE void judged\(([^)]*)\) \{\n(.*?)\n    \}\n", text, re.DOTALL).groups()
+    assert arguments.split(", ") == [
+        *(f"f64 {name}" for name in sums), *(f"f64& {name}" for name in carried), "const Judging& c",
+    ]  # fmt: skip
+    assert tuple(re.search(r"struct Judging \{\s*f64 ([^;]*);", text)[1].split(", ")) == kernel.Judging._fields
+    statements = ast.Module(function.body[1:-1], [])
+    assert ast.dump(statements) == ast.dump(ast.Module(ast.parse(as_python(body)).body, []))
+
+
 def as_python(body):
     """The statements of a C++ element function as Python text: no types, no semicolons, indentation for braces."""
     lines, depth = [], 0
@@ -79,7 +109,7 @@ def as_python(body):
             depth -= 1
             continue
         branch = re.fullmatch(r"if constexpr \((?:there<(\w+)>|(\w+))\) \{", line)
-        text = line.removeprefix("real ").removesuffix(";")
+        text = line.removeprefix("real ").removeprefix("f64 ").removesuffix(";")
         if branch:
             text = f"if {branch[2]}:" if branch[2] else f"if {branch[1].lower()} is not None:"
         lines.append("    " * depth + text)

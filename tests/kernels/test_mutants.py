@@ -11,7 +11,7 @@ import pytest
 from cases import LATE, defaults, same_bits, variants
 
 import fastadam as fa
-from fastadam import descent, kernels, layerwise, rules, unscheduled
+from fastadam import descent, kernels, layerwise, rules, unscheduled, untuned
 from fastadam import rule as rule_module
 from fastadam.host.threads import PARALLEL_FROM
 from fastadam.kernels import contract
@@ -79,6 +79,12 @@ ELEMENTS = [
     ("stableadamw", "surprise / np.sqrt(n)", "surprise"),
     ("stableadamw", "maximum(surprise / np.sqrt(n), 1)", "(surprise / np.sqrt(n))"),
     ("stableadamw", "(root + c.eps)", "maximum(root, c.eps)"),
+    ("prodigy", "+ c.l2 * p", ""),
+    ("prodigy", "c.rate * c.d * (m", "c.rate * c.factor * (m"),
+    ("prodigy", "c.eps * c.factor", "c.eps * c.d"),
+    ("prodigy", "+ c.weight_decay * p)", ")"),
+    ("prodigy", "c.s_rate * c.d * g", "c.s_rate * g"),
+    ("prodigy", "d / c.d0 * d * numerator", "d * numerator"),
     ("adamax", "np.abs(g) + c.eps", "np.abs(g)"),
     ("adamax", "np.abs(g) + c.eps", "g + c.eps"),
     ("adamax", "maximum(c.beta2 * u,", "maximum(u,"),
@@ -157,6 +163,10 @@ RULES = [
     ("(1 - share) / first + share / last", "share / first + (1 - share) / last"),
     ("t >= self.t_beta3 or first", "t > self.t_beta3 + 9 or first"),
     ("0.0, 0.0, 1.0, 0.0, self.eps, 1.0)", "0.0, 0.0, 1.0, 0.0, self.eps, decay)"),  # ADOPT's first step
+    ("math.sqrt(self._bias(1, t)) / self._bias(0, t)", "math.sqrt(self._bias(1, t))"),  # Prodigy's
+    ("(1.0 if self.safeguard_warmup else rate)", "rate"),
+    ("math.sqrt(self.betas[1]) if self.beta3 is None else self.beta3", "self.betas[1]"),
+    ("d = carried[0] or self.d0", "d = self.d0"),
     ("if self.bias_correction:", "if not self.bias_correction:"),
     ("rbias1, rsqrt_bias2 = 1 / self._bias(0, t)", "rbias1, rsqrt_bias2 = 1 / self._bias(0, t + 1)"),
     ("return beta * (self._bias(k, t - 1) if t > 1 else 0.0) / bias", "return beta"),  # StableAdamW's are biased
@@ -167,13 +177,13 @@ RULES = [
 ]
 
 
-TEXTS_OF_RULES = rule_module, descent, layerwise, unscheduled, rules
+TEXTS_OF_RULES = rule_module, descent, layerwise, unscheduled, untuned, rules
 
 
 @pytest.mark.parametrize(("old", "new"), RULES)
 def test_a_changed_rule_is_caught(old, new):
     source = "\n".join(map(inspect.getsource, TEXTS_OF_RULES))  # as one module, which imports none of them
-    source = re.sub(r"from fastadam\.(?:rule|descent|layerwise|unscheduled) import .*\n", "", source)
+    source = re.sub(r"from fastadam\.(?:rule|descent|layerwise|unscheduled|untuned) import .*\n", "", source)
     assert old in source, f"no rule has {old!r} to change"
     text = source.replace(old, new) + "\n\ndef _f(x):\n    import numpy\n    return float(numpy.float32(x))\n"
     mutant = load("mutants.rules", text, "fastadam/rules.py")
