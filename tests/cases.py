@@ -1,13 +1,17 @@
 """What many tests share."""
 
 from dataclasses import fields
+from itertools import product
 from typing import Any
+
+import pytest
 
 from fastadam.tools.cover import (
     METHODS,
     elementwise,
     hostile,
     kernels_in_use,
+    pairwise,
     same_bits,
     state_arrays,
     sums_first,
@@ -21,6 +25,8 @@ __all__ = [
     "LATE",
     "METHODS",
     "SIZES",
+    "by_turns",
+    "crossed",
     "defaults",
     "elementwise",
     "hostile",
@@ -53,7 +59,28 @@ def needed(kernel: Any) -> list[Any]:
 
 def label(case: Any) -> str:
     """A test's name for a variant or a dtype."""
-    return name_of(case) if isinstance(case, tuple) else getattr(case, "__name__", str(case))
+    is_variant = isinstance(case, tuple) and isinstance(case[0], type)
+    return name_of(case) if is_variant else getattr(case, "__name__", str(case))
+
+
+def crossed(**factors: Any) -> Any:
+    """A test's parameters, by name all values of each: every combination with --all, else every pair in some."""
+    return _marked(factors, set(pairwise(*factors.values())))
+
+
+def by_turns(**factors: Any) -> Any:
+    """A test's two parameters: every combination with --all, else each of the longer with one of the other in turns."""
+    one, other = map(len, factors.values())
+    return _marked(factors, {(k % one, k % other) for k in range(max(one, other))})
+
+
+def _marked(factors: Any, always: set[tuple[int, ...]]) -> Any:
+    """Every combination, those marked that are no tuple of indices in `always`."""
+    cases = []
+    for chosen in product(*(list(enumerate(some)) for some in factors.values())):
+        marks = () if tuple(k for k, _ in chosen) in always else pytest.mark.whole
+        cases.append(pytest.param(*(x for _, x in chosen), marks=marks, id="-".join(label(x) for _, x in chosen)))
+    return pytest.mark.parametrize(list(factors), cases)
 
 
 def made_up(**seconds):

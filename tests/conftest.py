@@ -1,6 +1,6 @@
 """What pytest itself is told, and Python texts run in a process of their own."""
 
-import fcntl
+import json
 import os
 import signal
 import subprocess
@@ -21,11 +21,19 @@ except ImportError:  # a machine with a GPU may have none; the tests for it need
 
 EXAMPLES = 200
 SPENT = pytest.StashKey[dict]()  # by architecture, what interpreters of PTX have spent, those of xdist's workers too
+FEW = 25
+NO_NVRTC = "no cuda-bindings: pip install '.[cuda-ci]'"
 
 
 def pytest_addoption(parser):
-    parser.addoption("--all", action="store_true", help="whole counts where a tenth is usual: kills, damages, replays")
-    parser.addoption("--examples", type=int, default=EXAMPLES, help="how many examples hypothesis tries in each test")
+    parser.addoption(
+        "--all",
+        action="store_true",
+        help="whole counts where a tenth is usual, and whole products where a set is that covers every pair",
+    )
+    parser.addoption(
+        "--examples", type=int, help=f"how many examples hypothesis tries in a test: {FEW}, {EXAMPLES} with --all"
+    )
     parser.addoption(
         "--ptx",
         nargs="?",
@@ -52,8 +60,8 @@ def pytest_configure(config):
     # The usual number tries the same examples every time; whoever asks for more wants others.
     settings.register_profile(
         "fastadam",
-        max_examples=examples,
-        derandomize=examples == EXAMPLES,
+        max_examples=examples or (EXAMPLES if config.getoption("--all") else FEW),
+        derandomize=examples is None,
         deadline=None,
         print_blob=True,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
@@ -70,6 +78,14 @@ def pytest_sessionfinish(session):
 def pytest_testnodedown(node):
     for architecture, spent in getattr(node, "workeroutput", {}).get("ptx", {}).items():
         node.config.stash.setdefault(SPENT, {}).setdefault(architecture, Counter()).update(spent)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Without --all, leave out what is marked as whole; pytest says how many that are."""
+    if not config.getoption("--all"):
+        whole = [item for item in items if item.get_closest_marker("whole")]
+        config.hook.pytest_deselected(items=whole)
+        items[:] = [item for item in items if not item.get_closest_marker("whole")]
 
 
 def pytest_terminal_summary(terminalreporter, config):
@@ -161,30 +177,50 @@ def same_count_of_threads(monkeypatch):
     monkeypatch.setattr(threads, "_chosen", threads._chosen)
 
 
-@pytest.fixture(scope="session")
-def cuda_library(tmp_path_factory, request):
-    """The CUDA backend's kernels as host code, compiled by the first of the session's workers that needs them."""
-    import cuda_host
+@pytest.fixture
+def turn(pytestconfig, request):
+    """None with --all; else a number that differs from case to case: every pair of case, size and offset is in some."""
+    case = request.node.callspec
+    return None if pytestconfig.getoption("--all") else case.indices["case"] + case.indices["dtype"]
 
-    worker = getattr(request.config, "workerinput", None)
-    if worker is None:
-        return cuda_host.library(tmp_path_factory.mktemp("cuda"))
-    folder = tmp_path_factory.getbasetemp().parent / "cuda"
-    folder.mkdir(exist_ok=True)
-    with open(folder / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        return cuda_host.library(folder)
+
+@pytest.fixture(scope="session")
+def host_code(pytestconfig):
+    """Where the CUDA backend's text lies as g++ compiled it, for all workers and for sessions to come."""
+    return pytestconfig.cache.mkdir("cuda_host")
 
 
 @pytest.fixture(scope="session")
 def ptx(pytestconfig):
     """PTX by the interpreter, of the architecture that was asked for, 90 where none was: what runs kernels for CuPy."""
-    pytest.importorskip("cuda.bindings.nvrtc", reason="no cuda-bindings: pip install '.[cuda-ci]'")
+    pytest.importorskip("cuda.bindings.nvrtc", reason=NO_NVRTC)
     from ptx.interpreter import Interpreter
 
     interpreter = Interpreter(pytestconfig.getoption("--ptx") or "90", pytestconfig.cache.mkdir("ptx"))
     pytestconfig.stash.setdefault(SPENT, {})[interpreter.architecture] = interpreter.spent
     return interpreter
+
+
+@pytest.fixture(scope="session")
+def assembled(pytestconfig):
+    """assembled(text, architecture): the PTX of a program, and what NVRTC and its assembler say of it."""
+    pytest.importorskip("cuda.bindings.nvrtc", reason=NO_NVRTC)
+    from kept import kept
+
+    from fastadam.benchmarks import as_cupy
+    from fastadam.kernels.cuda import OPTIONS
+
+    def assemble(text, architecture):
+        options = [*OPTIONS, f"-arch=sm_{architecture}", "-Xptxas=-v"]
+
+        def compile_to(new):
+            made = as_cupy.compiled(text, *options)
+            new.write_text(json.dumps([made.ptx, made.messages]))
+
+        deciding = [text, *options, *as_cupy.ADDED, as_cupy.version()]
+        return json.loads(kept(pytestconfig.cache.mkdir("ptx"), deciding, compile_to).read_text())
+
+    return assemble
 
 
 @pytest.fixture
@@ -194,7 +230,7 @@ def launcher(request):
         return request.getfixturevalue("ptx")
     import cuda_host
 
-    return cuda_host.on_host(request.getfixturevalue("cuda_library"))
+    return cuda_host.on_host(request.getfixturevalue("host_code"))
 
 
 @pytest.fixture

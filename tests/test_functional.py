@@ -4,7 +4,7 @@ import inspect
 
 import numpy as np
 import pytest
-from cases import METHODS, hostile, label, same_bits, variants
+from cases import METHODS, crossed, hostile, label, same_bits, variants
 
 import fastadam as fa
 from fastadam import kernels
@@ -75,8 +75,7 @@ ARRANGED = {
 }
 
 
-@pytest.mark.parametrize("arranged", ARRANGED)
-@pytest.mark.parametrize("case", CASES, ids=label)
+@crossed(case=CASES, arranged=ARRANGED, backend=["numpy", "numba"])
 def test_a_function_equals_its_optimizer(case, arranged, backend):
     method, chosen = case
     (shape, arrange), function = ARRANGED[arranged], FUNCTIONS[method]

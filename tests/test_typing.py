@@ -110,7 +110,7 @@ fa.nadam_step(p, p, p, p)
 """
 
 
-def test_a_type_checker_finds_what_is_wrong(tmp_path):
+def test_a_type_checker_finds_what_is_wrong(tmp_path, pytestconfig):
     (tmp_path / "program.py").write_text(PROGRAM)
     command = [
         sys.executable,
@@ -123,7 +123,7 @@ def test_a_type_checker_finds_what_is_wrong(tmp_path):
         "--ignore-missing-imports",
     ]
     found = subprocess.run(
-        [*command, "--cache-dir", tmp_path / "cache", tmp_path / "program.py"],
+        [*command, "--cache-dir", pytestconfig.cache.mkdir("mypy"), tmp_path / "program.py"],
         capture_output=True, text=True, cwd=FOLDER.parent,
     ).stdout  # fmt: skip
     lines = sorted({int(line.split(":")[1]) for line in found.splitlines() if ": error:" in line})

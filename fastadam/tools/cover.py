@@ -7,6 +7,7 @@ backend is covered without an edit.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from functools import cache
 from itertools import combinations, product
 from typing import Any, NamedTuple
 
@@ -149,8 +150,13 @@ def label(variant: Variant) -> str:
 
 def pairwise(*factors: Sequence[Any]) -> list[tuple[int, ...]]:
     """Return few index tuples, one index a factor, in which every pair of values of any two factors occurs."""
-    choices = list(product(*(range(len(factor)) for factor in factors)))
-    return [choices[k] for k in in_pairs(choices)]
+    return list(_pairwise(*map(len, factors)))
+
+
+@cache
+def _pairwise(*sizes: int) -> tuple[tuple[int, ...], ...]:
+    choices = list(product(*map(range, sizes)))
+    return tuple(choices[k] for k in in_pairs(choices))
 
 
 def in_pairs(choices: Sequence[Sequence[Any]]) -> list[int]:
@@ -252,15 +258,8 @@ def cases(everything: bool = False, backends: Sequence[str] = ON_HOST) -> list[C
             collected.append(Case(kernels[k % len(kernels)], DTYPES[k % len(DTYPES)], *walk, asked))
         for k, one in enumerate(stored()):
             asked = chores()[k % len(chores())] if k % 3 == 0 else {}
-            collected.append(
-                Case(
-                    kernels[k % len(kernels)],
-                    one.dtypes()[0],
-                    *walks_of_backend[-1 - k % len(walks_of_backend)],
-                    asked,
-                    one,
-                )
-            )
+            walk = walks_of_backend[-1 - k % len(walks_of_backend)]
+            collected.append(Case(kernels[k % len(kernels)], one.dtypes()[0], *walk, asked, one))
     return collected
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import cuda_host
 import numpy as np
 import pytest
+from cases import by_turns
 
 import fastadam
 from fastadam.benchmarks import cases, clock, limit_cuda, truth
@@ -39,9 +40,9 @@ WALKS = [(2, shape) for shape in product((128, 1024), limit_cuda.BYTES, limit_cu
 WALKS += [(slots, (128, 16, 2)) for slots in (0, 5)]
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=lambda dtype: dtype.__name__)
-@pytest.mark.parametrize(("slots", "shape"), WALKS, ids=str)
-def test_the_limit_touches_every_element_once(slots, shape, dtype, device, cupy):
+@by_turns(walk=WALKS, dtype=[np.float32, np.float64])
+def test_the_limit_touches_every_element_once(walk, dtype, device, cupy):
+    slots, shape = walk
     for n in (1, 7, 33_333, 2**16):
         p, g, *others = before = [RNG(k).standard_normal(n).astype(dtype) for k in range(2 + slots)]
         on_device = [cupy.asarray(x) for x in before]
@@ -54,13 +55,10 @@ def test_the_limit_touches_every_element_once(slots, shape, dtype, device, cupy)
 
 @pytest.mark.parametrize("ahead", limit_cuda.AHEAD)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=lambda dtype: dtype.__name__)
-def test_the_limit_loads_everything_first(dtype, ahead):
+def test_the_limit_loads_everything_first(dtype, ahead, assembled):
     """As NVRTC compiles it for an H100: wide accesses of global memory, all loads before the first store, no spills."""
-    pytest.importorskip("cuda.bindings.nvrtc", reason="no cuda-bindings: pip install '.[cuda-ci]'")
-    from test_cuda_compile import compiled
-
     streams, numbers = 4, "v4.f32" if dtype == np.float32 else "v2.f64"
-    ptx, log = compiled(limit_cuda.source(np.dtype(dtype), streams, 16, ahead), 90)
+    ptx, log = assembled(limit_cuda.source(np.dtype(dtype), streams, 16, ahead), 90)
     wide = [at.group(1) for at in re.finditer(rf"(ld|st)\.global\.{re.escape(numbers)}", ptx)]
     assert wide == ["ld"] * streams * ahead + ["st"] * (streams - 1) * ahead
     assert "0 bytes stack frame, 0 bytes spill stores" in log
@@ -121,16 +119,16 @@ def test_the_chain_is_right(chores, device):
     assert not wrong
 
 
-def test_the_gpu_script_runs_through(cuda_library, tmp_path):
+def test_the_gpu_script_runs_through(host_code, tmp_path):
     """On the stand-in, with the smallest sizes: every command is understood, every file is written."""
     (tmp_path / "cupy.py").write_text(
-        "import ctypes, sys\n"
+        "import pathlib, sys\n"
         f"sys.path.append({str(TESTS)!r})\n"
         "import cuda_host\n"
         "from cuda_host import fake_cupy\n"
         "from fastadam.benchmarks import limit_cuda\n"
         "limit_cuda.THREADS, limit_cuda.AHEAD = (256,), (2,)\n"  # fewer to compile
-        f"sys.modules['cupy'] = fake_cupy.module(cuda_host.on_host(ctypes.CDLL({cuda_library._name!r})))\n"
+        f"sys.modules['cupy'] = fake_cupy.module(cuda_host.on_host(pathlib.{host_code!r}))\n"
     )
     out, script = tmp_path / "out", TESTS.parent / "benchmarks/gpu.sh"
     env = os.environ | {"PYTHON": sys.executable, "QUICK": "1", "PYTHONPATH": str(tmp_path)}

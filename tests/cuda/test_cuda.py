@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from cases import (
     METHODS,
+    crossed,
     elementwise,
     hostile,
     kernels_in_use,
@@ -82,10 +83,10 @@ def some(rng, sizes, dtype=np.float32):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=label)
 @pytest.mark.parametrize("case", kernels_in_use(), ids=label)
-def test_cuda_equals_numpy_at_every_size_and_offset(case, dtype, cupy):
+def test_cuda_equals_numpy_at_every_size_and_offset(case, dtype, turn, cupy):
     method, chosen = case
     rng = np.random.default_rng(7)
-    tree = [p for p in tree_of_offsets(rng, dtype) if p.size < 2**20]
+    tree = [p for p in tree_of_offsets(rng, dtype, turn) if p.size < 2**20]
     pair = Pair(cupy, method, tree, **chosen)
     assert pair.opt.backend == "cuda"
     for _ in range(STEPS):
@@ -920,10 +921,7 @@ def rows_on(cupy, x, t=0):
 ROWS_TAKE = "max_value", "ema_decay", "copy_to", "zero_grads"  # the others look at all rows first
 
 
-@pytest.mark.parametrize("semantics", ["lazy", "exact"])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=label)
-@pytest.mark.parametrize("case", elementwise(), ids=label)
-@pytest.mark.parametrize("chored", [False, True], ids=["plain", "chored"])
+@crossed(case=elementwise(), dtype=[np.float32, np.float64], semantics=["lazy", "exact"], chored=[False, True])
 def test_rows_have_numpys_bits(chored, case, dtype, semantics, cupy):
     method, chosen = case
     tree, draw = sparse_problem(dtype)

@@ -85,8 +85,9 @@ def test_copies_and_what_is_accumulated_move_along(short, cupy):
 
 
 @pytest.mark.parametrize("kernel", kernels.ALL)
-def test_every_pair_of_kernel_chores_dtype_groups_and_layout(kernel, cupy):
-    for variant, dtype, asked, grouped, flat in cuda_host.covering():
+def test_every_pair_of_kernel_chore_dtype_groups_and_layout(kernel, cupy, pytestconfig):
+    """With --all, of kernel and set of chores."""
+    for variant, dtype, asked, grouped, flat in cuda_host.covering(pytestconfig.getoption("--all")):
         if variant[0].rule.kernel == kernel:
             try:
                 hold_against_numpy(variant, dtype, asked, grouped, flat, cupy)

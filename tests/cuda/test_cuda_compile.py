@@ -6,25 +6,19 @@ from itertools import pairwise
 import pytest
 from cuda_host import steps, stored_steps
 
-from fastadam.benchmarks import as_cupy
-from fastadam.kernels.cuda import OPTIONS, Instantiation, Pass, source
+from fastadam.kernels.cuda import Instantiation, Pass, source
 
 pytest.importorskip("cuda.bindings.nvrtc", reason="no cuda-bindings: pip install '.[cuda-ci]'")
 
-ARCHITECTURES = [80, 90, 100, 120]
+# By default the H100's; .ci/ptx takes them all.
+ARCHITECTURES = [90, *(pytest.param(others, marks=pytest.mark.whole) for others in (80, 100, 120))]
 ASSEMBLER = "ptxas info", "ptxas         ."  # how the lines begin that -Xptxas=-v asks for
 VECTOR = {4: r"v4\.[fbu]32", 8: r"v2\.[fbu]64"}
 
 
-def compiled(text, architecture):
-    """(PTX, messages) of a program."""
-    ptx, _, messages = as_cupy.compiled(text, *OPTIONS, f"-arch=sm_{architecture}", "-Xptxas=-v")
-    return ptx, messages
-
-
 @pytest.fixture(scope="module", params=ARCHITECTURES, ids="sm_{}".format)
-def program(request):
-    return compiled(source(steps()), request.param)
+def program(request, assembled):
+    return assembled(source(steps()), request.param)
 
 
 def bodies(ptx):
@@ -91,17 +85,17 @@ def test_whole_accesses_are_of_16_bytes_and_all_loads_come_before_arithmetic(pro
         assert any(not re.search(r"\bbra\b|\.rn\.", run) for run in runs), step.name  # one walk loads in one go
 
 
-def test_what_these_tests_look_for_is_there_in_plain_cuda():
+def test_what_these_tests_look_for_is_there_in_plain_cuda(assembled):
     """The same options on plain arithmetic give what the others must not hold."""
     text = 'extern "C" __global__ void f(float* x) { x[0] = x[1] * x[2] + x[3] > 0 ? x[4] : x[5]; }'
-    ptx, _ = compiled(text, 90)
+    ptx, _ = assembled(text, 90)
     assert "fma.rn.ftz.f32" in ptx
     assert re.search(r"setp\.\w+\.ftz\.f32", ptx)
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES, ids="sm_{}".format)
-def formats(request):
-    return compiled(source(stored_steps()), request.param)
+def formats(request, assembled):
+    return assembled(source(stored_steps()), request.param)
 
 
 def test_formats_spill_nothing_and_keep_to_one_type(formats):

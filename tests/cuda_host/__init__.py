@@ -6,20 +6,30 @@ import subprocess
 from functools import cache
 from itertools import product
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
+from kept import kept
 
 from fastadam import kernels
 from fastadam.kernels.cuda import PASSES, Instantiation, Pass, Riding, source, text_of
 from fastadam.kernels.formats import DTYPES, FORMATS, format_of, is_drawn
 from fastadam.plans.storage import Storage
-from fastadam.tools.cover import Stored, chores, kernels_in_use, label, stored, sums_first, variants
+from fastadam.tools.cover import (
+    CHORES,
+    Stored,
+    chores,
+    in_pairs,
+    kernels_in_use,
+    label,
+    stored,
+    sums_first,
+    variants,
+)  # fmt: skip
 
 SHIM = Path(__file__).parent / "shim.h"
 COMPILER = shutil.which("g++")
 # -fno-strict-aliasing: a step's table holds addresses, integers and reals, as memory that CUDA copies may.
-FLAGS = "-x c++ -std=c++17 -O2 -ffp-contract=off -fno-strict-aliasing -shared -fPIC"
+FLAGS = "-x c++ -std=c++17 -O1 -ffp-contract=off -fno-strict-aliasing -shared -fPIC"
 WARNINGS = "-Wall -Wextra -Wno-unknown-pragmas -Werror"
 
 
@@ -84,25 +94,25 @@ def steps():
 
 
 @cache
-def covering():
-    """(variant, dtype, asked, grouped, flat): every kernel with every set of chores, the methods of a kernel in turns;
-
-    every pair of dtypes, of groups or none, and of trees or FlatBuffers, with these and with one another.
-    """
+def covering(everything=False):
+    """(variant, dtype, asked, grouped, flat): each pair of kernel, value of a chore, dtype, groups or none, tree or
+    FlatBuffers in some; everything: each kernel with each set of chores, the methods of a kernel in turns."""
     same = {}
     for variant in variants():
         same.setdefault((streams_of(variant, DTYPES[0]), on(variant)), []).append(variant)
-    return tuple(
-        (kind[c % len(kind)], DTYPES[(k + c) % 2], asked, (k // 2 + c) % 2 == 1, (k // 4 + c) % 2 == 1)
-        for (k, kind), (c, asked) in product(enumerate(same.values()), enumerate(chores()))
-    )
+    rows, pairs = [], []
+    for (k, kind), (c, asked) in product(enumerate(same.values()), enumerate(chores())):
+        dtype, grouped, flat = DTYPES[(k + c) % 2], (k // 2 + c) % 2 == 1, (k // 4 + c) % 2 == 1
+        rows.append((kind[c % len(kind)], dtype, asked, grouped, flat))
+        pairs.append((k, *(CHORES[name].index(value) for name, value in asked.items()), dtype, grouped, flat))
+    return tuple(rows if everything else [rows[k] for k in sorted(in_pairs(pairs))])
 
 
 @cache
-def covering_steps():
+def covering_steps(everything=False):
     """What is launched for them."""
     found = []
-    for variant, dtype, asked, grouped, _ in covering():
+    for variant, dtype, asked, grouped, _ in covering(everything):
         name, streams = streams_of(variant, dtype)
         found += launched(variant, Instantiation(name, "ByValue", streams, riding(asked, dtype, grouped)))
     return tuple(dict.fromkeys(found))
@@ -152,28 +162,25 @@ def stored_steps():
     return tuple(dict.fromkeys(found))
 
 
-def library(folder):
-    """All of `steps` as host code: the functions by name, each (blocks, threads, void** arguments)."""
-    return compiled(source(steps()), folder)
+@cache
+def version():
+    """Which g++ compiles."""
+    return subprocess.run([COMPILER, "--version"], capture_output=True, text=True, check=True).stdout
 
 
 @cache
-def library_of(text):
-    """Another program as host code."""
-    with TemporaryDirectory() as folder:
-        return compiled(text, Path(folder))
-
-
 def compiled(program, folder):
-    """A program as host code."""
-    text, out = folder / "all.cpp", folder / "all.so"
-    if out.exists() and text.read_text() == program:  # by another of pytest's workers
-        return ctypes.CDLL(str(out))
-    text.write_text(program)
-    command = [COMPILER, *FLAGS.split(), *WARNINGS.split(), "-include", str(SHIM), str(text), "-o", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return ctypes.CDLL(str(out))
+    """A program as host code: the functions by name, each (blocks, threads, void** arguments). folder: see kept.py."""
+
+    def compile_to(out):
+        text = out.with_suffix(".cpp")
+        text.write_text(program)
+        command = [COMPILER, *FLAGS.split(), *WARNINGS.split(), "-include", str(SHIM), str(text), "-o", str(out)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        text.unlink()
+        assert done.returncode == 0, done.stderr
+
+    return ctypes.CDLL(str(kept(folder, [version(), FLAGS, WARNINGS, SHIM.read_text(), program], compile_to)))
 
 
 def run(function, blocks, threads, arguments):
@@ -183,16 +190,36 @@ def run(function, blocks, threads, arguments):
     function(ctypes.c_longlong(blocks), ctypes.c_int(threads), ctypes.c_void_p(addresses.ctypes.data))
 
 
-def on_host(library):
-    """What runs kernels for the stand-in: from this library, which holds `steps`, or compiled when first asked."""
+@cache
+def programs():
+    """What is compiled together: the instantiations of one kernel, those apart that --all alone needs."""
+    usual, together = dict.fromkeys([*steps(), *covering_steps(), *stored_steps()]), {}
+    for step in {**usual, **dict.fromkeys(covering_steps(everything=True))}:
+        together.setdefault((step in usual, getattr(step, "kernel", "passes")), []).append(step)
+    return together
+
+
+@cache
+def homes():
+    """By its name each instantiation that is compiled with others, and which of programs() that is."""
+    return {step.name: (step, which) for which, some in programs().items() for step in some}
+
+
+@cache
+def text_with_others(which):
+    """The text of what is compiled together."""
+    return source(programs()[which])
+
+
+def on_host(folder):
+    """What runs kernels for the stand-in, compiled when first asked for. folder: where host code is kept."""
 
     def launcher(program, _, name):
-        programs = (steps(), covering_steps(), stored_steps())
-        home = next((some for some in programs if name in {step.name for step in some}), ())
-        step = next((step for step in home if step.name == name), None)  # by name: to NumPy float64 equals None
+        step, which = homes().get(name, (None, None))
         assert step is None or program == source([step]), "not the text that was compiled for the host"
-        known = library if name == "advance" or home is steps() else library_of(source(home) if home else program)
-        function = getattr(known, name)
+        if name == "advance":
+            which = True, "passes"  # each program holds it
+        function = getattr(compiled(text_with_others(which) if which else program, folder), name)
         return lambda blocks, threads, arguments, memory: run(function, blocks, threads, arguments)
 
     return launcher

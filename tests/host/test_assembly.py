@@ -1,14 +1,16 @@
 """What noise cannot blur: every kernel's hot loop is packed vector code, read from the assembly."""
 
-import os
 import platform
 import re
-import subprocess
-import sys
 
+import numpy as np
 import pytest
 from cases import kernels_in_use, label
+from kept import kept
+from numba.core.registry import cpu_target
 
+import fastadam as fa
+from fastadam.kernels.cpu import cache, traversal
 from fastadam.tools.cover import stored
 
 pytestmark = pytest.mark.skipif(
@@ -49,43 +51,35 @@ def test_the_judge_knows_scalar_code():
     assert judge(".LB:\n.LA:\n\tvdivps\t%ymm0, %ymm1, %ymm1\n\tjne\t.LA\n\tjne\t.LB", "d") == (0, 0, 0)
 
 
-PROGRAM = """
-import sys
-import numpy as np
-import fastadam as fa
-from cases import kernels_in_use
-from test_assembly import judge
-from fastadam.kernels.cpu import traversal
-
-method, chosen = kernels_in_use()[int(sys.argv[1])]
-for dtype, kind in ((np.float32, "s"), (np.float64, "d")):
-    opt = method(np.ones(32_768, dtype), backend="numba", **chosen)
-    print(np.dtype(dtype).name, *judge(list(traversal.pieces.values())[-1].assembly, kind))
-"""
+alive = []  # code that others of the same name may have been linked to
 
 
-def run_apart(program, number):
-    """The lines that a program prints in a process of its own, without cached code, which has no text."""
-    environment = {**os.environ, "FASTADAM_CACHE": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", program, str(number)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
+@pytest.fixture
+def assembly_of(pytestconfig, monkeypatch):
+    """assembly_of(act): the text of the last piece that act() needs.
 
+    Pieces from the disk have none, so it is compiled once more, and the text kept by all that decides it.
+    """
 
-NARROW = """
-import sys
-import numpy as np
-import fastadam as fa
-from fastadam.tools.cover import stored
-from test_assembly import innermost_loops, judge
-from fastadam.kernels.cpu import traversal
+    def last(act, **environment):
+        with monkeypatch.context() as patch:
+            patch.setattr(traversal, "pieces", {})
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            act()
+            alive.append(traversal.pieces)
+            return list(traversal.pieces.items())[-1]
 
-one = stored()[int(sys.argv[1])]
-(p, g), kind = one.dtypes(), "d" if one.p == "float64" else "s"
-opt = fa.AdamW(np.ones(32_768, p), backend="numba", **one.chosen())
-opt.step(np.ones(32_768, g))
-text = list(traversal.pieces.values())[-1].assembly
-print(*judge(text, kind), sum("pmovzxwd" in body for body in innermost_loops(text)))
-"""
+    def assembly(act):
+        kind, _ = last(act)
+        processor = cpu_target.target_context.codegen().magic_tuple()
+        return kept(
+            pytestconfig.cache.mkdir("assembly"),
+            [cache.stamp(), str(kind), repr(processor)],
+            lambda path: path.write_text(last(act, FASTADAM_CACHE="0")[1].assembly),
+        ).read_text()
+
+    return assembly
 
 
 # float16 and bfloat16, both ways to round, 8 bits, words of bfloat16 with a remainder, a master that takes p over:
@@ -94,21 +88,25 @@ ONE_OF_EACH, WORDS = [1, 5, 11, 12, 14, 17], [1, 14]
 
 
 @pytest.mark.parametrize("number", ONE_OF_EACH, ids=[str(stored()[k]) for k in ONE_OF_EACH])
-def test_every_format_is_vectorised(number):
+def test_every_format_is_vectorised(number, assembly_of):
     """With the conversions and the random bits in the loop, which a call or a carry would make scalar."""
-    for hot, mixed, remainders, widening in map(str.split, run_apart(NARROW, number)):
-        assert int(hot) >= 1, "no packed loop"
-        assert int(widening) == 0 or number not in WORDS, "bfloat16 is widened one by one"
-        assert int(mixed) == 0, "scalar roots or quotients in a packed loop"
-        assert int(remainders) <= 2 * int(hot), "more scalar loops than remainders of packed ones"
+    one = stored()[number]
+    p, g = one.dtypes()
+    text = assembly_of(lambda: fa.AdamW(np.ones(32_768, p), backend="numba", **one.chosen()).step(np.ones(32_768, g)))
+    hot, mixed, remainders = judge(text, "d" if one.p == "float64" else "s")
+    assert hot >= 1, "no packed loop"
+    widening = sum("pmovzxwd" in body for body in innermost_loops(text))
+    assert widening == 0 or number not in WORDS, "bfloat16 is widened one by one"
+    assert mixed == 0, "scalar roots or quotients in a packed loop"
+    assert remainders <= 2 * hot, "more scalar loops than remainders of packed ones"
 
 
-@pytest.mark.parametrize("number", range(len(kernels_in_use())), ids=[label(case) for case in kernels_in_use()])
-def test_hot_loops_are_packed(number):
-    rows = [line.split() for line in run_apart(PROGRAM, number)]
-    assert [row[:1] for row in rows] == [["float32"], ["float64"]]
-    for *what, hot, mixed, remainders in rows:
-        assert int(hot) >= 1, (what, "no packed loop")
-        assert int(mixed) == 0, (what, "scalar roots or quotients in a packed loop")
-        # A remainder, and a version that LLVM makes for pieces of one element, which stay in registers.
-        assert int(remainders) <= 2 * int(hot), (what, "more scalar loops than remainders of packed ones")
+@pytest.mark.parametrize(("dtype", "kind"), [(np.float32, "s"), (np.float64, "d")], ids=["float32", "float64"])
+@pytest.mark.parametrize("case", kernels_in_use(), ids=label)
+def test_hot_loops_are_packed(case, dtype, kind, assembly_of):
+    method, chosen = case
+    hot, mixed, remainders = judge(assembly_of(lambda: method(np.ones(32_768, dtype), backend="numba", **chosen)), kind)
+    assert hot >= 1, "no packed loop"
+    assert mixed == 0, "scalar roots or quotients in a packed loop"
+    # A remainder, and a version that LLVM makes for pieces of one element, which stay in registers.
+    assert remainders <= 2 * hot, "more scalar loops than remainders of packed ones"

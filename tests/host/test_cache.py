@@ -344,6 +344,12 @@ from numba import types
 from fastadam.kernels.cpu import cache
 assert cache.native("double", lambda x: x + x, types.int64(types.int64)).entry_point(21) == 42
 """
+LOOK = """
+from numba import types
+from fastadam.kernels.cpu import cache
+path = cache._path("double", types.int64(types.int64), "")
+print("double", "loaded" if path.exists() else "compiled", "for all")
+"""
 STEP = """
 import numpy as np
 import fastadam as fa
@@ -361,6 +367,12 @@ def uses(output):
 
 
 COMPILED, LOADED = ({"compiled": {"double"}, "loaded": set()}, {"compiled": set(), "loaded": {"double"}})
+
+
+@pytest.fixture
+def calling(pytestconfig):
+    """A text that says whether code would be loaded: by default it looks for the entry, and with --all it calls it."""
+    return LOG + CALL if pytestconfig.getoption("--all") else LOOK
 
 
 @pytest.fixture
@@ -426,16 +438,16 @@ def check(**named):
     assert not uses(fresh(LOG + step + first + second))["compiled"]
 
 
-def test_a_change_of_any_source_compiles_anew(directory, start, copied):
-    def changed(name, edit):
+def test_a_change_of_any_source_compiles_anew(directory, start, copied, calling):
+    def changed(name, edit, text=calling):
         package = copied(name)
         edit(package / "fastadam" / "kernels")
-        return start(LOG + CALL, package=package)
+        return start(text, package=package)
 
     def append(file):
         return lambda kernels: (kernels / file).write_text((kernels / file).read_text() + "# changed\n")
 
-    assert uses(changed("unchanged", lambda kernels: None).output()) == COMPILED
+    assert uses(changed("unchanged", lambda kernels: None, LOG + CALL).output()) == COMPILED
     processes = {
         "unchanged elsewhere": changed("elsewhere", lambda kernels: None),
         **{file: changed(file.replace("/", " "), append(file)) for file in SOURCES},
@@ -483,11 +495,11 @@ ODD = {
 
 
 @pytest.mark.parametrize("odd", ODD)
-def test_what_only_looks_like_a_source_changes_nothing(odd, directory, start, copied):
+def test_what_only_looks_like_a_source_changes_nothing(odd, directory, start, copied, calling):
     assert uses(start(LOG + CALL).output()) == COMPILED
     package = copied("package")
     ODD[odd](package / "fastadam" / "kernels" / "adam" / ".#__init__.py")
-    assert uses(start(LOG + CALL, package=package).output()) == LOADED
+    assert uses(start(calling, package=package).output()) == LOADED
 
 
 def test_a_source_that_cannot_be_read_costs_the_cache_alone(directory, fresh):
@@ -523,15 +535,15 @@ OTHERS = {
 }
 
 
-def test_what_another_version_processor_or_option_compiled_is_not_loaded(directory, start):
+def test_what_another_version_processor_or_option_compiled_is_not_loaded(directory, start, calling):
     here = start(LOG + CALL)
     assert uses(here.output()) == COMPILED
     others = {
-        name: start(before + LOG + CALL, strict=False, **variables)  # the debugger's code warns that it has no source
+        name: start(before + calling, strict=False, **variables)  # the debugger's code warns that it has no source
         for name, (before, variables) in OTHERS.items()
     }
     assert {name: uses(other.output()) for name, other in others.items()} == dict.fromkeys(OTHERS, COMPILED)
-    assert uses(start(LOG + CALL).output()) == LOADED
+    assert uses(start(calling).output()) == LOADED
 
 
 def test_of_processes_that_step_at_once_one_compiles_each_function(directory, start, fresh):

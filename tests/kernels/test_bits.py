@@ -9,12 +9,17 @@ import fastadam as fa
 STEPS = 4
 
 
-def tree_of_offsets(rng, dtype):
-    """Every size at element offsets 0 to 15 of its own memory, the large ones at two of them."""
+def tree_of_offsets(rng, dtype, turn=None):
+    """Every size at element offsets 0 to 15 of its own memory, the large ones at two of them.
+
+    turn: every size at one of the offsets, at another in each of 16 turns, and the largest in every eighth.
+    """
     tree = []
     for offset in range(16):
-        for n in SIZES + (LARGE[:1] if offset in (0, 5) else []) + (LARGE[1:] if offset == 3 else []):
-            tree.append(hostile(rng, n + offset, dtype, bad=False)[offset:])
+        sizes = SIZES + (LARGE[:1] if offset in (0, 5) else []) + (LARGE[1:] if offset == 3 else [])
+        for k, n in enumerate(sizes):
+            if turn is None or (turn % 8 == 0 if n == LARGE[1] else n == LARGE[0] or (k + offset + turn) % 16 == 0):
+                tree.append(hostile(rng, n + offset, dtype, bad=False)[offset:])
     return tree
 
 
@@ -53,10 +58,10 @@ def assert_same(one, other):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=label)
 @pytest.mark.parametrize("case", kernels_in_use(), ids=label)
-def test_numba_equals_numpy_at_every_size_and_offset(case, dtype):
+def test_numba_equals_numpy_at_every_size_and_offset(case, dtype, turn):
     method, chosen = case
     rng = np.random.default_rng(7)
-    tree = tree_of_offsets(rng, dtype)
+    tree = tree_of_offsets(rng, dtype, turn)
     rounds = [gradients_like(rng, tree) for _ in range(STEPS)]
     reference = stepped(method, chosen, tree, rounds, "numpy")
     moved = [not same_bits(a, b) for a, b in zip(reference[0], tree, strict=True) if a.size]

@@ -123,7 +123,7 @@ def test_a_changed_equation_is_caught(name, old, new, monkeypatch):
     kernel = Kernel.of(load(f"fastadam.kernels.{name}", source, f"kernels/{name}", is_package=True))
     monkeypatch.setitem(kernels.ALL, name, kernel)
     affected = [case for case in variants() if case[0].rule.kernel == name]
-    assert max(worst_error(*case, np.float32, "numpy", 3000)[0] for case in affected) > SLACK
+    assert any(worst_error(*case, np.float32, "numpy", 3000)[0] > SLACK for case in affected)
 
 
 RULES = [

@@ -5,7 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
-from cases import elementwise, label, same_bits, state_arrays
+from cases import by_turns, elementwise, same_bits, state_arrays
 
 import fastadam as fa
 import papers
@@ -46,8 +46,7 @@ def assert_same(one, other):
     assert [key for key in one if not same_bits(one[key], other[key])] == []
 
 
-@pytest.mark.parametrize("backend", ["numpy", "numba"])
-@pytest.mark.parametrize("case", elementwise(), ids=label)
+@by_turns(case=elementwise(), backend=["numpy", "numba"])
 def test_exact_rows_are_the_dense_step_to_the_bit(case, backend):
     method, chosen = case
     for dtype in (np.float32, np.float64):

@@ -1,11 +1,11 @@
 """What runs kernels for the stand-in for CuPy: PTX as NVRTC makes it of the very text that CuPy is given."""
 
-import hashlib
-import os
 import time
 from collections import Counter
 from functools import cache
 from pathlib import Path
+
+from kept import kept
 
 from fastadam.benchmarks import as_cupy
 from ptx.launch import Program
@@ -30,14 +30,11 @@ class Interpreter:
         return program
 
     def _ptx(self, text, options):
-        words = [text, *options, *as_cupy.ADDED, as_cupy.version()]
-        kept = self._folder / hashlib.sha256("\0".join(words).encode()).hexdigest()
-        if not kept.exists():
+        def compile_to(new):
             self.spent["compiled"] += 1
-            new = kept.with_suffix(f".{os.getpid()}")
             new.write_text(as_cupy.compiled(text, *options).ptx)
-            new.rename(kept)
-        return kept.read_text()
+
+        return kept(self._folder, [text, *options, *as_cupy.ADDED, as_cupy.version()], compile_to).read_text()
 
     def __call__(self, text, options, name):
         """What executes this kernel of a program in CUDA: takes (blocks, threads, arguments, memory)."""
