@@ -67,10 +67,12 @@ def test_backends_and_repetitions_print_the_same(capsys):
     assert len(told[0]) == 5
 
 
+@pytest.mark.parametrize("backend", ["numba", pytest.param("numpy", marks=pytest.mark.whole)])
 @pytest.mark.parametrize("name", [name for name in dir(fa) if name in cli.optimizers()])
-def test_every_optimizer_learns(name, capsys):
+def test_every_optimizer_learns(name, backend, capsys):
+    """On either backend the same, as the test before says; NumPy's takes four times as long."""
     pytest.importorskip("sklearn.datasets")
-    assert cli.main(["demo", "--epochs", "10", "--optimizer", name, "--backend", "numpy"]) == 0
+    assert cli.main(["demo", "--epochs", "10", "--optimizer", name, "--backend", backend]) == 0
     assert float(capsys.readouterr().out.split()[-2]) >= 90
 
 
@@ -399,7 +401,10 @@ def made_up(steps, points, seeds, lr=0.1):
     return {name: (sweep.Row(1e-3, [one] * seeds), sweep.Row(lr, [one] * seeds)) for name in sweep.METHODS}
 
 
-@pytest.mark.parametrize(("steps", "points"), [(516, 60), (129, 20), (500, 12), (60000, 60), (6, 3)])
+@pytest.mark.parametrize(
+    ("steps", "points"),
+    [(516, 60), (60000, 60), (6, 3), *(pytest.param(*x, marks=pytest.mark.whole) for x in ((129, 20), (500, 12)))],
+)
 def test_no_words_of_the_picture_lie_on_others_or_outside(steps, points):
     pytest.importorskip("matplotlib")
     from fastadam.tools.demo import sweep
