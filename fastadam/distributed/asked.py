@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fastadam import kernels
 from fastadam.distributed.buffers import shown
 from fastadam.kernels.formats import SHORT
 from fastadam.optimizer import Optimizer
@@ -29,6 +30,8 @@ def check(method: Any, options: dict[str, Any], reproducible: Any, copies: Any, 
     if not (isinstance(method, type) and issubclass(method, Optimizer) and hasattr(method, "rule")):
         name = getattr(method, "__name__", repr(method))
         raise TypeError(f"method is {name}, expected a class that steps each element alone, such as fastadam.AdamW")
+    if kernels.ALL[method.rule.kernel].Judging is not None:
+        raise TypeError(f"method is {method.__name__}, expected one whose sums, if any, go over each leaf by itself")
     for name in REFUSED:
         if name in options:
             raise TypeError(f"{name} is {options[name]!r}, expected none: Sharded takes no {name}")

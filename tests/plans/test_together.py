@@ -188,6 +188,8 @@ def test_what_cannot_be_is_refused_by_name():
         opt.load_state_dict(state)
     with pytest.raises(ValueError, match="measured is given, expected None: Prodigy sums over all leaves"):
         opt.step([[np.ones(3)], [np.ones(2)]], measured={})
+    with pytest.raises(ValueError, match="join_sums: Prodigy sums over all leaves"):
+        opt.join_sums(dict)
     for wrong in ({"d0": 0.0}, {"d_coef": -1.0}, {"growth_rate": 0.5}, {"beta3": 1.0}, {"slice_p": 11}):
         with pytest.raises((TypeError, ValueError), match=min(wrong)):
             fa.Prodigy(np.ones(3), **wrong)

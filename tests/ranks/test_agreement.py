@@ -224,6 +224,8 @@ class Comm:
          lambda: SHARDED(fa.AdamW, params(), Comm())),
         (TypeError, "method is Muon, expected a class that steps each element alone, such as fastadam.AdamW",
          lambda: SHARDED(fa.Muon, params())),
+        (TypeError, "method is Prodigy, expected one whose sums, if any, go over each leaf by itself",
+         lambda: SHARDED(fa.Prodigy, params())),
         (TypeError, "method is 'adamw', expected a class that steps each element alone",
          lambda: SHARDED("adamw", params())),
         (TypeError, "index_offset is 3, expected none: Sharded takes no index_offset",

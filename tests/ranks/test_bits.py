@@ -8,6 +8,7 @@ from cases import same_bits
 import fastadam as fa
 from fastadam.kernels import ALL
 from fastadam.kernels.formats import FORMATS
+from fastadam.tools import cover
 from fastadam.tools.cover import chores, kernels_in_use, label, stored
 from ranks.threads import together
 
@@ -89,7 +90,7 @@ def sums_first(variant):
 
 
 KERNELS = [variant for variant in kernels_in_use() if not sums_first(variant)]
-SUMMING = [variant for variant in kernels_in_use() if sums_first(variant)]
+SUMMING = [variant for variant in kernels_in_use() if sums_first(variant) and not cover.together(variant)]
 CHORES = chores()
 
 
