@@ -24,7 +24,7 @@ NEEDS = {  # the blocks that do not run everywhere, in their order
     "fastadam/keras/README.md": ["keras"] * 3,
     "fastadam/scipy/README.md": ["autograd", "pyro", "numpyro", "flax", "equinox"],
     "fastadam/state/README.md": ["torch"],
-    "fastadam/torch/README.md": [*["torch"] * 6, "lightning", "transformers", "torch"],
+    "fastadam/torch/README.md": [*["torch"] * 6, "transformers", "torch"],
 }
 MARK = re.compile(r"<!-- needs: (\w+) -->\n\Z")
 
