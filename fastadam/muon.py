@@ -144,6 +144,8 @@ class Muon(Joined):
         if grads is ACCUMULATED:
             leaves, share = self._taken(reduction)
             scale *= share
+        elif reduction != "mean":
+            raise ValueError(f"reduction is {reduction!r}, expected it where step() takes what was accumulated")
         else:
             leaves = self._structure.flatten(grads, "grads")
         matrices, others = self._split(leaves)
@@ -192,7 +194,7 @@ class Muon(Joined):
         """Return what is orthogonalised, as a matrix: the momentum, or with Nesterov the gradient's way beyond it."""
         kind, group = m.dtype.type, self.groups[0]
         if group.nesterov:
-            m = kind(scale * (1 - group.momentum)) * g.astype(m.dtype) + kind(group.momentum) * m
+            m = kind(scale * (1 - group.momentum)) * g.astype(m.dtype, copy=False) + kind(group.momentum) * m
         return m.reshape(len(m), -1)
 
     def __repr__(self) -> str:
