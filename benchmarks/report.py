@@ -29,9 +29,9 @@ SHOW = dict.fromkeys(SUITES, targets.show) | {"first-use": first_use.show}
 
 
 def newest(bench):
-    """Return the last finished result of this kind that a CPU gave; None if there is none. Raises files.Unusable."""
+    """Return the last finished result of this kind that no GPU gave; None if there is none. Raises files.Unusable."""
     results = [files.read(path, bench) for path in RESULTS.glob(f"{bench}-*.json")]
-    results = [result for result in results if "partial" not in result and "gpu" not in result["machine"]]
+    results = [x for x in results if "partial" not in x and x["machine"].get("gpu", "none") == "none"]
     return max(results, key=lambda result: result["date"], default=None)
 
 

@@ -2,12 +2,15 @@
 
     python -m fastadam.benchmarks.sass [--json FILE]
 
-For every instantiation of the covering set that steps whole leaves: registers, how many threads they leave room for,
-and the instructions an element and a byte of the shortest path that makes all of a thread's accesses. Memory moves
-3.35 TB/s; 132 multiprocessors issue 4 instructions of 32 threads each cycle at 1.755 GHz. So beyond 8.85 of a thread's
-instructions a byte issue binds, if nothing else does. Not modelled: latency, bank conflicts, caches, threads that part,
-and what a few threads of a block do for all of it (the scales of 8-bit groups: two warps of some 60 instructions, below
-4 an element).
+For every instantiation of the covering set: registers, how many threads they leave room for, and the instructions an
+element and a byte of the shortest path that makes all of a thread's accesses: all of them whole, and of rows none that
+has missed a step. Memory moves 3.35 TB/s; 132 multiprocessors issue 4 instructions of 32 threads each cycle at 1.755
+GHz. So beyond 8.85 of a thread's instructions a byte issue binds, if nothing else does. Not modelled: latency, bank
+conflicts, caches, threads that part, and what a few threads of a block do for all of it (the scales of 8-bit groups:
+two warps of some 60 instructions, below 4 an element).
+
+A walk that only adds up sums reads as little as 4 bytes an element and goes through shared memory, in the one order of
+summation: of some, issue binds.
 
 Needs a clone, whose tests say what the covering set is, and the packages of pip install '.[cuda-ci]'.
 """
@@ -24,13 +27,30 @@ from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
+
 from fastadam.benchmarks import as_cupy, files
 from fastadam.benchmarks.machine import ROOT
-from fastadam.kernels.cuda import OPTIONS, Instantiation, source
+from fastadam.benchmarks.markdown import table
+from fastadam.kernels import ALL
+from fastadam.kernels.cuda import OPTIONS, Instantiation, Riding, source
+from fastadam.kernels.formats import BFLOAT16, CODES, FLOAT32
 
 ARCHITECTURE, BYTES_PER_SECOND, ISSUED = "90", 3.35e12, 132 * 4 * 32 * 1.755e9  # thread-instructions a second
 BOUND = ISSUED / BYTES_PER_SECOND  # a byte: 8.85
 REGISTERS, THREADS, BLOCKS = 65_536, 2_048, 32  # of a multiprocessor
+
+ALL_CHORES = Riding(True, True, True, True, FLOAT32, BFLOAT16)
+ADAM = {  # what the table shows of one kernel, and the most instructions a byte that were asked for
+    title: (Instantiation("adam", "ByValue", (p, p, moment, moment, None), chores), asked)
+    for title, p, moment, chores, asked in [
+        ("float32", FLOAT32, FLOAT32, Riding(), None),
+        ("all bfloat16", BFLOAT16, BFLOAT16, Riding(drawn=True), None),
+        ("float32, all chores", FLOAT32, FLOAT32, ALL_CHORES, None),
+        ("float32, moments of 8 bits", FLOAT32, CODES, Riding(drawn=True), 8.0),
+        ("bfloat16, moments of 8 bits", BFLOAT16, CODES, Riding(drawn=True), 10.0),
+    ]
+}
 
 
 def disassembler():
@@ -61,16 +81,15 @@ def disassembled(code):
     return kernels
 
 
-def kind_of(opcode):
-    """Return what the shortest path must make as often as its step asks: "wide", "narrow" or "" for an instruction."""
-    if re.match(r"(LDG|STG)\.E\.128", opcode):
-        return "wide"
-    return "narrow" if re.match(r"STG\.E$|STG\.E\.64$", opcode) else ""
+def stored_by(opcode):
+    """Return how many words of 4 bytes an instruction stores, 0 for what stores less."""
+    match = re.match(r"STG\.E(?:\.(64|128))?$", opcode)
+    return int(match[1] or 32) // 32 if match else 0
 
 
-def shortest(instructions, labels, wide, narrow, apart=None):
-    """Return the opcodes of the shortest path from the entry to an exit with so many accesses; None where there is
-    none.
+def shortest(instructions, labels, loads, stores, apart=None):
+    """Return the opcodes of the shortest path from the entry to an exit with so many loads of 16 bytes and so many
+    words stored; None where there is none.
 
     apart: the phase, counted by the barriers before it, whose stores are a few threads' for all of a block: they do not
     count. What is called (divisions and roots of subnormal or infinite numbers) is not entered.
@@ -81,12 +100,12 @@ def shortest(instructions, labels, wide, narrow, apart=None):
         if place in before or place[0] >= len(instructions):
             continue
         before[place] = previous
-        at, seen_wide, seen_narrow, phase = place
+        at, loaded, stored, phase = place
         predicate, opcode, operands = instructions[at]
-        kind = "" if phase == apart else kind_of(opcode)
-        seen_wide, seen_narrow = min(wide, seen_wide + (kind == "wide")), min(narrow, seen_narrow + (kind == "narrow"))
+        loaded = min(loads, loaded + opcode.startswith("LDG.E.128"))
+        stored = min(stores, stored + (stored_by(opcode) if phase != apart else 0))
         phase = min(2, phase + opcode.startswith("BAR"))
-        if opcode == "EXIT" and (seen_wide, seen_narrow) == (wide, narrow):
+        if opcode == "EXIT" and (loaded, stored) == (loads, stores):
             path = []
             while place is not None:
                 path.append(instructions[place[0]][1])
@@ -94,21 +113,39 @@ def shortest(instructions, labels, wide, narrow, apart=None):
             return path[::-1]
         target = re.search(r"`\((\.L_x_\d+)\)", operands) if opcode.startswith("BRA") else None
         if target and target[1] in labels:
-            heapq.heappush(heap, (length + 1, (labels[target[1]], seen_wide, seen_narrow, phase), place))
+            heapq.heappush(heap, (length + 1, (labels[target[1]], loaded, stored, phase), place))
         always = predicate is None and not re.match(r"U?P\d|!U?P\d|U?R\d", operands)
         if not (opcode.startswith(("CALL", "RET")) or (opcode.startswith(("EXIT", "BRA")) and always)):
-            heapq.heappush(heap, (length + 1, (at + 1, seen_wide, seen_narrow, phase), place))
+            heapq.heappush(heap, (length + 1, (at + 1, loaded, stored, phase), place))
     return None
 
 
+def read_for_sums(step):
+    """Return the formats of the streams that a kernel's sums depend on: those which change them when they change."""
+    kernel, rng = ALL[step.kernel].switched(step.on), np.random.default_rng(1)
+    c = kernel.Coefficients(*rng.random(len(kernel.Coefficients._fields)))
+    values = [None if format is None else rng.random((2, 99)) * 2 - 1 for format in step.streams]
+
+    def sums(k):
+        p, g, *slots = (x if x is None else x[int(number == k)] for number, x in enumerate(values))
+        with np.errstate(invalid="ignore"):
+            return np.array(kernel.stepped(True, np.zeros(99), p, g, slots, c)[2])
+
+    return [format for k, format in enumerate(step.streams) if format and not np.array_equal(sums(k), sums(-1), True)]
+
+
 def traffic(step):
-    """Return (format, how often it is read or written) of each stream of a step."""
+    """Return (format, how often it is read, how often written) of each stream of a step."""
     p, g, *slots = step.streams
+    if step.chores.summing:
+        return [(format, 1, 0) for format in read_for_sums(step)]
+    cleared = int(step.chores.clear and step.table != "Rows")  # whose gradient is cleared by itself
     return [
-        (format, times)
-        for format, times in [
-            (p, 2), (g, 1 + bool(step.chores.clear)), *((slot, 2) for slot in slots), (p if step.split else None, 2),
-            (step.chores.ema, 2), (step.chores.copy, 1),
+        (format, read, written)
+        for format, read, written in [
+            (p, 1, 1), (g, 1, cleared), *((slot, 1, 1) for slot in slots),
+            (p if step.split else None, 1, 1), (step.chores.ema, 1, 1),
+            (step.chores.copy, int(step.chores.followed), 1),
         ]
         if format is not None
     ]  # fmt: skip
@@ -116,20 +153,17 @@ def traffic(step):
 
 def bytes_of(step):
     """Return how many bytes a step reads and writes an element."""
-    return sum(times * format.bytes / format.block for format, times in traffic(step))
+    return sum((read + written) * format.bytes / format.block for format, read, written in traffic(step))
 
 
 def accesses_of(step):
-    """Return (of 16 bytes, narrower stores) that one thread makes where all is whole."""
-    width, wide, narrow = step.width, 0, 0
-    for format, times in traffic(step):
-        if format.block > 1:  # loads of the words that hold its codes, one store of a word for each 4
-            wide, narrow = wide + width * 4 // 16, narrow + 1
-        elif format.bytes * width >= 16:
-            wide += times * format.bytes * width // 16
-        else:
-            narrow += times == 1
-    return wide, narrow
+    """Return (loads of 16 bytes, words of 4 bytes stored) that one thread makes where all is whole."""
+    loads = stores = 0
+    for format, read, written in traffic(step):
+        # Of codes a thread loads the words that hold them.
+        loads += read * (4 if format.block > 1 else format.bytes) * step.width // 16
+        stores += written * (1 if format.block > 1 else format.bytes) * step.width // 4
+    return loads, stores
 
 
 def row_of(step, registers, instructions, labels):
@@ -137,7 +171,8 @@ def row_of(step, registers, instructions, labels):
     rounded = -(-registers // 8) * 8
     blocks = min(BLOCKS, THREADS // step.threads, REGISTERS // (rounded * step.threads))
     coded = any(format is not None and format.block > 1 for format in step.streams)
-    path = shortest(instructions, labels, *accesses_of(step), apart=1 if coded else None)  # where scales are made
+    apart = 1 if coded and not step.chores.summing else None  # where scales are made
+    path = shortest(instructions, labels, *accesses_of(step), apart)
     row = {"registers": registers, "occupancy": blocks * step.threads / THREADS, "bytes": bytes_of(step)}
     if path is None:
         return row | {"instructions": None, "a_byte": None, "issue": None}
@@ -147,22 +182,67 @@ def row_of(step, registers, instructions, labels):
 
 
 def modelled(steps):
-    """Return {name: numbers} of these instantiations, whole leaves alone."""
-    steps = [step for step in steps if isinstance(step, Instantiation) and step.table == "ByValue"]
+    """Return {name: numbers} of these instantiations."""
+    steps = list(dict.fromkeys(steps))
     _, code, log = as_cupy.compiled(source(steps), *OPTIONS, f"-arch=sm_{ARCHITECTURE}", "-Xptxas=-v")
     registers = dict(re.findall(r"Compiling entry function '(\w+)'.*?Used (\d+) registers", log, re.DOTALL))
     kernels = disassembled(code)
-    return {step.name: row_of(step, int(registers[step.name]), *kernels[step.name]) for step in steps}
+    return {
+        step.name: row_of(step, int(registers[step.name]), *kernels[step.name]) | {"plain": plain_of(step)}
+        for step in steps
+    }
+
+
+def section(result):
+    """Yield what benchmarks/README.md shows of a result."""
+    yield "Machine code for sm_90 as NVRTC makes it, shortest paths: **a model, no GPU ran it.** *issue* is the share"
+    yield "of the instructions that an H100 could issue while it moves these bytes."
+    yield ""
+    rows = []
+    for title, (step, asked) in ADAM.items():
+        row = result["cases"][step.name]
+        verdict = "" if asked is None else f"≤ {asked:g}: {'met' if row['a_byte'] <= asked else '**missed**'}"
+        cells = f"{row['occupancy']:.0%}", f"{row['instructions']:.1f}", f"{row['bytes']:g}", f"{row['a_byte']:.2f}"
+        rows.append([title, str(row["registers"]), *cells, verdict, f"{row['issue']:.0%}"])
+    yield from table(
+        ["Adam", "registers", "threads at once", "instructions an element", "bytes", "a byte", "asked", "issue"], rows
+    )
+    yield ""
+    cells, formats = {}, ("float32", "bfloat16")
+    for row in result["cases"].values():
+        if row["plain"]:
+            cells[tuple(row["plain"])] = f"{row['instructions']:.1f}, {row['bytes']:g} ({row['issue']:.0%})"
+    yield from table(
+        ["instructions and bytes an element (issue)", *formats],
+        [[kernel, *(cells[kernel, format] for format in formats)]
+         for kernel in sorted({kernel for kernel, _ in cells}) if all((kernel, format) in cells for format in formats)],
+    )  # fmt: skip
+    yield ""
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    yield f"{versions}; commit {result['commit'][:10]}, {result['date']}."
 
 
 def covering():
     """Return every instantiation that the tests need."""
     sys.path.append(str(ROOT / "tests"))
     try:
-        from cuda_host import covering_steps, steps, stored_steps
+        from cuda_host import covering_steps, plain_steps, steps, stored_steps
     except ImportError:
         raise RuntimeError("no tests/cuda_host: run this in a clone") from None
-    return list(dict.fromkeys(chain(steps(), covering_steps(), stored_steps())))
+    of_adam = (step for step, _ in ADAM.values())
+    listed = chain(of_adam, plain_steps(), steps(), covering_steps(everything=True), stored_steps())
+    return [step for step in dict.fromkeys(listed) if isinstance(step, Instantiation)]
+
+
+def plain_of(step):
+    """Return (kernel, format) of one whose streams all rest in one format and which does no chore; None of others."""
+    formats = {format.name for format in step.streams if format is not None}
+    riding = step.chores._replace(drawn=False, summed=False, summing=False)
+    if (step.table, step.split, len(formats), riding) != ("ByValue", False, 1, Riding()):
+        return None
+    slots = [slot.name for slot, format in zip(ALL[step.kernel].slots, step.streams[2:], strict=True) if format]
+    first = " its sums" if step.chores.summing else " after its sums" if step.chores.summed else ""
+    return f"{', '.join([step.kernel, *sorted(step.on)])} ({', '.join(slots)}){first}", *formats
 
 
 def lines(rows):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from contextlib import suppress
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,8 @@ def pytest_addoption(parser):
         metavar="ARCH",
         help="let the stand-in for CuPy execute PTX of this architecture, 90 unless said, in place of g++'s code",
     )
+    parser.addoption("--sample", type=int, default=1, metavar="K", help="run every K-th test alone, others each day")
+    parser.addoption("--seed", type=int, default=date.today().toordinal(), help="which: 0 begins with the first")
 
 
 def pytest_xdist_auto_num_workers(config):
@@ -81,14 +84,18 @@ def pytest_testnodedown(node):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Without --all, leave out what is marked as whole; pytest says how many that are."""
-    if not config.getoption("--all"):
-        whole = [item for item in items if item.get_closest_marker("whole")]
-        config.hook.pytest_deselected(items=whole)
-        items[:] = [item for item in items if not item.get_closest_marker("whole")]
+    """Leave out what is marked as whole without --all, and what is not of the sample; pytest says how many that are."""
+    everything, every = config.getoption("--all"), config.getoption("--sample")
+    chosen = [item for item in items if everything or not item.get_closest_marker("whole")]
+    chosen = chosen[config.getoption("--seed") % every :: every]
+    left_out = set(items).difference(chosen)
+    config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+    items[:] = chosen
 
 
 def pytest_terminal_summary(terminalreporter, config):
+    if config.getoption("--sample") > 1:
+        terminalreporter.write_line(f"every {config.getoption('--sample')}th test: --seed {config.getoption('--seed')}")
     for architecture, spent in config.stash.get(SPENT, {}).items():
         from ptx.interpreter import report
 

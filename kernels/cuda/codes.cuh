@@ -1,5 +1,11 @@
 // Slots of 8 bits; see kernels/formats.py. The walk steps a block of them like any stream; the new numbers wait in shared
 // memory until the largest of each group is known, and the next phases make codes of them.
+//
+// What the format forbids, if codes are to be the CPU's: a code before all 64 of its group, whose largest makes the scale,
+// so each new number is stored to shared memory and loaded again, past two barriers; a fused multiply-add, whose one
+// rounding gives other codes than the product's and the sum's; fewer hashes than one for four drawn elements; a branch
+// for whole groups of zeros. A decoded number costs a turn, a merge, a subtraction and a product, and one with a sign two
+// more.
 
 template <bool has_sign, bool drawn, int slot>
 struct Codes {

@@ -55,8 +55,8 @@ def riding(asked, dtype, grouped=False):
     """What an instantiation must know of a set of chores."""
     ema = None if asked["ema_decay"] is None else format_of(np.dtype(dtype))
     copy = asked["copy_to"] and FORMATS[asked["copy_to"]]
-    scaled = asked["max_norm"] is not None or asked["skip_nonfinite"] or grouped
-    return Riding(asked["max_value"] is not None, asked["zero_grads"], scaled, asked["stats"] is not None, ema, copy)
+    scaled, clear = asked["max_norm"] is not None or bool(asked["skip_nonfinite"]) or grouped, bool(asked["zero_grads"])
+    return Riding(asked["max_value"] is not None, clear, scaled, asked["stats"] is not None, ema, copy)
 
 
 def on(variant):
@@ -142,6 +142,15 @@ def stored_step(variant, one, asked, **changed):
     streams = format_of(p.compute) if master else p, g, *kinds
     copied = riding_along._replace(copy=p, followed=True) if master else riding_along
     return Instantiation(name, "ByValue", streams, copied, split, on(variant))._replace(**changed)
+
+
+@cache
+def plain_steps():
+    """What is launched for each kernel with all in float32, and with all in bfloat16, without chores."""
+    nothing, formats = dict.fromkeys(chores()[0]), [Stored("float32", "float32"), Stored(*["bfloat16"] * 3)]
+    cases = product(kernels_in_use(), formats)
+    found = [step for variant, one in cases for step in launched(variant, stored_step(variant, one, nothing))]
+    return tuple(step for step in dict.fromkeys(found) if isinstance(step, Instantiation))
 
 
 @cache

@@ -8,6 +8,7 @@ import numpy as np
 
 from ptx.instructions import ACCESSES, HELPERS, INSTRUCTIONS
 
+SUMS = {"atom.global.add.u64", "atom.relaxed.gpu.global.add.u64"}  # the same: PTX says what holds where nothing is said
 WAIT, DONE = 1 << 14, 1 << 15  # added to the block that follows a barrier; where a thread is that has returned
 SPECIAL = {"%tid.x": "machine.tid[threads]", "%ctaid.x": "machine.ctaid[threads]", "%ntid.x": "machine.ntid"}
 
@@ -130,8 +131,8 @@ class Translation:
             self._lines.append(f"machine.store('{space}', {place}, '{kind}', ({values}), threads, ({self._where}))")
 
     def _sum(self, to, address, x):
-        """atom.global.add.u64: what it returns depends on an order that nothing says, so nobody may read it."""
-        if self._statement.opcode != ("atom", "global", "add", "u64") or "+" in address:
+        """One of SUMS: what it returns depends on an order that nothing says, so nobody may read it."""
+        if ".".join(self._statement.opcode) not in SUMS or "+" in address:
             raise ValueError("no atomic operation that is known")
         place = self._value(address.strip("[]"), "u8")
         self._lines.append(f"machine.add({place}, {self._value(x, 'u8')}, threads, ({self._where}))")

@@ -55,15 +55,11 @@ class Machine:
         self._touched = np.zeros(len(memory.extents), bool)
 
     def _fill_parameters(self, arguments):
-        places = self.kernel.parameters.values()
-        if [x.nbytes for x in arguments] != [size for _, size in places]:
-            sizes = [x.nbytes for x in arguments]
-            raise Fault(f"{self.kernel.name}: parameters of {sizes} bytes, expected {[size for _, size in places]}")
-        end = max((at + size for at, size in places), default=0)
-        self._parameters, self._given = (
-            np.full(-(-end // 16) * 16, POISON, np.uint8),
-            np.zeros(-(-end // 16) * 16, bool),
-        )
+        places, given = self.kernel.parameters.values(), [x.nbytes for x in arguments]
+        if given != (sizes := [size for _, size in places]):
+            raise Fault(f"{self.kernel.name}: parameters of {given} bytes, expected {sizes}")
+        whole = -(-max((at + size for at, size in places), default=0) // 16) * 16
+        self._parameters, self._given = np.full(whole, POISON, np.uint8), np.zeros(whole, bool)
         for (at, size), x in zip(places, arguments, strict=True):
             self._parameters[at : at + size] = np.frombuffer(x.tobytes(), np.uint8)
             self._given[at : at + size] = True
@@ -90,29 +86,25 @@ class Machine:
             if self.kernel.name in str(fault):
                 raise
             raise Fault(f"{self.kernel.name}, block {now}: {fault}") from None
-        self.memory.launched(
-            self.memory.timeline.running, self._launch, np.flatnonzero(self._touched), self.program.grains["global"]
-        )
+        touched, grain = np.flatnonzero(self._touched), self.program.grains["global"]
+        self.memory.launched(self.memory.timeline.running, self._launch, touched, grain)
         return instructions
 
     def _meet(self, at):
         """Every thread has returned or waits: those of one block at one barrier, or none of them."""
         of_block = at.reshape(-1, self.threads)
         if (of_block != of_block[:, :1]).any():
-            raise Fault(
-                f"{self.kernel.name}: threads of a block wait at different barriers, or have returned before one"
-            )
+            what = "threads of a block wait at different barriers, or have returned before one"
+            raise Fault(f"{self.kernel.name}: {what}")
         at[at != DONE] -= WAIT
         self.memory.epoch += 1
 
     def _fault(self, what, where, threads, wrong, address):
-        block, k = where
-        wrong = np.flatnonzero(np.broadcast_to(wrong, self._thread[threads].shape))
-        text, first = self.kernel.blocks[block][k].text, self._thread[threads][wrong[:4]].tolist()
-        addresses = [hex(x) for x in np.broadcast_to(address, self._thread[threads].shape)[wrong[:4]].tolist()]
-        raise Fault(
-            f"{self.kernel.name}, block {block}: {text}: {what}; threads {first} of {self.size}, at {addresses}"
-        )
+        (block, k), who = where, self._thread[threads]
+        first = np.flatnonzero(np.broadcast_to(wrong, who.shape))[:4]
+        text, at = self.kernel.blocks[block][k].text, f"at {[hex(x) for x in address[first].tolist()]}"
+        some = f"threads {who[first].tolist()} of {self.size}"
+        raise Fault(f"{self.kernel.name}, block {block}: {text}: {what}; {some}, {at}")
 
     def _reach(self, space, address, kind, count, threads, where, stores, atomic=False):
         """Memory as elements of this dtype, and each thread's index there, after all checks."""

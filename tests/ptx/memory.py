@@ -45,16 +45,14 @@ class Extent:
 
     def __init__(self, first, end, base, stream):
         self.first, self.end, self.stream, self.freed = first, end, stream, None
-        self.shift = (
-            base - first // WIDEST * WIDEST // GRAIN
-        )  # so that an access's first place is a multiple of its count
+        # So that an access's first place is a multiple of its count.
+        self.shift = base - first // WIDEST * WIDEST // GRAIN
 
     @property
     def places(self):
         """Its places, as a slice that begins where the widest access could."""
-        return slice(
-            self.first // WIDEST * WIDEST // GRAIN + self.shift, -(-self.end // WIDEST) * WIDEST // GRAIN + self.shift
-        )
+        first, end = self.first // WIDEST * WIDEST, -(-self.end // WIDEST) * WIDEST
+        return slice(first // GRAIN + self.shift, end // GRAIN + self.shift)
 
 
 class Memory:

@@ -72,10 +72,9 @@ class Kernel:
         self.registers = {}
         for kind, prefix, count in re.findall(r"\.reg \.(\w+)\s+(%?\w+)(?:<(\d+)>)?;", body):
             for register in [f"{prefix}{k}" for k in range(int(count))] if count else [prefix]:
-                if KINDS.get(kind) != self.registers.setdefault(register, KINDS.get(kind)) or kind not in KINDS:
-                    raise NotImplementedError(
-                        f"{name}: {register} is {kind}, unknown or in another scope of another kind"
-                    )
+                if kind not in KINDS or KINDS[kind] != self.registers.setdefault(register, KINDS[kind]):
+                    what = f"{register} is {kind}, unknown or in another scope of another kind"
+                    raise NotImplementedError(f"{name}: {what}")
         self._split(body)
         self.waits = any(s.opcode[0] == "bar" for block in self.blocks for s in block)
 

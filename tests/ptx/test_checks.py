@@ -171,6 +171,15 @@ def test_a_generic_address_leads_to_the_space_that_it_is_of(body, what, device):
         assert x.get().tolist() == [x.data.ptr >> 32 if number is None else number for number in what]
 
 
+@pytest.mark.parametrize("name", ["atom.global.add.u64", "atom.relaxed.gpu.global.add.u64"])
+def test_sums_of_many_threads_are_whole(name, device):
+    x = device.zeros(1, np.uint64)
+    one = program(f"ld.param.u64 %rd1, [f_param_0];\n{name} %rd2, [%rd1], 3;")
+    place = [np.array(x.data.ptr, np.uint64)]
+    device.state.stream.do(lambda: one(2, 32, place, device.state.memory))
+    assert x.get() == 3 * 64
+
+
 def test_a_block_has_no_more_threads_than_its_kernel_is_compiled_for(device):
     x = device.zeros(128, np.int32)
     text = 'extern "C" __global__ void __launch_bounds__(64{}) f(int* x) {{ x[threadIdx.x] = 1; }}\n'
@@ -391,6 +400,8 @@ def program(body):
         "st.release.gpu.global.u32 [%rd1], %r1;",
         "st.param.u32 [f_param_0], %r1;",
         "atom.add.u64 %rd1, [%rd2], %rd3;",
+        "atom.relaxed.sys.global.add.u64 %rd1, [%rd2], %rd3;",
+        "atom.acquire.gpu.global.add.u64 %rd1, [%rd2], %rd3;",
         "cvta.to.param.u64 %rd1, %rd2;",
         "cvta.local.u64 %rd1, %rd2;",
         "st.global.f32 [%rd1], %r1, %r2;",
