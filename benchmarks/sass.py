@@ -230,7 +230,7 @@ def covering():
     except ImportError:
         raise RuntimeError("no tests/cuda_host: run this in a clone") from None
     of_adam = (step for step, _ in ADAM.values())
-    listed = chain(of_adam, plain_steps(), steps(), covering_steps(everything=True), stored_steps())
+    listed = chain(of_adam, plain_steps(), steps(), covering_steps(), stored_steps())
     return [step for step in dict.fromkeys(listed) if isinstance(step, Instantiation)]
 
 
