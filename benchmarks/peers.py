@@ -10,7 +10,17 @@ import numpy as np
 
 from . import cases
 from .contestants import Contestant, named, only
-from .peers_torch import TORCH, BitsAndBytes, BitsAndBytes8, DeepSpeed, Optimi, Timm, TorchAO, TorchGraph
+from .peers_torch import (
+    TORCH,
+    BitsAndBytes,
+    BitsAndBytes8,
+    DeepSpeed,
+    Optimi,
+    ProdigyOpt,
+    Timm,
+    TorchAO,
+    TorchGraph,
+)  # fmt: skip
 
 
 class PlainNumpy(Contestant):
@@ -125,7 +135,10 @@ class Thinc(Contestant):
             self.p[k], _ = self.opt((k, "p"), p, g)
 
 
-CPU = (*TORCH[:1], DeepSpeed, Optax, *TORCH[1:], Thinc, Timm, Optimi, BitsAndBytes, BitsAndBytes8, PlainNumpy, TorchAO)
+CPU = (
+    *TORCH[:1], DeepSpeed, Optax, *TORCH[1:], Thinc, Timm, Optimi, ProdigyOpt, BitsAndBytes, BitsAndBytes8, PlainNumpy,
+    TorchAO,
+)  # fmt: skip
 CUDA = (
     *(named(one, f"{one.name} cuda", device="cuda")
       for one in (*TORCH[:1], Optax, *TORCH[1:], BitsAndBytes, BitsAndBytes8)),

@@ -200,6 +200,19 @@ class Optimi(Torch):
         return self.constructed(StableAdamW)
 
 
+class ProdigyOpt(Torch):
+    """Is the authors' Prodigy, which brings two sums of each tensor to the host."""
+
+    name, install, needs = "prodigyopt", "pip install prodigyopt", ("torch", "prodigyopt")
+
+    def optimizer(self, method):
+        from prodigyopt import Prodigy
+
+        only(self.setting, ("Prodigy",))
+        told = {k: v for k, v in self.setting.hyperparameters.items() if k != "maximize" and v is not None}
+        return Prodigy(self.p, **told)
+
+
 class TorchMuon(Torch):
     """Is torch's Muon, which knows one way to step, and matrices alone."""
 
