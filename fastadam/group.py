@@ -213,7 +213,8 @@ def _check_free(where: str, key: Any, rule: Rule) -> None:
     """Refuse a key of a group that is no name, or looks as if something were meant that a group cannot say."""
     names, decided = hyperparameters(rule), {each.name for each in fields(rule)} | OF_OPTIMIZERS
     meant = [*names, "max_norm", "params", "learning_rate"]  # Keras's lr, which would be ignored without a word
-    if not isinstance(key, str) or key in decided or get_close_matches(key, meant, 1, 0.8):
+    taken = isinstance(key, str) and (key.startswith("_") or hasattr(Group, key))  # would be shown in its place
+    if not isinstance(key, str) or taken or key in decided or get_close_matches(key, meant, 1, 0.8):
         raise TypeError(
             f"{where} has {key!r}, expected 'params', 'max_norm', any of {', '.join(names)}, or a name of your own "
             "that is like none of them"

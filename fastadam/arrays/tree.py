@@ -44,8 +44,12 @@ def _mapping_like(tree: Any, children: list[Any]) -> Any:
 
 
 def _sequence_like(tree: Any, children: list[Any]) -> Any:
-    if not isinstance(tree, tuple):
-        return children
+    if isinstance(tree, list):
+        if type(tree) is list:
+            return children
+        new = copy(tree)
+        list.__setitem__(new, slice(None), children)
+        return new
     return type(tree)._make(children) if hasattr(tree, "_make") else tuple(children)
 
 
@@ -222,6 +226,8 @@ def named(paths: list[str], wanted: Iterable[str] | None) -> list[int]:
     if wanted is None:
         return list(range(len(paths)))
     chosen: set[int] = set()
+    if not isinstance(wanted, Iterable):
+        raise TypeError(f"leaves is {wanted!r}, expected a path of opt.paths, several, or None for all")
     for start in [wanted] if isinstance(wanted, str) else wanted:
         if not isinstance(start, str):
             raise TypeError(f"leaves has {start!r}, expected paths such as {paths[0]!r}" if paths else f"{start!r}")

@@ -48,6 +48,21 @@ class Copying(dict):
         super().__setitem__(key, np.array(value))
 
 
+class Stack(list):
+    """A list that copies what is appended, and has a name."""
+
+    def __init__(self, *items):
+        super().__init__(items)
+        self.name = "stack"
+
+    def append(self, item):
+        super().append(np.array(item))
+
+    def extend(self, items):
+        for item in items:
+            self.append(item)
+
+
 @dataclass
 class Layer:
     weight: Any
@@ -101,7 +116,7 @@ def insides(tree):
     """The arrays that lie in a container, as Python finds them."""
     if isinstance(tree, (dict, UserDict)):
         return list(tree.values())
-    if isinstance(tree, tuple):
+    if isinstance(tree, (tuple, list)):
         return [x for x in tree if isinstance(x, np.ndarray)]
     if isinstance(tree, Bag):
         return list(tree.items.values())
@@ -122,6 +137,7 @@ MADE = {
     "defaultdict": lambda: defaultdict(list, weight=ones(), bias=ones()),
     "UserDict": lambda: UserDict(weight=ones(), bias=ones()),
     "a dict that copies": copying,
+    "a list that copies": lambda: Stack(ones(), ones()),
     "dataclass": lambda: Layer(ones(), ones()),
     "frozen dataclass with slots": lambda: Frozen(ones()),
     "attrs": lambda: Block(ones(), ones()),
@@ -158,6 +174,7 @@ def test_what_containers_keep(bag):
     assert opt.paths == ["['b']", "['a']['z']", "['a']['y']"]  # as they were put in
     assert opt.params.default_factory is list
     assert type(opt.params["a"]) is OrderedDict
+    assert fa.Adam({"s": Stack(ones())}).params["s"].name == "stack"
     layers = fa.Adam({"l": [Layer(ones(), Frozen(ones(), "kept"))], "b": Bag(w=ones())})
     assert layers.paths == ["['l'][0].weight", "['l'][0].bias.weight", "['b']['w']"]
     assert (layers.params["l"][0].name, layers.params["l"][0].bias.bias) == ("dense", "kept")

@@ -89,6 +89,7 @@ def test_leaves_that_there_are_not():
         ("['b']", ValueError, r"leaves has \"\['b'\]\", expected a path of opt.paths"),
         (["['a']", "['a'][2]"], ValueError, r"leaves has \"\['a'\]\[2\]\""),
         ([3], TypeError, "leaves has 3, expected paths such as"),
+        (3, TypeError, "leaves is 3, expected a path"),
     ]:
         with pytest.raises(error, match=words):
             opt.reset(wanted)
