@@ -23,7 +23,7 @@ import fastadam as fa
 from fastadam.checkpoint.checksum import best
 from fastadam.tools.console import TextTable
 
-from . import files, machine
+from . import files, machine, markdown
 
 BLOCK = 1 << 23
 
@@ -188,6 +188,32 @@ def measure_stalls(opt, folder, rounds):
             seconds["copy"].append(copy)
     remove(folder / "run")
     return seconds
+
+
+def section(result):
+    """Yield the lines of fastadam/checkpoint/README.md."""
+    yield f"Seconds for a checkpoint of {result['bytes'] / 1e6:,.0f} MB, which is on disk when a save returns, and how"
+    yield "many times as fast as fastadam each is: median of the ratios of the same round (p10–p90)."
+    for case, seconds in result["cases"].items():
+        ours = next(iter(seconds))
+        rows = []
+        for name, each in seconds.items():
+            ratios = sorted(a / b for a, b in zip(seconds[ours], each, strict=True))
+            low, high = ratios[len(ratios) // 10], ratios[-1 - len(ratios) // 10]
+            shown = "" if name == ours else f"{statistics.median(ratios):.2f} ({low:.2f}–{high:.2f})"
+            rows.append([f"`{name}`", f"{statistics.median(each):.3f}", shown])
+        yield ""
+        yield from markdown.table([CASES[case], "seconds", "times as fast"], rows)
+    yield ""
+    yield markdown.origin(result, "numpy", "torch")
+
+
+CASES = {
+    "save": "save; `dd` writes as many zeros",
+    "load, cold": "load what is not in the page cache; `read` checks nothing",
+    "load, warm": "load what is in the page cache",
+    "stall": "what training waits for; `copy` copies as many bytes",
+}
 
 
 def show(title, seconds, nbytes, against):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fastadam.tools.console import TextTable
 
-from . import bench, compiling, files, machine
+from . import bench, compiling, files, machine, markdown
 from .everyone import everyone
 
 # Where each library keeps what it has compiled; all of them inside one folder that is new.
@@ -111,6 +111,21 @@ def once(task, env):
             return {"seconds": event["done"] - begin}
         absent = event.get("reason") or absent or event.get("words", "")
     return {"absent": absent}
+
+
+def section(result):
+    """Yield the lines of benchmarks/README.md."""
+    yield "Seconds from the start of a process to the end of its first step, imports included: median (range). *Empty*:"
+    yield "nothing has been compiled on this machine before; *warm*: an earlier process has."
+    yield ""
+    rows = [
+        [f"{name}, {case}", *(spread(of[how]) for how in HOW)]
+        for case, entry in result["cases"].items()
+        for name, of in entry.items()
+    ]
+    yield from markdown.table(["", "empty caches", "warm caches"], rows)
+    yield ""
+    yield markdown.origin(result, "numpy", "numba", "torch")
 
 
 def show(result):

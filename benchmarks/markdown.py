@@ -117,6 +117,15 @@ def taken_on(result, *packages):
     )
 
 
+def origin(result, *packages):
+    """Say in one line which machine a result is from, with what, of which commit and when, and how busy it was."""
+    of, versions = result["machine"], result["versions"]
+    used = [f"{name} {versions[name]}" for name in packages if versions.get(name)]
+    load = machine.unquiet(of) or f"load average {of['load_before']:g} before the run"
+    parts = [f"{of['cpu']}, {of['cores']} cores", ", ".join(used), f"commit {result['commit']}, {result['date'][:10]}"]
+    return "; ".join([*filter(None, parts), f"medians of {result['rounds']} rounds", load]) + "."
+
+
 def absent(result):
     """Yield who was not there, a line each."""
     for name, why in result["absent"].items():

@@ -20,11 +20,16 @@ HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 FILES = [
     HERE / "README.md",
+    HERE / "METHODS.md",
     HERE / "FIDELITY.md",
     HERE.parent / "README.md",
-    *(HERE.parent / "fastadam" / name for name in ("README.md", "distributed/README.md", "jax/README.md")),
+    *(
+        HERE.parent / "fastadam" / name
+        for name in ("README.md", "checkpoint/README.md", "distributed/README.md", "jax/README.md", "keras/README.md")
+    ),
 ]
 PICTURE = RESULTS / "speed.png"
+NOT_YET = "No result of `{}` is kept yet."
 SHOW = dict.fromkeys(SUITES, targets.show) | {"first-use": first_use.show}
 
 
@@ -41,11 +46,12 @@ def label(result):
 
 
 def filled(text):
-    """Return a text with every table in it that has its markers and a result."""
+    """Return a text with every table in it that has its markers, or a sentence where there is no result."""
     for mark, section in (SECTIONS | FRONT).items():
         pattern = re.compile(f"(<!-- {mark} -->).*?(<!-- /{mark} -->)", re.DOTALL)
-        if pattern.search(text) and (result := newest(mark.split()[0])):
-            body = "\n".join(section(result))
+        if pattern.search(text):
+            result = newest(mark.split()[0])
+            body = NOT_YET.format(mark) if result is None else "\n".join(section(result))
             text = pattern.sub(lambda match, body=body: f"{match[1]}\n{body}\n{match[2]}", text)
     return text
 

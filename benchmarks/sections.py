@@ -1,6 +1,6 @@
 """Writes what each table of benchmarks/README.md holds: Markdown, from the newest result of its suite."""
 
-from . import advice, fidelity_report, libraries, one_pass, ranks
+from . import advice, checkpoints, fidelity_report, first_use, libraries, one_pass, ranks
 from .markdown import absent, by_format, table, taken_on, times, verdicts
 
 PEERS = "torch", "deepspeed", "bitsandbytes", "torchao"
@@ -126,4 +126,6 @@ FRONT = {
     "core times": core_times,
     "advise": advice.section,
     "ranks": ranks.section,
+    "checkpoints": checkpoints.section,
+    "first-use": first_use.section,
 }  # other files' tables; the first word names the result

@@ -70,15 +70,18 @@ def width(format: str) -> float:
 
 
 def in_bytes(memory: str | float) -> float:
-    """Return a size such as "24GB", "16 GiB" or a number of bytes. Raises ValueError for anything else."""
-    text = str(memory).replace(" ", "").upper()
+    """Return a size such as "24GB", "16 GiB" or a number of bytes. Raises ValueError for anything else.
+
+    A text without a unit is refused: who writes "24" means gigabytes.
+    """
+    text = str(memory).replace(" ", "").upper() + "B" * (not isinstance(memory, str))
     number = text.rstrip("BKMGTI")
     try:
-        size = float(number) * UNITS[text[len(number) :] or "B"]
+        size = float(number) * UNITS[text[len(number) :]]
     except (ValueError, KeyError):
         size = math.nan
     if not 0 < size < math.inf:
-        raise ValueError(f"memory is {memory!r}, expected a number of bytes or a size such as '24GB' or '16GiB'")
+        raise ValueError(f"memory is {memory!r}, expected a size such as '24GB' or '16GiB', or bytes as a number")
     return size
 
 
@@ -86,6 +89,12 @@ def in_words(size: float) -> str:
     """Return a number of bytes in three digits and a unit."""
     unit = next((unit for unit in ("TB", "GB", "MB", "KB") if size >= UNITS[unit]), "B")
     return f"{size / UNITS[unit]:.3g} {unit}"
+
+
+def milliseconds(seconds: float) -> str:
+    """Return a time in milliseconds, in three digits or more."""
+    ms = seconds * 1e3
+    return f"{ms:,.0f}" if ms >= 100 else f"{ms:.3g}"
 
 
 def count(params: Any) -> int:
@@ -184,7 +193,7 @@ def show(advice: dict[str, Any]) -> None:
     title = f"AdamW over {advice['parameters']:,} parameters: {advice['place']}"
     table = TextTable("format", "memory", "ms a step", "what it does", title=title)
     for row in advice["formats"]:
-        ms = "pip install ml_dtypes" if row["seconds"] is None else f"{row['seconds'] * 1e3:.3g}"
+        ms = "pip install ml_dtypes" if row["seconds"] is None else milliseconds(row["seconds"])
         table.add(row["format"], in_words(row["bytes"]) + " (too much)" * (not row["fits"]), ms, row["cost"])
     table.show()
     print(f"times: {advice['basis']}")

@@ -96,7 +96,7 @@ def info(parser: argparse.ArgumentParser) -> Run:
 
 def advise(parser: argparse.ArgumentParser) -> Run:
     """say what each format takes in memory and time on this machine, and which one to take"""
-    parser.add_argument("--params", required=True, type=float, metavar="N", help="the number of parameters, as 1.3e9")
+    parser.add_argument("--params", required=True, type=_count, metavar="N", help="the number of parameters, as 1.3e9")
     parser.add_argument("--memory", metavar="SIZE", help="what they, gradients and state may take, as 24GB or 16GiB")
     parser.add_argument("--gpu", metavar="NAME", help="times of an A100, H100 or H200, by a model")
     parser.add_argument("--json", action="store_true", help="as JSON")
@@ -191,6 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str] | None) -> int:
     parser = _Parser(prog="python -m fastadam", description="The Adam family, at the speed of memory.")
+    parser.add_argument("--version", action="version", version=f"fastadam {fastadam.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="command")
     for command in COMMANDS:
         about = inspect.getdoc(command)
@@ -233,6 +234,13 @@ def _integer(least: int) -> Callable[[str], int]:
         return n
 
     return parse
+
+
+def _count(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number such as 1.3e9, got {text!r}") from None
 
 
 def _learning_rate(text: str) -> float:

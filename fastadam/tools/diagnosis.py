@@ -150,6 +150,8 @@ def lines(report: dict[str, Any]) -> list[str]:
         if not isinstance(value, dict):
             out.append(f"{head}{value}")
             continue
+        if title == "cache":
+            value = value | {"bytes": f"{value['bytes']:,}", "entries": f"{value['entries']:,}"}
         apart = ": " if title in ("backends", "tested") else " "
         words = [f"{name}{apart}{_words(one)}" for name, one in value.items()]
         if apart == ": ":

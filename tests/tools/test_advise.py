@@ -86,7 +86,8 @@ def test_text_and_json_say_the_same(quick, capsys):
     [
         ((0,), "params is 0, expected at least 1 parameter"),
         (([1.5],), "params holds float, expected arrays, or the number of parameters"),
-        ((1, "24 apples"), "memory is '24 apples', expected a number of bytes or a size such as '24GB'"),
+        ((1, "24 apples"), "memory is '24 apples', expected a size such as '24GB' or '16GiB', or bytes as a number"),
+        ((1, "24"), "memory is '24', expected a size such as '24GB'"),  # bytes it would be, which nobody means
         ((1, -1), "memory is -1, expected"),
         ((1, None, "TPU"), "gpu is 'TPU', expected one of A100, H100, H200, or None for this machine"),
     ],
@@ -101,3 +102,12 @@ def test_the_command_names_them_too(capsys):
         cli.main(["advise", "--params", "1", "--memory", "x"])
     assert end.value.code == 2
     assert "memory is 'x', expected" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as end:
+        cli.main(["advise", "--params", "1.3B"])
+    assert end.value.code == 2
+    assert "argument --params: expected a number such as 1.3e9, got '1.3B'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("seconds", "ms"), [(1.9034, "1,903"), (0.0999, "99.9"), (2.5e-6, "0.0025")])
+def test_milliseconds_are_written_out(seconds, ms):
+    assert advise.milliseconds(seconds) == ms
