@@ -8,11 +8,13 @@ import sys
 from collections import Counter
 from contextlib import suppress
 from datetime import date
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 import fastadam
+from fastadam.tools.cover import kernels_in_use
 
 try:
     from hypothesis import HealthCheck, settings
@@ -184,11 +186,17 @@ def same_count_of_threads(monkeypatch):
     monkeypatch.setattr(threads, "_chosen", threads._chosen)
 
 
+@cache
+def numbered():
+    """Each kernel with its optional slots, in their order."""
+    return kernels_in_use()
+
+
 @pytest.fixture
 def turn(pytestconfig, request):
-    """None with --all; else a number that differs from case to case: every pair of case, size and offset is in some."""
-    case = request.node.callspec
-    return None if pytestconfig.getoption("--all") else case.indices["case"] + case.indices["dtype"]
+    """None with --all; else a number that differs from kernel to kernel: each pair of kernel, size and offset is in
+    some case."""
+    return None if pytestconfig.getoption("--all") else numbered().index(request.node.callspec.params["case"])
 
 
 @pytest.fixture(scope="session")

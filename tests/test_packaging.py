@@ -63,10 +63,11 @@ def test_both_archives_hold_the_same_package(built):
 def test_an_archive_installs_and_steps(built, kind, tmp_path, pytestconfig):
     """By default the wheel alone, which was built from the sdist, with the NumPy and Numba of this environment."""
     (archive,) = built.glob(kind)
-    run(sys.executable, "-m", "venv", tmp_path / "env")
-    python = tmp_path / ("env/Scripts/python.exe" if os.name == "nt" else "env/bin/python")
     whole = pytestconfig.getoption("--all")
-    run(python, "-m", "pip", "install", "--quiet", "--no-compile", *([] if whole else ["--no-deps"]), archive)
+    run(sys.executable, "-m", "venv", *([] if whole else ["--without-pip"]), tmp_path / "env")
+    python = tmp_path / ("env/Scripts/python.exe" if os.name == "nt" else "env/bin/python")
+    pip = [python, "-m", "pip"] if whole else [sys.executable, "-m", "pip", "--python", python]
+    run(*pip, "install", "--quiet", "--no-compile", *([] if whole else ["--no-deps"]), archive)
     if not whole:
         packages = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
         Path(packages, "dependencies.pth").write_text(str(Path(numba.__file__).parents[1]))

@@ -540,13 +540,15 @@ def test_scripts_run_from_a_clone_that_is_not_installed(script, tmp_path):
     assert done.returncode == 0
 
 
-def test_the_tests_for_a_gpu_need_no_hypothesis(tmp_path):
+def test_the_tests_for_a_gpu_need_no_hypothesis(tmp_path, pytestconfig):
+    """Nor do all others, which --all collects, but for the file that says so itself."""
+    others = ["tests", "--ignore=tests/pytorch"] if pytestconfig.getoption("--all") else ["tests/arrays"]
     (tmp_path / "hypothesis.py").write_text("raise ImportError('not here')")
     command = [sys.executable, "-m", "pytest", "-p", "no:hypothesispytest", "-n0", "--collect-only", "-q"]
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     for words, expected in (
         (["-m", "gpu", "tests/cuda/test_gpu.py"], "test_two_devices"),
-        (["-v", "tests", "--ignore=tests/pytorch"], "no hypothesis: "),
+        (["-v", *others], "no hypothesis: "),
     ):
         done = subprocess.run([*command, *words], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stdout + done.stderr

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from cases import (
     METHODS,
+    by_turns,
     crossed,
     elementwise,
     hostile,
@@ -81,8 +82,7 @@ def some(rng, sizes, dtype=np.float32):
     return [hostile(rng, n, dtype, bad=False) for n in sizes]
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=label)
-@pytest.mark.parametrize("case", kernels_in_use(), ids=label)
+@by_turns(case=kernels_in_use(), dtype=[np.float32, np.float64])
 def test_cuda_equals_numpy_at_every_size_and_offset(case, dtype, turn, cupy):
     method, chosen = case
     rng = np.random.default_rng(7)

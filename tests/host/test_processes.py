@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cases import by_turns
 from llvmlite.binding import ffi
 
 import fastadam as fa
@@ -212,8 +213,7 @@ print("done")
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="finds OpenMP's library as Linux shows it")
-@pytest.mark.parametrize("imported", ["before", "after"])
-@pytest.mark.parametrize("asked", [None, "omp", "workqueue"])
+@by_turns(asked=[None, "omp", "workqueue"], imported=["before", "after"])
 def test_a_child_of_a_parent_that_used_openmp_elsewhere(imported, asked, fresh):
     """Such as torch's operations before a DataLoader's workers step: Numba had no threading layer yet."""
     try:
@@ -720,8 +720,7 @@ def interrupted(opt, grads, k):
     return False
 
 
-@pytest.mark.parametrize("missing", [False, True], ids=["all gradients", "one is None"])
-@pytest.mark.parametrize("backend", ["numba", "numpy"])
+@by_turns(backend=["numba", "numpy"], missing=[False, True])
 def test_an_interrupt_anywhere_leaves_the_step_done_or_not_begun(backend, missing, machine):
     machine(2)
     opt, params, grads = small_tree(backend)

@@ -19,9 +19,10 @@ from fastadam.tools.cover import BITING, chores, chores_for
 
 SIZES = (3, 1, 0, BLOCK - 1, BLOCK, BLOCK + 1, 40_000)
 # Every pair of chores' values, and each kernel with a set of them; every pair with kernels would compile for minutes.
+KERNELS = kernels_in_use()
 CASES = [
-    (kernels_in_use()[k % len(kernels_in_use())], (np.float32, np.float64)[k % 2], asked)
-    for k, asked in enumerate((2 * chores())[: len(kernels_in_use())])
+    (KERNELS[k % len(KERNELS)], (np.float32, np.float64)[k % 2], asked)
+    for k, asked in enumerate((2 * chores())[: len(KERNELS)])
 ]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import joblib
 import numpy as np
 import pytest
-from cases import same_bits, state_arrays
+from cases import by_turns, same_bits, state_arrays
 
 import fastadam as fa
 
@@ -120,8 +120,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("start", ["spawn", "fork"])
-@pytest.mark.parametrize("kind", ["tree", "copies"])
+@by_turns(kind=["tree", "copies"], start=["spawn", "fork"])
 def test_multiprocessings_workers_go_on(kind, start, tmp_path):
     """A plain tree of more than a megabyte: sent to a child and back; a forked one, whose parent has OpenMP, too."""
     (tmp_path / "guest.py").write_text(GUEST)
