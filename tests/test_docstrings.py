@@ -17,7 +17,8 @@ LIBRARIES = {
     "scipy": "SciPy",
     "sklearn": "scikit-learn",
 }  # that wings of the same name are for
-MODULES = "fastadam", "fastadam.schedules", "fastadam.checkpoint", *(f"fastadam.{name}" for name in LIBRARIES)
+PARTS = "schedules", "checkpoint", "distributed"
+MODULES = "fastadam", *(f"fastadam.{name}" for name in (*PARTS, *LIBRARIES))
 
 
 def public(name):

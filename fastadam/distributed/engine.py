@@ -18,6 +18,15 @@ class Engine:
     """Stands for the processes that step together. Each of its calls is made by all of them, in the same order.
 
     rank, size: this process among them. carries: where arrays lie that it takes, "host" or "device" or both.
+
+    >>> class OneProcess(fa.distributed.Engine):
+    ...     def everyone(self, x):
+    ...         return [x]
+    ...     def swap(self, sends, receives):
+    ...         return lambda: None
+    >>> opt = fa.distributed.Sharded(fa.SGD, np.ones(3, np.float32), OneProcess(), lr=0.5)
+    >>> opt.step(np.ones(3, np.float32)).skipped
+    False
     """
 
     rank = 0
