@@ -186,6 +186,12 @@ def same_count_of_threads(monkeypatch):
     monkeypatch.setattr(threads, "_chosen", threads._chosen)
 
 
+@pytest.fixture
+def times(pytestconfig):
+    """times(n): how often to try what chance decides: n with --all, else two in five."""
+    return lambda n: n if pytestconfig.getoption("--all") else 2 * n // 5
+
+
 @cache
 def numbered():
     """Each kernel with its optional slots, in their order."""

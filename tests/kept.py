@@ -1,8 +1,12 @@
-"""What tests compile, kept on disk for other workers and for sessions to come."""
+"""What tests compile, kept on disk for other workers and for sessions to come, for a month after their last use."""
 
 import fcntl
 import os
+import time
+from contextlib import suppress
 from hashlib import sha256
+
+AGE = 30 * 86_400  # seconds
 
 
 def kept(folder, deciding, make):
@@ -15,4 +19,9 @@ def kept(folder, deciding, make):
             new = path.with_suffix(f".{os.getpid()}")
             make(new)
             new.rename(path)
+            for other in folder.iterdir():
+                with suppress(FileNotFoundError):  # another process removes it, too
+                    if time.time() - other.stat().st_mtime > AGE:
+                        other.unlink()
+        os.utime(path)  # what is in use is not old
     return path

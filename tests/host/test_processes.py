@@ -234,7 +234,7 @@ THREADS = """
 opt, p, g = start(0)
 opt.step(g)
 assert numba.threading_layer() == sys.argv[1] and fa.get_num_threads() > 1
-steps = 50
+steps = int(sys.argv[2])
 alone = [after(steps, seed) for seed in range(8)]
 ten, two = after(10, 1), after(2, 0)
 
@@ -270,8 +270,8 @@ print("done")
 """
 
 
-def test_eight_threads_step_eight_optimizers_while_the_process_forks(layer, fresh):
-    assert "done\n" in fresh(COMMON + THREADS, layer, NUMBA_THREADING_LAYER=layer, timeout=TIMEOUT)
+def test_eight_threads_step_eight_optimizers_while_the_process_forks(layer, times, fresh):
+    assert "done\n" in fresh(COMMON + THREADS, layer, times(50), NUMBA_THREADING_LAYER=layer, timeout=TIMEOUT)
 
 
 COUNTS = """
@@ -366,7 +366,7 @@ def steps():
     assert numba.njit(lambda x: x + 2)(1) == 3
 
 running, failed = together(compiles)
-for _ in range(10):
+for _ in range(int(sys.argv[1])):
     ended(child(steps))
 stop.set()
 running[0].join()
@@ -375,8 +375,8 @@ print("done")
 """
 
 
-def test_a_child_compiles_though_another_thread_was_compiling_at_the_fork(fresh):
-    assert "done\n" in fresh(COMMON + COMPILING, timeout=TIMEOUT)
+def test_a_child_compiles_though_another_thread_was_compiling_at_the_fork(times, fresh):
+    assert "done\n" in fresh(COMMON + COMPILING, times(10), timeout=TIMEOUT)
 
 
 FREEING = """
@@ -780,8 +780,7 @@ def test_no_python_runs_between_the_native_calls_of_the_very_first_step(fresh):
 CTRL_C = """
 import os, random, signal, sys, time
 
-backend, n, patience = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
-rounds = 40
+backend, n, patience, rounds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])
 ask, answer = os.pipe(), os.pipe()
 victim = os.getpid()
 if os.fork() == 0:  # the user at the keyboard, who presses Ctrl-C once or, impatient, twice
@@ -851,6 +850,6 @@ print("done", opt.t)
 
 
 @pytest.mark.parametrize(("backend", "n", "patience"), [("numba", 2**21, 0.02), ("numpy", 2**18, 0.06)])
-def test_ctrl_c_leaves_the_step_done_or_not_begun(backend, n, patience, fresh):
+def test_ctrl_c_leaves_the_step_done_or_not_begun(backend, n, patience, times, fresh):
     """patience: how many seconds the user waits at most; a step takes about a tenth of that."""
-    assert "done" in fresh(CTRL_C, backend, n, patience, timeout=TIMEOUT)
+    assert "done" in fresh(CTRL_C, backend, n, patience, times(40), timeout=TIMEOUT)
