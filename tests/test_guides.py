@@ -12,6 +12,7 @@ from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
 
 import fastadam as fa
+from fastadam.tools.cli import optimizers
 
 ROOT = Path(__file__).parents[1]
 WINGS = "checkpoint", "distributed", "jax", "keras", "scipy", "sklearn", "state", "torch"
@@ -70,6 +71,12 @@ def test_its_blocks_run(guide, tmp_path, monkeypatch):
 def test_the_blocks_that_need_more_are_listed():
     marked = {guide: [need for _, need in blocks(guide) if need] for guide in GUIDES}
     assert {guide: needs for guide, needs in marked.items() if needs} == NEEDS
+
+
+def test_every_method_stands_in_the_table_that_helps_to_choose():
+    text = (ROOT / "fastadam/README.md").read_text(encoding="utf-8")
+    table = text[text.index("## Choose a method") : text.index("## Give parts")]
+    assert [name for name in optimizers() if not re.search(rf"`{name}\b", table)] == []
 
 
 @pytest.mark.parametrize("guide", GUIDES)
