@@ -1,6 +1,7 @@
 """Parses the options of `bench`, cheaply, so that no other command pays for them."""
 
 import argparse
+import difflib
 from pathlib import Path
 
 from . import cases
@@ -111,10 +112,12 @@ SECONDS, ROUNDS, ENDLESS, TRAINING = 60, 11, 10**9, 300
 
 
 def one_of(parser, option, asked, possible):
-    """Refuse names that are not possible, and say which are."""
+    """Refuse names that are not possible, and say which are; last, where it is seen, the one that is most alike."""
     for name in asked:
         if name not in possible:
-            parser.error(f"argument {option}: {name!r}, expected one of {', '.join(possible)}")
+            near = difflib.get_close_matches(name.lower(), [each.lower() for each in possible], 1)
+            hint = [f"; did you mean {each}?" for each in possible if each.lower() in near]
+            parser.error(f"argument {option}: {name!r}, expected one of {', '.join(possible)}{''.join(hint[:1])}")
 
 
 def words(text):

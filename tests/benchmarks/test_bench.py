@@ -364,6 +364,7 @@ def test_a_load_is_said_and_kept(monkeypatch, capsys, tmp_path):
         (["--workload", "gpt9"], "'gpt9', expected one of mlp, resnet50"),
         (["--workload", ","], "expected names with commas between"),
         (["--rule", "Adan"], "'Adan', expected one of Adam, "),
+        (["--rule", "adamw"], "; did you mean AdamW?"),
         (["--dtype", "int8"], "'int8', expected one of float32"),
         (["--format", "float32:moments=2bit"], "'float32:moments=2bit', expected one of float32"),
         (["--json", "/proc/x.json"], "expected a file that can be written, got '/proc/x.json'"),
