@@ -22,6 +22,7 @@ FILES = [
     HERE / "README.md",
     HERE / "METHODS.md",
     HERE / "FIDELITY.md",
+    HERE / "GPU.md",
     HERE.parent / "README.md",
     *(
         HERE.parent / "fastadam" / name

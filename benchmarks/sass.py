@@ -194,7 +194,7 @@ def modelled(steps):
 
 
 def section(result):
-    """Yield what benchmarks/README.md shows of a result."""
+    """Yield what benchmarks/GPU.md shows of a result."""
     yield "Machine code for sm_90 as NVRTC makes it, shortest paths: **a model, no GPU ran it.** *issue* is the share"
     yield "of the instructions that an H100 could issue while it moves these bytes."
     yield ""

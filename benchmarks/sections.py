@@ -1,6 +1,6 @@
 """Writes what each table of benchmarks/README.md holds: Markdown, from the newest result of its suite."""
 
-from . import advice, checkpoints, fidelity_report, first_use, libraries, one_pass, ranks
+from . import advice, checkpoints, fidelity_report, first_use, libraries, one_pass, ranks, sass
 from .markdown import absent, by_format, table, taken_on, times, verdicts
 
 PEERS = "torch", "deepspeed", "bitsandbytes", "torchao"
@@ -120,7 +120,7 @@ def muon(result):
 SECTIONS = {
     "core": core, "chain": chain, "narrow": narrow, "pytorch": pytorch, "jax": jax, "lamb": lamb,
     "stableadamw": stableadamw, "muon": muon, "fidelity": fidelity_report.section, "libraries": libraries.section,
-    "one-pass": one_pass.section,
+    "one-pass": one_pass.section, "sass": sass.section,
 }  # fmt: skip
 FRONT = {
     "core times": core_times,
