@@ -24,14 +24,12 @@ class OnJax(Stepping):
 
     def __init__(self) -> None:
         super().__init__()
-        self._lr: Any = None  # this step's
         self._fused: dict[Any, Fused] = {}  # for each dtype, of the rule that was planned for
 
     def __call__(self, asked: KerasStep) -> None:
         """Take a step of Keras's variables, whose gradients are arrays."""
         if self._planned != asked.rule:
             self._planned, self._fused = asked.rule, {}
-        self._lr = jnp.asarray(asked.lr, jnp.float32)
         kinds: dict[Any, list[int]] = {}
         for k, g in enumerate(asked.grads):
             if g is not None:
@@ -42,15 +40,15 @@ class OnJax(Stepping):
     def _step(self, asked: KerasStep, dtype: str, leaves: Sequence[int]) -> None:
         if dtype not in self._fused:
             options = FusedOptions(moments=dict.fromkeys(asked.slots, dtype), pool_below=0)
-            self._fused[dtype] = Fused(asked.rule, options, {"lr": lambda count: self._lr})
+            self._fused[dtype] = Fused(asked.rule, options)
         params = [asked.params[k] for k in leaves]
         slots = {name: [xs[k] for k in leaves] for name, xs in asked.slots.items()}
         carried = {name: widened(x) for name, x in asked.carried.items()}
         streams = {name: [x.value for x in xs] for name, xs in slots.items()}
         count = jnp.asarray(asked.t, jnp.int32) - 1
-        stepped, state = self._fused[dtype].step(
-            [x.value for x in params], FusedState(count, carried, streams), [asked.grads[k] for k in leaves]
-        )
+        before, grads = FusedState(count, carried, streams), [asked.grads[k] for k in leaves]
+        lr = jnp.asarray(asked.lr, jnp.float32)
+        stepped, state = self._fused[dtype].step([x.value for x in params], before, grads, lr=lr)
         for variables, arrays in [(params, stepped), *((xs, state.streams[name]) for name, xs in slots.items())]:
             for x, array in zip(variables, arrays, strict=True):
                 x.assign(array)

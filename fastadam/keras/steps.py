@@ -14,7 +14,7 @@ class KerasStep(NamedTuple):
     """Holds what a step is made of, in a backend's own tensors or in Keras's variables.
 
     params: per variable. grads: per variable, or None where there is none. slots: by the kernel's names.
-    t: the count, from 1. lr: the learning rate. carried: the numbers that the rule carries, as they were before.
+    t: the count, from 1. lr: the learning rate. carried: the numbers that the rule carries.
     by_rows: whether what has no gradient stays as it is.
     """
 
