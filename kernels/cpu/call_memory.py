@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic, register_jitable
+from numba.extending import intrinsic
 
 from ..chores import BLOCK, CHUNK_WORDS, NOTES, TAKEN, Numbers
 from ..formats import key
@@ -92,7 +92,6 @@ def key_of(typing, seed, count):
     return types.float64(types.int64, types.int64), generate
 
 
-@register_jitable(error_model="numpy")
 def coefficients(frame, block):
     """Run the program, fill the rows and what is carried; tell whether a step can take the rows."""
     head, registers, inputs = word(block, HEAD_AT), word(block, REGISTERS), word(word(block, HEAD_AT), INPUTS)
@@ -124,7 +123,6 @@ def coefficients(frame, block):
     return True
 
 
-@register_jitable(error_model="numpy")
 def piece_of(frame, desk, signature, measures):
     """Return the address of the piece for a signature, made now if this process has none; 0 if it cannot be made."""
     wanted = word(word(attribute(frame, KEYS), 2), 2 * signature + measures)
@@ -135,7 +133,6 @@ def piece_of(frame, desk, signature, measures):
     return call_three(word(desk, MAKE), word(text, 0), word(text, 1), 2 * signature + measures)
 
 
-@register_jitable(error_model="numpy")
 def lay_out(frame, block, desk):
     """Fill the table of addresses, the pieces, the list of chunks; tell whether each signature has its piece."""
     head, layout = word(block, HEAD_AT), word(attribute(frame, LAYOUT), 2)
@@ -170,7 +167,6 @@ def lay_out(frame, block, desk):
     return not measures or word(desk, DECIDE) != 0
 
 
-@register_jitable(error_model="numpy")
 def prepare(frame, head):
     """Return the address of a step's own memory, with where each of its arrays begins; free it, or let `work` do so."""
     leaves, columns, chunk = word(head, LEAVES), word(head, COLUMNS), word(head, CHUNK)
@@ -183,7 +179,8 @@ def prepare(frame, head):
     rows, measures = word(head, ROWS) * word(head, WIDTH), word(head, LIMIT) >= 0
     blocks = chunk // BLOCK
     table = (leaves + 1) * (columns + 1)
-    notes, sums = (NOTES * blocks * count, NOTES * (leaves + 1)) if measures else (0, 0)
+    notes = NOTES * blocks * count if measures else 0
+    sums = NOTES * (leaves + 1) if measures else 0
     lists = CHUNK_WORDS * count + notes + sums
     block = malloc(WORD * (OWN + registers + rows + 3 * leaves + 1 + table + WORDS_OF_JOB + lists))
     at = block + WORD * OWN
@@ -216,7 +213,7 @@ def prepare(frame, head):
     put_word(job, ROWS_FIELD, word(block, ROWS_AT))
     put_word(job, NUMBERS_FIELD, word(head, WIDTH))
     put_word(job, BLOCKS_FIELD, blocks)
-    for counter in (NEXT, DONE, NEXT_MEASURED, DONE_MEASURED, DECIDED):
+    for counter in range(NEXT, USERS, WORD):
         put_word(block, counter, 0)
     put_word(block, USERS, 1)
     put_word(block, PROMISE, 0)

@@ -4,27 +4,22 @@ Words of 8 bytes: of the frame, 1: extension, 2: functions, 3: context, 4: stage
 12 and 14: results', 20: attributes, 21: a promise of the call's end. Of a buffer, 2: dtype, 3: memory, 4, 5: axes.
 """
 
-from numba.extending import register_jitable
-
 from .words import call, call_nothing, put_word, room, word
 
 ERROR, DESTROY, SCHEDULE, THREADS, FUTURE, AVAILABLE = 6, 8, 17, 18, 19, 20  # words of XLA's functions in its table
 EXECUTE, METADATA, FLOAT64, INVALID, INTERNAL = 3, 1, 12, 3, 13  # a stage, an extension, a dtype, codes of errors
 
 
-@register_jitable(error_model="numpy")
 def half(address, k):
     """Return the k-th 8 bytes from an address on, of which the first 4 mean something."""
     return word(address, k) & 0xFFFFFFFF
 
 
-@register_jitable(error_model="numpy")
 def buffer(frame, k):
     """Return operand k of a call."""
     return word(word(frame, 9), k)
 
 
-@register_jitable(error_model="numpy")
 def elements(operand):
     """Return how many elements an operand has."""
     n = 1
@@ -33,13 +28,11 @@ def elements(operand):
     return n
 
 
-@register_jitable(error_model="numpy")
 def attribute(frame, k):
     """Return the array or text of attribute k: its length at word 1 (of an array) and its memory at word 2."""
     return word(word(frame, 20), k)
 
 
-@register_jitable(error_model="numpy")
 def refused(frame, code, message):
     """Return an error of XLA's, which XLA raises and frees."""
     args = room()
@@ -50,7 +43,6 @@ def refused(frame, code, message):
     return call(word(word(frame, 2), ERROR), args)
 
 
-@register_jitable(error_model="numpy")
 def forget(frame, error):
     """Free an error of XLA's."""
     args = room()
@@ -60,7 +52,6 @@ def forget(frame, error):
     call_nothing(word(word(frame, 2), DESTROY), args)
 
 
-@register_jitable(error_model="numpy")
 def threads(frame):
     """Return how many threads XLA's pool has; 1 where it has no pool."""
     args, answer = room(), room()

@@ -4,7 +4,6 @@ from functools import cache
 from typing import Any
 
 from numba import types
-from numba.extending import register_jitable
 
 from ..chores import BLOCK, CHUNK_WORDS, NOTES
 from .cache import native
@@ -13,7 +12,6 @@ from .words import number, put_number, word
 LAST = NOTES - 1
 
 
-@register_jitable(error_model="numpy")
 def of_leaves(chunks, count, notes, blocks, row, sums):
     """Store in sums[leaf] the notes of its blocks, added in pairs of neighbours; see fastadam.kernels.reference.sums.
 

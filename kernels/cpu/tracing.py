@@ -31,12 +31,16 @@ class Number(NDArrayOperatorsMixin):
             "maximum or sign of contract.py"
         )
 
+    @property
+    def written(self) -> dict[Any, Any]:
+        """Return what writes each of NumPy's functions of such numbers."""
+        return WRITTEN
+
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any) -> "Number":
-        write = WRITTEN.get(ufunc) if method == "__call__" else None
+        write = self.written.get(ufunc) if method == "__call__" else None
         if write is None:
             raise TypeError(f"compiled code has no numpy.{ufunc.__name__}: add it to {__name__}.WRITTEN")
-        values = [self.constant(x) for x in inputs]
-        return Number(self.builder, write(self.builder, *values))
+        return numbered(self.builder, write(self.builder, *map(self.constant, inputs)))
 
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> "Number":
         if function is np.where:
@@ -46,6 +50,22 @@ class Number(NDArrayOperatorsMixin):
         if function is np.zeros_like:
             return self.like(0)
         raise TypeError(f"compiled code has no numpy.{function.__name__}")
+
+
+class Whole(Number):
+    """Is a signed whole number of 64 bits, known when the code runs, which wraps."""
+
+    def constant(self, x: Any) -> Any:
+        return x.value if isinstance(x, Number) else ir.Constant(self.value.type, int(x))
+
+    @property
+    def written(self) -> dict[Any, Any]:
+        return WRITTEN_WHOLE
+
+
+def numbered(builder: Any, value: Any) -> Number:
+    """Return a value of LLVM's as a number."""
+    return (Whole if value.type == ir.IntType(64) else Number)(builder, value)
 
 
 def _one(name: str) -> Any:
@@ -82,6 +102,32 @@ WRITTEN: dict[Any, Any] = {
     np.sqrt: _one("llvm.sqrt"),
     np.absolute: _one("llvm.fabs"),
     np.sign: _sign,
+}
+
+
+def _divided(builder: Any, x: Any, y: Any) -> tuple[Any, Any]:
+    """Return quotient and remainder of whole numbers as Python's: the quotient's floor."""
+    quotient, rest = builder.sdiv(x, y), builder.srem(x, y)
+    zero = ir.Constant(x.type, 0)
+    apart = builder.icmp_signed("<", builder.xor(rest, y), zero)
+    lower = builder.and_(builder.icmp_signed("!=", rest, zero), apart)
+    return builder.sub(quotient, builder.zext(lower, x.type)), builder.add(rest, builder.select(lower, y, zero))
+
+
+WRITTEN_WHOLE: dict[Any, Any] = {
+    np.add: lambda b, x, y: b.add(x, y),
+    np.subtract: lambda b, x, y: b.sub(x, y),
+    np.multiply: lambda b, x, y: b.mul(x, y),
+    np.negative: lambda b, x: b.neg(x),
+    np.floor_divide: lambda b, x, y: _divided(b, x, y)[0],
+    np.remainder: lambda b, x, y: _divided(b, x, y)[1],
+    np.bitwise_and: lambda b, x, y: b.and_(x, y),
+    np.greater: lambda b, x, y: b.icmp_signed(">", x, y),
+    np.greater_equal: lambda b, x, y: b.icmp_signed(">=", x, y),
+    np.less: lambda b, x, y: b.icmp_signed("<", x, y),
+    np.less_equal: lambda b, x, y: b.icmp_signed("<=", x, y),
+    np.equal: lambda b, x, y: b.icmp_signed("==", x, y),
+    np.not_equal: lambda b, x, y: b.icmp_signed("!=", x, y),
 }
 
 

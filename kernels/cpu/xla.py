@@ -12,7 +12,6 @@ import math
 from functools import cache
 
 from numba import types
-from numba.extending import register_jitable
 
 from ..chores import BLOCK, CHUNK_WORDS, NOTES
 from .cache import Code, native
@@ -77,6 +76,7 @@ from .frame import (
 )  # fmt: skip
 from .norm import of_leaves
 from .subnormals import gradual, restore
+from .translating import translated
 from .words import (
     call,
     call_nothing,
@@ -97,7 +97,6 @@ free = types.ExternalFunction("free", types.void(types.int64))
 give_way = types.ExternalFunction("sched_yield", types.int32())
 
 
-@register_jitable(error_model="numpy")
 def aliased(frame, head):
     """Tell whether every result that stands for an operand lies in its place."""
     inputs, results = word(head, INPUTS), word(frame, 12) - word(head, NORM)
@@ -108,7 +107,6 @@ def aliased(frame, head):
     return True
 
 
-@register_jitable(error_model="numpy")
 def spread(frame, block, task, workers):
     """Let XLA's pool help with the work, and promise XLA its end."""
     args = room()
@@ -222,19 +220,23 @@ def _step(frame):
     return 0
 
 
+def _compiled(name, function, result):
+    return native(name, translated(function, result), result(types.int64), for_c=True)
+
+
 @cache
 def step() -> Code:
     """Return what XLA calls."""
-    return native("xla_step", _step, types.int64(types.int64), for_c=True)
+    return _compiled("xla_step", _step, types.int64)
 
 
 @cache
 def work() -> Code:
     """Return what does a step's chunks, on any thread."""
-    return native("xla_work", _work, types.void(types.int64), for_c=True)
+    return _compiled("xla_work", _work, types.void)
 
 
 @cache
 def decide() -> Code:
     """Return what decides about clipping by a norm."""
-    return native("xla_decide", _decide, types.void(types.int64), for_c=True)
+    return _compiled("xla_decide", _decide, types.void)

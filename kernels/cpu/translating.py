@@ -1,0 +1,279 @@
+"""Translates functions into code from their text, statement by statement: those whose values are all whole numbers of
+64 bits, float64 or truths.
+
+A name has the type of what is first stored in it, and what a function calls is put in the call's place, so nothing is
+inferred: for what XLA calls, Numba takes seconds. Texts mean what they mean in Python, except that whole numbers
+wrap, `and` and `or` give truths, ranges go up, and functions of `math` are the C library's. All else is refused.
+"""
+
+import ast
+import builtins
+import inspect
+import operator
+import sys
+from collections.abc import Callable, Sequence
+from functools import cache
+from types import BuiltinFunctionType, FunctionType
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core.cgutils import get_or_insert_function
+from numba.extending import intrinsic
+
+from .tracing import Number, Whole, numbered
+
+OPERATORS: dict[Any, Callable[..., Any]] = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod, ast.BitAnd: operator.and_, ast.BitOr: operator.or_,
+    ast.LShift: operator.lshift, ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Lt: operator.lt, ast.LtE: operator.le,
+    ast.Gt: operator.gt, ast.GtE: operator.ge,
+}  # fmt: skip
+FLOAT, TRUTH, WHOLE = ir.DoubleType(), ir.IntType(1), ir.IntType(64)
+
+
+def syntax(function: FunctionType) -> Any:
+    """Return the text of a module's function as syntax. Raises RuntimeError where that is not what was imported."""
+    module = sys.modules[function.__module__]
+    definitions, codes = _texts(module)
+    if codes.get(function.__name__) != function.__code__:
+        raise RuntimeError(f"{module.__file__} has changed since {function.__name__} was imported from it")
+    return definitions[function.__name__]
+
+
+@cache
+def _texts(module: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a module's functions by name, as syntax and as Python's code."""
+    tree = ast.parse(inspect.getsource(module))
+    codes = compile(tree, str(module.__file__), "exec").co_consts
+    return {getattr(node, "name", ""): node for node in tree.body}, {getattr(x, "co_name", ""): x for x in codes}
+
+
+class Body:
+    """Puts the statements of a function where a builder stands.
+
+    result: what the function returns, as a number; None where that is nothing.
+    """
+
+    def __init__(self, context: Any, builder: Any, function: FunctionType, arguments: Sequence[Any]) -> None:
+        self._context, self._builder, self._function = context, builder, function
+        # By name, its value's address on the stack, of which LLVM makes a register, and its type.
+        self._homes: dict[Any, Any] = {}
+        self._loops: list[Any] = []  # around a statement: where `continue` goes
+        self._end = builder.append_basic_block(function.__name__)
+        definition = syntax(function)
+        for parameter, x in zip(definition.args.args, arguments, strict=True):
+            self._put(parameter.arg, x)
+        self._statements(definition.body)
+        self._go(self._end)
+        builder.position_at_end(self._end)
+        self.result = self._get("return") if "return" in self._homes else None
+
+    def _put(self, name: Any, x: Any) -> None:
+        value = self._constant(x)
+        if name not in self._homes:
+            with self._builder.goto_entry_block():
+                self._homes[name] = self._builder.alloca(value.type), value.type
+        home, kind = self._homes[name]
+        if value.type != kind:
+            raise self._refused(f"{name} of type {kind}, then of {value.type}")
+        self._builder.store(value, home)
+
+    def _get(self, name: Any) -> Number:
+        return numbered(self._builder, self._builder.load(self._homes[name][0]))
+
+    @staticmethod
+    def _constant(x: Any) -> Any:
+        """Return a number, or one that is known already, as a value of LLVM's."""
+        if isinstance(x, Number):
+            return x.value
+        return ir.Constant(TRUTH if isinstance(x, bool) else WHOLE if isinstance(x, int) else FLOAT, x)
+
+    def _truth(self, x: Any) -> Any:
+        """Return whether a number, or one that is known already, is not 0, as a value of LLVM's."""
+        value = self._constant(x)
+        return value if value.type == TRUTH else self._constant(x != 0)
+
+    def _go(self, block: Any) -> None:
+        if not self._builder.block.is_terminated:
+            self._builder.branch(block)
+
+    def _refused(self, what: Any) -> NotImplementedError:
+        place = f"{self._function.__module__}.{self._function.__qualname__}"
+        text = repr(ast.unparse(what)) if isinstance(what, ast.AST) else what
+        return NotImplementedError(f"{place} has {text}, which {__name__} cannot translate")
+
+    def _statements(self, nodes: Sequence[Any]) -> None:
+        for node in nodes:
+            if self._builder.block.is_terminated:
+                break
+            self._statement(node)
+
+    def _statement(self, node: Any) -> None:
+        match node:
+            case ast.Expr(ast.Constant()):
+                pass
+            case ast.Expr(value):
+                self._value(value)
+            case ast.Assign([ast.Name(name)], value):
+                self._put(name, self._value(value))
+            case ast.Assign([ast.Tuple(targets)], ast.Tuple(values)):
+                numbers = [self._value(x) for x in values]
+                for target, x in zip(targets, numbers, strict=True):
+                    self._put(target.id, x)  # type: ignore[attr-defined]
+            case ast.AugAssign(ast.Name(name), operation, value) if type(operation) in OPERATORS:
+                self._put(name, OPERATORS[type(operation)](self._get(name), self._value(value)))
+            case ast.Return(value):
+                if value is not None:
+                    self._put("return", self._value(value))
+                self._go(self._end)
+            case ast.If(test, body, others):
+                self._either(test, lambda: self._statements(body), lambda: self._statements(others))
+            case ast.While(test, body, []):
+                self._loop(lambda: self._value(test), lambda: self._statements(body), lambda: None)
+            case ast.For(ast.Name(name), ast.Call(ast.Name("range"), bounds), body, []):
+                self._range(name, [self._value(x) for x in bounds], body)
+            case ast.Continue():
+                self._go(self._loops[-1])
+            case _:
+                raise self._refused(node)
+
+    def _either(self, test: Any, first: Callable[[], None], second: Callable[[], None]) -> None:
+        with self._builder.if_else(self._truth(self._value(test))) as (then, otherwise):
+            with then:
+                first()
+            with otherwise:
+                second()
+
+    def _range(self, name: str, bounds: Sequence[Any], body: Sequence[Any]) -> None:
+        start, stop, step = ((0, *bounds, 1), (*bounds, 1), bounds)[len(bounds) - 1]
+        counter = name, id(body)
+        self._put(counter, start)
+
+        def inside() -> None:
+            self._put(name, self._get(counter))
+            self._statements(body)
+
+        self._loop(lambda: self._get(counter) < stop, inside, lambda: self._put(counter, self._get(counter) + step))
+
+    def _loop(self, test: Callable[[], Any], body: Callable[[], None], further: Callable[[], None]) -> None:
+        builder = self._builder
+        top, inside, bottom, after = (builder.append_basic_block() for _ in range(4))
+        builder.branch(top)
+        builder.position_at_end(top)
+        builder.cbranch(self._truth(test()), inside, after)
+        builder.position_at_end(inside)
+        self._loops.append(bottom)
+        body()
+        self._loops.pop()
+        self._go(bottom)
+        builder.position_at_end(bottom)
+        further()
+        builder.branch(top)
+        builder.position_at_end(after)
+
+    def _value(self, node: Any) -> Any:
+        """Return what an expression gives: a number, or a number or function that is known already."""
+        match node:
+            case ast.Constant(x):
+                return x
+            case ast.Name(name):
+                return self._get(name) if name in self._homes else self._of_module(name)
+            case ast.Attribute(ast.Name(name), attribute):
+                return getattr(self._of_module(name), attribute)
+            case ast.BinOp(x, operation, y) | ast.Compare(x, [operation], [y]) if type(operation) in OPERATORS:
+                return OPERATORS[type(operation)](self._value(x), self._value(y))
+            case ast.UnaryOp(ast.USub(), x):
+                return -self._value(x)
+            case ast.UnaryOp(ast.Not(), x):
+                return Number(self._builder, self._builder.not_(self._truth(self._value(x))))
+            case ast.BoolOp(ast.And(), [x, *others]):
+                return self._chosen(node, x, ast.BoolOp(ast.And(), others) if others[1:] else others[0], False)
+            case ast.BoolOp(ast.Or(), [x, *others]):
+                return self._chosen(node, x, True, ast.BoolOp(ast.Or(), others) if others[1:] else others[0])
+            case ast.IfExp(test, x, y):
+                return self._chosen(node, test, x, y)
+            case ast.Call(function, arguments, []):
+                return self._call(self._value(function), [self._value(x) for x in arguments])
+            case _:
+                raise self._refused(node)
+
+    def _of_module(self, name: str) -> Any:
+        space = self._function.__globals__
+        return space[name] if name in space else getattr(builtins, name)
+
+    def _chosen(self, node: Any, test: Any, x: Any, y: Any) -> Number:
+        """Return what one of two expressions gives; of a truth that is known already, that."""
+
+        def put(each: Any) -> None:
+            if isinstance(each, bool):
+                self._put(node, each)
+            else:
+                value = self._value(each)
+                logical = isinstance(node, ast.BoolOp)
+                self._put(node, Number(self._builder, self._truth(value)) if logical else value)
+
+        self._either(test, lambda: put(x), lambda: put(y))
+        return self._get(node)
+
+    def _call(self, function: Any, arguments: Sequence[Any]) -> Any:
+        """Return what a function gives: one of Python's that is translated, too, of C's, or of words.py's."""
+        builder = self._builder
+        match function:
+            case FunctionType():
+                return Body(self._context, builder, function, arguments).result
+            case types.ExternalFunction():
+                return self._c_function(function.symbol, function.sig, arguments)
+            case BuiltinFunctionType(__module__="math"):
+                kind = types.float64(*[types.float64] * len(arguments))
+                return self._c_function(function.__name__, kind, arguments)
+        if function is abs:
+            return abs(*arguments)
+        if function is float:
+            return Number(builder, builder.sitofp(self._constant(*arguments), FLOAT))
+        if function is min:
+            x, y = arguments
+            return numbered(builder, builder.select(self._constant(x < y), self._constant(x), self._constant(y)))
+        signature, generate = function._defn(None, *arguments)
+        values = self._converted(signature, arguments)
+        value = generate(self._context, builder, signature, values)
+        return None if signature.return_type == types.void else numbered(builder, value)
+
+    def _c_function(self, name: str, signature: Any, arguments: Sequence[Any]) -> Any:
+        values = self._converted(signature, arguments)
+        result = ir.VoidType()
+        if signature.return_type != types.void:
+            result = self._context.get_value_type(signature.return_type)
+        kind = ir.FunctionType(result, [x.type for x in values])
+        value = self._builder.call(get_or_insert_function(self._builder.module, kind, name), values)
+        return None if signature.return_type == types.void else numbered(self._builder, value)
+
+    def _converted(self, signature: Any, arguments: Sequence[Any]) -> list[Any]:
+        """Return arguments as values of LLVM's; truths are 0 or 1 where whole numbers are expected."""
+        values = []
+        for kind, x in zip(signature.args, arguments, strict=True):
+            value = self._constant(x)
+            wider = value.type == TRUTH and kind == types.int64
+            values.append(self._builder.zext(value, WHOLE) if wider else value)
+        return values
+
+
+def translated(function: FunctionType, result: Any) -> Any:
+    """Return a function of one whole number that Numba compiles, infers nothing in, and that does what another says.
+
+    result: Numba's type of what it returns.
+    """
+
+    @intrinsic  # type: ignore[misc]
+    def body(typing, x):
+        def generate(context, builder, signature, args):
+            value = Body(context, builder, function, [Whole(builder, *args)]).result
+            return context.get_dummy_value() if value is None else value.value
+
+        return result(types.int64), generate
+
+    def entry(x):
+        return body(x)
+
+    entry.__module__, entry.__qualname__ = function.__module__, function.__qualname__  # which name its code
+    return entry

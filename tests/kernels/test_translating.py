@@ -1,0 +1,170 @@
+"""What is translated from a text does what Python does with that text; what has no translation is refused."""
+
+import ctypes
+import math
+from types import FunctionType
+
+import numpy as np
+import pytest
+from numba import types
+
+from fastadam.kernels.cpu import cache, translating
+from fastadam.kernels.cpu.words import number, put_number, put_word, share, word
+
+PAIRS, RESULTS, EACH = 100, 1 + 2 * 100, 16  # a table of pairs, then what is made of each
+
+
+def counted(at, x):
+    """Note a call, for what should not be called."""
+    put_word(at, 0, word(at, 0) + 1)
+    return x
+
+
+def first_beyond(at, limit):
+    for k in range(1, 1 + 2 * PAIRS, 2):
+        if word(at, k) > limit:
+            return k
+    return -1
+
+
+def clear(at, k):
+    if word(at, k) == 0:
+        return
+    put_word(at, k, 0)
+
+
+def whole(at):
+    for i in range(PAIRS):
+        x, y = word(at, 1 + 2 * i), word(at, 2 + 2 * i)
+        to, k = at + 8 * (RESULTS + EACH * i), 0
+        if y == 0:
+            continue
+        put_word(to, 0, x // y)
+        put_word(to, 1, x % y)
+        put_word(to, 2, min(x, y) - (x & 0xFF) * 3)
+        put_word(to, 3, -x)
+        put_word(to, 4, 1 if x < y else 2 if x <= y else 3)
+        put_word(to, 5, 1 if (x > 0 and counted(at, y) > 0) or counted(at, x) == -7 else 0)
+        put_word(to, 6, 1 if not x >= y and (x != 3 or y == 4) else 0)
+        put_word(to, 7, x == y)
+        while k < y:
+            k += 3
+            if k % 2:
+                continue
+            for j in range(0, k, 5):
+                put_word(to, 8, word(to, 8) + j * (1 << 3))
+        put_word(to, 9, k)
+        put_word(to, 10, first_beyond(at, x))
+        put_word(to, 11, 5)
+        clear(to, 11)
+        put_word(to, 12, share(at, 2) if x & 1 else share(at, 1))
+    return word(at, 0)
+
+
+def real(at):
+    for i in range(PAIRS):
+        x, y, to = number(at, 1 + 2 * i), number(at, 2 + 2 * i), at + 8 * (RESULTS + EACH * i)
+        put_number(to, 0, x + y)
+        put_number(to, 1, x - y)
+        put_number(to, 2, x * y / 3.0)
+        put_number(to, 3, math.sqrt(abs(x)))
+        put_number(to, 4, math.exp(-abs(x)))
+        put_number(to, 5, math.expm1(y))
+        put_number(to, 6, math.log(abs(x)))
+        put_number(to, 7, math.pow(abs(x), y))
+        put_number(to, 8, x if (x > y) | (x != x) else y)
+        put_number(to, 9, float(word(at, 1 + 2 * i) // 1024))
+        put_number(to, 10, 1.0 if not x <= y else -1.0)
+        put_number(to, 11, -x)
+
+
+class PythonWords:
+    """The functions of words.py that these use, in Python."""
+
+    def word(at, k):
+        return ctypes.c_int64.from_address(at + 8 * k).value
+
+    def put_word(at, k, x):
+        ctypes.c_int64.from_address(at + 8 * k).value = x
+
+    def share(at, n):
+        before = ctypes.c_int64.from_address(at).value
+        ctypes.c_int64.from_address(at).value += n
+        return before
+
+    def number(at, k):
+        return ctypes.c_double.from_address(at + 8 * k).value
+
+    def put_number(at, k, x):
+        ctypes.c_double.from_address(at + 8 * k).value = x
+
+
+def in_python(function, memory):
+    space = {**globals(), **vars(PythonWords)}
+    for name in ("counted", "first_beyond", "clear"):
+        space[name] = FunctionType(space[name].__code__, space)
+    return FunctionType(function.__code__, space)(memory.ctypes.data)
+
+
+def compiled(function, result, monkeypatch):
+    monkeypatch.setenv("FASTADAM_CACHE", "0")
+    return cache.native("translated", translating.translated(function, result), result(types.int64)).entry_point
+
+
+def test_whole_numbers(monkeypatch):
+    memory = np.zeros(RESULTS + EACH * PAIRS, np.int64)
+    memory[1:RESULTS] = np.random.default_rng(0).integers(-9, 9, 2 * PAIRS)
+    ours, theirs = memory.copy(), memory.copy()
+    assert compiled(whole, types.int64, monkeypatch)(ours.ctypes.data) == in_python(whole, theirs)
+    np.testing.assert_array_equal(ours, theirs)
+    assert len(np.unique(theirs)) > 50
+
+
+def test_real_numbers(monkeypatch):
+    memory = np.zeros(RESULTS + EACH * PAIRS)
+    memory[1:RESULTS] = np.random.default_rng(1).standard_normal(2 * PAIRS)
+    memory[3:6] = np.nan, 1.0, np.nan
+    ours, theirs = memory.copy(), memory.copy()
+    compiled(real, types.void, monkeypatch)(ours.ctypes.data)
+    in_python(real, theirs)
+    np.testing.assert_array_equal(ours, theirs)
+    assert len(np.unique(theirs)) > 5 * PAIRS
+
+
+def with_list(at):
+    return [at]
+
+
+def with_else(at):
+    for k in range(at):
+        put_word(at, k, 0)
+    else:
+        put_word(at, 0, 1)
+
+
+def with_tuple_of_many(at):
+    for k in (1, 2):
+        put_word(at, k, 0)
+
+
+def with_chain(at):
+    return 0 < at < 2
+
+
+def with_two_types(at):
+    x = 1
+    x = 2.0
+    return x
+
+
+@pytest.mark.parametrize("function", [with_list, with_else, with_tuple_of_many, with_chain, with_two_types])
+def test_what_has_no_translation_is_refused(function, monkeypatch):
+    with pytest.raises(NotImplementedError, match=rf"{function.__name__} has .*translate"):
+        compiled(function, types.int64, monkeypatch)
+
+
+def test_a_text_that_has_changed_is_refused():
+    changed = FunctionType(with_list.__code__.replace(co_consts=(None, 7)), globals(), "with_list")
+    changed.__module__ = __name__
+    with pytest.raises(RuntimeError, match="has changed since with_list was imported"):
+        translating.syntax(changed)
