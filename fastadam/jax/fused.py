@@ -108,10 +108,13 @@ class Fused:
 
         grads: a tree like params, floats of any width. lr: this step's, a number or an array, instead of the rule's.
         grad_scale: a number or an array that multiplies the gradients first.
-        Raises TypeError, ValueError naming the leaf. Coefficients that are not finite raise XLA's error as it runs.
+        Raises TypeError, ValueError naming the leaf; NotImplementedError where max_norm would be of parts of gradients,
+        under shard_map. Coefficients that are not finite raise XLA's error as it runs.
         """
         leaves, names, tree = self._flattened(params)
         gradients = self._gradients(leaves, names, tree, grads)
+        if self.options.max_norm is not None:
+            _check_whole(names, gradients)
         layout = self._layout(leaves, names)
         decays = self._decays(params, tree, len(leaves))
         at_call = {"lr": lr, "grad_scale": grad_scale}
@@ -217,6 +220,22 @@ def _described(x: Any) -> str:
 def _scalar(x: Any) -> Any:
     """Return a number as an array of float64 where JAX has that, else of float32."""
     return jnp.asarray(x, jnp.float64 if jnp.asarray(x).dtype == jnp.float64 else jnp.float32).reshape(())
+
+
+def _check_whole(names: Sequence[str], gradients: Sequence[Any]) -> None:
+    """Refuse gradients of which each device may hold another part: under shard_map or pmap their norm is a part's."""
+
+    def varying(x: Any) -> set[str]:
+        return set(jax.typeof(x).manual_axis_type.varying)
+
+    axes = set(jax.sharding.get_abstract_mesh().manual_axes)
+    tracked = set().union(*(varying(jax.lax.axis_index(axis)) for axis in axes))  # none with check_vma=False
+    for name, g in zip(names, gradients, strict=True):
+        if over := sorted(varying(g) | (axes - tracked)):
+            raise NotImplementedError(
+                f"max_norm is set and grads{name} may differ over {', '.join(over)}: expected gradients that shard_map "
+                "knows to be alike, or no max_norm and the factor that clips them as grad_scale"
+            )
 
 
 def _check_platform(name: str, x: Any) -> None:

@@ -160,6 +160,63 @@ def test_shard_map(check):
     assert equal(new["w"], stepped())
 
 
+CLIPPED = fastadam.jax.adam(1e-3, max_norm=1.0)
+
+
+def over_two(tx, g_spec, check, change=lambda g: (g, {})):
+    """A program whose two devices each step a half of the parameters, by what `change` makes of gradients."""
+    mesh, half = jax.make_mesh((2,), ("d",)), PartitionSpec("d", None)
+    params, state, g = begun(tx)
+    written = jax.tree.map(lambda x: half if x.ndim == 2 else PartitionSpec(), (params, state))
+
+    def step(params, state, g):
+        g, options = change(g)
+        return tx.step(params, state, g, **options)
+
+    g_specs = jax.tree.map(lambda _: g_spec, g)
+    mapped = jax.shard_map(step, mesh=mesh, in_specs=(*written, g_specs), out_specs=written, check_vma=check)
+    specs = jax.tree.map(lambda spec: NamedSharding(mesh, spec), (*written, g_specs))
+    return jax.jit(mapped)(*jax.device_put((params, state, g), specs))
+
+
+def test_a_norm_of_parts_is_refused():
+    """Under shard_map and pmap, by the axis; where shard_map does not track what varies, everything may."""
+    for check in (True, False):
+        with pytest.raises(NotImplementedError, match=r"max_norm is set and grads\['w'\] may differ over d: expected"):
+            over_two(CLIPPED, PartitionSpec("d", None), check)
+    params, _, g = begun(CLIPPED)
+    many = jax.tree.map(lambda x: jnp.stack([x, x]), (params, g))
+    with pytest.raises(NotImplementedError, match="may differ over i: expected"):
+        jax.pmap(lambda p, g: CLIPPED.step(p, CLIPPED.init(p), g), axis_name="i")(*many)
+
+
+def test_gradients_that_are_alike_have_one_norm():
+    """As of parameters that all devices have whole, and whose gradients were added up."""
+    mesh, whole = jax.make_mesh((2,), ("d",)), PartitionSpec()
+    params, state, g = begun(CLIPPED)
+
+    def step(params, state, g):
+        return CLIPPED.step(params, state, jax.tree.map(lambda x: jax.lax.psum(x / 2, "d"), g))
+
+    new, state = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=whole, out_specs=whole))(params, state, g)
+    assert equal(new["w"], stepped(max_norm=1.0))
+    assert float(state.grad_norm) == pytest.approx(np.sqrt((G.astype(np.float64) ** 2).sum()), rel=1e-7)
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_parts_are_clipped_by_the_norm_of_the_whole(check):
+    """As the guide says: by grad_scale. The factor may be off by what float32's sum is: no bits are promised."""
+
+    def clipped(g):
+        squares = jax.lax.psum(optax.tree.norm(g, squared=True), "d")
+        return g, {"grad_scale": jnp.minimum(1.0, 1.0 / jnp.sqrt(squares))}
+
+    new, state = over_two(TX, PartitionSpec("d", None), check, clipped)
+    exact = G / np.sqrt((G.astype(np.float64) ** 2).sum())
+    np.testing.assert_allclose(np.asarray(state.streams["m"][0]), (1 - 0.9) * exact, rtol=1e-5)
+    np.testing.assert_allclose(np.asarray(new["w"]), stepped(max_norm=1.0), rtol=1e-5, atol=1e-7)
+
+
 # ---- optax
 
 
