@@ -5,8 +5,8 @@ from typing import Any
 
 from numba import types
 
-from .cache import native
 from .ndarray import TYPE
+from .translating import native_text
 from .words import ask, put_word, word
 
 FAILED = -1
@@ -52,4 +52,4 @@ def _differing(n, objects, kinds, handle, functions, forms, firsts, homes, apart
 def differing() -> Any:
     """Return _differing in native code, which keeps the GIL."""
     signature = types.int64(*[types.int64] * 9, types.boolean)
-    return native("differing", _differing, signature, nogil=False).entry_point
+    return native_text("differing", _differing, signature, nogil=False).entry_point

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import types
 
-from .cache import native
+from .translating import native_text
 from .words import put_word, word
 
 _HEAD = object.__basicsize__  # reference count and type
@@ -66,6 +66,19 @@ def readable() -> bool:
     )
 
 
+def _alike(a, b):
+    """Tell whether two arrays, by the id() of each, have one dtype, shape and strides."""
+    nd = word(a, _ND) & 0xFFFFFFFF
+    if word(a, _DESCR) != word(b, _DESCR) or nd != word(b, _ND) & 0xFFFFFFFF:
+        return False
+    for j in range(nd):
+        if word(word(a, _DIMENSIONS), j) != word(word(b, _DIMENSIONS), j):
+            return False
+        if word(word(a, _STRIDES), j) != word(word(b, _STRIDES), j):
+            return False
+    return True
+
+
 def _place(seen):
     """Write the address of every gradient into column 1 of a table, or refuse without judging.
 
@@ -81,21 +94,14 @@ def _place(seen):
             continue
         if word(g, TYPE) != word(seen, NDARRAY):
             return -1 - k
-        for a, b in ((g, word(word(seen, GRADS), k)), (p, word(word(seen, ANCHORS), k))):
-            nd = word(a, _ND) & 0xFFFFFFFF
-            if word(a, _DESCR) != word(b, _DESCR) or nd != word(b, _ND) & 0xFFFFFFFF:
-                return -1 - k
-            for j in range(nd):
-                if word(word(a, _DIMENSIONS), j) != word(word(b, _DIMENSIONS), j):
-                    return -1 - k
-                if word(word(a, _STRIDES), j) != word(word(b, _STRIDES), j):
-                    return -1 - k
+        if not _alike(g, word(word(seen, GRADS), k)) or not _alike(p, word(word(seen, ANCHORS), k)):
+            return -1 - k
         row = word(seen, TABLE) + 8 * word(seen, COLUMNS) * k
         if word(p, _DATA) != word(row, 0) or not word(p, _FLAGS) & _WRITEABLE:
             return -1 - k
         first = word(g, _DATA)
         last = first + word(word(seen, NBYTES), k)
-        low, high = 0, word(seen, PIECES) * (first < last)
+        low, high = 0, word(seen, PIECES) if first < last else 0
         while low < high:  # bisection; np.searchsorted would import SciPy when loaded from the cache
             middle = (low + high) // 2
             if word(word(seen, STARTS), middle) < last:
@@ -111,4 +117,4 @@ def _place(seen):
 @cache
 def place() -> Any:
     """Return _place in native code."""
-    return native("place", _place, types.int64(types.int64)).entry_point
+    return native_text("place", _place, types.int64(types.int64)).entry_point

@@ -6,7 +6,7 @@ from typing import Any
 from numba import types
 
 from ..chores import BLOCK, CHUNK_WORDS, NOTES
-from .cache import native
+from .translating import native_text
 from .words import number, put_number, word
 
 LAST = NOTES - 1
@@ -48,4 +48,4 @@ def of_leaves(chunks, count, notes, blocks, row, sums):
 @cache
 def sums() -> Any:
     """Return of_leaves in native code."""
-    return native("sums", of_leaves, types.void(*[types.int64] * 6)).entry_point
+    return native_text("sums", of_leaves, types.void(*[types.int64] * 6)).entry_point

@@ -2,7 +2,7 @@
 64 bits, float64 or truths.
 
 A name has the type of what is first stored in it, and what a function calls is put in the call's place, so nothing is
-inferred: for what XLA calls, Numba takes seconds. Texts mean what they mean in Python, except that whole numbers
+inferred: that took Numba 2.5 s for what XLA calls. Texts mean what they mean in Python, except that whole numbers
 wrap, `and` and `or` give truths, ranges go up, and functions of `math` are the C library's. All else is refused.
 """
 
@@ -21,7 +21,8 @@ from numba import types
 from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic
 
-from .tracing import Number, Whole, numbered
+from .cache import Code, native
+from .tracing import Number, numbered
 
 OPERATORS: dict[Any, Callable[..., Any]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
@@ -258,22 +259,29 @@ class Body:
         return values
 
 
-def translated(function: FunctionType, result: Any) -> Any:
-    """Return a function of one whole number that Numba compiles, infers nothing in, and that does what another says.
+def translated(function: Any, signature: Any) -> Any:
+    """Return a function of the same numbers that Numba compiles, infers nothing in, and that does what a text says.
 
-    result: Numba's type of what it returns.
+    signature: Numba's, of the result and of the arguments: whole numbers and truths.
     """
 
-    @intrinsic  # type: ignore[misc]
-    def body(typing, x):
-        def generate(context, builder, signature, args):
-            value = Body(context, builder, function, [Whole(builder, *args)]).result
-            return context.get_dummy_value() if value is None else value.value
+    def define(typing, *kinds):
+        return signature, generate
 
-        return result(types.int64), generate
+    def generate(context, builder, signature, args):
+        value = Body(context, builder, function, [numbered(builder, x) for x in args]).result
+        return context.get_dummy_value() if value is None else value.value
 
-    def entry(x):
-        return body(x)
-
+    parameters = inspect.signature(function).parameters
+    names = inspect.Parameter("typing", inspect.Parameter.POSITIONAL_OR_KEYWORD), *parameters.values()
+    define.__signature__ = inspect.Signature(names)  # type: ignore[attr-defined]  # Numba asks how many there are
+    space = {"body": intrinsic(define)}
+    exec(f"def entry({', '.join(parameters)}): return body({', '.join(parameters)})", space)
+    entry: Any = space["entry"]
     entry.__module__, entry.__qualname__ = function.__module__, function.__qualname__  # which name its code
     return entry
+
+
+def native_text(name: str, function: Any, signature: Any, for_c: bool = False, nogil: bool = True) -> Code:
+    """Return the compiled code of a function of whole numbers, loaded or translated now; see cache.native."""
+    return native(name, translated(function, signature), signature, for_c=for_c, nogil=nogil)

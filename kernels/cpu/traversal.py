@@ -27,6 +27,7 @@ from .elements import Accumulate, Measure, asked, coded
 from .memory import add, bases, coefficients, first_index, move, numbers, taken
 from .pairs import move_two, paired
 from .statistics import after, before, laid_from, lay, measured, summed
+from .translating import native_text
 from .words import call_piece, call_workers, put_word, take, word
 
 log = logging.getLogger("fastadam")
@@ -191,8 +192,8 @@ def _walk(job):
     else:
         for w in range(workers):
             put_word(spans + SPAN * w, NEXT, word(spans + SPAN * w, BEGIN))
-        layer = word(job, PARALLEL_FOR), word(job, GET_THREADS), word(job, SET_THREADS)
-        call_workers(layer[0], layer[1], layer[2], word(job, SHARE), spans, SPAN, workers, job)
+        parallel_for, get_threads, set_threads = word(job, PARALLEL_FOR), word(job, GET_THREADS), word(job, SET_THREADS)
+        call_workers(parallel_for, get_threads, set_threads, word(job, SHARE), spans, SPAN, workers, job)
     width, carries, carried = word(job, NUMBERS), word(job, CARRIES), word(job, CARRIED)
     for leaf in range(word(job, COUNTED)):
         r = word(word(job, ROW), leaf)
@@ -241,7 +242,7 @@ def piece(tag: Any) -> int:
 def walk() -> Any:
     """Return the driver, to be called with a job's address: serial and parallel, for it never names a threading
     layer."""
-    return native("walk", _walk, types.void(types.int64)).entry_point
+    return native_text("walk", _walk, types.void(types.int64)).entry_point
 
 
 class ThreadingLayer(NamedTuple):
@@ -283,6 +284,6 @@ def layer() -> ThreadingLayer | None:
     except ValueError as error:
         log.warning("no threading layer: %s. Steps run on one thread", error)
         return None
-    share = native("share", _share, types.void(*[types.int64] * 4), for_c=True)
+    share = native_text("share", _share, types.void(*[types.int64] * 4), for_c=True)
     symbols = map(address_of_symbol, ("numba_parallel_for", "get_num_threads", "set_num_threads"))
     return ThreadingLayer(share.address, *symbols)

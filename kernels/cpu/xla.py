@@ -14,7 +14,7 @@ from functools import cache
 from numba import types
 
 from ..chores import BLOCK, CHUNK_WORDS, NOTES
-from .cache import Code, native
+from .cache import Code
 from .call_memory import (
     ALL,
     API,
@@ -76,7 +76,7 @@ from .frame import (
 )  # fmt: skip
 from .norm import of_leaves
 from .subnormals import gradual, restore
-from .translating import translated
+from .translating import native_text
 from .words import (
     call,
     call_nothing,
@@ -220,23 +220,19 @@ def _step(frame):
     return 0
 
 
-def _compiled(name, function, result):
-    return native(name, translated(function, result), result(types.int64), for_c=True)
-
-
 @cache
 def step() -> Code:
     """Return what XLA calls."""
-    return _compiled("xla_step", _step, types.int64)
+    return native_text("xla_step", _step, types.int64(types.int64), for_c=True)
 
 
 @cache
 def work() -> Code:
     """Return what does a step's chunks, on any thread."""
-    return _compiled("xla_work", _work, types.void)
+    return native_text("xla_work", _work, types.void(types.int64), for_c=True)
 
 
 @cache
 def decide() -> Code:
     """Return what decides about clipping by a norm."""
-    return _compiled("xla_decide", _decide, types.void)
+    return native_text("xla_decide", _decide, types.void(types.int64), for_c=True)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numba import types
 
-from fastadam.kernels.cpu import cache, translating
+from fastadam.kernels.cpu import translating
 from fastadam.kernels.cpu.words import number, put_number, put_word, share, word
 
 PAIRS, RESULTS, EACH = 100, 1 + 2 * 100, 16  # a table of pairs, then what is made of each
@@ -108,7 +108,7 @@ def in_python(function, memory):
 
 def compiled(function, result, monkeypatch):
     monkeypatch.setenv("FASTADAM_CACHE", "0")
-    return cache.native("translated", translating.translated(function, result), result(types.int64)).entry_point
+    return translating.native_text("translated", function, result(types.int64)).entry_point
 
 
 def test_whole_numbers(monkeypatch):
