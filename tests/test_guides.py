@@ -21,7 +21,7 @@ GUIDES = [str(Path(folder, "README.md")) for folder in FOLDERS]
 NEEDS = {  # the blocks that do not run everywhere, in their order
     "README.md": ["torch"],
     "fastadam/README.md": ["gpu"],
-    "fastadam/jax/README.md": ["jax"] * 5,
+    "fastadam/jax/README.md": ["jax"] * 6,
     "fastadam/keras/README.md": ["keras"] * 3,
     "fastadam/scipy/README.md": ["autograd", "pyro", "numpyro", "flax", "equinox"],
     "fastadam/state/README.md": ["torch"],
