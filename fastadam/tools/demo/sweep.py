@@ -211,6 +211,10 @@ def draw(compared: dict[str, tuple[Row, Row]], about: str) -> "Figure":
         ax.xaxis.set_major_formatter("{x:g}")
         ax.xaxis.set_minor_formatter(NullFormatter())
         ax.set_ylim(0, 1.35 * start)
+    for k in range(len(compared), high * wide):  # no panel: the one above has the numbers
+        axes.flat[k].set_visible(False)
+        if k >= wide:
+            axes.flat[k - wide].tick_params(labelbottom=True)
     figure.supxlabel("steps (logarithmic)")
     figure.supylabel("training loss: mean cross-entropy, nats")
     seeds = f"median and range of {len(reference.runs)} seeds"
