@@ -34,7 +34,10 @@ FLOAT, TRUTH, WHOLE = ir.DoubleType(), ir.IntType(1), ir.IntType(64)
 
 
 def syntax(function: FunctionType) -> Any:
-    """Return the text of a module's function as syntax. Raises RuntimeError where that is not what was imported."""
+    """Return the text of a module's function as syntax.
+
+    Raises RuntimeError where the text is not what was imported, or there is none, as in a program that was frozen.
+    """
     module = sys.modules[function.__module__]
     definitions, codes = _texts(module)
     if codes.get(function.__name__) != function.__code__:
@@ -45,7 +48,11 @@ def syntax(function: FunctionType) -> Any:
 @cache
 def _texts(module: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return a module's functions by name, as syntax and as Python's code."""
-    tree = ast.parse(inspect.getsource(module))
+    try:
+        text = inspect.getsource(module)
+    except OSError:
+        raise RuntimeError(f"{module.__name__} has no text, expected its .py file: code is compiled from it") from None
+    tree = ast.parse(text)
     codes = compile(tree, str(module.__file__), "exec").co_consts
     return {getattr(node, "name", ""): node for node in tree.body}, {getattr(x, "co_name", ""): x for x in codes}
 

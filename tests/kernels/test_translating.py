@@ -2,7 +2,8 @@
 
 import ctypes
 import math
-from types import FunctionType
+import sys
+from types import FunctionType, ModuleType
 
 import numpy as np
 import pytest
@@ -168,3 +169,14 @@ def test_a_text_that_has_changed_is_refused():
     changed.__module__ = __name__
     with pytest.raises(RuntimeError, match="has changed since with_list was imported"):
         translating.syntax(changed)
+
+
+def test_a_module_without_a_text_is_refused(monkeypatch):
+    """As in a program that was frozen with bytecode only."""
+    module = ModuleType("frozen_module")
+    module.__file__ = "/nowhere/frozen_module.pyc"
+    monkeypatch.setitem(sys.modules, "frozen_module", module)
+    function = FunctionType(with_list.__code__, vars(module), "with_list")
+    assert function.__module__ == "frozen_module"
+    with pytest.raises(RuntimeError, match=r"frozen_module has no text, expected its \.py file"):
+        translating.syntax(function)
