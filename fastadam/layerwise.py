@@ -28,6 +28,7 @@ class LAMB(Rule):
     bias_correction: bool = field(default=True, kw_only=True)
 
     kernel: ClassVar[str] = "lamb"
+    averages: ClassVar[tuple[str, ...]] = ("m", "v")
 
     def coefficients(self, t: int, lr: float, *carried: float) -> tuple[float, ...]:
         beta1, beta2 = self.betas
@@ -52,6 +53,11 @@ class LARS(Rule):
     trust_coefficient: float = 1e-3
 
     kernel: ClassVar[str] = "lars"
+    averages: ClassVar[tuple[str, ...]] = ("m",)
+
+    @property
+    def _rates(self) -> tuple[float, ...]:
+        return (self.momentum,)
 
     def coefficients(self, t: int, lr: float, *carried: float) -> tuple[float, ...]:
         return LarsCoefficients(self._sign, self.momentum, self.weight_decay, self.trust_coefficient, lr)
@@ -71,6 +77,7 @@ class StableAdamW(Rule):
     weight_decay: float = 1e-2
 
     kernel: ClassVar[str] = "stableadamw"
+    averages: ClassVar[tuple[str, ...]] = ("m", "v")
 
     def coefficients(self, t: int, lr: float, *carried: float) -> tuple[float, ...]:
         (beta1, rest1), (beta2, rest2) = (self._debiased(k, t) for k in (0, 1))

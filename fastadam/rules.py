@@ -15,7 +15,8 @@ anyway: 1.3e-5 at β2 = 0.999, 1.3 % at 0.999999. A pair that adds up would put 
 
 A slot whose decay rate is 0, such as Adam's m with β1 = 0, is not kept at all: the gradient stands in its place, which
 it would equal. It would not where what it held is infinite or NaN, times 0 a NaN for ever; and of a gradient of -0 it
-would be 0, which tells only where the parameter is -0 itself.
+would be 0, which tells only where the parameter is -0 itself. RMSprop's mean and ScheduleFreeAdamW's v are kept all the
+same: their kernels take other steps where these are absent.
 
 A term that a method does without is multiplied by 0, not skipped, because many methods share a kernel. So an infinite
 parameter, an infinite gradient, or in RAdam's first steps one whose square overflows, can give NaN where PyTorch, which
@@ -265,6 +266,7 @@ class AdEMAMix(Rule):
     weight_decay: float = 0.0
 
     kernel: ClassVar[str] = "ademamix"
+    averages: ClassVar[tuple[str, ...]] = ("m1", "v", "m2")
 
     def coefficients(self, t: int, lr: float, *carried: float) -> tuple[float, ...]:
         beta1, beta2, _ = self.betas

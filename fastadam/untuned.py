@@ -37,6 +37,7 @@ class Prodigy(Rule):
     growth_rate: float | None = None
 
     kernel: ClassVar[str] = "prodigy"
+    averages: ClassVar[tuple[str, ...]] = ("m", "v")
     carried: ClassVar[dict[str, float]] = {"d": 0.0, "d_max": 0.0, "d_numerator": 0.0}  # 0 stands for d0
     carried_least: ClassVar[float] = -math.inf
 

@@ -254,7 +254,10 @@ def lars(t, p, g, state, *, lr, momentum=0.9, weight_decay=0.0, trust_coefficien
     g = -g if maximize else g
     size, slope = np.sqrt(np.sum(p**2)), np.sqrt(np.sum(g**2))
     local = eta * size / (slope + weight_decay * size) if size > 0 and slope > 0 else 1
-    m = momentum * state["m"] + lr * local * (g + weight_decay * p)
+    u = lr * local * (g + weight_decay * p)
+    if momentum == 0:
+        return p - u, {}
+    m = momentum * state["m"] + u
     return p - m, {"m": m}
 
 
@@ -401,7 +404,7 @@ def start(name, p, *, amsgrad=False, momentum=0.0, centered=False, initial_accum
         "lamb": ["m", "v"],
         "schedulefreeadamw": ["v"],
         "schedulefreesgd": [],
-        "lars": ["m"],
+        "lars": m,
         "prodigy": ["m", "v", "s"],
         "stableadamw": ["m", "v"],
         "sgd": m,

@@ -98,9 +98,11 @@ def mapped_states(function, x):
     return [mapped_states(function, child) for child in x] if isinstance(x, list) else function(x)
 
 
+# Of a slot that is idle a caller keeps what its optimizer does without.
+ALL_KEPT = [variant for variant in kernels_in_use() if not variant[0].rule(**variant[1]).idle]
 CASES = [
     (variant, stored, chores)
-    for k, variant in enumerate(kernels_in_use())
+    for k, variant in enumerate(ALL_KEPT)
     for stored, chores in zip(STORED[k % 3 :: 3], cycle(CHORES), strict=False)
 ]
 

@@ -32,7 +32,7 @@ def with_zeros(opt: Method, packed: dict[str, Any]) -> dict[str, Any]:
     """Return a state_dict of torch's in which slots that are not kept are there, as zeros."""
     state = dict(packed["state"])
     for group, of_group in zip(opt.param_groups, packed["param_groups"], strict=True):
-        rates = {name: plain(group[name]) for name in ("betas", "alpha") if name in group}
+        rates = {name: plain(group[name]) for name in ("betas", "alpha", "momentum") if name in group}
         keys = [opt.slots[name] for name in opt.rule(**rates).idle]
         for p, at in zip(group["params"], of_group["params"], strict=True):
             for key in keys if at in state else ():

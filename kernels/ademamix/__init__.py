@@ -1,9 +1,9 @@
 """The AdEMAMix kernel: Adam with a second, slower mean of gradients.
 
     g  <- grad_scale·g                                scale the gradient
-    m1 <- β1·m1 + (1-β1)·g                            fast mean
-    m2 <- β3·m2 + (1-β3)·g                            slow mean, whose bias is not corrected
-    v  <- β2·v + (1-β2)·g²                            second moment
+    m1 <- β1·m1 + (1-β1)·g                            fast mean; where absent, β1 being 0, g takes its place
+    m2 <- β3·m2 + (1-β3)·g                            slow mean, whose bias is not corrected; absent where β3 is 0
+    v  <- β2·v + (1-β2)·g²                            second moment; where absent, β2 being 0, g² takes its place
     p  <- decay·p - (fast_step·m1 + slow_step·m2) / (√v·rsqrt_bias2 + eps)
 
 Pagliardini, Ablin & Grangier 2025, Algorithm 1. The warm-ups of α and β3 live in the rule.
@@ -15,7 +15,7 @@ import numpy as np
 
 from ..contract import NonNegative, Signed
 
-SLOTS = (Signed("m1"), Signed("m2"), NonNegative("v"))
+SLOTS = (Signed("m1", optional=True), Signed("m2", optional=True), NonNegative("v", optional=True))
 
 
 class Coefficients(NamedTuple):
@@ -38,8 +38,17 @@ class Coefficients(NamedTuple):
 def ademamix(p, g, m1, m2, v, c):
     """One element, or whole arrays, of one step: (p, g, m1, m2, v) -> (p, m1, m2, v)."""
     g = c.grad_scale * g
-    m1 = c.beta1 * m1 + c.one_minus_beta1 * g
-    m2 = c.beta3 * m2 + c.one_minus_beta3 * g
-    v = c.beta2 * v + c.one_minus_beta2 * (g * g)
-    p = c.decay * p - (c.fast_step * m1 + c.slow_step * m2) / (np.sqrt(v) * c.rsqrt_bias2 + c.eps)
+    fast = g
+    if m1 is not None:
+        m1 = c.beta1 * m1 + c.one_minus_beta1 * g
+        fast = m1
+    slow = g
+    if m2 is not None:
+        m2 = c.beta3 * m2 + c.one_minus_beta3 * g
+        slow = m2
+    bound = g * g
+    if v is not None:
+        v = c.beta2 * v + c.one_minus_beta2 * (g * g)
+        bound = v
+    p = c.decay * p - (c.fast_step * fast + c.slow_step * slow) / (np.sqrt(bound) * c.rsqrt_bias2 + c.eps)
     return p, m1, m2, v

@@ -1,8 +1,8 @@
 """The LAMB kernel: Adam's direction, as long as the parameters of the leaf are.
 
     g  <- grad_scale·g                                scale the gradient
-    m  <- β1·m + (1-β1)·g                             first moment
-    v  <- β2·v + (1-β2)·g²                            second moment
+    m  <- β1·m + (1-β1)·g                             first moment; where absent, β1 being 0, g takes its place
+    v  <- β2·v + (1-β2)·g²                            second moment; where absent, β2 being 0, g² does
     u  <- m·rbias1 / (√v·rsqrt_bias2 + eps) + λ·p     the direction, decay included
     p  <- p - lr·factor·u                             factor = ‖p‖ / ‖u‖ over the leaf, the trust ratio
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from ..contract import Euclidean, NonNegative, Signed, where
 
-SLOTS = (Signed("m"), NonNegative("v"))
+SLOTS = (Signed("m", optional=True), NonNegative("v", optional=True))
 SUMS = (Euclidean("norm_p"), Euclidean("norm_u"))
 
 
@@ -38,10 +38,16 @@ class Coefficients(NamedTuple):
 def lamb(p, g, m, v, norm_p, norm_u, c):
     """One element, or whole arrays, of one step: (p, g, m, v) -> (p, m, v), and what is added up before."""
     g = c.grad_scale * g
-    m = c.beta1 * m + c.one_minus_beta1 * g
-    v = c.beta2 * v + c.one_minus_beta2 * (g * g)
+    mean = g
+    if m is not None:
+        m = c.beta1 * m + c.one_minus_beta1 * g
+        mean = m
+    bound = g * g
+    if v is not None:
+        v = c.beta2 * v + c.one_minus_beta2 * (g * g)
+        bound = v
     norm_p = p
-    norm_u = m * c.rbias1 / (np.sqrt(v) * c.rsqrt_bias2 + c.eps) + c.weight_decay * p
+    norm_u = mean * c.rbias1 / (np.sqrt(bound) * c.rsqrt_bias2 + c.eps) + c.weight_decay * p
     p = p - c.lr * c.factor * norm_u
     return p, m, v, norm_p, norm_u
 

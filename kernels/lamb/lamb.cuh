@@ -6,13 +6,21 @@ struct lamb {
         real grad_scale, beta1, one_minus_beta1, beta2, one_minus_beta2, rbias1, rsqrt_bias2, eps, weight_decay, lr, factor;
     };
 
-    template <class real>
-    static DEVICE void element(real& p, real g, real& m, real& v, real& norm_p, real& norm_u, const Coefficients<real>& c) {
+    template <class real, class M, class V>
+    static DEVICE void element(real& p, real g, M& m, V& v, real& norm_p, real& norm_u, const Coefficients<real>& c) {
         g = c.grad_scale * g;
-        m = c.beta1 * m + c.one_minus_beta1 * g;
-        v = c.beta2 * v + c.one_minus_beta2 * (g * g);
+        real mean = g;
+        if constexpr (there<M>) {
+            m = c.beta1 * m + c.one_minus_beta1 * g;
+            mean = m;
+        }
+        real bound = g * g;
+        if constexpr (there<V>) {
+            v = c.beta2 * v + c.one_minus_beta2 * (g * g);
+            bound = v;
+        }
         norm_p = p;
-        norm_u = m * c.rbias1 / (sqrt(v) * c.rsqrt_bias2 + c.eps) + c.weight_decay * p;
+        norm_u = mean * c.rbias1 / (sqrt(bound) * c.rsqrt_bias2 + c.eps) + c.weight_decay * p;
         p = p - c.lr * c.factor * norm_u;
     }
 

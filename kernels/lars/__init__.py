@@ -1,7 +1,8 @@
 """The LARS kernel: momentum whose learning rate is each leaf's own.
 
     g  <- grad_scale·g                                scale the gradient
-    m  <- momentum·m + lr·factor·(g + λ·p)            factor = η·‖p‖ / (‖g‖ + λ·‖p‖) over the leaf
+    u  <- lr·factor·(g + λ·p)                         factor = η·‖p‖ / (‖g‖ + λ·‖p‖) over the leaf
+    m  <- momentum·m + u                              where absent, momentum being 0, u takes its place
     p  <- p - m
 
 You, Gitman & Ginsburg 2017, Algorithm 1.
@@ -11,7 +12,7 @@ from typing import NamedTuple
 
 from ..contract import Euclidean, Signed, where
 
-SLOTS = (Signed("m"),)
+SLOTS = (Signed("m", optional=True),)
 SUMS = (Euclidean("norm_p"), Euclidean("norm_g"))
 
 
@@ -31,8 +32,11 @@ def lars(p, g, m, norm_p, norm_g, c):
     g = c.grad_scale * g
     norm_p = p
     norm_g = g
-    m = c.momentum * m + c.lr * c.factor * (g + c.weight_decay * p)
-    p = p - m
+    u = c.lr * c.factor * (g + c.weight_decay * p)
+    if m is not None:
+        m = c.momentum * m + u
+        u = m
+    p = p - u
     return p, m, norm_p, norm_g
 
 

@@ -6,13 +6,17 @@ struct lars {
         real grad_scale, momentum, weight_decay, trust_coefficient, lr, factor;
     };
 
-    template <class real>
-    static DEVICE void element(real& p, real g, real& m, real& norm_p, real& norm_g, const Coefficients<real>& c) {
+    template <class real, class M>
+    static DEVICE void element(real& p, real g, M& m, real& norm_p, real& norm_g, const Coefficients<real>& c) {
         g = c.grad_scale * g;
         norm_p = p;
         norm_g = g;
-        m = c.momentum * m + c.lr * c.factor * (g + c.weight_decay * p);
-        p = p - m;
+        real u = c.lr * c.factor * (g + c.weight_decay * p);
+        if constexpr (there<M>) {
+            m = c.momentum * m + u;
+            u = m;
+        }
+        p = p - u;
     }
 
     static DEVICE f64 judged(f64, f64 norm_p, f64 norm_g, const Coefficients<f64>& c) {

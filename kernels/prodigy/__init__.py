@@ -1,8 +1,8 @@
 """The Prodigy kernel: Adam whose learning rate is d, an estimate of how far from the start the solution is.
 
     g  <- grad_scale·g + l2·p                         scale the gradient, add coupled decay
-    m  <- β1·m + (1-β1)·d·g                           first moment
-    v  <- β2·v + (1-β2)·(d·g)²                        second moment
+    m  <- β1·m + (1-β1)·d·g                           first moment; where absent, β1 being 0, d·g takes its place
+    v  <- β2·v + (1-β2)·(d·g)²                        second moment; where absent, β2 being 0, (d·g)² does
     s  <- β3·s + d²·s_rate·g                          weighted sum of gradients, whose weights the numerator shares
     p  <- p - d·rate·(m / (√v + eps·factor) + λ·p)    factor = d after this step
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from ..contract import Exact, NonNegative, Signed, Total, Weights, where
 
-SLOTS = (Signed("m"), NonNegative("v"), Exact("s"), Weights("p0"))
+SLOTS = (Signed("m", optional=True), NonNegative("v", optional=True), Exact("s"), Weights("p0"))
 SUMS = (Total("numerator"), Total("denominator"))
 
 
@@ -52,11 +52,17 @@ def prodigy(p, g, m, v, s, p0, numerator, denominator, c):
     g = c.grad_scale * g + c.l2 * p
     numerator = c.rate * g * (p0 - p)
     g = c.d * g
-    m = c.beta1 * m + c.one_minus_beta1 * g
-    v = c.beta2 * v + c.one_minus_beta2 * (g * g)
+    mean = g
+    if m is not None:
+        m = c.beta1 * m + c.one_minus_beta1 * g
+        mean = m
+    bound = g * g
+    if v is not None:
+        v = c.beta2 * v + c.one_minus_beta2 * (g * g)
+        bound = v
     s = c.beta3 * s + c.s_rate * c.d * g
     denominator = np.abs(s)
-    p = p - c.rate * c.d * (m / (np.sqrt(v) + c.eps * c.factor) + c.weight_decay * p)
+    p = p - c.rate * c.d * (mean / (np.sqrt(bound) + c.eps * c.factor) + c.weight_decay * p)
     return p, m, v, s, p0, numerator, denominator
 
 

@@ -10,16 +10,24 @@ struct prodigy {
         f64 d0, beta3, d_coef, growth_rate;
     };
 
-    template <class real>
-    static DEVICE void element(real& p, real g, real& m, real& v, real& s, real& p0, real& numerator, real& denominator, const Coefficients<real>& c) {
+    template <class real, class M, class V>
+    static DEVICE void element(real& p, real g, M& m, V& v, real& s, real& p0, real& numerator, real& denominator, const Coefficients<real>& c) {
         g = c.grad_scale * g + c.l2 * p;
         numerator = c.rate * g * (p0 - p);
         g = c.d * g;
-        m = c.beta1 * m + c.one_minus_beta1 * g;
-        v = c.beta2 * v + c.one_minus_beta2 * (g * g);
+        real mean = g;
+        if constexpr (there<M>) {
+            m = c.beta1 * m + c.one_minus_beta1 * g;
+            mean = m;
+        }
+        real bound = g * g;
+        if constexpr (there<V>) {
+            v = c.beta2 * v + c.one_minus_beta2 * (g * g);
+            bound = v;
+        }
         s = c.beta3 * s + c.s_rate * c.d * g;
         denominator = abs(s);
-        p = p - c.rate * c.d * (m / (sqrt(v) + c.eps * c.factor) + c.weight_decay * p);
+        p = p - c.rate * c.d * (mean / (sqrt(bound) + c.eps * c.factor) + c.weight_decay * p);
     }
 
     static DEVICE void judged(f64 numerator, f64 denominator, f64& d, f64& d_max, f64& d_numerator, const Judging& c) {

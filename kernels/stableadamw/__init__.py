@@ -1,8 +1,8 @@
 """The StableAdamW kernel: AdamW whose step shrinks where the second moment has not yet seen such gradients.
 
     g  <- grad_scale·g                                scale the gradient
-    m  <- β1·m + (1-β1)·g                             first moment
-    v  <- β2·v + (1-β2)·g²                            second moment
+    m  <- β1·m + (1-β1)·g                             first moment; where absent, β1 being 0, g takes its place
+    v  <- β2·v + (1-β2)·g²                            second moment; where absent, β2 being 0, g² does
     r  <- g / max(√v, eps)                            how surprising the gradient is
     p  <- p - lr·factor·(m / (√v + eps) + λ·p)        factor = 1 / max(1, √mean(r²)) over the leaf
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from ..contract import Euclidean, NonNegative, Signed, maximum
 
-SLOTS = (Signed("m"), NonNegative("v"))
+SLOTS = (Signed("m", optional=True), NonNegative("v", optional=True))
 SUMS = (Euclidean("surprise"),)
 
 
@@ -36,11 +36,17 @@ class Coefficients(NamedTuple):
 def stableadamw(p, g, m, v, surprise, c):
     """One element, or whole arrays, of one step: (p, g, m, v) -> (p, m, v), and what is added up before."""
     g = c.grad_scale * g
-    m = c.beta1 * m + c.one_minus_beta1 * g
-    v = c.beta2 * v + c.one_minus_beta2 * (g * g)
-    root = np.sqrt(v)
+    mean = g
+    if m is not None:
+        m = c.beta1 * m + c.one_minus_beta1 * g
+        mean = m
+    bound = g * g
+    if v is not None:
+        v = c.beta2 * v + c.one_minus_beta2 * (g * g)
+        bound = v
+    root = np.sqrt(bound)
     surprise = g / maximum(root, c.eps)
-    p = p - c.lr * c.factor * (m / (root + c.eps) + c.weight_decay * p)
+    p = p - c.lr * c.factor * (mean / (root + c.eps) + c.weight_decay * p)
     return p, m, v, surprise
 
 

@@ -6,14 +6,22 @@ struct stableadamw {
         real grad_scale, beta1, one_minus_beta1, beta2, one_minus_beta2, eps, weight_decay, lr, factor;
     };
 
-    template <class real>
-    static DEVICE void element(real& p, real g, real& m, real& v, real& surprise, const Coefficients<real>& c) {
+    template <class real, class M, class V>
+    static DEVICE void element(real& p, real g, M& m, V& v, real& surprise, const Coefficients<real>& c) {
         g = c.grad_scale * g;
-        m = c.beta1 * m + c.one_minus_beta1 * g;
-        v = c.beta2 * v + c.one_minus_beta2 * (g * g);
-        real root = sqrt(v);
+        real mean = g;
+        if constexpr (there<M>) {
+            m = c.beta1 * m + c.one_minus_beta1 * g;
+            mean = m;
+        }
+        real bound = g * g;
+        if constexpr (there<V>) {
+            v = c.beta2 * v + c.one_minus_beta2 * (g * g);
+            bound = v;
+        }
+        real root = sqrt(bound);
         surprise = g / maximum(root, c.eps);
-        p = p - c.lr * c.factor * (m / (root + c.eps) + c.weight_decay * p);
+        p = p - c.lr * c.factor * (mean / (root + c.eps) + c.weight_decay * p);
     }
 
     static DEVICE f64 judged(f64 n, f64 surprise, const Coefficients<f64>&) {
