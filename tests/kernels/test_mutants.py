@@ -229,8 +229,12 @@ WALKS = [
 
 
 @pytest.mark.parametrize(("old", "new"), WALKS)
-def test_a_changed_walk_is_caught(old, new, monkeypatch):
-    mutant = load(f"{traversal.__name__}_mutant", changed(traversal, old, new), traversal.__file__)
+def test_a_changed_walk_is_caught(old, new, monkeypatch, tmp_path):
+    text = tmp_path / "traversal_mutant.py"  # native code is made from a module's file
+    text.write_text(changed(traversal, old, new), encoding="utf-8")
+    mutant = load(f"{traversal.__name__}_mutant", text.read_text(encoding="utf-8"), text)
+    mutant.__file__ = str(text)
+    monkeypatch.setitem(sys.modules, mutant.__name__, mutant)
     monkeypatch.setenv("FASTADAM_CACHE", "0")
     rng = np.random.default_rng(1)
     p, g = rng.standard_normal((2, PARALLEL_FROM + 11)).astype(np.float32)
