@@ -7,13 +7,15 @@ from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any, ClassVar
 
-from fastadam.arrays.host import Array, Host, describe
-from fastadam.arrays.tree import ByPath, Structure, Tree, named, rebuild
+from fastadam.arrays.host import Array, Host, describe, shaped_like
+from fastadam.arrays.tree import ByPath, Structure, Tree, named, rebuild, replaced
 from fastadam.group import Group
 from fastadam.kernels.contract import Signed, Slot
+from fastadam.kernels.formats import compute
 from fastadam.methods import SGD, AdamW
 from fastadam.rule import Rule
 from fastadam.state import saved
+from fastadam.state.resized import accept_rows, take_rows
 
 KEYS = "version", "method", "t", "seed", "skipped", "groups", "leaves"  # of a state_dict
 
@@ -37,10 +39,25 @@ class Joined:
     _momenta: ByPath
     _aux: AdamW
 
+    def _zeros_like(self, p: Array) -> Array:
+        """Return zeros as wide as the arithmetic, which lie as a parameter does."""
+        (zeros,) = self._home.allocate_beside([p], 0, compute(p.dtype), [p.size])
+        return shaped_like(zeros, p)
+
     def _follow(self) -> None:
         """Let the walks know of hyperparameters that have been set."""
         self._gathering.groups[0].lr = 1 - self.groups[0].momentum
         self._moving.groups[0].weight_decay = self.groups[0].weight_decay
+
+    def __setstate__(self, pickled: dict[str, Any]) -> None:
+        vars(self).update(pickled)
+        # Walks have copied what arrived read-only, as from joblib's workers: theirs are the arrays that are stepped.
+        arrays, paths = {**self._moving.params, **self._aux.params}, iter(self.paths)
+        self._params = rebuild(self._params, lambda _: arrays[next(paths)])
+        self._structure, self._momenta = Structure(self._params), ByPath(self._gathering.params)
+        if self._copy_to is not None:
+            copies, paths = {**self._moving.copy_to, **self._aux.copy_to}, iter(self.paths)
+            self._copy_to = rebuild(self._copy_to, lambda _: copies[next(paths)])
 
     @property
     def params(self) -> Tree:
@@ -193,3 +210,24 @@ class Joined:
         for path, m in self._momenta.items():
             if chosen is None or path in chosen:
                 m[...] = 0
+
+    def replace(self, path: str, array: Any, rows: Any = None, copy_to: Any = None) -> None:
+        """Step another array from now on in the place of one leaf, whose state follows its rows; see
+        Optimizer.replace."""
+        m = None
+        if path in self._momenta:
+            new = self._home.owned("array", array)
+            index = accept_rows(f"params{path}", self._moving.params[path], new, rows)
+            m = self._zeros_like(new)
+            values = self._home.get(m)
+            take_rows(values, self._home.get(self._momenta[path]), index)
+            self._home.write(m, values)
+        (self._aux if m is None else self._moving).replace(path, array, rows, copy_to)
+        if m is not None:
+            self._gathering.replace(path, m)
+            self._momenta[path] = m
+        at = self.paths.index(path)
+        self._params = replaced(self._params, at, array)
+        self._structure = Structure(self._params)
+        if copy_to is not None:
+            self._copy_to = replaced(self._copy_to, at, copy_to)

@@ -9,13 +9,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fastadam import orthogonal
-from fastadam.arrays.host import Array, describe, shaped_like
+from fastadam.arrays.host import Array, describe
 from fastadam.arrays.tree import ByPath, Structure, Tree, named
 from fastadam.backend import choose
 from fastadam.checks import flag, number
 from fastadam.group import Group, hyperparameters
 from fastadam.joined import Joined
-from fastadam.kernels.formats import compute
 from fastadam.measuring import ACCUMULATED
 from fastadam.methods import SGD, AdamW
 from fastadam.plans.chores import StepInfo
@@ -126,11 +125,6 @@ class Muon(Joined):
             if arrays[path].ndim < 2:
                 raise ValueError(f"muon has {path!r}, which is {describe(arrays[path])}: expected two dimensions")
         return chosen
-
-    def _zeros_like(self, p: Array) -> Array:
-        """Return zeros as wide as the arithmetic, which lie as a parameter does."""
-        (zeros,) = self._home.allocate_beside([p], 0, compute(p.dtype), [p.size])
-        return shaped_like(zeros, p)
 
     def _lr_of_step(self, t: int) -> float:
         return self._rate

@@ -128,6 +128,44 @@ def test_a_resumed_run_has_the_same_bits():
     assert (loaded.t, pickled.t) == (2, 2)
 
 
+@pytest.mark.parametrize("path", ["['tall']", "['filters']", "['bias']"])
+def test_a_leaf_is_replaced_and_its_state_follows_the_rows(path):
+    """As an optimizer made anew does, whose state is put together by hand; what was accumulated follows, too."""
+    rng = np.random.default_rng(8)
+    params, name, rows = tree(rng, np.float32), path[2:-2], [4, 0, -1, 9]
+    copies = {key: np.zeros(x.shape, np.float16) for key, x in params.items()}
+    opt = fa.Muon(params, **CHOSEN, ema_decay=0.9, copy_to=copies)
+    opt.step(tree(rng, np.float32))
+
+    def follow(x, anew):
+        return np.stack([x[r] if 0 <= r < len(x) else anew[k] for k, r in enumerate(rows)])
+
+    new = rng.standard_normal((4, *params[name].shape[1:])).astype(np.float32)
+    state, grads = opt.state_dict(), tree(rng, np.float32)
+    for key, x in state["leaves"][f"params{path}"].items():
+        if isinstance(x, np.ndarray):
+            state["leaves"][f"params{path}"][key] = follow(x, new if key == "ema" else np.zeros_like(new))
+    other = fa.Muon({key: x.copy() for key, x in (params | {name: new}).items()}, **CHOSEN, ema_decay=0.9)
+    other.load_state_dict(state)
+    opt.accumulate(grads)
+    for bad in ({"path": "['none']", "array": new}, {"path": path, "array": new, "rows": [0]},
+                {"path": path, "array": new.astype(np.float64)}, {"path": path, "array": new}):  # fmt: skip
+        with pytest.raises(ValueError, match="expected"):
+            opt.replace(**bad)
+    opt.replace(path, new, rows, copy_to=np.zeros(new.shape, np.float16))
+    opt.step()
+    other.step(grads | {name: follow(grads[name], np.zeros_like(new))})
+    grads = grads | {name: new + 1}
+    pickled = pickle.loads(pickle.dumps(opt))
+    for each in (opt, pickled, other):
+        each.step(grads)
+    assert opt.params[name] is new
+    assert opt.copy_to[name].shape == new.shape
+    for each in (opt, pickled):
+        assert all(same_bits(each.params[key], x) for key, x in other.params.items())
+        assert all(same_bits(x, other.ema[key]) for key, x in each.ema.items())
+
+
 CHORES = {"max_norm": 0.7, "ema_decay": 0.9, "zero_grads": True, "skip_nonfinite": True}
 
 

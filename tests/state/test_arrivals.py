@@ -31,6 +31,9 @@ def optimizer(kind, backend, n=8):
     if kind == "copies":
         copies = {name: np.zeros(x.shape, np.float16) for name, x in tree.items()}
         return fa.AdamW(tree, lr=0.1, copy_to=copies, ema_decay=0.9, amsgrad=True, backend=backend)
+    if kind == "muon":
+        copies = {name: np.zeros(x.shape, np.float16) for name, x in tree.items()}
+        return fa.Muon(tree, lr=0.1, copy_to=copies, ema_decay=0.9, backend=backend)
     if kind == "8bit":
         return fa.AdamW(tree, lr=0.1, moments="8bit", backend=backend)
     if kind == "master":
@@ -53,7 +56,7 @@ def arrays_of(opt):
 
 
 @pytest.mark.parametrize("backend", ["numpy", "numba"])
-@pytest.mark.parametrize("kind", ["tree", "buffer", "copies", "8bit", "master"])
+@pytest.mark.parametrize("kind", ["tree", "buffer", "copies", "8bit", "master", "muon"])
 def test_immutable_bytes_stay_as_they_are(kind, backend):
     opt = optimizer(kind, backend)
     opt.step(gradients(opt, 0))
