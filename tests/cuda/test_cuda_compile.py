@@ -1,4 +1,5 @@
-"""The CUDA backend's text as NVRTC compiles it, without a GPU: every instantiation, for every generation of GPUs."""
+"""The CUDA backend's text as NVRTC compiles it, without a GPU: with --all, which .ci/ptx gives, every instantiation for
+every generation of GPUs."""
 
 import re
 from itertools import pairwise
@@ -7,18 +8,33 @@ import pytest
 from cuda_host import steps, stored_steps
 
 from fastadam.kernels.cuda import Instantiation, Pass, source
+from fastadam.tools.cover import in_pairs
 
 pytest.importorskip("cuda.bindings.nvrtc", reason="no cuda-bindings: pip install '.[cuda-ci]'")
 
-# By default the H100's; .ci/ptx takes them all.
+# By default the H100's alone.
 ARCHITECTURES = [90, *(pytest.param(others, marks=pytest.mark.whole) for others in (80, 100, 120))]
 ASSEMBLER = "ptxas info", "ptxas         ."  # how the lines begin that -Xptxas=-v asks for
 VECTOR = {4: r"v4\.[fbu]32", 8: r"v2\.[fbu]64"}
 
 
+def some(instantiations, request):
+    """All with --all; else those in which every pair occurs of kernels, tables, types and what rides along."""
+    if request.config.getoption("--all"):
+        return instantiations
+    walks = [step for step in instantiations if isinstance(step, Instantiation)]
+    told = [
+        (step.type, step.table, step.real.name, step.streams.count(None), *step.chores, step.split) for step in walks
+    ]
+    chosen = {walks[k] for k in in_pairs(told)}
+    return tuple(step for step in instantiations if isinstance(step, Pass) or step in chosen)
+
+
 @pytest.fixture(scope="module", params=ARCHITECTURES, ids="sm_{}".format)
 def program(request, assembled):
-    return assembled(source(steps()), request.param)
+    """What is compiled, and what NVRTC makes of it: (instantiations, PTX, messages)."""
+    instantiations = some(steps(), request)
+    return instantiations, *assembled(source(instantiations), request.param)
 
 
 def bodies(ptx):
@@ -27,19 +43,20 @@ def bodies(ptx):
 
 
 def test_it_compiles_without_warnings_and_spills_nothing(program):
-    _, log = program
+    instantiations, _, log = program
     assert [line for line in log.splitlines() if line and not line.startswith(ASSEMBLER)] == []
     memory = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", log)
-    assert len(memory) == len(steps()) + 1  # and `advance`
+    assert len(memory) == len(instantiations) + 1  # and `advance`
     assert set(memory) == {("0", "0", "0")}
     registers = [int(n) for n in re.findall(r"Used (\d+) registers", log)]
     assert max(registers) <= 128  # four blocks of 128 threads stay on a multiprocessor
 
 
 def test_arithmetic_is_never_fused_never_flushed_and_of_one_type(program):
-    found = bodies(program[0])
-    others = {*(each.name for each in steps() if isinstance(each, Pass)), "advance"}
-    assert found.keys() == {*(step.name for step in steps()), *others}
+    instantiations, ptx, _ = program
+    found = bodies(ptx)
+    others = {*(each.name for each in instantiations if isinstance(each, Pass)), "advance"}
+    assert found.keys() == {*(step.name for step in instantiations), *others}
     for name, text in found.items():
         assert ".ftz" not in text, name
         assert ".approx" not in text, name
@@ -59,8 +76,9 @@ def test_arithmetic_is_never_fused_never_flushed_and_of_one_type(program):
 
 
 def test_whole_accesses_are_of_16_bytes_and_all_loads_come_before_arithmetic(program):
-    found = bodies(program[0])
-    for step in (step for step in steps() if isinstance(step, Instantiation)):
+    instantiations, ptx, _ = program
+    found = bodies(ptx)
+    for step in (step for step in instantiations if isinstance(step, Instantiation)):
         text = found[step.name]
         vector = VECTOR[step.real.itemsize]
         streams = sum(format is not None for format in (*step.streams, step.chores.ema))
@@ -95,19 +113,21 @@ def test_what_these_tests_look_for_is_there_in_plain_cuda(assembled):
 
 @pytest.fixture(scope="module", params=ARCHITECTURES, ids="sm_{}".format)
 def formats(request, assembled):
-    return assembled(source(stored_steps()), request.param)
+    """As `program`, of what formats need."""
+    instantiations = some(stored_steps(), request)
+    return instantiations, *assembled(source(instantiations), request.param)
 
 
 def test_formats_spill_nothing_and_keep_to_one_type(formats):
     """As above, for streams of 16 and 8 bits and what draws random bits."""
-    ptx, log = formats
+    instantiations, ptx, log = formats
     assert [line for line in log.splitlines() if line and not line.startswith(ASSEMBLER)] == []
     memory = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", log)
-    assert len(memory) == len(stored_steps()) + 1
+    assert len(memory) == len(instantiations) + 1
     assert set(memory) == {("0", "0", "0")}
     assert max(int(n) for n in re.findall(r"Used (\d+) registers", log)) <= 128
     found = bodies(ptx)
-    for step in stored_steps():
+    for step in instantiations:
         text = found[step.name]
         assert ".ftz" not in text, step.name
         assert ".approx" not in text, step.name
@@ -121,8 +141,9 @@ def test_formats_spill_nothing_and_keep_to_one_type(formats):
 
 
 def test_whole_accesses_of_16_bits_are_of_16_bytes(formats):
-    found = bodies(formats[0])
-    for step in stored_steps():
+    instantiations, ptx, _ = formats
+    found = bodies(ptx)
+    for step in instantiations:
         if not isinstance(step, Instantiation) or step.table == "Rows" or step.width != 8 or step.chores.summing:
             continue  # of what is added up the compiler leaves out loads that no sum needs
         short = [format for format in step.streams if format is not None and format.bytes == 2]
