@@ -161,9 +161,10 @@ def test_missing_gradients_groups_and_counts(cupy):
 
 
 def table_of(passed):
-    """(leaves, words) of what went by value."""
+    """(leaves, gradients that each of them has, words) of what went by value."""
     raw = passed.tobytes()
-    return int(np.frombuffer(raw, np.int64, 1)[0]), np.frombuffer(raw, np.uint64)[1:]
+    leaves, arrays = np.frombuffer(raw, np.int64, 2).tolist()
+    return leaves, arrays, np.frombuffer(raw, np.uint64)[2:]
 
 
 def test_one_launch_a_signature_argument_by_argument(cupy):
@@ -196,8 +197,8 @@ def test_one_launch_a_signature_argument_by_argument(cupy):
         assert (addresses[:, 3] == 0).all()
         for column in (1, 2):  # slots lie as their parameters do, within 16 bytes
             assert (addresses[:, column] % 16 == addresses[:, 0] % 16)[addresses[:, 0] > 0].all()
-        count, words = table_of(table)
-        assert count == len(leaves)
+        count, arrays, words = table_of(table)
+        assert (count, arrays) == (len(leaves), 1)
         assert words[:count].tolist() == [grads[leaf].data.ptr for leaf in leaves]
         row = words[count : count + (count + 1) // 2].view(np.int32)[:count]
         # In the first step a row per group; in the second leaf 1 is left alone.
