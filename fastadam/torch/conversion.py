@@ -52,6 +52,7 @@ def to_torch_state(opt: Fast) -> dict[str, Any]:
     >>> state = fat.to_torch_state(fat.AdamW(model.parameters(), moments="8bit"))
     >>> torch.optim.AdamW(model.parameters()).load_state_dict(state)
     """
+    _check(opt)
     state, slots = opt.state_dict(), set(opt.slots.values())
     leaves = {leaf.p: leaf for walk in opt.walks() for leaf in walk.leaves}
     params = [p for group in opt.param_groups for p in group["params"]]  # as state_dict numbers them
@@ -76,6 +77,12 @@ def to_torch_state(opt: Fast) -> dict[str, Any]:
     return {"state": of_torch, "param_groups": groups}
 
 
+def _check(opt: Any) -> None:
+    """Refuse what is no method of its own, such as Muon, whose own state_dict is torch's already."""
+    if not isinstance(opt, Fast):
+        raise TypeError(f"opt is {type(opt).__name__}, expected one of fastadam.torch's methods but Muon")
+
+
 def load_state_from(opt: Fast, state: dict[str, Any]) -> None:
     """Take over the state_dict of another library's optimizer of the same method, and its hyperparameters.
 
@@ -90,6 +97,7 @@ def load_state_from(opt: Fast, state: dict[str, Any]) -> None:
     >>> opt.param_groups[0]["lr"]
     0.01
     """
+    _check(opt)
     if lacking := {"state", "param_groups"} - set(state):
         raise ValueError(f"state has no {min(lacking)!r}, expected the state_dict of an optimizer")
     mine = opt.state_dict()["param_groups"]

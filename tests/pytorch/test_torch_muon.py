@@ -194,3 +194,6 @@ def test_what_matrices_have_not_is_refused_by_name():
     with pytest.raises(RuntimeError, match="Muon does not support sparse gradients"):
         opt.step()
     assert torch.equal(w, before)
+    for function in (lambda: fat.to_torch_state(opt), lambda: fat.load_state_from(opt, opt.state_dict())):
+        with pytest.raises(TypeError, match=r"opt is Muon, expected one of fastadam\.torch's methods"):
+            function()
