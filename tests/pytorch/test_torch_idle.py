@@ -49,6 +49,29 @@ def test_states_hold_none_and_go_both_ways(name):
     assert all(NAMES[name] not in state for state in back.state.values())
 
 
+@pytest.mark.parametrize(
+    ("name", "rates", "key"),
+    [
+        ("LARS", {"momentum": 0.0}, "momentum_buffer"),
+        ("AdEMAMix", {"betas": (0.0, 0.9, 0.99)}, "exp_avg"),
+        ("LAMB", {"betas": (0.0, 0.9)}, "exp_avg"),
+    ],
+)
+def test_methods_that_torch_has_not_export_zeros_too(name, rates, key):
+    p, q = parameters(), parameters()
+    opt, other = getattr(fat, name)(p, **rates), getattr(fat, name)(q, **rates)
+    step(opt, 0)
+    state = opt.state_dict()
+    assert all(key not in of_p for of_p in opt.state.values())
+    assert all(torch.equal(state["state"][k][key], torch.zeros_like(x)) for k, x in enumerate(p))
+    other.load_state_dict(copy.deepcopy(state))
+    for x, y in zip(p, q, strict=True):
+        y.data.copy_(x)
+    step(opt, 1)
+    step(other, 1)
+    assert all(torch.equal(x, y) for x, y in zip(p, q, strict=True))
+
+
 def test_short_formats_copies_and_files():
     p = parameters()
     opt = fat.AdamW(p, betas=(0.0, 0.9), moments="8bit")
