@@ -31,7 +31,7 @@ SWEEP = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 
 
 class Trial(NamedTuple):
-    """Says how the methods are compared on one model: within a few minutes on two cores."""
+    """Says how the methods are compared on one model: within minutes on two cores."""
 
     about: str
     epochs: int
