@@ -262,7 +262,7 @@ def run(everything: bool = False, only: str = "") -> int:
             )
     table.show()
     if most > 1000 and not failed:
-        print("many ulp within the bound: where rounding decides the sign of Lion's sum, p moves by lr the other way")
+        print("many ulp within the bound: rounding decides the sign of Lion's sum, or what is left of g and its decay")
     for name in kernels.ALL.keys() - {method.rule.kernel for method in METHODS}:
         failed += 1
         print(f"FAILED: kernel {name}: no method uses it, so nothing here steps with it")
