@@ -28,6 +28,11 @@ def backend(request):
     return request.param
 
 
+def by_themselves():
+    """Return the methods by which a leaf's step does not depend on other leaves."""
+    return [variant for variant in variants(maximize=False) if not sums_go_over_all(variant)]
+
+
 def arrays(seed, shapes=SHAPES, dtype=np.float32):
     rng = np.random.default_rng(seed)
     return [np.asarray(rng.standard_normal(shape), dtype) for shape in shapes]
@@ -120,7 +125,7 @@ def test_mixed_dtypes_in_one_tree(backend):
     def mixed(seed):
         return [x.astype(dtype) for x, dtype in zip(arrays(seed, shapes, np.float64), dtypes, strict=True)]
 
-    for method, chosen in variants(maximize=False):
+    for method, chosen in by_themselves():
         params, alone, rounds = mixed(0), mixed(0), [mixed(1), mixed(2)]
         rounds[1][1] = None
         opt = method(params, backend=backend, **chosen)
@@ -169,7 +174,7 @@ def test_other_gradient_arrays_at_every_step(backend):
 
 def test_groups_equal_an_optimizer_each(backend):
     own = [{}, {"lr": 0.3}, {"weight_decay": 0.5, "betas": (0.5, 0.6)}, {"eps": 1e-2, "maximize": True, "lr": 0.01}]
-    for method, chosen in variants(maximize=False):
+    for method, chosen in by_themselves():
         known = inspect.signature(method).parameters
         mine = [{k: x for k, x in each.items() if k in known} for each in own]
         if len(chosen.get("betas", ())) == 3:
@@ -309,7 +314,7 @@ PRESENT = [  # per step, which of four leaves have a gradient
 ]
 
 
-@pytest.mark.parametrize("case", [case for case in variants(maximize=False) if not sums_go_over_all(case)], ids=label)
+@pytest.mark.parametrize("case", by_themselves(), ids=label)
 def test_leaves_without_a_gradient_equal_optimizers_of_their_own(case, backend):
     method, chosen = case
     shapes = [(3,), (2, 2), (), (40,)]
