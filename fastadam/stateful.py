@@ -99,6 +99,8 @@ class Stateful(Averaging):
         return [item["params"] for item in self._tree] if is_grouped(self._tree) else self._tree
 
     def _kept(self) -> Sequence[Streams]:
+        for leaf in range(len(self._state.params)):
+            self._plan.check_unmoved(leaf)
         self.catch_up()
         return self._state.streams
 

@@ -177,6 +177,23 @@ def test_no_format_is_changed_over_parameters_that_became_read_only():
         opt.convert("bfloat16")
 
 
+@pytest.mark.parametrize("method", [fa.Adam, fa.ScheduleFreeSGD, fa.Muon])
+def test_no_averages_are_swapped_into_parameters_that_became_read_only(method):
+    params = {"a": np.ones((2, 2), np.float32), "b": np.ones(2, np.float32)}
+    opt = method(params, **({"ema_decay": 0.5} if method is not fa.ScheduleFreeSGD else {}), backend="numpy")
+    for scale in (0.5, 2.0):
+        opt.step({name: np.full_like(p, scale) for name, p in params.items()})
+    before = {name: p.copy() for name, p in params.items()}
+    params["b"].flags.writeable = False
+    with pytest.raises(ValueError, match=r"params\['b'\] has become read-only"), opt.averaged():
+        pass
+    assert all(same_bits(p, before[name]) for name, p in params.items())
+    params["b"].flags.writeable = True
+    with opt.averaged():
+        assert not same_bits(params["b"], before["b"])
+    opt.step({name: p.copy() for name, p in params.items()})
+
+
 def test_compiled_code_is_given_no_address_of_what_it_may_not_write():
     opt = optimizer("tree", "numba")
     opt.accumulate(gradients(opt, 0))
