@@ -242,6 +242,8 @@ class Body:
         if function is min:
             x, y = arguments
             return numbered(builder, builder.select(self._constant(x < y), self._constant(x), self._constant(y)))
+        if not hasattr(function, "_defn"):  # which intrinsics have
+            raise self._refused(f"a call of {function!r}")
         signature, generate = function._defn(None, *arguments)
         values = self._converted(signature, arguments)
         value = generate(self._context, builder, signature, values)

@@ -152,13 +152,20 @@ def with_chain(at):
     return 0 < at < 2
 
 
+def with_another_function(at):
+    return max(at, 0)
+
+
 def with_two_types(at):
     x = 1
     x = 2.0
     return x
 
 
-@pytest.mark.parametrize("function", [with_list, with_else, with_tuple_of_many, with_chain, with_two_types])
+REFUSED = with_list, with_else, with_tuple_of_many, with_chain, with_two_types, with_another_function
+
+
+@pytest.mark.parametrize("function", REFUSED)
 def test_what_has_no_translation_is_refused(function, monkeypatch):
     with pytest.raises(NotImplementedError, match=rf"{function.__name__} has .*translate"):
         compiled(function, types.int64, monkeypatch)
