@@ -49,8 +49,7 @@ class Replacing(Stateful):
             raise ValueError(f"copy_to is {describe(copy_to)}, expected an array with copy_to, and None without")
         copied = check_copies(home, [path], [array], [new], [copy_to])[0] if copies else None
         copies[leaf : leaf + 1] = [copy_to] if copies else []
-        for k in range(len(self.paths)):
-            self._plan.check_unmoved(k)
+        self._plan.check_none_moved()
         totals = self._totals.with_leaf(self._state, leaf, new, index)
         if self._window is not None:
             self._window.refill()

@@ -99,8 +99,7 @@ class Stateful(Averaging):
         return [item["params"] for item in self._tree] if is_grouped(self._tree) else self._tree
 
     def _kept(self) -> Sequence[Streams]:
-        for leaf in range(len(self._state.params)):
-            self._plan.check_unmoved(leaf)
+        self._plan.check_none_moved()
         self.catch_up()
         return self._state.streams
 
@@ -159,8 +158,7 @@ class Stateful(Averaging):
     def convert(self, moments: str | None) -> None:
         """Let the state rest in another format from now on, rounded to nearest; see Optimizer's `moments`."""
         self._check_idle("a conversion inside averaged() would keep no parameters of its own")
-        for leaf in range(len(self._state.params)):
-            self._plan.check_unmoved(leaf)
+        self._plan.check_none_moved()
         self.catch_up()
         if self._window is not None:
             self._window.refill()

@@ -112,6 +112,16 @@ def carried_by(opt: Method, table: Table) -> list[float]:
     return [number(f"param_groups[0][{name!r}]", x, low=opt.rule.carried_least) for name, x in given.items()]
 
 
+def drop_state(opt: torch.optim.Optimizer, params: list[Any] | None) -> None:
+    """Drop the state of some parameters of an optimizer, of all where None."""
+    members = {id(p) for group in opt.param_groups for p in group["params"]}
+    chosen = list(opt.state) if params is None else params
+    if strangers := [k for k, p in enumerate(chosen) if id(p) not in members]:
+        raise ValueError(f"params[{strangers[0]}] is no parameter of this optimizer")
+    for p in chosen:
+        opt.state.pop(p, None)
+
+
 def check_whole(leaf: Leaf, measured: bool, summing: str) -> None:
     """Refuse a DTensor where its shard alone would be measured, or summed over by the method of this name."""
     if leaf.shared and measured:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from fastadam.checks import SEEDS, integer
 from fastadam.orthogonal import ADJUSTED
 from fastadam.torch.formats import describe
-from fastadam.torch.method import OPTIONS
+from fastadam.torch.method import OPTIONS, drop_state
 from fastadam.torch.methods import SGD, AdamW
 
 KEYS = "lr", "weight_decay", "momentum", "nesterov", "ns_coefficients", "eps", "ns_steps", "adjust_lr_fn"
@@ -170,6 +170,12 @@ class Muon(torch.optim.Optimizer):
     def averaging(self) -> bool:
         """Return whether parameters hold the averaged weights: within `averaged`."""
         return any(each.averaging for each in self._walked())
+
+    def reset(self, params: Iterable[Any] | None = None) -> None:
+        """Let the state of some parameters be as new, of all where None; see AdamW.reset."""
+        for each in self._walked():
+            each.reset([])  # which refuses to inside averaged()
+        drop_state(self, None if params is None else list(params))
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

@@ -19,7 +19,7 @@ from fastadam.plans.streams import Streams
 from fastadam.torch.cuda import CudaWalk
 from fastadam.torch.formats import ORDER, SHORT, STORED, local
 from fastadam.torch.idle import with_zeros
-from fastadam.torch.method import OPTIONS, Options, needing_one_device
+from fastadam.torch.method import OPTIONS, Options, drop_state, needing_one_device
 from fastadam.torch.replacing import Replacing
 from fastadam.torch.walk import Walk
 
@@ -280,12 +280,7 @@ class Fast(Replacing):
         params: parameters of this optimizer. Raises ValueError where one is not; then nothing has changed.
         """
         self._check_idle("reset inside averaged() would lose what they were before")
-        members = {id(p) for group in self.param_groups for p in group["params"]}
-        chosen = list(self.state) if params is None else _listed(params, "params", "")
-        if strangers := [k for k, p in enumerate(chosen) if id(p) not in members]:
-            raise ValueError(f"params[{strangers[0]}] is no parameter of this optimizer")
-        for p in chosen:
-            self.state.pop(p, None)
+        drop_state(self, None if params is None else _listed(params, "params", ""))
 
 
 def in_place_of(optimizer: torch.optim.Optimizer, method: type[Fast], options: dict[str, Any]) -> Fast:

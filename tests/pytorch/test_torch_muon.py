@@ -197,3 +197,29 @@ def test_what_matrices_have_not_is_refused_by_name():
     for function in (lambda: fat.to_torch_state(opt), lambda: fat.load_state_from(opt, opt.state_dict())):
         with pytest.raises(TypeError, match=r"opt is Muon, expected one of fastadam\.torch's methods"):
             function()
+
+
+def test_a_reset_optimizer_is_a_new_one():
+    """For all parameters, and for a matrix alone beside others that go on."""
+    shapes = [(4, 3), (5, 4), (4,)]
+    params = [Parameter(x) for x in drawn(shapes, 0)]
+    opt = fat.Muon(params, lr=0.1, ema_decay=0.9)
+    give(params, 1)
+    opt.step()
+    with opt.averaged(), pytest.raises(RuntimeError, match="reset inside averaged"):
+        opt.reset()
+    with pytest.raises(ValueError, match=r"params\[1\] is no parameter of this optimizer"):
+        opt.reset([params[0], Parameter(torch.ones(3))])
+    assert len(opt.state) == 3
+    opt.reset([params[0]])
+    assert params[0] not in opt.state
+    assert len(opt.state) == 2
+    opt.reset()
+    fresh = [Parameter(x.detach().clone()) for x in params]
+    new = fat.Muon(fresh, lr=0.1, ema_decay=0.9)
+    for seed in (2, 3):
+        for each, members in ((opt, params), (new, fresh)):
+            give(members, seed)
+            each.step()
+    assert all(torch.equal(x, y) for x, y in zip(params, fresh, strict=True))
+    assert all(torch.equal(opt.state[x]["ema"], new.state[y]["ema"]) for x, y in zip(params, fresh, strict=True))
