@@ -117,6 +117,11 @@ class Gradients:
             name = "copy_to" + p_name.removeprefix("params")
             raise ValueError(f"{name} has become read-only, expected an array that can be written")
 
+    def check_none_moved(self) -> None:
+        """Refuse, naming the first, parameters that are not what they were at construction."""
+        for leaf in range(len(self._params)):
+            self.check_unmoved(leaf)
+
     def usable(self, leaf: int, g: Any, j: int = 0) -> Array:
         """Return a leaf's gradient, the j-th if there are several, as an array.
 
