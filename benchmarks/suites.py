@@ -96,7 +96,7 @@ SUITES = {
     "jax": Suite(jax, ("2^10", "2^20", "2^24", "resnet50", "160-leaves"), rounds=25),
     "lamb": Suite(lamb, ("resnet50", "2^24"), "LAMB-bias_correction", rounds=25),
     "stableadamw": Suite(stableadamw, ("resnet50", "2^24"), "StableAdamW", rounds=25),
-    "muon": Suite(muon, ("200-matrices", "gpt2-layer"), "Muon", rounds=15),
+    "muon": Suite(muon, ("gpt2-layer", "200-matrices"), "Muon", rounds=15),
 }
 
 
