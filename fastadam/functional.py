@@ -7,60 +7,17 @@ Optimizer does the same with less overhead, and with random bits of its own for 
 bfloat16 here is seed 0's from index 0 on, the same for every array. For many steps a fastadam.Stepper is planned once.
 """
 
-import inspect
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
-from fastadam import kernels, rules
+from fastadam import rules
 from fastadam.arrays.host import Array
-from fastadam.backend import choose
 from fastadam.checks import number
-from fastadam.kernels.formats import compute
-from fastadam.rule import Rule
-from fastadam.stepper import Stepper
-
-Function = TypeVar("Function", bound=Callable[..., Any])
+from fastadam.stepping import hyperparameters_of, refuse_decided, step_once
 
 
-def _step(
-    rule: Rule, p: Array, g: Array, slots: dict[str, Array | None],
-    t: int, grad_scale: float, backend: str, **carried: Any,
-) -> None:  # fmt: skip
-    """Check everything, then step once, by a Stepper of this one call."""
-    home = choose(backend, [p]).home
-    wide = compute(home.owned("p", p).dtype)
-    used = [slot.name for slot in kernels.ALL[rule.kernel].slots if rule.uses(slot) and slots[slot.name] is not None]
-    dtypes = {name: home.owned(name, slots[name]).dtype for name in used}
-    moments = {name: dtype.name for name, dtype in dtypes.items() if compute(dtype) is wide}
-    stepper = Stepper(rule, p, backend=backend, moments=moments)
-    stepper(p, g, slots=slots, t=t, grad_scale=grad_scale, **carried)
-
-
-def _hyperparameters_of(rule: type[Rule], *decided: str) -> Callable[[Function], Function]:
-    """Let help() show the method's hyperparameters, but for those that an argument of the function decides."""
-
-    def shown(function: Function) -> Function:
-        parameters = inspect.signature(function).parameters.values()
-        taken = [p for p in inspect.signature(rule).parameters.values() if p.name not in decided]
-        function.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-            [p for p in parameters if p.kind is not p.VAR_KEYWORD] + [p.replace(kind=p.KEYWORD_ONLY) for p in taken],
-            return_annotation=inspect.signature(function).return_annotation,
-        )
-        return function
-
-    return shown
-
-
-def _decided(hyperparameters: dict[str, Any], **by: str) -> None:
-    """Refuse an option that an argument of the function decides already."""
-    for name, argument in by.items():
-        if name in hyperparameters:
-            raise TypeError(f"{name} is {hyperparameters[name]!r}, but here {argument} decides it")
-
-
-@_hyperparameters_of(rules.Adam, "amsgrad", "decoupled_weight_decay")
+@hyperparameters_of(rules.Adam, "amsgrad", "decoupled_weight_decay")
 def adam_step(
     p: Array, g: Array, m: Array, v: Array, vmax: Array | None = None, *,
     t: int, decoupled: bool = False, grad_scale: float = 1.0, backend: str = "auto", **hyperparameters: Any,
@@ -72,12 +29,12 @@ def adam_step(
     >>> p.round(6).tolist()
     [0.75, 0.75, 0.75]
     """
-    _decided(hyperparameters, amsgrad="vmax", decoupled_weight_decay="decoupled")
+    refuse_decided(hyperparameters, amsgrad="vmax", decoupled_weight_decay="decoupled")
     rule = rules.Adam(amsgrad=vmax is not None, decoupled_weight_decay=decoupled, **hyperparameters)
-    _step(rule, p, g, {"m": m, "v": v, "vmax": vmax}, t, grad_scale, backend)
+    step_once(rule, p, g, {"m": m, "v": v, "vmax": vmax}, t, grad_scale, backend)
 
 
-@_hyperparameters_of(rules.NAdam)
+@hyperparameters_of(rules.NAdam)
 def nadam_step(
     p: Array, g: Array, m: Array, v: Array, *,
     t: int, mu_product: float = 1.0, grad_scale: float = 1.0, backend: str = "auto", **hyperparameters: Any,
@@ -89,11 +46,11 @@ def nadam_step(
     >>> mu_product = fa.nadam_step(p, g, m, v, t=2, mu_product=mu_product)
     """
     product = np.array(number("mu_product", mu_product, low=0, most=1))
-    _step(rules.NAdam(**hyperparameters), p, g, {"m": m, "v": v}, t, grad_scale, backend, mu_product=product)
+    step_once(rules.NAdam(**hyperparameters), p, g, {"m": m, "v": v}, t, grad_scale, backend, mu_product=product)
     return product.item()
 
 
-@_hyperparameters_of(rules.Adamax)
+@hyperparameters_of(rules.Adamax)
 def adamax_step(
     p: Array, g: Array, m: Array, u: Array, *,
     t: int, grad_scale: float = 1.0, backend: str = "auto", **hyperparameters: Any,
@@ -105,10 +62,10 @@ def adamax_step(
     >>> p.round(6).tolist()
     [0.75, 0.75, 0.75]
     """
-    _step(rules.Adamax(**hyperparameters), p, g, {"m": m, "u": u}, t, grad_scale, backend)
+    step_once(rules.Adamax(**hyperparameters), p, g, {"m": m, "u": u}, t, grad_scale, backend)
 
 
-@_hyperparameters_of(rules.AdaBelief)
+@hyperparameters_of(rules.AdaBelief)
 def adabelief_step(
     p: Array, g: Array, m: Array, s: Array, *,
     t: int, grad_scale: float = 1.0, backend: str = "auto", **hyperparameters: Any,
@@ -118,10 +75,10 @@ def adabelief_step(
     >>> p, g, m, s = np.ones(3), np.ones(3), np.zeros(3), np.zeros(3)
     >>> fa.adabelief_step(p, g, m, s, t=1)
     """
-    _step(rules.AdaBelief(**hyperparameters), p, g, {"m": m, "s": s}, t, grad_scale, backend)
+    step_once(rules.AdaBelief(**hyperparameters), p, g, {"m": m, "s": s}, t, grad_scale, backend)
 
 
-@_hyperparameters_of(rules.ADOPT)
+@hyperparameters_of(rules.ADOPT)
 def adopt_step(
     p: Array, g: Array, m: Array, v: Array, *,
     t: int, grad_scale: float = 1.0, backend: str = "auto", **hyperparameters: Any,
@@ -134,10 +91,10 @@ def adopt_step(
     >>> p.tolist(), v.tolist()
     ([0.75, 0.75, 0.75], [4.0, 4.0, 4.0])
     """
-    _step(rules.ADOPT(**hyperparameters), p, g, {"m": m, "v": v}, t, grad_scale, backend)
+    step_once(rules.ADOPT(**hyperparameters), p, g, {"m": m, "v": v}, t, grad_scale, backend)
 
 
-@_hyperparameters_of(rules.AdEMAMix)
+@hyperparameters_of(rules.AdEMAMix)
 def ademamix_step(
     p: Array, g: Array, m1: Array, m2: Array, v: Array, *,
     t: int, grad_scale: float = 1.0, backend: str = "auto", **hyperparameters: Any,
@@ -149,10 +106,10 @@ def ademamix_step(
     >>> p.round(6).tolist()
     [0.75, 0.75, 0.75]
     """
-    _step(rules.AdEMAMix(**hyperparameters), p, g, {"m1": m1, "m2": m2, "v": v}, t, grad_scale, backend)
+    step_once(rules.AdEMAMix(**hyperparameters), p, g, {"m1": m1, "m2": m2, "v": v}, t, grad_scale, backend)
 
 
-@_hyperparameters_of(rules.ScheduleFreeAdamW)
+@hyperparameters_of(rules.ScheduleFreeAdamW)
 def schedulefree_step(
     p: Array, g: Array, z: Array, v: Array | None = None, *,
     t: int, weight_sum: float = 0.0, lr_max: float = 0.0,
@@ -171,11 +128,11 @@ def schedulefree_step(
     rule = (rules.ScheduleFreeSGD if v is None else rules.ScheduleFreeAdamW)(**hyperparameters)
     given = {"weight_sum": weight_sum, "lr_max": lr_max}
     carried = {name: np.array(number(name, x, low=0)) for name, x in given.items()}
-    _step(rule, p, g, {"z": z, "v": v}, t, grad_scale, backend, **carried)
+    step_once(rule, p, g, {"z": z, "v": v}, t, grad_scale, backend, **carried)
     return carried["weight_sum"].item(), carried["lr_max"].item()
 
 
-@_hyperparameters_of(rules.Lion)
+@hyperparameters_of(rules.Lion)
 def lion_step(
     p: Array, g: Array, m: Array, *,
     t: int = 1, grad_scale: float = 1.0, backend: str = "auto", **hyperparameters: Any,
@@ -187,10 +144,10 @@ def lion_step(
     >>> p.tolist()
     [0.75, 0.75, 0.75]
     """
-    _step(rules.Lion(**hyperparameters), p, g, {"m": m}, t, grad_scale, backend)
+    step_once(rules.Lion(**hyperparameters), p, g, {"m": m}, t, grad_scale, backend)
 
 
-@_hyperparameters_of(rules.LAMB)
+@hyperparameters_of(rules.LAMB)
 def lamb_step(
     p: Array, g: Array, m: Array, v: Array, *,
     t: int, grad_scale: float = 1.0, backend: str = "auto", **hyperparameters: Any,
@@ -202,10 +159,10 @@ def lamb_step(
     >>> p.round(6).tolist()
     [0.75, 0.75, 0.75, 0.75]
     """
-    _step(rules.LAMB(**hyperparameters), p, g, {"m": m, "v": v}, t, grad_scale, backend)
+    step_once(rules.LAMB(**hyperparameters), p, g, {"m": m, "v": v}, t, grad_scale, backend)
 
 
-@_hyperparameters_of(rules.LARS)
+@hyperparameters_of(rules.LARS)
 def lars_step(
     p: Array, g: Array, m: Array, *,
     t: int = 1, grad_scale: float = 1.0, backend: str = "auto", **hyperparameters: Any,
@@ -217,10 +174,10 @@ def lars_step(
     >>> p.tolist()
     [0.75, 0.75, 0.75, 0.75]
     """
-    _step(rules.LARS(**hyperparameters), p, g, {"m": m}, t, grad_scale, backend)
+    step_once(rules.LARS(**hyperparameters), p, g, {"m": m}, t, grad_scale, backend)
 
 
-@_hyperparameters_of(rules.StableAdamW)
+@hyperparameters_of(rules.StableAdamW)
 def stableadamw_step(
     p: Array, g: Array, m: Array, v: Array, *,
     t: int, grad_scale: float = 1.0, backend: str = "auto", **hyperparameters: Any,
@@ -232,10 +189,10 @@ def stableadamw_step(
     >>> p.round(6).tolist()
     [0.75, 0.75, 0.75, 0.75]
     """
-    _step(rules.StableAdamW(**hyperparameters), p, g, {"m": m, "v": v}, t, grad_scale, backend)
+    step_once(rules.StableAdamW(**hyperparameters), p, g, {"m": m, "v": v}, t, grad_scale, backend)
 
 
-@_hyperparameters_of(rules.Prodigy)
+@hyperparameters_of(rules.Prodigy)
 def prodigy_step(
     p: Array, g: Array, m: Array, v: Array, s: Array, p0: Array, *,
     t: int, d: float = 0.0, d_max: float = 0.0, d_numerator: float = 0.0,
@@ -251,11 +208,13 @@ def prodigy_step(
     """
     given = {"d": d, "d_max": d_max, "d_numerator": d_numerator}
     carried = {name: np.array(number(name, x)) for name, x in given.items()}
-    _step(rules.Prodigy(**hyperparameters), p, g, {"m": m, "v": v, "s": s, "p0": p0}, t, grad_scale, backend, **carried)
+    step_once(
+        rules.Prodigy(**hyperparameters), p, g, {"m": m, "v": v, "s": s, "p0": p0}, t, grad_scale, backend, **carried
+    )
     return carried["d"].item(), carried["d_max"].item(), carried["d_numerator"].item()
 
 
-@_hyperparameters_of(rules.SGD)
+@hyperparameters_of(rules.SGD)
 def momentum_step(
     p: Array, g: Array, m: Array | None = None, *,
     t: int, grad_scale: float = 1.0, backend: str = "auto", **hyperparameters: Any,
@@ -267,10 +226,10 @@ def momentum_step(
     >>> p.tolist()
     [0.75, 0.75, 0.75]
     """
-    _step(rules.SGD(**hyperparameters), p, g, {"m": m}, t, grad_scale, backend)
+    step_once(rules.SGD(**hyperparameters), p, g, {"m": m}, t, grad_scale, backend)
 
 
-@_hyperparameters_of(rules.RMSprop, "centered")
+@hyperparameters_of(rules.RMSprop, "centered")
 def rmsprop_step(
     p: Array, g: Array, v: Array, mean: Array | None = None, m: Array | None = None, *,
     t: int = 1, grad_scale: float = 1.0, backend: str = "auto", **hyperparameters: Any,
@@ -280,12 +239,12 @@ def rmsprop_step(
     >>> p, g, v = np.ones(3), np.ones(3), np.zeros(3)
     >>> fa.rmsprop_step(p, g, v)
     """
-    _decided(hyperparameters, centered="mean")
+    refuse_decided(hyperparameters, centered="mean")
     rule = rules.RMSprop(centered=mean is not None, **hyperparameters)
-    _step(rule, p, g, {"v": v, "mean": mean, "m": m}, t, grad_scale, backend)
+    step_once(rule, p, g, {"v": v, "mean": mean, "m": m}, t, grad_scale, backend)
 
 
-@_hyperparameters_of(rules.Adagrad, "initial_accumulator_value")
+@hyperparameters_of(rules.Adagrad, "initial_accumulator_value")
 def adagrad_step(
     p: Array, g: Array, sum: Array, *,
     t: int, grad_scale: float = 1.0, backend: str = "auto", **hyperparameters: Any,
@@ -297,4 +256,4 @@ def adagrad_step(
     >>> p.round(6).tolist()
     [0.75, 0.75, 0.75]
     """
-    _step(rules.Adagrad(**hyperparameters), p, g, {"sum": sum}, t, grad_scale, backend)
+    step_once(rules.Adagrad(**hyperparameters), p, g, {"sum": sum}, t, grad_scale, backend)

@@ -191,7 +191,9 @@ class Joined:
                 raise ValueError(f"state['leaves']['params{path}']['m'] is {describe(came)}, expected {describe(m)}")
         moving = self._moving.state_dict(copy=False) | {"t": state["t"], "seed": state["seed"], "leaves": of_matrices}
         before = self._aux.state_dict()
-        self._aux.load_state_dict({**state, "method": "AdamW", "groups": state["groups"][1:], "leaves": leaves})
+        self._aux.load_state_dict(
+            {**state, "method": self._aux.rule.__name__, "groups": state["groups"][1:], "leaves": leaves}
+        )
         try:
             self._moving.load_state_dict(moving)
         except BaseException:

@@ -10,25 +10,7 @@ import fastadam as fa
 from fastadam import kernels
 from fastadam.kernels.contract import Weights
 
-FUNCTIONS = {
-    fa.Adam: fa.adam_step,
-    fa.AdamW: fa.adam_step,
-    fa.NAdam: fa.nadam_step,
-    fa.Adamax: fa.adamax_step,
-    fa.AdaBelief: fa.adabelief_step,
-    fa.ADOPT: fa.adopt_step,
-    fa.AdEMAMix: fa.ademamix_step,
-    fa.ScheduleFreeAdamW: fa.schedulefree_step,
-    fa.ScheduleFreeSGD: fa.schedulefree_step,
-    fa.Lion: fa.lion_step,
-    fa.LAMB: fa.lamb_step,
-    fa.LARS: fa.lars_step,
-    fa.StableAdamW: fa.stableadamw_step,
-    fa.Prodigy: fa.prodigy_step,
-    fa.SGD: fa.momentum_step,
-    fa.RMSprop: fa.rmsprop_step,
-    fa.Adagrad: fa.adagrad_step,
-}
+FUNCTIONS = {each: getattr(fa, f"{each.rule.kernel}_step") for each in METHODS if each is not fa.RAdam}
 CASES = [(method, chosen) for method, chosen in variants() if method in FUNCTIONS]  # RAdam has no function of its own
 STEPS = 7
 

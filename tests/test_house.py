@@ -354,6 +354,7 @@ OPTIONS_BY_NAME = "users give options by name"
 IN_NATIVE_CODE = "emitted into, or called as, native code: its parameters are those of a C function or of a walk"
 MANY_PARAMETERS = {  # files, and functions of a file
     "fastadam/functional.py": "a kernel is launched: one step's streams, and options by name",
+    "fastadam/stepping.py": "a kernel is launched: one step's streams, and what they are stepped with",
     "fastadam/tools/papers.py": "oracles take a method's hyperparameters by name",
     "fastadam/optimizer.py:__init__": OPTIONS_BY_NAME,
     "fastadam/stepper.py:__init__": OPTIONS_BY_NAME,

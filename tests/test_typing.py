@@ -9,11 +9,12 @@ import sys
 from pathlib import Path
 
 import fastadam
-from fastadam import functional
+from fastadam import functional, kernels
 from fastadam.optimizer import Optimizer
 from fastadam.tools.cover import METHODS
 
 FOLDER = Path(fastadam.__file__).parent
+ARRAYS = {"p", "g", *(slot.name for kernel in kernels.ALL.values() for slot in kernel.slots)}
 
 
 def argument(p):
@@ -23,7 +24,7 @@ def argument(p):
         text = "LearningRate"
     elif p.name == "params":
         text = "Tree"
-    elif p.name in ("p", "g", "m", "m1", "m2", "z", "v", "u", "s", "p0", "sum", "vmax", "mean"):
+    elif p.name in ARRAYS:
         text = "Array" + (" | None" if p.default is None else "")
     else:
         text = kind.__name__ if isinstance(kind, type) and "[" not in str(kind) else str(kind)
@@ -64,7 +65,7 @@ def functional_stub():
     head = "# Written by tests/test_typing.py from the functions and the rules.\n\n"
     head += "from fastadam.arrays.host import Array\n"
     head += "from fastadam.rule import LearningRate\n"
-    functions = [f for name, f in vars(functional).items() if name.endswith("_step") and not name.startswith("_")]
+    functions = [f for name, f in vars(functional).items() if name.endswith("_step")]
     text = head
     for f in functions:
         gives = {

@@ -51,7 +51,7 @@ def host_error(rule: Any, t: int) -> float:
     betas = getattr(rule, "betas", ())
     cancelled = max((1 / (1 - beta**t) for beta in betas), default=1.0)
     steep = max((1 / (1 - beta) for beta in betas), default=1.0)
-    return u * (8 + 4 * cancelled) * (1 + steep * (type(rule).__name__ == "RAdam"))
+    return u * (8 + 4 * cancelled) * (1 + steep * bool(rule.cancels))
 
 
 @np.errstate(all="ignore")

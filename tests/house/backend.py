@@ -16,7 +16,7 @@ from fastadam.host.reference import NumpyPlan
 
 
 class TwinPlan(NumpyPlan):
-    """Whole-array arithmetic, under another name."""
+    """Is whole-array arithmetic, under another name."""
 ''',
         ),
         Insertion(

@@ -111,16 +111,20 @@ class Yogi(Rule):
         Insertion("fastadam/__init__.py", '    "set_num_threads",\n', '    "yogi_step",\n'),
         Insertion(
             "fastadam/functional.py",
-            """    _step(rules.Lion(**hyperparameters), p, g, {"m": m}, t, grad_scale, backend)\n""",
+            """    step_once(rules.Lion(**hyperparameters), p, g, {"m": m}, t, grad_scale, backend)\n""",
             '''
 
-@_hyperparameters_of(rules.Yogi)
+@hyperparameters_of(rules.Yogi)
 def yogi_step(
     p: Array, g: Array, m: Array, v: Array, *,
     t: int = 1, grad_scale: float = 1.0, backend: str = "auto", **hyperparameters: Any,
 ) -> None:  # fmt: skip
-    """One step of Yogi, which does not depend on t unless lr does."""
-    _step(rules.Yogi(**hyperparameters), p, g, {"m": m, "v": v}, t, grad_scale, backend)
+    """Take one step of Yogi, which does not depend on t unless lr does.
+
+    >>> p, g, m, v = np.ones(3), np.ones(3), np.zeros(3), np.zeros(3)
+    >>> fa.yogi_step(p, g, m, v)
+    """
+    step_once(rules.Yogi(**hyperparameters), p, g, {"m": m, "v": v}, t, grad_scale, backend)
 ''',
         ),
         Insertion(
@@ -150,6 +154,25 @@ def yogi(t, p, g, state, *, lr, betas, eps, weight_decay=0.0, decoupled_weight_d
      [0.4530725166526486, -1.265066260813419, 2.013937657817197, -0.015822991042245983, 0.7273639164824405]),
     ("yogi", {"decoupled_weight_decay": True, "maximize": True},
      [0.5166794801511736, -1.2243317703275745, 1.9719095760659981, -0.04023274671325708, 0.7344200683267645]),
+""",
+        ),
+        Insertion(
+            "fastadam/README.md",
+            "|---|---:|---|\n| `AdamW` | 8 | for most networks; its weight decay does not pass through the moments |\n",
+            "| `Yogi` | 8 | where a second moment that grows at once makes steps too short |\n",
+        ),
+        Insertion(
+            "tests/test_convergence.py",
+            '    "NAdam": fa.NAdam,\n',
+            '    "Yogi": functools.partial(fa.Yogi, eps=1e-8),\n',
+        ),
+        Insertion(
+            "tests/test_optimizer.py",
+            "PAPERS = {  # not in torch.optim\n",
+            """    "Yogi": (
+        {"lr": 1e-2, "betas": (0.9, 0.999), "eps": 1e-3, "weight_decay": 0},
+        {"maximize": False, "decoupled_weight_decay": False},
+    ),
 """,
         ),
     ),

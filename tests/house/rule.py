@@ -59,6 +59,21 @@ def adamd(t, p, g, state, *, lr, betas, eps, weight_decay=0.0, decoupled_weight_
      [0.5049370241618837, -1.2386592200101558, 1.9827559703821922, -0.03663605704929876, 0.7414570393093685]),
 """,
         ),
+        Insertion(
+            "fastadam/README.md",
+            "|---|---:|---|\n| `AdamW` | 8 | for most networks; its weight decay does not pass through the moments |\n",
+            "| `AdamD` | 8 | where Adam's first steps are too long |\n",
+        ),
+        Insertion("tests/test_convergence.py", '    "NAdam": fa.NAdam,\n', '    "AdamD": fa.AdamD,\n'),
+        Insertion(
+            "tests/test_optimizer.py",
+            "PAPERS = {  # not in torch.optim\n",
+            """    "AdamD": (
+        {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0},
+        {"maximize": False, "decoupled_weight_decay": False},
+    ),
+""",
+        ),
     ),
     proof="""
 import numpy as np

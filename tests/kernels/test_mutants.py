@@ -8,10 +8,10 @@ from itertools import product
 
 import numpy as np
 import pytest
-from cases import LATE, defaults, same_bits, variants
+from cases import LATE, METHODS, defaults, same_bits, variants
 
 import fastadam as fa
-from fastadam import descent, kernels, layerwise, rules, unscheduled, untuned
+from fastadam import kernels, rules
 from fastadam import rule as rule_module
 from fastadam.host.threads import PARALLEL_FROM
 from fastadam.kernels import contract
@@ -177,13 +177,18 @@ RULES = [
 ]
 
 
-TEXTS_OF_RULES = rule_module, descent, layerwise, unscheduled, untuned, rules
+TEXTS_OF_RULES = [
+    rule_module,
+    *{module: None for method in METHODS if (module := inspect.getmodule(method.rule)) is not rules},
+    rules,
+]
 
 
 @pytest.mark.parametrize(("old", "new"), RULES)
 def test_a_changed_rule_is_caught(old, new):
     source = "\n".join(map(inspect.getsource, TEXTS_OF_RULES))  # as one module, which imports none of them
-    source = re.sub(r"from fastadam\.(?:rule|descent|layerwise|unscheduled|untuned) import .*\n", "", source)
+    names = "|".join(module.__name__.rpartition(".")[2] for module in TEXTS_OF_RULES)
+    source = re.sub(rf"from fastadam\.(?:{names}) import .*\n", "", source)
     assert old in source, f"no rule has {old!r} to change"
     text = source.replace(old, new) + "\n\ndef _f(x):\n    import numpy\n    return float(numpy.float32(x))\n"
     mutant = load("mutants.rules", text, "fastadam/rules.py")

@@ -95,7 +95,7 @@ FORMULAS = [
     ("c.s_rate * c.d * g", "c.s_rate * g"),
     ("c.one_minus_beta1 * g", "c.one_minus_beta1 * c.factor * g"),
     ("c.rate * c.d * (m", "c.rate * c.factor * (m"),
-    ("m / (np.sqrt(v)", "m / (c.d * np.sqrt(v)"),
+    ("mean / (np.sqrt(bound)", "mean / (c.d * np.sqrt(bound)"),
 ]
 
 
