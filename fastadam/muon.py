@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fastadam import orthogonal
-from fastadam.arrays.host import Array, describe
+from fastadam.arrays.host import Array, Memory, describe
 from fastadam.arrays.tree import ByPath, Structure, Tree, named
 from fastadam.backend import choose
 from fastadam.checks import flag, number
@@ -76,6 +76,7 @@ class Muon(Joined):
         self._clearing = flag("zero_grads", zero_grads)
         both = zip(self.paths, self._structure.leaves, strict=True)
         arrays = ByPath({path: self._home.owned(f"params{path}", leaf) for path, leaf in both})
+        Memory((f"params{path}", x) for path, x in arrays.items())  # the two parts know of their own alone
         chosen = self._chosen(arrays, muon)
         offsets = dict(zip(arrays, accumulate((x.size for x in arrays.values()), initial=0), strict=False))
         copies = None
@@ -134,6 +135,19 @@ class Muon(Joined):
 
         Returns what the chores have found out. Raises TypeError, ValueError before anything has changed.
         """
+        counts = [each._totals.counts for each in (self._moving, self._aux)]
+        before, t = [x.copy() for x in counts], self.t
+        try:
+            return self._step(grads, grad_scale, reduction)
+        except FloatingPointError:  # uses up what was accumulated
+            raise
+        except BaseException:
+            if self.t == t:
+                for x, kept in zip(counts, before, strict=True):
+                    x[:] = kept
+            raise
+
+    def _step(self, grads: Tree, grad_scale: float, reduction: str) -> StepInfo:
         scale, group = number("grad_scale", grad_scale), self.groups[0]
         if grads is ACCUMULATED:
             leaves, share = self._taken(reduction)
@@ -189,7 +203,7 @@ class Muon(Joined):
         kind, group = m.dtype.type, self.groups[0]
         if group.nesterov:
             m = kind(scale * (1 - group.momentum)) * g.astype(m.dtype, copy=False) + kind(group.momentum) * m
-        return m.reshape(len(m), -1)
+        return m.reshape(len(m), m.size // max(1, len(m)))
 
     def __repr__(self) -> str:
         return f"Muon({len(self.matrices)} matrices, t={self.t}, backend={self.backend!r}, {self.groups})"

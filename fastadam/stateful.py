@@ -217,13 +217,13 @@ class Stateful(Averaging):
         """Return everything but the parameters, as plain numbers and copied arrays; what load_state_dict takes.
 
         copy: False gives the state's arrays as they lie, on their device, to be read before the next step.
-
         "version", "method", "t" (the optimizer's count), "seed"; "groups": a list of dicts of hyperparameters, with
         lr None where it is a callable; "leaves": per leaf, "count", "format" (its storage dtype), what the rule
         carries (NAdam: "mu_product"), and each slot in the parameter's shape; so "ema", "master" and "remainder" where
         there are any. A slot of 8 bits is (blocks, 1024) uint8 and, as "m_scales", (blocks, 16) float32, of elements in
         the "order" of axes in memory; see fastadam.kernels.formats. index_offset is not in it.
         """
+        self._check_idle("a state_dict inside averaged() would stand beside averages")
         self.catch_up()
         if self._window is not None:
             self._window.refill()  # the host's counts are the device's then
@@ -233,10 +233,10 @@ class Stateful(Averaging):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a state_dict of the same method over parameters of the same names, shapes and dtypes.
 
-        Values are copied; those of 8 bits from another order of axes are decoded and rounded anew. Raises TypeError,
-        ValueError naming what differs, or where a captured graph steps the leaves of a group and they have not taken
-        the same; then nothing has changed.
+        Values are copied; those of 8 bits from another order of axes are rounded anew. Raises TypeError, ValueError
+        naming what differs, or where a captured graph's leaves have not taken the same; then nothing has changed.
         """
+        self._check_idle("a state loaded inside averaged() would lose its parameters at the end")
         rules = saved.check(self._state, self._table, self.rule, state_dict)
         if self._window is not None and self._window.captured:
             saved.check_even(self._state, self._table, self.rule, state_dict)

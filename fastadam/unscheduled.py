@@ -28,8 +28,10 @@ class ScheduleFree(Rule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        name = "betas[0]" if hasattr(self, "betas") else "momentum"
+        if self._interpolation >= 1:
+            raise ValueError(f"{name} is {self._interpolation}, expected a number below 1: the share of x in y")
         if self._interpolation == 0:
-            name = "betas[0]" if hasattr(self, "betas") else "momentum"
             raise ValueError(f"{name} is 0.0, expected a number above 0: else the average cannot be told from params")
 
     @property

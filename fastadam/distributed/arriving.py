@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from fastadam.arrays.host import Array
 from fastadam.distributed.buffers import Buffers
 from fastadam.distributed.engine import Engine, Wait
 from fastadam.distributed.exchange import Exchange, Owned
+from fastadam.kernels.formats import FLOATS
 
 IN_FLIGHT = 2  # buckets that are under way at once
 
@@ -84,6 +86,30 @@ class Arriving:
         k, at, wait, parts = self._under_way.pop(0)
         wait()
         self._parts[k, at] = {rank: x.copy() if rank == self._rank else x for rank, x in parts.items()}
+
+    @property
+    def begun(self) -> dict[tuple[int, int], str]:
+        """Return what this rank has begun to send, by bucket in which dtype."""
+        sent = {}
+        for k, of_buffer in enumerate(self._cuts):
+            for at, cut in enumerate(of_buffer):
+                if cut[-1] > cut[0] and (k, at) not in self._waiting:
+                    sent[k, at] = self._dtypes[k]
+        return sent
+
+    def drop(self, everyone: Sequence[dict[tuple[int, int], str]]) -> None:
+        """Finish, with all ranks, each bucket that any of them has begun to send, and keep nothing."""
+        while self._waiting:
+            k, at = self._waiting.pop()
+            dtype = next((begun[k, at] for begun in everyone if (k, at) in begun), None)
+            if dtype is not None and (k, at) not in everyone[self._rank]:
+                cut = self._cuts[k][at]
+                values = self._buffers.home.allocate(cut[-1] - cut[0], FLOATS[dtype].dtype)
+                bounds = [place - cut[0] for place in cut]
+                parts = self._exchange.swap_bucket((0, k, at), bounds, values, range(self._ranks), values.dtype)
+                self._under_way.append((k, at, *parts))
+        while self._under_way:
+            self._settle()
 
     @property
     def kinds(self) -> list[tuple[str, Any]]:

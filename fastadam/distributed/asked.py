@@ -12,10 +12,10 @@ from fastadam.optimizer import Optimizer
 REFUSED = "index_offset", "capturable"
 
 
-def described(groups: Any) -> list[tuple[str, Any]]:
+def described(groups: Any, t: int) -> list[tuple[str, Any]]:
     """Return the numbers of the groups, which a program may have set on one rank alone."""
     return [
-        (f"groups[{k}] with", f"{shown(vars(group._rule))}, max_norm {group.max_norm}")
+        (f"groups[{k}] with", f"{shown(vars(group._rule))}, max_norm {group.max_norm}, lr {float(group.lr_at(t + 1))}")
         for k, group in enumerate(groups)
     ]
 

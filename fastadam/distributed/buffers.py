@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -209,6 +210,11 @@ class Buffers:
         One flat array or FlatBuffer stands for a tree of one buffer. Raises TypeError, ValueError naming the leaf.
         """
         whole: Any = getattr(tree, "array", tree)
+        if isinstance(tree, FlatBuffer) and len(self._buffers) == 1:
+            buffer = self._buffers[0]
+            if (tree.names, [*map(tuple, tree.shapes)]) != (buffer.paths, buffer.shapes):
+                expected = f"expected {buffer.paths} of {buffer.shapes}"
+                raise ValueError(f"{name} has the leaves {tree.names} of {tree.shapes}, {expected}")
         if len(self._buffers) == 1 and self.home.is_array(whole) and whole.shape == (self._buffers[0].n,):
             return [self._buffers[0].straight(whole, name)]
         leaves = self.structure.flatten(tree, name)
@@ -269,5 +275,9 @@ def shown(value: Any) -> str:
     """Return what ranks compare an option by: a function's name, for its address is every process's own."""
     if isinstance(value, dict):
         return str({key: shown(x) for key, x in value.items()})
+    if isinstance(value, partial):
+        return f"{shown(value.func)} with {value.args}, {value.keywords}"
     name = getattr(value, "__qualname__", None)
+    if name is None and getattr(type(value), "__repr__", None) is object.__repr__:
+        name = type(value).__qualname__  # an address is every process's own
     return repr(value) if name is None else f"the function {name}"

@@ -9,12 +9,12 @@ def cuts(n: int, ranks: int, bucket: int) -> list[list[int]]:
     """Return per bucket the ranks + 1 places where the ranks' pieces begin and the last ends, in elements.
 
     Every piece but the one that ends the array is a multiple of 1,024, which the order of summation and blocks of 8
-    bits ask for: so is a bucket, which is rounded up. At least one bucket, which is empty where n is 0.
+    bits ask for: so is a bucket over the ranks, which is rounded up. At least one bucket, which is empty where n is 0.
 
     >>> cuts(5000, 2, 4096)
     [[0, 2048, 4096], [4096, 5000, 5000]]
     """
-    bucket, places = -(-bucket // BLOCK) * BLOCK, []
+    bucket, places = -(-bucket // (ranks * BLOCK)) * ranks * BLOCK, []
     for first in range(0, max(n, 1), bucket):
         size = min(bucket, n - first)
         piece = -(-size // (ranks * BLOCK)) * BLOCK

@@ -3,8 +3,8 @@ page-locked memory of the host, where the MPI does not read the device's."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
+from itertools import count, pairwise
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from fastadam.arrays.host import Array
 from fastadam.distributed.engine import Engine, Part, Wait, nothing
 
+KEYS: list[int] = []  # of the communicator's attribute that holds the duplicate
 MOST = 2**30  # bytes of one message: MPI counts in 32 bits
 
 
@@ -27,13 +28,15 @@ class Mpi(Engine):
     def __init__(self, communicator: Any, cuda_aware: bool = False) -> None:
         from mpi4py import MPI
 
-        self._mpi, self._communicator, self._aware = MPI, communicator, cuda_aware
+        self._mpi, self._aware = MPI, cuda_aware
+        self._communicator, tags = duplicate_of(communicator)
+        self._tag = next(tags) % 32768  # MPI's least upper bound is 32,767
         self.rank, self.size = communicator.rank, communicator.size
 
     def swap(self, sends: Sequence[Part], receives: Sequence[Part]) -> Wait:
         rooms, values = [self._near(x) for x in receives], [self._near(x, filled=True) for x in sends]
-        begun = [self._communicator.Irecv(x, source=k) for k, x in self._messages(rooms)]
-        begun += [self._communicator.Isend(x, dest=k) for k, x in self._messages(values)]
+        begun = [self._communicator.Irecv(x, source=k, tag=self._tag) for k, x in self._messages(rooms)]
+        begun += [self._communicator.Isend(x, dest=k, tag=self._tag) for k, x in self._messages(values)]
 
         def wait() -> None:
             self._mpi.Request.Waitall(begun)
@@ -85,6 +88,23 @@ class Mpi(Engine):
     def everyone(self, x: Any) -> list[Any]:
         everyones: list[Any] = self._communicator.allgather(x)
         return everyones
+
+
+def duplicate_of(communicator: Any) -> tuple[Any, Iterator[int]]:
+    """Return this library's duplicate of a communicator, apart from the program's messages, and the tags not yet taken.
+
+    One for each communicator, as MPICH has 2,048 in all; a tag for each optimizer, as hooks may come in unlike order.
+    """
+    from mpi4py import MPI
+
+    if not KEYS:
+        KEYS.append(MPI.Comm.Create_keyval())
+    kept = communicator.Get_attr(KEYS[0])
+    if kept is None:
+        kept = communicator.Dup(), count()
+        communicator.Set_attr(KEYS[0], kept)
+    duplicate, tags = kept
+    return duplicate, tags
 
 
 def put(part: Part, room: Part) -> None:

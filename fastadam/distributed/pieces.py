@@ -82,6 +82,13 @@ class Pieces:
         both = zip(arrays, self.cuts, strict=True)
         return [[x[cut[rank] : cut[rank + 1]] for cut in of_buffer] for x, of_buffer in both]
 
+    def owned_of(self, flats: Any) -> list[Any]:
+        """Return this rank's pieces of one flat array for each buffer, None where that is None."""
+        return [None if x is None else self._of_rank_one(x, cut) for x, cut in zip(flats, self.cuts, strict=True)]
+
+    def _of_rank_one(self, x: Array, of_buffer: list[list[int]]) -> list[Array]:
+        return [x[cut[self._engine.rank] : cut[self._engine.rank + 1]] for cut in of_buffer]
+
     def spread(self) -> None:
         """Give every rank the parameters of all pieces, and what is rounded from them, as their owners have them."""
         waits = []

@@ -188,6 +188,9 @@ class Sharded(Collective):
     def forget(self) -> None:
         """Drop what has been accumulated, or handed in: on all ranks."""
         self._exchange.forget()
+        if self._reproducible == "ranks":  # what some have begun to send, all finish
+            arriving = self._arriving or Arriving(self._buffers, self._exchange, self._pieces.cuts, self._engine)
+            arriving.drop(self._engine.everyone(arriving.begun))
         self._arriving = None
 
     def step(self, grads: Tree = None, grad_scale: float = 1.0, reduction: str = "mean") -> StepInfo:
@@ -205,13 +208,16 @@ class Sharded(Collective):
             number("grad_scale", grad_scale)
             if reduction not in ("mean", "sum"):
                 raise ValueError(f"reduction is {reduction!r}, expected 'mean' or 'sum'")
-            said = [("grad_scale", grad_scale), ("reduction", reduction), ("t", self.t), *described(self.groups)]
+            said = [("grad_scale", grad_scale), ("reduction", reduction), ("t", self.t)]
+            said += described(self.groups, self.t)
             said += [("gradients by bucket", self._arriving is not None)]
             if self._arriving is not None:
                 if grads is not None:
                     raise ValueError("grads are given, and some were handed in by bucket: expected step(), or forget()")
                 return [], said, self._arriving.kinds
             items[:] = self._exchange.take(grads)
+            for item in items:
+                self._opt.check_grads(self._as_tree(self._pieces.owned_of(item.flats)))
             return [(item.order, item.batches) for item in items], said, self._exchange.kinds(items)
 
         items: list[Item] = []
@@ -227,7 +233,8 @@ class Sharded(Collective):
         try:
             info = self._take(streams, grad_scale, reduction)
         finally:
-            self.forget()
+            self._exchange.forget()
+            self._arriving = None
         if not info.skipped:
             self._pieces.spread()
         if grads is not None:

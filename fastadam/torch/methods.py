@@ -117,6 +117,7 @@ class TwoModes(Newcomer):
 
     @torch.no_grad()
     def _switch(self, training: bool) -> None:
+        Fast._check_idle(self, "a change of mode inside averaged() would be undone at its end")
         for group in self.param_groups:
             if group.get("train_mode", True) is training:
                 continue
@@ -134,6 +135,8 @@ class TwoModes(Newcomer):
         key = self.slots[self.rule.averaged_slot]  # type: ignore[index]
         for walk in self.walks():
             for leaf in walk.leaves:
+                if not self.param_groups[leaf.group].get("train_mode", True):
+                    continue  # it holds its average already
                 if (z := self.state.get(leaf.p, {}).get(key)) is not None:
                     master = self.state[leaf.p].get("master")
                     streams = Streams(local(leaf.p).detach(), master=None if master is None else local(master))

@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 
+from fastadam import orthogonal
 from fastadam.checks import SEEDS, integer
 from fastadam.orthogonal import ADJUSTED
 from fastadam.torch.formats import describe
+from fastadam.torch.group import plain
 from fastadam.torch.method import OPTIONS, drop_state
 from fastadam.torch.methods import SGD, AdamW
 
@@ -61,6 +63,8 @@ class Muon(torch.optim.Optimizer):
         torch.optim.Muon([torch.zeros(1, 1)], **defaults)  # refuses what torch refuses, in its words
         if twice := [name for name in SHARED if name in (aux or {})]:
             raise TypeError(f"aux has {twice[0]!r}, expected it as an argument of Muon, for all parameters")
+        if partial := [name for name in ("max_norm", "skip_nonfinite") if (aux or {}).get(name)]:
+            raise TypeError(f"aux has {partial[0]!r}, which would look at a part of the gradients: clip before step()")
         items = list(params)
         groups = items if items and isinstance(items[0], dict) else [{"params": items}]
         matrices: list[dict[str, Any]] = []
@@ -121,6 +125,7 @@ class Muon(torch.optim.Optimizer):
             self._adamw.__setstate__({"state": self.state, "param_groups": groups})
         # p - lr·ratio·(x + (λ / ratio)·p): matrices of one ratio are a group.
         self._moved: dict[tuple[int, float], dict[str, Any]] = {}
+        self._adjusted = [group["adjust_lr_fn"] for _, group in self._of_matrices()]
         self._moving: SGD | None = None
         self._gathering: SGD | None = None
         self._momenta: list[Any] = []
@@ -132,6 +137,17 @@ class Muon(torch.optim.Optimizer):
             self._moving = SGD(list(self._moved.values()), **self._shared)
             self._moving.state = self.state
             self._moved = dict(zip(self._moved, self._moving.param_groups, strict=True))
+
+    def _check_groups(self) -> None:
+        """Refuse hyperparameters that have been set to what no step takes; follow another adjust_lr_fn."""
+        for k, group in self._of_matrices():
+            given = {"adjust" if key == "adjust_lr_fn" else key: plain(group[key]) for key in KEYS}
+            try:
+                orthogonal.Muon(**given | {"adjust": given["adjust"] or "original"})
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"param_groups[{k}]: {error}") from None
+        if [group["adjust_lr_fn"] for _, group in self._of_matrices()] != self._adjusted:
+            self._share()
 
     def _of_matrices(self) -> list[tuple[int, dict[str, Any]]]:
         """Return the groups of matrices, numbered."""
@@ -150,6 +166,9 @@ class Muon(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, but state keeps the dtype in which it was saved."""
+        given, kept = ([bool(group.get("aux")) for group in x["param_groups"]] for x in (state_dict, vars(self)))
+        if given != kept:
+            raise ValueError(f"state_dict's groups have aux={given}, expected {kept}, as this optimizer's groups")
         super().load_state_dict(state_dict)
         for group, given in zip(self.param_groups, state_dict["param_groups"], strict=True):
             for p, at in zip(group["params"], given["params"], strict=True):
@@ -184,6 +203,9 @@ class Muon(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        for each in self._walked():
+            each._check_idle()
+        self._check_groups()
         present = [(group, p) for _, group in self._of_matrices() for p in group["params"] if p.grad is not None]
         for _, p in present:
             if p.grad.layout is not torch.strided or p.is_complex():
@@ -238,7 +260,7 @@ class Muon(torch.optim.Optimizer):
                 x = torch._foreach_lerp(
                     [present[k][1].grad.to(m.dtype) for k, m in zip(places, x, strict=True)], x, group["momentum"]
                 )
-            x = torch.stack([each.reshape(len(each), -1).bfloat16() for each in x])
+            x = torch.stack([each.reshape(len(each), each.numel() // max(1, len(each))).bfloat16() for each in x])
             for k, move in zip(places, _orthogonal(x, group, present[places[0]][1].dtype).unbind(), strict=True):
                 moves[k] = move
         given = [p.grad for _, p in present]

@@ -16,6 +16,7 @@ from fastadam.checks import SEEDS, integer, positive
 from fastadam.plans.chores import NOTHING, Chores, StepInfo
 from fastadam.plans.storage import Storage
 from fastadam.plans.streams import Streams
+from fastadam.state.averages import Averaging
 from fastadam.torch.cuda import CudaWalk
 from fastadam.torch.formats import ORDER, SHORT, STORED, local
 from fastadam.torch.idle import with_zeros
@@ -113,6 +114,7 @@ class Fast(Replacing):
 
     def state_dict(self) -> dict[str, Any]:
         """Return torch's, with zeros for slots that are not kept because their decay rate is 0."""
+        Averaging._check_idle(self, "a state_dict inside averaged() would stand beside averages")
         return with_zeros(self, super().state_dict())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

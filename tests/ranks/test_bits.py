@@ -6,6 +6,7 @@ import pytest
 from cases import same_bits
 
 import fastadam as fa
+from fastadam.distributed.cuts import cuts
 from fastadam.kernels import ALL
 from fastadam.kernels.formats import FORMATS
 from fastadam.tools import cover
@@ -161,6 +162,13 @@ def test_every_chore(number, size):
 def test_every_format(number, size):
     one, asked = stored()[number], {"max_norm": 0.37} if number % 2 else {}
     run(size, *one.dtypes(), *KERNELS[number % len(KERNELS)], **one.chosen(), **asked)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_every_rank_has_its_share_of_small_buckets(ranks):
+    shares = np.diff(cuts(20_000, ranks, 1024), axis=1).sum(axis=0)
+    assert shares.sum() == 20_000
+    assert shares.max() - shares.min() <= 4096
 
 
 def test_state_is_shared_out():

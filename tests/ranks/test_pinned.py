@@ -9,6 +9,7 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 
+from fastadam.distributed import mpi as mpi_engine
 from fastadam.distributed.mpi import Mpi
 
 
@@ -16,14 +17,23 @@ class Communicator:
     """Is one of two ranks that run in one thread: what is sent waits in a box until it is received."""
 
     def __init__(self, rank, boxes):
-        self.rank, self.size, self.boxes, self.seen = rank, 2, boxes, []
+        self.rank, self.size, self.boxes, self.seen, self.kept = rank, 2, boxes, [], {}
 
-    def Isend(self, message, dest):
+    def Dup(self):
+        return self
+
+    def Get_attr(self, key):
+        return self.kept.get(key)
+
+    def Set_attr(self, key, value):
+        self.kept[key] = value
+
+    def Isend(self, message, dest, tag):
         self.seen.append(message[0])
         self.boxes[self.rank, dest] = message[0].copy()
         return lambda: None
 
-    def Irecv(self, message, source):
+    def Irecv(self, message, source, tag):
         self.seen.append(message[0])
         return lambda: np.copyto(message[0], self.boxes[source, self.rank])
 
@@ -36,7 +46,11 @@ class Communicator:
 def cupy(monkeypatch):
     from cuda_host import fake_cupy
 
-    mpi = SimpleNamespace(BYTE="byte", Request=SimpleNamespace(Waitall=lambda begun: [act() for act in begun]))
+    monkeypatch.setattr(mpi_engine, "KEYS", [])
+    comm = SimpleNamespace(Create_keyval=lambda: "duplicate")
+    mpi = SimpleNamespace(
+        BYTE="byte", Comm=comm, Request=SimpleNamespace(Waitall=lambda begun: [act() for act in begun])
+    )
     package = ModuleType("mpi4py")
     package.MPI = mpi
     monkeypatch.setitem(sys.modules, "mpi4py", package)
@@ -78,7 +92,7 @@ def test_sums_go_through_the_host(cupy):
 def test_an_mpi_that_knows_devices_gets_their_arrays(cupy):
     given = []
     communicator = Communicator(0, {})
-    communicator.Isend = lambda message, dest: given.append(message[0]) or (lambda: None)
+    communicator.Isend = lambda message, dest, tag: given.append(message[0]) or (lambda: None)
     part = cupy.asarray(np.arange(4, dtype=np.float32))
     waits = cupy.state.waits
     Mpi(communicator, cuda_aware=True).swap([None, part], [None, None])()

@@ -38,6 +38,12 @@ def test_one_flipped_bit_differs(tmp_path):
     assert differing(tmp_path / "results", 2) == [0, 2, 3, 4, 5]
 
 
+def test_what_an_optimizer_sends_meets_no_other_message():
+    """Of another optimizer whose hooks come in another order, of the program, or of what was begun and dropped."""
+    status, output = mpi(2, HERE / "apart.py", timeout=60)
+    assert (status, sorted(output.split("\n"))) == (0, ["", "rank 0: apart", "rank 1: apart"])
+
+
 def test_the_guide_runs_on_three_ranks(tmp_path):
     text = (HERE.parents[1] / "fastadam" / "distributed" / "README.md").read_text(encoding="utf-8")
     (tmp_path / "guide.py").write_text("\n".join(re.findall(r"```python\n(.*?)```", text, re.S)))
