@@ -54,4 +54,4 @@ def lamb(p, g, m, v, norm_p, norm_u, c):
 
 def judged(n, norm_p, norm_u, c):
     """Return the trust ratio; 1 where p or u is 0, or u too small for a ratio in float32."""
-    return where((norm_p > 0) & (1e30 * norm_u > norm_p), norm_p / norm_u, 1)
+    return where((norm_p > 0) & (norm_u * 1e30 > norm_p), norm_p / norm_u, 1)

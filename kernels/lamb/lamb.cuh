@@ -25,6 +25,6 @@ struct lamb {
     }
 
     static DEVICE f64 judged(f64, f64 norm_p, f64 norm_u, const Coefficients<f64>&) {
-        return where((norm_p > 0) & (1e30 * norm_u > norm_p), norm_p / norm_u, 1);
+        return where((norm_p > 0) & (norm_u * 1e30 > norm_p), norm_p / norm_u, 1);
     }
 };

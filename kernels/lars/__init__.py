@@ -43,7 +43,7 @@ def lars(p, g, m, norm_p, norm_g, c):
 def judged(n, norm_p, norm_g, c):
     """Return the trust ratio; 1 where p or g is 0, or g too small for a ratio in float32."""
     return where(
-        (norm_p > 0) & (1e30 * norm_g > norm_p),
+        (norm_p > 0) & (norm_g * 1e30 > norm_p),
         c.trust_coefficient * norm_p / (norm_g + c.weight_decay * norm_p),
         1,
     )

@@ -20,7 +20,7 @@ struct lars {
     }
 
     static DEVICE f64 judged(f64, f64 norm_p, f64 norm_g, const Coefficients<f64>& c) {
-        return where((norm_p > 0) & (1e30 * norm_g > norm_p),
+        return where((norm_p > 0) & (norm_g * 1e30 > norm_p),
                      c.trust_coefficient * norm_p / (norm_g + c.weight_decay * norm_p), 1);
     }
 };

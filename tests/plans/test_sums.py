@@ -117,6 +117,16 @@ def test_lambs_ratio(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("method", [fa.LAMB, fa.LARS])
+@pytest.mark.parametrize(("p", "g"), [(1e3, 1e-42), (1.0, 1e-42), (1e30, 1e-20)])
+def test_a_ratio_beyond_float32_is_none(method, p, g, backend):
+    """It would make finite weights infinite; a step of 1 u of such gradients moves none."""
+    weights = np.full(8, p, np.float32)
+    method(weights, lr=0.1, weight_decay=0.0, backend=backend).step(np.full(8, g, np.float32))
+    assert np.allclose(weights, p, rtol=1e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_lars_rate(backend):
     """By hand: p is 5 long, g 10, so of η = ½ the local rate is ½·5/(10 + ½·5) = 0.2."""
     p, g = np.array([1.0, 2.0, 2.0, 4.0]), np.array([2.0, 4.0, 4.0, 8.0])
