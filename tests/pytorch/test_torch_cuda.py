@@ -35,7 +35,7 @@ def device(cupy, monkeypatch):
         for one in plan.signatures:
             for k in one.leaves:
                 if address := int(addresses[k]):
-                    memory, end = cupy.state.memory, address + plan._params[k].size * one.g_dtype.itemsize
+                    memory, end = cupy.state.memory, address + plan._params[k].size * one.kind.dtype.itemsize
                     # A sparse gradient has fewer values than its parameter: they end before the device's next array.
                     after = [x.first for x in memory._near(address, end) if x.stream is not None and x.first > address]
                     memory.borrow(address, min([end, *after]))
