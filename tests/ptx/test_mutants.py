@@ -196,7 +196,11 @@ TEXTS = {
         "if (low <= k && k < high) at[k]",
         "if (low <= k && k <= high) at[k]",
     ),
-    "<= for < where gradients are measured": (clipped, "thread + k * LANES < own.n ?", "thread + k * LANES <= own.n ?"),
+    "<= for < where gradients are measured": (
+        clipped,
+        "thread + k * LANES < own.n, thread",
+        "thread + k * LANES <= own.n, thread",
+    ),
     "the first element left out": (steps, "low(i < 0 ? int(-i) : 0)", "low(i < 0 ? int(-i) : i == 0)"),
     "a carry without its guard": (carried, "if (thread < piece.leaves) to[thread]", "to[thread]"),
     "NaN rounded like a number": (hostile, "value != value ? bits | 0x400000 : bits + added", "bits + added"),
