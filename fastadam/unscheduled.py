@@ -60,7 +60,8 @@ class ScheduleFreeAdamW(ScheduleFree):
 
     As the authors' package: the second moment is corrected as in Adam, decay is of y, and weights in the average are
     t^r·(largest lr so far)^weight_lr_power, so that warmup_steps of a linear rise weigh less. betas[0] is the share of
-    x in y. params hold y; `with opt.averaged():` they hold x.
+    x in y. params hold y; `with opt.averaged():` they hold x, but with
+    ema_decay the moving average of y, as does `ema`.
     """
 
     lr: LearningRate = 0.0025
@@ -90,7 +91,8 @@ class ScheduleFreeSGD(ScheduleFree):
     """Takes plain gradient steps and averages them: Defazio et al. 2024, equations 6 to 8.
 
     As the authors' package: weights in the average are t^r·(largest lr so far)^weight_lr_power, so that warmup_steps of
-    a linear rise weigh less. momentum is the share of x in y. params hold y; `with opt.averaged():` they hold x.
+    a linear rise weigh less. momentum is the share of x in y. params hold y; `with opt.averaged():` they hold x, but with
+    ema_decay the moving average of y, as does `ema`.
     """
 
     lr: LearningRate = 1.0

@@ -88,7 +88,8 @@ class LAMB(Newcomer):
 
 
 class TwoModes(Newcomer):
-    """Is what both schedule-free methods have of the authors' package: eval() puts averages in, train() takes them out.
+    """Is what both schedule-free methods have of the authors' package: eval() puts averages in, train() takes them out,
+    and copies in copy_to follow.
 
     After construction parameters hold what steps are taken from; the package asks for train() first.
     """
@@ -118,6 +119,8 @@ class TwoModes(Newcomer):
     @torch.no_grad()
     def _switch(self, training: bool) -> None:
         Fast._check_idle(self, "a change of mode inside averaged() would be undone at its end")
+        members = [p for group in self.param_groups for p in group["params"]]
+        copies = dict(zip(map(id, members), self._copy_to or (), strict=False))
         for group in self.param_groups:
             if group.get("train_mode", True) is training:
                 continue
@@ -129,6 +132,8 @@ class TwoModes(Newcomer):
                     moved = torch.lerp(wide.to(z.dtype), z, 1 - share if training else 1 - 1 / share)
                     for x in {id(x): x for x in (wide, p)}.values():
                         x.copy_(moved)
+                    if id(p) in copies:
+                        copies[id(p)].copy_(moved.float())  # a step rounds float64 in two as well
             group["train_mode"] = training
 
     def _averaged_slots(self) -> Iterator[tuple[Streams, Any, float]]:

@@ -13,6 +13,7 @@ from fastadam.checks import SEEDS, integer
 from fastadam.orthogonal import ADJUSTED
 from fastadam.torch.formats import describe
 from fastadam.torch.group import plain
+from fastadam.torch.iteration import orthogonalised
 from fastadam.torch.method import OPTIONS, drop_state
 from fastadam.torch.methods import SGD, AdamW
 
@@ -100,6 +101,7 @@ class Muon(torch.optim.Optimizer):
         if "_moved" not in self.__dict__ or not isinstance(param_group, dict):  # under construction; torch refuses it
             super().add_param_group(param_group)
             return
+        self._check_idle("a group added inside averaged() would not hold its average")
         members, group, adamw = param_group["params"], dict(param_group), self._adamw
         group["params"] = members = [members] if isinstance(members, torch.Tensor) else list(members)
         if group.get("aux"):
@@ -157,15 +159,26 @@ class Muon(torch.optim.Optimizer):
         """Return the optimizers that step parts of this one's parameters."""
         return [each for each in (self._moving, self._adamw) if each is not None]
 
+    def _check_idle(self, what: str) -> None:
+        for each in self._walked():
+            each._check_idle(what)
+
     def __getstate__(self) -> dict[str, Any]:
+        self._check_idle("a copy inside averaged() would keep no parameters of its own")
         return {**super().__getstate__(), **{name: self.__dict__[name] for name in ("_adamw", "_shared", "_of_aux")}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._share()
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return torch's state_dict, with AdamW's groups and state among the others."""
+        self._check_idle("a state_dict inside averaged() would stand beside averages")
+        return super().state_dict()
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's, but state keeps the dtype in which it was saved."""
+        """Take over a state_dict as torch's optimizer does, but state keeps the dtype in which it was saved."""
+        self._check_idle("a state loaded inside averaged() would lose its parameters at the end")
         given, kept = ([bool(group.get("aux")) for group in x["param_groups"]] for x in (state_dict, vars(self)))
         if given != kept:
             raise ValueError(f"state_dict's groups have aux={given}, expected {kept}, as this optimizer's groups")
@@ -192,8 +205,7 @@ class Muon(torch.optim.Optimizer):
 
     def reset(self, params: Iterable[Any] | None = None) -> None:
         """Let the state of some parameters be as new, of all where None; see AdamW.reset."""
-        for each in self._walked():
-            each.reset([])  # which refuses to inside averaged()
+        self._check_idle("reset inside averaged() would lose what they were before")
         drop_state(self, None if params is None else list(params))
 
     @torch.no_grad()
@@ -203,8 +215,7 @@ class Muon(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for each in self._walked():
-            each._check_idle()
+        self._check_idle("a step inside averaged() would be lost")
         self._check_groups()
         present = [(group, p) for _, group in self._of_matrices() for p in group["params"] if p.grad is not None]
         for _, p in present:
@@ -261,7 +272,7 @@ class Muon(torch.optim.Optimizer):
                     [present[k][1].grad.to(m.dtype) for k, m in zip(places, x, strict=True)], x, group["momentum"]
                 )
             x = torch.stack([each.reshape(len(each), each.numel() // max(1, len(each))).bfloat16() for each in x])
-            for k, move in zip(places, _orthogonal(x, group, present[places[0]][1].dtype).unbind(), strict=True):
+            for k, move in zip(places, orthogonalised(x, group, present[places[0]][1].dtype).unbind(), strict=True):
                 moves[k] = move
         given = [p.grad for _, p in present]
         try:
@@ -281,19 +292,3 @@ def _is_matrix(member: Any, muon: Callable[..., bool] | None) -> bool:
     """Return whether a parameter, or (name, parameter), is a matrix that is meant."""
     name, p = member if isinstance(member, tuple) else (None, member)
     return p.dim() >= 2 and (muon is None or bool(muon(name, p)))
-
-
-def _orthogonal(x: Any, group: Mapping[str, Any], dtype: Any) -> Any:
-    """Return (count, rows, columns) bfloat16 matrices in dtype, their singular values moved near to 1; see torch's."""
-    a, b, c = group["ns_coefficients"]
-    alone = len(x) == 1  # then as torch multiplies, not by batches of one
-    product, added = (torch.mm, torch.addmm) if alone else (torch.bmm, torch.baddbmm)
-    x = x[0] if alone else x
-    tall = x.shape[-2] > x.shape[-1]
-    x = x.mT.contiguous() if tall else x
-    x.div_(torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp(min=group["eps"]))
-    for _ in range(group["ns_steps"]):
-        gram = product(x, x.mT)
-        x = added(x, added(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    x = (x.mT if tall else x).to(dtype, memory_format=torch.contiguous_format)
-    return x[None] if alone else x

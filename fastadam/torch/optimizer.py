@@ -109,6 +109,7 @@ class Fast(Replacing):
             )
 
     def __getstate__(self) -> dict[str, Any]:
+        Averaging._check_idle(self, "a copy inside averaged() would keep no parameters of its own")
         settings = {name: self.__dict__[name] for name in ("_chores", "_copy_to", "_storage", "_seed")}
         return {**super().__getstate__(), **settings}
 
@@ -119,6 +120,7 @@ class Fast(Replacing):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a state_dict as torch's do; state in a format of its own keeps that."""
+        Averaging._check_idle(self, "a state loaded inside averaged() would lose its parameters at the end")
         handle = self.register_load_state_dict_pre_hook(lambda opt, loaded: setattr(self, "_loaded", loaded))
         try:
             super().load_state_dict(state_dict)

@@ -1,6 +1,7 @@
 """Muon of PyTorch: torch.optim.Muon's steps, one by one and together, and AdamW's for what torch refuses."""
 
 import copy
+import pickle
 
 import pytest
 
@@ -166,9 +167,27 @@ def test_walks_round_as_they_do_elsewhere():
             opt.step()
 
 
+@pytest.mark.parametrize("shapes", [[(6, 4), (3,)], [(6, 4)], [(3,)]], ids=str)
+def test_nothing_keeps_an_average_for_the_parameters(shapes):
+    params = [Parameter(x) for x in drawn(shapes, 0)]
+    opt = fat.Muon(params, ema_decay=0.9)
+    give(params, 1)
+    opt.step()
+    state, before = copy.deepcopy(opt.state_dict()), [p.detach().clone() for p in params]
+    group = {"params": [Parameter(torch.ones(2, 2))]}
+    with opt.averaged():
+        for keep in (copy.deepcopy, pickle.dumps, fat.Muon.state_dict, lambda opt: opt.load_state_dict(state),
+                     lambda opt: opt.add_param_group(group)):  # fmt: skip
+            with pytest.raises(RuntimeError, match=r"inside averaged\(\) would"):
+                keep(opt)
+    assert all(map(torch.equal, params, before))
+    opt.load_state_dict(state)
+    copy.deepcopy(opt).step()
+
+
 def test_bits_do_not_depend_on_threads_around_the_iteration(monkeypatch):
     """The walks' alone: the iteration is replaced by one without products."""
-    monkeypatch.setattr("fastadam.torch.muon._orthogonal", lambda x, group, dtype: x.to(dtype))
+    monkeypatch.setattr("fastadam.torch.muon.orthogonalised", lambda x, group, dtype: x.to(dtype))
     results = []
     for threads in (1, 2):
         with fa.num_threads(threads):

@@ -1,6 +1,7 @@
 """Schedule-free optimizers of PyTorch: the authors' package, step by step, and its two modes and its state."""
 
 import copy
+import pickle
 
 import numpy as np
 import pytest
@@ -98,6 +99,35 @@ def test_a_checkpoint_of_either_mode_goes_on(master):
         optimizer.train()
         step(optimizer, x, grads[2])
         assert torch.equal(x, p)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_copies_follow_the_mode(dtype):
+    start, *grads = gradients(2, dtype)
+    short = torch.zeros(40, dtype=torch.bfloat16)
+    p, opt = made("ScheduleFreeAdamW", start, copy_to=[short])
+    for g in grads:
+        step(opt, p, g)
+    opt.eval()
+    assert torch.equal(short, p.detach().float().bfloat16())
+    average = short.clone()
+    opt.train()
+    assert torch.equal(short, p.detach().float().bfloat16())
+    assert not torch.equal(short, average)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_would_keep_an_average_for_the_parameters_is_refused(name):
+    start, g, _ = gradients(2)
+    p, opt = made(name, start)
+    step(opt, p, g)
+    state, before = copy.deepcopy(opt.state_dict()), p.detach().clone()
+    with opt.averaged():
+        for keep in (copy.deepcopy, pickle.dumps, lambda opt: opt.state_dict(), lambda opt: opt.load_state_dict(state)):
+            with pytest.raises(RuntimeError, match=r"inside averaged\(\) would"):
+                keep(opt)
+    assert torch.equal(p, before)
+    assert torch.equal(copy.deepcopy(opt).param_groups[0]["params"][0], before)
 
 
 def test_a_remainder_is_refused():

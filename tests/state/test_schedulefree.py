@@ -1,5 +1,6 @@
 """Schedule-free methods: what params hold while training, what averaged() shows, and what is kept in between."""
 
+import copy
 import pickle
 
 import ml_dtypes
@@ -80,6 +81,29 @@ def test_a_resumed_run_has_the_same_bits(method, chosen):
             each.step(g)
     assert same_bits(p, other.params)
     assert same_bits(p, fresh)
+
+
+@pytest.mark.parametrize(("method", "chosen"), METHODS)
+def test_what_would_keep_an_average_for_the_parameters_is_refused(method, chosen):
+    p = np.ones(3)
+    opt = method(p, **chosen)
+    opt.step(np.ones(3))
+    state, before = opt.state_dict(), p.copy()
+    with opt.averaged():
+        for keep in (copy.deepcopy, pickle.dumps, method.state_dict, lambda opt: opt.load_state_dict(state)):
+            with pytest.raises(RuntimeError, match=r"inside averaged\(\) would"):
+                keep(opt)
+    assert same_bits(p, before)
+    assert same_bits(copy.deepcopy(opt).params, before)
+
+
+def test_ema_decay_shows_the_mean_of_the_parameters():
+    p = np.zeros(2)
+    opt = fa.ScheduleFreeSGD(p, lr=0.5, ema_decay=0.5)
+    opt.step(np.ones(2))
+    mean = 0.5 * p
+    with opt.averaged():
+        assert same_bits(p, mean)
 
 
 def test_a_reset_begins_at_the_parameters_as_they_are():
