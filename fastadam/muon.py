@@ -13,7 +13,7 @@ from fastadam.arrays.host import Array, Memory, describe
 from fastadam.arrays.tree import ByPath, Structure, Tree, named
 from fastadam.backend import choose
 from fastadam.checks import flag, number
-from fastadam.group import Group, hyperparameters
+from fastadam.group import Group, hyperparameters, is_grouped
 from fastadam.joined import Joined
 from fastadam.measuring import ACCUMULATED
 from fastadam.methods import SGD, AdamW
@@ -69,19 +69,25 @@ class Muon(Joined):
     ) -> None:  # fmt: skip
         for name, value in refused.items():
             raise TypeError(f"{name} is {value!r}, {REFUSED.get(name, 'which is no argument of Muon')}")
+        if is_grouped(params):
+            raise TypeError(
+                "params is a list of groups, expected a tree of arrays: lr and the like are of all matrices, aux has "
+                "those of all other leaves"
+            )
         rule: Any = self.rule(lr, weight_decay, momentum, nesterov, ns_coefficients, eps, ns_steps, adjust,
                               maximize=maximize)  # fmt: skip
         self._params, self._structure = params, Structure(params)
+        of_aux = self._of_aux({} if aux is None else aux)
         self._home, self._copy_to = choose(backend, self._structure.leaves).home, copy_to
         self._clearing = flag("zero_grads", zero_grads)
         both = zip(self.paths, self._structure.leaves, strict=True)
         arrays = ByPath({path: self._home.owned(f"params{path}", leaf) for path, leaf in both})
-        Memory((f"params{path}", x) for path, x in arrays.items())  # the two parts know of their own alone
         chosen = self._chosen(arrays, muon)
         offsets = dict(zip(arrays, accumulate((x.size for x in arrays.values()), initial=0), strict=False))
         copies = None
         if copy_to is not None:
             copies = dict(zip(arrays, self._structure.flatten(copy_to, "copy_to"), strict=True))
+        self._check_separate(arrays, copies or {})
 
         def optimizer(method: Any, paths: list[str], **more: Any) -> Any:
             some = ({path: each[path] for path in paths} for each in (arrays, offsets, copies or offsets))
@@ -101,9 +107,7 @@ class Muon(Joined):
         group = Group(rule, "groups[0].", range(len(chosen)), {m.dtype for m in self._momenta.values()})
         group.__dict__["_changed"] = self._follow
         others = [path for path in arrays if path not in self._momenta]
-        self._aux: AdamW = optimizer(
-            AdamW, others, zero_grads=zero_grads, **limits, **self._of_aux({"maximize": maximize, **(aux or {})})
-        )
+        self._aux: AdamW = optimizer(AdamW, others, zero_grads=zero_grads, **limits, **{"maximize": maximize, **of_aux})
         self.groups = group, *self._aux.groups
         if skip_nonfinite is True and self.backend == "cuda":
             raise ValueError("skip_nonfinite is True, expected False or 'raise' for arrays on a device")
@@ -111,17 +115,28 @@ class Muon(Joined):
     @staticmethod
     def _of_aux(aux: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return AdamW's own arguments. Raises TypeError where one is not only AdamW's."""
+        if not isinstance(aux, Mapping):
+            raise TypeError(f"aux is {aux!r}, expected a dict of AdamW's arguments, or None")
         expected = [*hyperparameters(AdamW.rule), *OF_AUX]
         for name, value in aux.items():
             if name not in expected:
                 raise TypeError(f"aux has {name} {value!r}, expected of AdamW alone any of {', '.join(expected)}")
         return aux
 
+    def _check_separate(self, arrays: Mapping[str, Array], copies: Mapping[str, Any]) -> None:
+        """Refuse leaves and copies that share memory: each of the two parts knows of its own alone."""
+        home = self._home
+        written = {f"copy_to{path}": x for path, x in copies.items() if home.is_array(x)}
+        written = {name: home.to_write(name, x) for name, x in written.items()}
+        Memory([*((f"params{path}", x) for path, x in arrays.items()), *written.items()])
+
     def _chosen(self, arrays: ByPath, muon: Any) -> list[str]:
         """Return the paths of the leaves that are matrices."""
         if muon is None or callable(muon):
             return [path for path, x in arrays.items() if x.ndim >= 2 and (muon is None or muon(path, x))]
-        chosen = [self.paths[k] for k in named(self.paths, muon)]
+        if not isinstance(muon, Iterable):
+            raise TypeError(f"muon is {muon!r}, expected a function of (path, array), paths, or None for all")
+        chosen = [self.paths[k] for k in named(self.paths, muon, "muon")]
         for path in chosen:
             if arrays[path].ndim < 2:
                 raise ValueError(f"muon has {path!r}, which is {describe(arrays[path])}: expected two dimensions")

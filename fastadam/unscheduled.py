@@ -91,8 +91,8 @@ class ScheduleFreeSGD(ScheduleFree):
     """Takes plain gradient steps and averages them: Defazio et al. 2024, equations 6 to 8.
 
     As the authors' package: weights in the average are t^r·(largest lr so far)^weight_lr_power, so that warmup_steps of
-    a linear rise weigh less. momentum is the share of x in y. params hold y; `with opt.averaged():` they hold x, but with
-    ema_decay the moving average of y, as does `ema`.
+    a linear rise weigh less. momentum is the share of x in y. params hold y; `with opt.averaged():` they hold x, but
+    with ema_decay the moving average of y, as does `ema`.
     """
 
     lr: LearningRate = 1.0

@@ -291,11 +291,35 @@ def test_bad_input_is_refused_before_anything_changes():
         ({"max_value": 1.0}, r"max_value is 1.0, expected it in aux"), ({"stats": "group"}, "stats is 'group'"),
         ({"other": 1}, "other is 1, which is no argument"), ({"aux": {"max_norm": 1.0}}, "aux has max_norm 1.0"),
         ({"adjust": "most"}, "adjust is 'most'"), ({"ns_steps": 100}, "ns_steps is 100"),
+        ({"muon": "tall"}, r"muon has 'tall', expected a path of opt.paths such as \"\['tall'\]\", or the beginning"),
+        ({"muon": 5}, r"muon is 5, expected a function of \(path, array\), paths, or None for all"),
+        ({"muon": [5]}, r"muon has 5, expected paths such as \"\['tall'\]\""),
+        ({"aux": []}, r"aux is \[\], expected a dict of AdamW's arguments, or None"),
         ({"momentum": 1.0}, "momentum is 1.0"), ({"ns_coefficients": (1, 2)}, r"ns_coefficients is \(1, 2\)"),
     ):  # fmt: skip
         with pytest.raises((TypeError, ValueError), match=words):
             fa.Muon(params, **named)
     assert opt.sums_first
+    with pytest.raises(TypeError, match="params is a list of groups, expected a tree of arrays"):
+        fa.Muon([{"params": params, "lr": 0.1}])
+
+
+@pytest.mark.parametrize("shared", ["copies", "a copy and a matrix", "leaves"])
+def test_memory_that_both_parts_would_write_is_refused(shared):
+    memory = np.arange(20, dtype=np.float16)
+    params = {"w": np.ones((2, 3), np.float16), "b": np.ones(3, np.float16)}
+    copies = {"w": memory[:6].reshape(2, 3), "b": memory[6:9]}
+    assert fa.Muon(params, copy_to=copies).matrices == ["['w']"]
+    memory[:] = np.arange(20)
+    if shared == "copies":
+        copies["b"], words = memory[5:8], r"copy_to\['w'\] and copy_to\['b'\]"
+    elif shared == "leaves":
+        params, words = {"w": memory[10:16].reshape(2, 3), "b": memory[15:18]}, r"params\['w'\] and params\['b'\]"
+    else:
+        params, words = {**params, "w": memory[7:13].reshape(2, 3)}, r"copy_to\['b'\] and params\['w'\]"
+    with pytest.raises(ValueError, match=f"{words} share memory, expected separate arrays"):
+        fa.Muon(params, copy_to=copies)
+    assert same_bits(memory, np.arange(20, dtype=np.float16))
 
 
 MUTANTS = [

@@ -218,22 +218,24 @@ def _difference(container: Container, keys: list[Any], tree: Tree, name: str, ex
     return ValueError(f"{name} has {more!r}, {expected} has not")
 
 
-def named(paths: list[str], wanted: Iterable[str] | None) -> list[int]:
+def named(paths: list[str], wanted: Iterable[str] | None, argument: str = "leaves") -> list[int]:
     """Return which leaves are meant: those whose path is one of `wanted` or lies below one; None: all.
 
-    Raises TypeError where a path is no text, ValueError naming one below which no leaf lies.
+    argument: what errors call `wanted`. Raises TypeError where a path is no text, ValueError naming one below which no
+    leaf lies.
     """
     if wanted is None:
         return list(range(len(paths)))
     chosen: set[int] = set()
     if not isinstance(wanted, Iterable):
-        raise TypeError(f"leaves is {wanted!r}, expected a path of opt.paths, several, or None for all")
+        raise TypeError(f"{argument} is {wanted!r}, expected a path of opt.paths, several, or None for all")
+    such = f" such as {paths[0]!r}" if paths else ""
     for start in [wanted] if isinstance(wanted, str) else wanted:
         if not isinstance(start, str):
-            raise TypeError(f"leaves has {start!r}, expected paths such as {paths[0]!r}" if paths else f"{start!r}")
+            raise TypeError(f"{argument} has {start!r}, expected paths{such}")
         below = [k for k, path in enumerate(paths) if path == start or path.startswith((f"{start}[", f"{start}."))]
         if not below:
-            raise ValueError(f"leaves has {start!r}, expected a path of opt.paths or the beginning of one")
+            raise ValueError(f"{argument} has {start!r}, expected a path of opt.paths{such}, or the beginning of one")
         chosen.update(below)
     return sorted(chosen)
 

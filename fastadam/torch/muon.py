@@ -13,12 +13,11 @@ from fastadam.checks import SEEDS, integer
 from fastadam.orthogonal import ADJUSTED
 from fastadam.torch.formats import describe
 from fastadam.torch.group import plain
-from fastadam.torch.iteration import orthogonalised
-from fastadam.torch.method import OPTIONS, drop_state
+from fastadam.torch.matrices import check_asked, check_matrices, check_separate, is_matrix, orthogonalised
+from fastadam.torch.method import drop_state
 from fastadam.torch.methods import SGD, AdamW
 
 KEYS = "lr", "weight_decay", "momentum", "nesterov", "ns_coefficients", "eps", "ns_steps", "adjust_lr_fn"
-SHARED = "master", "seed", "ema_decay"  # options of the walks over matrices and of AdamW
 
 
 class Muon(torch.optim.Optimizer):
@@ -58,14 +57,11 @@ class Muon(torch.optim.Optimizer):
         master: str | None = None, seed: int = 0, ema_decay: float | Callable[[int], float] | None = None,
         **refused: Any,
     ) -> None:  # fmt: skip
-        self._choose(master=master, seed=seed, ema_decay=ema_decay, **refused)
+        check_asked(refused, muon, aux)
+        self._choose(master=master, seed=seed, ema_decay=ema_decay)
         given = lr, weight_decay, momentum, nesterov, ns_coefficients, eps, ns_steps, adjust_lr_fn
         defaults: dict[str, Any] = dict(zip(KEYS, given, strict=True))
         torch.optim.Muon([torch.zeros(1, 1)], **defaults)  # refuses what torch refuses, in its words
-        if twice := [name for name in SHARED if name in (aux or {})]:
-            raise TypeError(f"aux has {twice[0]!r}, expected it as an argument of Muon, for all parameters")
-        if partial := [name for name in ("max_norm", "skip_nonfinite") if (aux or {}).get(name)]:
-            raise TypeError(f"aux has {partial[0]!r}, which would look at a part of the gradients: clip before step()")
         items = list(params)
         groups = items if items and isinstance(items[0], dict) else [{"params": items}]
         matrices: list[dict[str, Any]] = []
@@ -73,23 +69,23 @@ class Muon(torch.optim.Optimizer):
         for group in groups:
             members = group["params"]
             members = [members] if isinstance(members, torch.Tensor) else list(members)
-            chosen = [not group.get("aux") and _is_matrix(x, muon) for x in members]
+            chosen = [not group.get("aux") and is_matrix(x, muon) for x in members]
             if some := [x for x, is_matrix in zip(members, chosen, strict=True) if is_matrix]:
                 matrices.append({**{key: x for key, x in group.items() if key != "aux"}, "params": some})
             if rest := [x for x, is_matrix in zip(members, chosen, strict=True) if not is_matrix]:
                 kept = {key: x for key, x in group.items() if group.get("aux")}
                 others.append({**kept, "params": rest, "aux": True})
         self._of_aux = dict(aux or {})
+        for group in matrices:
+            check_matrices(group)
+        self._check_separate([*matrices, *others])
         self._adamw = AdamW(others, **self._shared, **self._of_aux) if others else None
         super().__init__([*matrices, *(self._adamw.param_groups if self._adamw else ())], defaults)
         self._share()
 
     def _choose(self, **options: Any) -> None:
         """Take our own options."""
-        for name, value in options.items():
-            if name not in SHARED:
-                of_aux = "expected it in aux: matrices have none of it"
-                raise TypeError(f"{name} is {value!r}, {of_aux if name in OPTIONS else 'which is no argument of Muon'}")
+        check_asked(options, None, None)
         self._shared: dict[str, Any] = {**options, "seed": integer("seed", options.get("seed", 0), **SEEDS)}
         self._adamw, self._of_aux = None, dict[str, Any]()
 
@@ -107,8 +103,15 @@ class Muon(torch.optim.Optimizer):
         if group.get("aux"):
             adamw = adamw or AdamW(members, **self._shared, **self._of_aux)
             group = {**adamw.defaults, **group}
+            if adamw is self._adamw and self._of_aux.get("copy_to") is not None:
+                raise ValueError(
+                    "aux has 'copy_to' for the parameters given first, expected another optimizer for more"
+                )
         elif flat := [describe(p) for p in members if p.dim() < 2]:
             raise ValueError(f"params has {flat[0]}, expected two dimensions, or a group with 'aux': True")
+        else:
+            check_matrices(group)
+        self._check_separate([*self.param_groups, group])
         super().add_param_group(group)
         self._adamw = adamw
         self._share()
@@ -119,6 +122,10 @@ class Muon(torch.optim.Optimizer):
     @staticmethod
     def check_group(group: dict[str, Any]) -> None:
         """Do nothing: torch's groups may ask for nothing that no step here can do."""
+
+    def _check_separate(self, groups: list[dict[str, Any]]) -> None:
+        """Refuse parameters of these groups, and copies of aux, that share memory."""
+        check_separate(groups, self._of_aux.get("copy_to") or ())
 
     def _share(self) -> None:
         """Let AdamW step its groups, and a walk move the matrices, with this optimizer's state."""
@@ -286,9 +293,3 @@ class Muon(torch.optim.Optimizer):
         finally:
             for (_, p), g in zip(present, given, strict=True):
                 p.grad = g
-
-
-def _is_matrix(member: Any, muon: Callable[..., bool] | None) -> bool:
-    """Return whether a parameter, or (name, parameter), is a matrix that is meant."""
-    name, p = member if isinstance(member, tuple) else (None, member)
-    return p.dim() >= 2 and (muon is None or bool(muon(name, p)))

@@ -202,12 +202,22 @@ def test_bits_do_not_depend_on_threads_around_the_iteration(monkeypatch):
 
 def test_what_matrices_have_not_is_refused_by_name():
     w = Parameter(torch.ones(3, 2))
-    with pytest.raises(TypeError, match=r"max_norm is 1\.0, expected it in aux: matrices have none of it"):
-        fat.Muon([w], max_norm=1.0)
-    with pytest.raises(TypeError, match=r"beta is 1, which is no argument of Muon"):
-        fat.Muon([w], beta=1)
-    with pytest.raises(TypeError, match=r"aux has 'seed', expected it as an argument of Muon"):
-        fat.Muon([w], aux={"seed": 1})
+    part = "which would see a part of the gradients: expected clipping and looking at all of them before step"
+    for named, words in (
+        ({"max_norm": 1.0}, rf"max_norm is 1\.0, {part}"), ({"aux": {"max_norm": 1.0}}, f"aux has 'max_norm', {part}"),
+        ({"skip_nonfinite": True}, f"skip_nonfinite is True, {part}"),
+        ({"stats": "group"}, "stats is 'group', expected another optimizer: Muon reports nothing"),
+        ({"aux": {"stats": "group"}}, "aux has 'stats', expected another optimizer"),
+        ({"copy_to": []}, r"copy_to is \[\], expected it in aux: matrices have none of it"),
+        ({"beta": 1}, "beta is 1, no argument of Muon"),
+        ({"aux": {"seed": 1}}, "aux has 'seed', expected it as an argument of Muon"),
+        ({"aux": []}, r"aux is \[\], expected a dict of AdamW's arguments, or None"),
+        ({"muon": ["w"]}, r"muon is \['w'\], expected a function of \(name or None, parameter\), or None for all"),
+    ):  # fmt: skip
+        with pytest.raises(TypeError, match=words):
+            fat.Muon([w], **named)
+    with pytest.raises(TypeError, match=f"a group of matrices has 'max_norm', {part}"):
+        fat.Muon([{"params": [w], "max_norm": 1.0}])
     opt, before = fat.Muon([w]), w.detach().clone()
     w.grad = torch.ones(3, 2).to_sparse()
     with pytest.raises(RuntimeError, match="Muon does not support sparse gradients"):
@@ -216,6 +226,39 @@ def test_what_matrices_have_not_is_refused_by_name():
     for function in (lambda: fat.to_torch_state(opt), lambda: fat.load_state_from(opt, opt.state_dict())):
         with pytest.raises(TypeError, match=r"opt is Muon, expected one of fastadam\.torch's methods"):
             function()
+
+
+@pytest.mark.parametrize("shared", ["both", "a copy", "a group that is added"])
+def test_memory_that_both_parts_would_write_is_refused(shared):
+    memory = torch.arange(24, dtype=torch.bfloat16)
+    w, b, aux = Parameter(memory[:6].view(3, 2)), Parameter(memory[8:11]), {}
+    words = r"params\[0\]\[0\] and params\[1\]\[0\]"
+    if shared == "both":
+        b = Parameter(memory[5:8])
+    elif shared == "a copy":
+        aux, words = {"copy_to": [memory[4:7]]}, r"params\[0\]\[0\] and aux\['copy_to'\]\[0\]"
+    before = memory.clone()
+    with pytest.raises(ValueError, match=f"{words} share memory, expected separate tensors"):
+        if shared == "a group that is added":
+            opt = fat.Muon([w])
+            opt.add_param_group({"params": [Parameter(memory[5:7])], "aux": True})
+        else:
+            fat.Muon([w, b], aux=aux)
+    assert torch.equal(memory, before)
+    columns = torch.ones(3, 4)  # those of which interleave without sharing any
+    assert len(fat.Muon([Parameter(columns[:, :2]), Parameter(columns[:, 2])]).param_groups) == 2
+
+
+def test_copies_of_the_others_are_of_those_given_first():
+    w, b, short = Parameter(torch.ones(3, 2)), Parameter(torch.ones(3)), torch.zeros(3, dtype=torch.bfloat16)
+    opt = fat.Muon([w, b], lr=0.1, aux={"lr": 0.5, "copy_to": [short]})
+    give([w, b], 1)
+    opt.step()
+    assert torch.equal(short, b.detach().bfloat16())
+    group = {"params": [Parameter(torch.ones(2))], "aux": True}
+    with pytest.raises(ValueError, match="aux has 'copy_to' for the parameters given first"):
+        opt.add_param_group(group)
+    assert len(opt.param_groups) == 2
 
 
 def test_a_reset_optimizer_is_a_new_one():
