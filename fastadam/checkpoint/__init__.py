@@ -6,6 +6,7 @@ May import everything up to Optimizer, and PyTorch in of_torch.py alone. What a 
 from fastadam.checkpoint.background import Handle
 from fastadam.checkpoint.contents import Shard
 from fastadam.checkpoint.folder import Folder, load, read, save
+from fastadam.checkpoint.loading import Loading
 from fastadam.checkpoint.manifest import Damaged
 
-__all__ = ["Damaged", "Folder", "Handle", "Shard", "load", "read", "save"]
+__all__ = ["Damaged", "Folder", "Handle", "Loading", "Shard", "load", "read", "save"]

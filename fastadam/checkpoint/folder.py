@@ -2,17 +2,18 @@
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
 from fastadam.arrays.host import Array
-from fastadam.checkpoint import contents, manifest, matching
+from fastadam.checkpoint import contents, manifest
 from fastadam.checkpoint.background import Handle
-from fastadam.checkpoint.contents import Kept, Shards
+from fastadam.checkpoint.contents import Shards
 from fastadam.checkpoint.disk import log
+from fastadam.checkpoint.loading import Loading, is_torch
 from fastadam.checkpoint.manifest import Damaged
 from fastadam.checkpoint.places import DONE, Place, Series, Single, is_foreign, numbered
 from fastadam.checkpoint.reading import Opened, open_newer
@@ -21,15 +22,6 @@ from fastadam.checkpoint.source import Source
 from fastadam.checks import flag, integer
 
 LACKING = errno.EMFILE, errno.ENFILE, errno.ENOMEM  # what this process has not enough of: no checkpoint is at fault
-
-
-def is_torch(opt: Any) -> bool:
-    """Return whether an optimizer is one for PyTorch. Raises TypeError where it is no optimizer at all."""
-    if not (torch := hasattr(opt, "param_groups")) and (isinstance(opt, type) or not isinstance(opt, Kept)):
-        raise TypeError(
-            f"opt is {type(opt).__name__}, expected an optimizer of fastadam, fastadam.torch or torch.optim"
-        )
-    return torch
 
 
 def prepared(place: Place, opt: Any, extra: Any, accumulated: bool, shards: Shards, team: Team) -> Saving:
@@ -50,23 +42,6 @@ def finish(saving: Saving) -> None:
         saving.write()
     finally:
         saving.close()
-
-
-def take_over(saved: Opened, opt: Any, shards: Shards, strict: bool) -> Any:
-    """Load an opened checkpoint; what `load` returns."""
-    flag("strict", strict)
-    if is_torch(opt):
-        from fastadam.checkpoint import of_torch
-
-        match: Any = of_torch.TorchMatch(opt, saved, shards)
-    else:
-        match = matching.Match(opt, saved, shards)
-    if strict and match.differences:
-        raise ValueError(f"{saved.path}: {match.differences[0]}")
-    if not shards:
-        saved.check_all()
-    match.load()
-    return saved.content["extra"] if strict else (saved.content["extra"], match.differences)
 
 
 class Folder:
@@ -184,10 +159,14 @@ class Folder:
         shards: which leaves are parts, {path: Shard}, of whatever number of ranks; each reads what it needs.
         Raises ValueError that names what differs, Damaged where there are checkpoints and none is whole.
         """
-        return self._first(lambda saved: take_over(saved, opt, shards, strict))
+        loading = self.prepared(opt, strict=strict, shards=shards)
+        return None if loading is None else loading.take()
 
-    def _first(self, use: Callable[[Opened], Any]) -> Any:
-        """Return what `use` makes of the newest checkpoint that is whole."""
+    def prepared(self, opt: Any, *, strict: bool = True, shards: Shards = None) -> Loading | None:
+        """Read the newest checkpoint that is whole, as `load` does, and change nothing before the result's `take()`.
+
+        So ranks can agree between the two; None where there is no checkpoint yet. Arguments and errors as of `load`.
+        """
         self.settle()
         reasons: list[str] = []
         tried: set[str] = set()
@@ -195,7 +174,7 @@ class Folder:
             tried.add(paths[0])
             try:
                 with Opened(paths[0]) as saved:
-                    return use(saved)
+                    return Loading(saved, opt, shards, strict)
             except (Damaged, OSError) as error:
                 if isinstance(error, OSError) and error.errno in LACKING:
                     raise
@@ -244,7 +223,7 @@ def load(path: str | os.PathLike[str], opt: Any, *, strict: bool = True, shards:
     {'epoch': 1}
     """
     with open_newer(path_of_one(path)) as saved:
-        return take_over(saved, opt, shards, strict)
+        return Loading(saved, opt, shards, strict).take()
 
 
 def read(path: str | os.PathLike[str], name: str, rows: slice | None = None) -> Array:

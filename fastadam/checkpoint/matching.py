@@ -1,5 +1,6 @@
 """Fits a checkpoint's tensors to an optimizer of fastadam: checks first, then reads, then takes over."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -140,8 +141,8 @@ class Match:
     def _rests(leaf: SavedLeaf, stream: str, x: Array) -> str:
         return CODES.name if f"{stream}_scales" in leaf.streams else x.dtype.name
 
-    def load(self) -> None:
-        """Read what fits, then take it over: nothing changes before everything is read and checked."""
+    def read(self) -> Callable[[], None]:
+        """Read what fits; return what takes it over, as nothing may change before everything is read and checked."""
         values = {leaf.path: self._assemble(leaf, "params") for leaf in self._fitting}
         sums = {leaf.path: self._sums(leaf) for leaf in self._fitting}
         state: dict[str, Any] | None = None
@@ -151,15 +152,19 @@ class Match:
             for leaf in self._fitting:
                 state["leaves"][f"params{leaf.path}"] = self._state_of(leaf)
             state["t"] = max([state["t"], *(leaf["count"] for leaf in state["leaves"].values())])
-        for conversion in sorted(self.conversions):
-            log.warning("%s: rounded %s, to nearest, as opt.convert does", self._source.saved.path, conversion)
-        if state is not None:
-            self._opt.load_state_dict(state)
-        for leaf in self._fitting:
-            leaf.home.write(leaf.array, values[leaf.path])
-        if state is not None:
-            self._accumulate(sums)
-        self._refresh_copies()
+
+        def take() -> None:
+            for conversion in sorted(self.conversions):
+                log.warning("%s: rounded %s, to nearest, as opt.convert does", self._source.saved.path, conversion)
+            if state is not None:
+                self._opt.load_state_dict(state)
+            for leaf in self._fitting:
+                leaf.home.write(leaf.array, values[leaf.path])
+            if state is not None:
+                self._accumulate(sums)
+            self._refresh_copies()
+
+        return take
 
     def _sums(self, leaf: SavedLeaf) -> Array | None:
         """Return the sum of a leaf's gradients that was saved; None where there is none."""

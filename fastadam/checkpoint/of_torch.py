@@ -4,7 +4,7 @@ A tensor is called by its key in the state and its parameter: exp_avg[0]['weight
 have no names; params[0][3] is the parameter. Complex ones are saved as pairs of real numbers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -171,8 +171,8 @@ class TorchMatch:
                 self._conversions.add(f"{key} from {rests} to {moments}")
         return True
 
-    def load(self) -> None:
-        """Read what fits, then take it over: nothing changes before everything is read and checked."""
+    def read(self) -> Callable[[], None]:
+        """Read what fits; return what takes it over, as nothing may change before everything is read and checked."""
         state, values = self._opt.state_dict(), dict[str, Any]()
         head = self._content["optimizer"]
         for path, at, _ in self._fitting:
@@ -190,14 +190,19 @@ class TorchMatch:
                 {**{key: decoded(x) for key, x in group.items()}, "params": group_now["params"]}
                 for group, group_now in groups
             ]
-            self._opt.load_state_dict(state)
-            for conversion in sorted(self._conversions):
-                log.warning("%s: the next step rounds %s, to nearest", self._saved.path, conversion)
-            if head["seed"] is not None and hasattr(self._opt, "seed"):
-                self._opt.seed = head["seed"]
-        with torch.no_grad():
-            for path, _, p in self._fitting:
-                _real(p).copy_(values[path])
+
+        def take() -> None:
+            if self._same_method:
+                self._opt.load_state_dict(state)
+                for conversion in sorted(self._conversions):
+                    log.warning("%s: the next step rounds %s, to nearest", self._saved.path, conversion)
+                if head["seed"] is not None and hasattr(self._opt, "seed"):
+                    self._opt.seed = head["seed"]
+            with torch.no_grad():
+                for path, _, p in self._fitting:
+                    _real(p).copy_(values[path])
+
+        return take
 
     def _tensor(self, key: str, path: str, complex_keys: list[str]) -> Any:
         """Return one tensor, in memory that nothing else has."""

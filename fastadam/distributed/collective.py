@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
 
 from fastadam.arrays.host import Array
 from fastadam.arrays.tree import Structure
-from fastadam.checkpoint import Folder
+from fastadam.checkpoint import Folder, Loading
 from fastadam.distributed.agreement import agree, together
 from fastadam.distributed.buffers import Buffers
 from fastadam.distributed.engine import Engine
@@ -39,18 +40,26 @@ class Collective:
     def load(self, folder: Folder) -> Any:
         """Load the newest checkpoint of a Folder, and return its extra; None where there is none yet.
 
-        Raises as Folder.load does, on the other ranks RuntimeError; ValueError where ranks found different ones.
+        Raises as Folder.load does, on the other ranks RuntimeError that names the rank; ValueError where ranks found
+        different ones, or some none. Nothing has changed on any rank then.
         """
+        loadings: list[Loading | None] = []
 
         def read() -> Any:
-            extra = folder.load(self._opt, shards=self._pieces.shards)
-            return [("loaded a checkpoint with the extra", extra), ("t", self._opt.t)]
+            loadings[:] = [folder.prepared(self._opt, shards=self._pieces.shards)]
+            loading = loadings[0]
+            if loading is None:
+                return [("found", f"no checkpoint in {folder.path}")]
+            return [("found", os.path.basename(loading.path)), ("t", loading.t), ("extra", loading.extra)]
 
-        everyone = together(self._engine, read)
-        agree(everyone)
+        agree(together(self._engine, read))
+        (loading,) = loadings
+        if loading is None:
+            return None
+        extra = loading.take()
         self._pieces.refresh()
         self._pieces.spread()
-        return everyone[0][0][1]
+        return extra
 
     def state_dict(self) -> dict[str, Any] | None:
         """Return on rank 0 the state_dict of one process over one flat array for each group and dtype, None elsewhere.

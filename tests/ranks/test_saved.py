@@ -2,6 +2,7 @@
 
 import json
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -85,18 +86,64 @@ def test_one_process_loads_what_ranks_saved(tmp_path):
     assert alone.t == 2
 
 
-def test_ranks_that_find_other_checkpoints_do_not_go_on(tmp_path):
+def saved(folder, steps=1, flip=False):
+    """A folder with one checkpoint of one process after some steps; with one byte turned, if asked."""
+    alone = fa.AdamW(tree(1), lr=0.01, seed=4, backend="numpy")
+    for _ in range(steps):
+        alone.step(tree(2))
+    folder.save(alone)
+    if flip:
+        (file,) = Path(folder.checkpoints()[0]).glob("*.safetensors")
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+
+
+UNLIKE = {
+    "another": (
+        [saved, lambda folder: saved(folder, steps=2)],
+        [(ValueError, "rank 0 has found .*-step-1.; rank 1 has found .*-step-2")] * 2,
+    ),
+    "none": ([saved, lambda folder: None], [(ValueError, "rank 1 has found 'no checkpoint in ")] * 2),
+    "unreadable": (
+        [saved, lambda folder: saved(folder, flip=True)],
+        [
+            (RuntimeError, "rank 1 refused, so that no rank goes on: Damaged: no checkpoint"),
+            (fa.checkpoint.Damaged, "no checkpoint"),
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNLIKE)
+def test_ranks_that_find_other_checkpoints_change_nothing(case, tmp_path):
+    make_folder, refusals = UNLIKE[case]
+
     def work(engine):
-        opt, _ = make(engine, {})
+        opt, params = make(engine, {})
+        steps(opt, engine, 0, 1)
+        before, state = flat(params), opt.state_dict()
         folder = fa.checkpoint.Folder(tmp_path / str(engine.rank))
-        alone = fa.AdamW(tree(1), lr=0.01, seed=4, backend="numpy")
-        for _ in range(engine.rank + 1):
-            alone.step(tree(2))
-        folder.save(alone)
-        with pytest.raises(ValueError, match="rank 0 has t 1; rank 1 has t 2: expected the same on all ranks"):
+        make_folder[engine.rank](folder)
+        kind, words = refusals[engine.rank]
+        with pytest.raises(kind, match=words):
             opt.load(folder)
+        after = opt.state_dict()
+        assert opt.t == 1
+        assert same_bits(flat(params), before)
+        if engine.rank == 0:
+            leaf, kept = after["leaves"]["params[0]"], state["leaves"]["params[0]"]
+            assert all(same_bits(leaf[name], kept[name]) for name in ("m", "v"))
 
     together(2, work)
+
+
+def test_without_a_checkpoint_all_begin_anew(tmp_path):
+    def work(engine):
+        opt, _ = make(engine, {})
+        return opt.load(fa.checkpoint.Folder(tmp_path / "nothing"))
+
+    assert together(2, work) == [None, None]
 
 
 PROGRAM = HERE / "elastic.py"
