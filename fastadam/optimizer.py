@@ -193,7 +193,7 @@ class Optimizer(Measuring):
         Raises TypeError, ValueError before anything has changed.
         """
         if self._averaging:
-            self._check_idle()
+            self.check_idle()
         if measured is not None:
             self._check_measured(measured)
         scale = grad_scale if grad_scale is ONE else number("grad_scale", grad_scale)
@@ -271,7 +271,7 @@ class Optimizer(Measuring):
         if self._window is not None:
             which = "capturable" if self._capturable else "skip_nonfinite"
             raise ValueError(f"{which} is True, expected False for step_rows: the host must know what each step does")
-        self._check_idle()
+        self.check_idle()
         self._totals.check_empty()
         scale, exact, zeroed = number("grad_scale", grad_scale), semantics == "exact", self._chores.zero_grads
         leaves = self._structure.flatten(rows, "rows", partial=True)

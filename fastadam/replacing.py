@@ -32,7 +32,7 @@ class Replacing(Stateful):
         elements' new index in the tree.
         Raises IndexError, TypeError, ValueError naming what differs; then nothing has changed.
         """
-        self._check_idle("an array replaced inside averaged() would be replaced by an average")
+        self.check_idle("an array replaced inside averaged() would be replaced by an average")
         if path not in self.paths:
             raise ValueError(f"path is {path!r}, expected one of opt.paths")
         leaf, home, copies = self.paths.index(path), self._backend.home, list(self._copies)

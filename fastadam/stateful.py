@@ -120,7 +120,7 @@ class Stateful(Averaging):
         Pickle and deepcopy keep them, state_dict does not.
         """
         count = integer("micro_batches", micro_batches, low=1, most=2**62)
-        self._check_idle("gradients inside averaged() are those of the averages")
+        self.check_idle("gradients inside averaged() are those of the averages")
         leaves = self._structure.flatten(grads, "grads")
         self._plan.accept(leaves)
         self._totals.add(self._plan, self._state, leaves, count)
@@ -157,7 +157,7 @@ class Stateful(Averaging):
 
     def convert(self, moments: str | None) -> None:
         """Let the state rest in another format from now on, rounded to nearest; see Optimizer's `moments`."""
-        self._check_idle("a conversion inside averaged() would keep no parameters of its own")
+        self.check_idle("a conversion inside averaged() would keep no parameters of its own")
         self._plan.check_none_moved()
         self.catch_up()
         if self._window is not None:
@@ -173,7 +173,7 @@ class Stateful(Averaging):
         Raises TypeError, ValueError naming a path that there is not, or some leaves only of a group that a captured
         graph steps; then nothing has changed.
         """
-        self._check_idle()
+        self.check_idle()
         chosen = named(self.paths, leaves)
         if self._window is not None and self._window.captured:
             for group in self.groups:
@@ -223,7 +223,7 @@ class Stateful(Averaging):
         there are any. A slot of 8 bits is (blocks, 1024) uint8 and, as "m_scales", (blocks, 16) float32, of elements in
         the "order" of axes in memory; see fastadam.kernels.formats. index_offset is not in it.
         """
-        self._check_idle("a state_dict inside averaged() would stand beside averages")
+        self.check_idle("a state_dict inside averaged() would stand beside averages")
         self.catch_up()
         if self._window is not None:
             self._window.refill()  # the host's counts are the device's then
@@ -236,7 +236,7 @@ class Stateful(Averaging):
         Values are copied; those of 8 bits from another order of axes are rounded anew. Raises TypeError, ValueError
         naming what differs, or where a captured graph's leaves have not taken the same; then nothing has changed.
         """
-        self._check_idle("a state loaded inside averaged() would lose its parameters at the end")
+        self.check_idle("a state loaded inside averaged() would lose its parameters at the end")
         rules = saved.check(self._state, self._table, self.rule, state_dict)
         if self._window is not None and self._window.captured:
             saved.check_even(self._state, self._table, self.rule, state_dict)
@@ -269,7 +269,7 @@ class Stateful(Averaging):
         return other
 
     def __getstate__(self) -> dict[str, Any]:
-        self._check_idle("a copy or a conversion inside averaged() would keep no parameters of its own")
+        self.check_idle("a copy or a conversion inside averaged() would keep no parameters of its own")
         with self._plan.on_stream():  # and before the state, which waits for that stream
             totals = self._totals.map(deepcopy)
         # Rows that are behind stay so: of a tree that is copied together with its optimizer, they are copied behind.

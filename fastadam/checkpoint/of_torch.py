@@ -17,8 +17,7 @@ from fastadam.checkpoint.tensors import NAMES, Piece
 from fastadam.kernels.formats import CODES
 
 STRIDES = "strides"  # the key in the state of fastadam.torch's that says how its blocks of 8 bits follow each other
-MASTERS = {"master": "float32", "remainder": "remainder"}  # keys in its state, and what its constructor calls them
-BESIDE = {"ema", *MASTERS}  # keys in its state that go stale where an optimizer steps without them
+BESIDE = {"ema", "master", "remainder"}  # keys in its state that go stale where an optimizer steps without them
 VERSION = 1  # of what stands in head and leaves
 
 
@@ -75,16 +74,6 @@ def _piece(key: str, path: str, x: Any) -> Piece:
         raise TypeError(f"{key}{path} is {dtype}, expected one of {', '.join(NAMES)}")
     values = (real.view(torch.int16) if real.dtype is torch.bfloat16 else real).cpu().numpy()
     return Piece(key, path, dtype, tuple(real.shape), 0, real.numel(), values)
-
-
-def rests_of(opt: Any) -> tuple[str | None, set[str]]:
-    """Return what the constructor of one of fastadam.torch's was given as moments, and which of BESIDE its state
-    holds."""
-    storage, chores = (vars(opt).get(name) for name in ("_storage", "_chores"))
-    if storage is None or chores is None:  # torch.optim's
-        return None, set()
-    averages = set() if chores.ema_decay is None else {"ema"}
-    return storage.moments, averages | {key for key, master in MASTERS.items() if master == storage.master}
 
 
 def _check(opt: Any, shards: Shards) -> None:
@@ -147,27 +136,30 @@ class TorchMatch:
                 f"{_name(real)}{tuple(real.shape)}"
             )
         else:
-            return not self._same_method or self._rest_alike(path)
+            return not self._same_method or self._rest_alike(path, p)
         return False
 
-    def _rest_alike(self, path: str) -> bool:
+    def _rest_alike(self, path: str, p: Any) -> bool:
         """Return whether the next step can take a parameter's slots; says what is not so, and what that step will
         round."""
-        tensors, (moments, beside) = self._content["tensors"], rests_of(self._opt)
+        tensors, asked = self._content["tensors"], {}
+        if rests_of := getattr(self._opt, "rests", None):  # else it is one of torch.optim's
+            asked = rests_of(p)
         keys = self._content["leaves"][path]["tensors"]
-        if left := [key for key in keys if key in BESIDE and key not in beside]:
+        if left := [key for key in keys if key in BESIDE and key not in asked]:
             self.differences.append(f"the checkpoint has {left[0]}{path}, this optimizer has not")
             return False
         for key in keys:
             rests = tensors[f"{key}{path}"]["dtype"]
             rests = CODES.name if STRIDES in keys and rests == CODES.rests else rests
+            moments = None if key in BESIDE else asked.get(key)
             if rests == CODES.name != moments:
                 self.differences.append(
                     f"the checkpoint's {key}{path} is {rests}, this optimizer's moments are {moments!r}: load it into "
                     "one with moments='8bit', whose state fastadam.torch.to_torch_state makes wide"
                 )
                 return False
-            if moments is not None and rests != moments and key in self._opt.slots.values():
+            if moments is not None and rests != moments:
                 self._conversions.add(f"{key} from {rests} to {moments}")
         return True
 

@@ -80,7 +80,7 @@ class Averaging:
         bfloat16's last place, and 0 beside 0 or a number that small. With "float32" there is no need: a step takes over
         each value that is not its master rounded to nearest, to the bit; one that is, is no change.
         """
-        self._check_idle("masters inside averaged() would be taken from the averages")
+        self.check_idle("masters inside averaged() would be taken from the averages")
         kept = self._kept()
         with self._on_stream():
             for streams in kept:
@@ -89,7 +89,8 @@ class Averaging:
                 if streams.low is not None:
                     streams.low[...] = 0
 
-    def _check_idle(self, what: str = "a step inside averaged() would be lost") -> None:
+    def check_idle(self, what: str = "a step inside averaged() would be lost") -> None:
+        """Raise RuntimeError within `averaged`."""
         if self._averaging:
             raise RuntimeError(f"{what}: params hold the averaged weights there")
 

@@ -65,7 +65,7 @@ def with_leaf(state: State, leaf: int, owner: Any, new: Array, rows: Array, copi
 
     owner: what the user gave for `new`. rows: see accept_rows. copied: copy_to's flat array.
     """
-    group = next(group for group in state._groups if leaf in group._leaves)
+    group = next(group for group in state.groups if leaf in group._leaves)
     old, before, home = state.params[leaf], state.streams[leaf], state.home
     groups = [Group(group._rule, group._where, range(1), group._dtypes, lacking=group._lacking)]
     leaves = Leaves([state.paths[leaf]], [owner], [new], None if copied is None else [copied])
@@ -76,8 +76,8 @@ def with_leaf(state: State, leaf: int, owner: Any, new: Array, rows: Array, copi
             if x is not None and format_of(x.dtype).block == 1:
                 follow(home, x, old, y, new, rows)
             elif x is not None:
-                values = alone._decoded(y, slot, new)
-                follow(Host(), state._decoded(x, slot, old), old, values, new, rows)
+                values = alone.values(y, slot, new)
+                follow(Host(), state.values(x, slot, old), old, values, new, rows)
                 home.write(y, encoded(values, y, slot))
         if before.ema is not None:
             follow(home, before.ema, old, after.ema, new, rows)

@@ -49,7 +49,7 @@ class State:
         """Allocate all of it. averages: whether there are any."""
         self.kernel, self.home, self.storage = kernel, home, storage
         self.paths, self.owners, self.params, copies = leaves
-        self._groups = groups
+        self.groups = groups
         self._formats = [format_of(p.dtype) for p in self.params]
         for path, p, kind in zip(self.paths, self.params, self._formats, strict=True):
             storage.check(f"params{path}", kind, describe(p))
@@ -77,12 +77,12 @@ class State:
         """Allocate the slots, and fill them with what each leaf's rule begins with."""
         slots: list[list[Array | None]] = [[None] * len(self.kernel.slots) for _ in self.params]
         for k, slot in enumerate(self.kernel.slots):
-            having = [leaf for group in self._groups for leaf in group._leaves if group.has(slot)]
+            having = [leaf for group in self.groups for leaf in group._leaves if group.has(slot)]
             for leaf, x in self._beside(slot.name, having, partial(self.storage.slot_format, slot=slot)):
                 slots[leaf][k] = x
         for streams, of_leaf in zip(self.streams, slots, strict=True):
             streams.slots = of_leaf
-        for group in self._groups:
+        for group in self.groups:
             for leaf in group._leaves:
                 self._begin_slots(leaf, group._rule)
 
@@ -106,7 +106,7 @@ class State:
             for x in (streams.ema, streams.master):
                 if x is not None:
                     x[:] = streams.p
-            self._begin_slots(leaf, next(group._rule for group in self._groups if leaf in group._leaves))
+            self._begin_slots(leaf, next(group._rule for group in self.groups if leaf in group._leaves))
 
     def _beside(
         self, name: str, leaves: Sequence[int], format_for: Callable[[Format], Format]
@@ -189,12 +189,12 @@ class State:
             for slot, x in zip(self.kernel.slots, streams.slots, strict=True):
                 if x is not None and format_of(x.dtype) is not wide(kind):
                     with self.on_stream():
-                        x = self.home.put(self._decoded(x, slot, p))
+                        x = self.home.put(self.values(x, slot, p))
                 if x is not None:
                     of_leaf[slot.name] = shaped_like(x, p)
         return slots
 
-    def _decoded(self, x: Array, slot: Slot, p: Array) -> Array:
+    def values(self, x: Array, slot: Slot, p: Array) -> Array:
         """Return a slot's values in the compute dtype, on the host."""
         with np.errstate(all="ignore"):
             values: Array = decoded(self.home.get(x), slot, p.size, format_of(p.dtype).compute)
@@ -212,7 +212,7 @@ class State:
             for p, old, new in zip(self.params, self.streams, other.streams, strict=True):
                 for slot, x, y in zip(self.kernel.slots, old.slots, new.slots, strict=True):
                     if x is not None:
-                        self.home.write(y, encoded(self._decoded(x, slot, p), y, slot))
+                        self.home.write(y, encoded(self.values(x, slot, p), y, slot))
         return other
 
     def fill_copies(self, leaves: Iterable[int]) -> None:
@@ -230,7 +230,7 @@ class State:
 
     def bytes_per_step(self, gradients: int) -> int:
         """Return the bytes that a step reads and writes which passes over the gradients so many times."""
-        total, summed = 0, {leaf for group in self._groups if sums_first(group) for leaf in group._leaves}
+        total, summed = 0, {leaf for group in self.groups if sums_first(group) for leaf in group._leaves}
         for leaf, streams in enumerate(self.streams):
             columns = streams.columns._replace(g=None, copy=None)
             total += 2 * sum(x.nbytes for x in columns.row if x is not None)

@@ -62,10 +62,23 @@ class Method(torch.optim.Optimizer):
     instead = ""  # what takes sparse gradients
     by_row = False  # whether gradients may be sparse
     plain_numbers = False  # whether the state's numbers are Python's
+    _chores: Chores
+    _storage: Storage
 
     def for_package(self, group: dict[str, Any]) -> dict[str, Any]:
         """Return what another library's group has that ours says otherwise."""
         return {}
+
+    def rests(self, p: Any) -> dict[str, str | None]:
+        """Return what a parameter's tensors were asked to rest in, by their keys in its state; None: as wide as the
+        arithmetic.
+
+        Slots are always named; an average, a remainder and a master where the optimizer was made with one.
+        """
+        moments, master = self._storage.moments, self._storage.master
+        beside = [] if self._chores.ema_decay is None else ["ema"]
+        rests = {**dict.fromkeys(self.slots.values(), moments), **dict.fromkeys(beside)}
+        return rests if master is None else {**rests, "master" if master == "float32" else master: master}
 
     def check_layout(self, leaf: Leaf, g: Any) -> None:
         """Refuse a gradient of a layout that this method does not take: all but dense ones."""
@@ -110,6 +123,11 @@ def carried_by(opt: Method, table: Table) -> list[float]:
     table.judging()
     given = {name: plain(opt.param_groups[0].get(name, start)) for name, start in opt.rule.carried.items()}
     return [number(f"param_groups[0][{name!r}]", x, low=opt.rule.carried_least) for name, x in given.items()]
+
+
+def holds(opt: torch.optim.Optimizer, p: Any) -> bool:
+    """Return whether a tensor is a parameter of an optimizer."""
+    return any(p is x for group in opt.param_groups for x in group["params"])
 
 
 def drop_state(opt: torch.optim.Optimizer, params: list[Any] | None) -> None:

@@ -118,7 +118,7 @@ class TwoModes(Newcomer):
 
     @torch.no_grad()
     def _switch(self, training: bool) -> None:
-        Fast._check_idle(self, "a change of mode inside averaged() would be undone at its end")
+        Fast.check_idle(self, "a change of mode inside averaged() would be undone at its end")
         members = [p for group in self.param_groups for p in group["params"]]
         copies = dict(zip(map(id, members), self._copy_to or (), strict=False))
         for group in self.param_groups:
@@ -147,8 +147,8 @@ class TwoModes(Newcomer):
                     streams = Streams(local(leaf.p).detach(), master=None if master is None else local(master))
                     yield streams, local(z), walk.groups[leaf.group]._rule.extrapolation
 
-    def _check_idle(self, what: str = "a step inside averaged() would be lost") -> None:
-        super()._check_idle(what)
+    def check_idle(self, what: str = "a step inside averaged() would be lost") -> None:
+        super().check_idle(what)
         if not all(group.get("train_mode", True) for group in self.param_groups):
             raise RuntimeError("the parameters hold the averages since eval(): call train() before")
 

@@ -14,7 +14,7 @@ from fastadam.orthogonal import ADJUSTED
 from fastadam.torch.formats import describe
 from fastadam.torch.group import plain
 from fastadam.torch.matrices import check_asked, check_matrices, check_separate, is_matrix, orthogonalised
-from fastadam.torch.method import drop_state
+from fastadam.torch.method import drop_state, holds
 from fastadam.torch.methods import SGD, AdamW
 
 KEYS = "lr", "weight_decay", "momentum", "nesterov", "ns_coefficients", "eps", "ns_steps", "adjust_lr_fn"
@@ -97,7 +97,7 @@ class Muon(torch.optim.Optimizer):
         if "_moved" not in self.__dict__ or not isinstance(param_group, dict):  # under construction; torch refuses it
             super().add_param_group(param_group)
             return
-        self._check_idle("a group added inside averaged() would not hold its average")
+        self.check_idle("a group added inside averaged() would not hold its average")
         members, group, adamw = param_group["params"], dict(param_group), self._adamw
         group["params"] = members = [members] if isinstance(members, torch.Tensor) else list(members)
         if group.get("aux"):
@@ -166,12 +166,13 @@ class Muon(torch.optim.Optimizer):
         """Return the optimizers that step parts of this one's parameters."""
         return [each for each in (self._moving, self._adamw) if each is not None]
 
-    def _check_idle(self, what: str) -> None:
+    def check_idle(self, what: str) -> None:
+        """Raise RuntimeError within `averaged`."""
         for each in self._walked():
-            each._check_idle(what)
+            each.check_idle(what)
 
     def __getstate__(self) -> dict[str, Any]:
-        self._check_idle("a copy inside averaged() would keep no parameters of its own")
+        self.check_idle("a copy inside averaged() would keep no parameters of its own")
         return {**super().__getstate__(), **{name: self.__dict__[name] for name in ("_adamw", "_shared", "_of_aux")}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -180,12 +181,12 @@ class Muon(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """Return torch's state_dict, with AdamW's groups and state among the others."""
-        self._check_idle("a state_dict inside averaged() would stand beside averages")
+        self.check_idle("a state_dict inside averaged() would stand beside averages")
         return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a state_dict as torch's optimizer does, but state keeps the dtype in which it was saved."""
-        self._check_idle("a state loaded inside averaged() would lose its parameters at the end")
+        self.check_idle("a state loaded inside averaged() would lose its parameters at the end")
         given, kept = ([bool(group.get("aux")) for group in x["param_groups"]] for x in (state_dict, vars(self)))
         if given != kept:
             raise ValueError(f"state_dict's groups have aux={given}, expected {kept}, as this optimizer's groups")
@@ -210,9 +211,13 @@ class Muon(torch.optim.Optimizer):
         """Return whether parameters hold the averaged weights: within `averaged`."""
         return any(each.averaging for each in self._walked())
 
+    def rests(self, p: Any) -> dict[str, str | None]:
+        """Return what a parameter's tensors rest in; see AdamW.rests."""
+        return next(each.rests(p) for each in self._walked() if holds(each, p))
+
     def reset(self, params: Iterable[Any] | None = None) -> None:
         """Let the state of some parameters be as new, of all where None; see AdamW.reset."""
-        self._check_idle("reset inside averaged() would lose what they were before")
+        self.check_idle("reset inside averaged() would lose what they were before")
         drop_state(self, None if params is None else list(params))
 
     @torch.no_grad()
@@ -222,14 +227,14 @@ class Muon(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._check_idle("a step inside averaged() would be lost")
+        self.check_idle("a step inside averaged() would be lost")
         self._check_groups()
         present = [(group, p) for _, group in self._of_matrices() for p in group["params"] if p.grad is not None]
         for _, p in present:
             if p.grad.layout is not torch.strided or p.is_complex():
                 raise RuntimeError("Muon does not support sparse gradients or complex parameters")
         if self._adamw is not None:
-            self._adamw._step()
+            self._adamw.step_unwatched()
         if present:
             self._gather(present)
             self._move(present)
@@ -250,7 +255,7 @@ class Muon(torch.optim.Optimizer):
         for (_, p), m in zip(present, momenta, strict=True):
             m.grad = p.grad.to(m.dtype)
         try:
-            self._gathering._step()
+            self._gathering.step_unwatched()
         finally:
             for m in momenta:
                 m.grad = None
@@ -289,7 +294,7 @@ class Muon(torch.optim.Optimizer):
             for (k, ratio), of_p in self._moved.items():
                 group = self.param_groups[k]
                 of_p["lr"], of_p["weight_decay"] = group["lr"] * ratio, group["weight_decay"] / ratio
-            self._moving._step()
+            self._moving.step_unwatched()
         finally:
             for (_, p), g in zip(present, given, strict=True):
                 p.grad = g

@@ -109,18 +109,18 @@ class Fast(Replacing):
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        Averaging._check_idle(self, "a copy inside averaged() would keep no parameters of its own")
+        Averaging.check_idle(self, "a copy inside averaged() would keep no parameters of its own")
         settings = {name: self.__dict__[name] for name in ("_chores", "_copy_to", "_storage", "_seed")}
         return {**super().__getstate__(), **settings}
 
     def state_dict(self) -> dict[str, Any]:
         """Return torch's, with zeros for slots that are not kept because their decay rate is 0."""
-        Averaging._check_idle(self, "a state_dict inside averaged() would stand beside averages")
+        Averaging.check_idle(self, "a state_dict inside averaged() would stand beside averages")
         return with_zeros(self, super().state_dict())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a state_dict as torch's do; state in a format of its own keeps that."""
-        Averaging._check_idle(self, "a state loaded inside averaged() would lose its parameters at the end")
+        Averaging.check_idle(self, "a state loaded inside averaged() would lose its parameters at the end")
         handle = self.register_load_state_dict_pre_hook(lambda opt, loaded: setattr(self, "_loaded", loaded))
         try:
             super().load_state_dict(state_dict)
@@ -196,7 +196,7 @@ class Fast(Replacing):
         """
         if torch.compiler.is_compiling():  # what is compiled already is run as it is
             return self._step_apart(closure)
-        return self._step_watched(closure) if self._watched() else self._step(closure)
+        return self._step_watched(closure) if self._watched() else self.step_unwatched(closure)
 
     step.hooked = True  # type: ignore[attr-defined]  # torch would wrap it in what _step_watched is, 7 µs a step
 
@@ -208,8 +208,9 @@ class Fast(Replacing):
             or torch.autograd._profiler_enabled()  # type: ignore[attr-defined]
         )  # fmt: skip
 
-    def _step(self, closure: Callable[[], Any] | None = None) -> Any:
-        self._check_idle()
+    def step_unwatched(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Perform a step of which no hook and no profiler is told."""
+        self.check_idle()
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -222,7 +223,7 @@ class Fast(Replacing):
             self.info = walk.step(self, 1.0 if scale is None else 1.0 / scale.item())
         return loss
 
-    _step_watched = torch.optim.Optimizer.profile_hook_step(_step)
+    _step_watched = torch.optim.Optimizer.profile_hook_step(step_unwatched)
     _step_apart = torch._disable_dynamo(_step_watched)  # type: ignore[attr-defined]
 
     def walks(self) -> Iterable[Walk]:
@@ -283,7 +284,7 @@ class Fast(Replacing):
 
         params: parameters of this optimizer. Raises ValueError where one is not; then nothing has changed.
         """
-        self._check_idle("reset inside averaged() would lose what they were before")
+        self.check_idle("reset inside averaged() would lose what they were before")
         drop_state(self, None if params is None else _listed(params, "params", ""))
 
 

@@ -37,7 +37,7 @@ class Replacing(Averaging, Method):
         nearest in new's blocks. A master or a remainder is kept where new has old's bits, and begins anew elsewhere.
         Raises IndexError, TypeError, ValueError naming what does not fit; then nothing has changed.
         """
-        self._check_idle("a parameter replaced inside averaged() would be replaced by an average")
+        self.check_idle("a parameter replaced inside averaged() would be replaced by an average")
         members = list(chain.from_iterable(group["params"] for group in self.param_groups))
         at = next((k for k, p in enumerate(members) if p is old), None)
         if at is None:

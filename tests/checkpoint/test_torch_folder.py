@@ -20,6 +20,12 @@ CASES = {
     "float64": (fa.torch.RAdam, {}, torch.float64),
     "complex": (fa.torch.Adam, {}, torch.complex64),
     "momentum": (fa.torch.SGD, {"momentum": 0.5}, torch.float32),
+    "matrices, averages": (fa.torch.Muon, {"master": "float32", "ema_decay": 0.5}, torch.float16),
+    "matrices, 8 bits": (
+        fa.torch.Muon,
+        {"muon": lambda name, p: p.dim() == 4, "aux": {"moments": "8bit"}},
+        torch.float32,
+    ),
     "torch's own": (torch.optim.AdamW, {"amsgrad": True}, torch.float32),
     "torch's own with a tensor": (torch.optim.Adam, {"lr": torch.tensor(0.01), "capturable": False}, torch.float32),
 }
