@@ -34,7 +34,7 @@ def check_representable(rule: Rule, dtype: Any) -> None:
     if eps > 0 and np.dtype(dtype).type(eps) == 0:
         raise ValueError(f"eps is {eps!r}, which is 0 in {info.dtype}; expected 0 or a larger number")
     rates = {f"betas[{k}]": beta for k, beta in enumerate(getattr(rule, "betas", ()))}
-    rates |= {name: getattr(rule, name) for name in ("alpha", "momentum") if hasattr(rule, name)}
+    rates |= {name: getattr(rule, name) for name in rule.shares if hasattr(rule, name)}
     for name, rate in rates.items():
         if rate < 1 and np.dtype(dtype).type(rate) == 1:
             raise ValueError(

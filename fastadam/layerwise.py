@@ -68,7 +68,8 @@ class StableAdamW(Rule):
     """Is AdamW that steps less where gradients surprise it: Wortsman et al. 2023, Algorithm 2.
 
     The root mean square of g/max(√v, eps) over each array, where it is above 1, divides that array's learning rate, its
-    weight decay's too. Before each step a walk adds it up; step_rows is refused.
+    weight decay's too. Before each step a walk adds it up; step_rows is refused. A NaN in the gradient makes it NaN,
+    and so all of that array.
     """
 
     lr: LearningRate = 1e-3

@@ -75,6 +75,7 @@ class AdEMAMix(Rule):
 
     kernel: ClassVar[str] = "ademamix"
     averages: ClassVar[tuple[str, ...]] = ("m1", "v", "m2")
+    shares: ClassVar[tuple[str, ...]] = ()  # alpha multiplies the slow mean
 
     def coefficients(self, t: int, lr: float, *carried: float) -> tuple[float, ...]:
         beta1, beta2, _ = self.betas

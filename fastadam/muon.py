@@ -45,7 +45,7 @@ class Muon(Joined):
 
     The momentum rests in float32 (float64 beside float64). Its update and the final move are walks, the same bits on
     every backend and for any number of threads, given the same orthogonalised matrix. That matrix is BLAS's, in the
-    momentum's dtype, whose bits depend on the library and its threads: promise 1 ends there.
+    momentum's dtype: another library, version of it or number of its threads may give other last bits.
     Shards must hold whole leaves: `sums_first` says so.
 
     >>> params = {"w": np.eye(3, dtype=np.float32), "bias": np.zeros(3, np.float32)}

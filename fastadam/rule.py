@@ -44,6 +44,7 @@ class Rule:
 
     carried_least: ClassVar[float] = 0.0  # the smallest and the largest number that may be
     carried_most: ClassVar[float] = math.inf
+    shares: ClassVar[tuple[str, ...]] = ("alpha", "momentum")  # hyperparameters that are decay rates, beside betas
     averaged_slot: ClassVar[str | None] = None  # the slot beyond p from which the method's own average lies
     cancels: ClassVar[bool] = False  # whether coefficients hold a difference that grows as 1/(1 - β) by cancellation
 

@@ -69,7 +69,7 @@ class Adam(Rule):
     L. Chen et al. 2025, Algorithm 1.
     cautious: move only the elements whose step agrees with the gradient, by as much more as those are fewer: Liang et
     al. 2024, Algorithm 1, whose authors' code takes their share of each array for no less than 1/1000. Before each step
-    a walk counts them; step_rows is refused.
+    a walk counts them; step_rows is refused. A NaN among them makes their share NaN, and so all of that array.
     """
 
     lr: LearningRate = 1e-3

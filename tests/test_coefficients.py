@@ -79,6 +79,16 @@ def test_a_rate_that_float32_rounds_to_one_is_refused(method, given, name):
     opt.step(np.ones(3))
 
 
+def test_a_mixing_coefficient_is_no_rate():
+    """AdEMAMix's alpha multiplies the slow mean: just below 1 it is 1 in float32, which is as good as any."""
+    p, q = np.ones(3, np.float32), np.ones(3, np.float32)
+    opt, one = fa.AdEMAMix(p, alpha=1 - 1e-9), fa.AdEMAMix(q, alpha=1.0)
+    opt.groups[0].alpha = 1 - 1e-10
+    for each in (opt, one):
+        each.step(np.full(3, 0.5, np.float32))
+    np.testing.assert_allclose(p, q, rtol=0, atol=2 * 2.0**-24)
+
+
 def test_the_last_rate_below_one_is_taken():
     most = float(np.nextafter(np.float32(1), np.float32(0)))
     opt = fa.Adam(np.ones(3, np.float32), betas=(0.9, most))

@@ -642,3 +642,20 @@ def test_groups_keep_what_their_owner_calls_them(way):
     opt.step([np.ones(2), np.ones(3)])
     opt.load_state_dict(opt.state_dict())
     assert opt.groups[0].name == "body"
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+@pytest.mark.parametrize(
+    ("method", "named"), [(fa.AdamW, {"cautious": True}), (fa.Lion, {"cautious": True}), (fa.StableAdamW, {})]
+)
+def test_a_nan_spreads_over_its_array_alone_where_a_sum_holds_it(method, named, backend):
+    params, grads = ({"w": np.ones(70), "b": np.ones(5)} for _ in range(2))
+    grads["w"][3] = np.nan
+    opt = method(params, backend=backend, **named)
+    opt.step(grads)
+    assert np.isnan(params["w"]).all()
+    assert np.isfinite(params["b"]).all()
+    params["w"][:] = 1
+    careful = method(params, backend=backend, skip_nonfinite=True, **named)
+    assert careful.step(grads).skipped
+    assert (params["w"] == 1).all()

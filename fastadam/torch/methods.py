@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterator
+from dataclasses import fields
 from typing import Any, ClassVar
 
 import torch
@@ -58,6 +59,16 @@ class Newcomer(Fast, torch.optim.Optimizer):
         super().__init__(params, {**chosen.arguments, **flags}, **options)
         if fused:
             self._step_supports_amp_scaling = True
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for k, group in enumerate(state["param_groups"] if "_loaded" in self.__dict__ else ()):
+            names = [each.name for each in fields(self.rule) if each.init and each.name not in self.extras]
+            if lacking := [name for name in names if name in self.defaults and name not in group]:
+                raise ValueError(
+                    f"state_dict['param_groups'][{k}] has no {lacking[0]!r}, expected the state of a "
+                    f"{type(self).__name__} of fastadam.torch: load_state_from takes what other libraries keep"
+                )
+        super().__setstate__(state)
 
 
 class ADOPT(Newcomer):

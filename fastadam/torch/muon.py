@@ -13,9 +13,9 @@ from fastadam.checks import SEEDS, integer
 from fastadam.orthogonal import ADJUSTED
 from fastadam.torch.formats import describe
 from fastadam.torch.group import plain
-from fastadam.torch.matrices import check_asked, check_matrices, check_separate, is_matrix, orthogonalised
 from fastadam.torch.method import drop_state, holds
 from fastadam.torch.methods import SGD, AdamW
+from fastadam.torch.of_muon import check_asked, check_matrices, check_separate, is_matrix, orthogonalised
 
 KEYS = "lr", "weight_decay", "momentum", "nesterov", "ns_coefficients", "eps", "ns_steps", "adjust_lr_fn"
 
@@ -34,7 +34,7 @@ class Muon(torch.optim.Optimizer):
 
     The momentum's update and the final move are walks, the same bits for any number of threads, given the same
     orthogonalised matrix. The iteration is torch's, in bfloat16, for all matrices of one shape together: its bits are
-    those of torch's matrix products, which depend on the machine and its threads: promise 1 ends there. Shards must
+    those of torch's matrix products, so another machine or number of threads may give other last bits. Shards must
     hold whole leaves: `sums_first` says so.
 
     >>> model = torch.nn.Linear(4, 2)

@@ -59,6 +59,10 @@ def test_steps_and_modes_are_the_packages(name):
     fat.load_state_from(other, copy.deepcopy(theirs.state_dict()))
     assert other.param_groups[0]["train_mode"] is False
     q2 = Parameter(p.detach().clone())
+    p3, loaded = made(name, p.detach())
+    with pytest.raises(ValueError, match=rf"has no 'maximize', expected the state of a {name} .*: load_state_from"):
+        loaded.load_state_dict(theirs.state_dict())
+    step(loaded, p3, grads[0])  # as it was
     again = getattr(package, METHODS[name][0])([q2], foreach=False)
     again.load_state_dict(fat.to_torch_state(opt))
     for optimizer, x in ((theirs, q), (opt, p), (other, p2), (again, q2)):
