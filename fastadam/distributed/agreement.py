@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from hashlib import blake2b
 from typing import Any
 
@@ -24,15 +25,40 @@ def agree(everyone: Sequence[Sequence[tuple[str, Any]]]) -> None:
     for k in range(max(map(len, everyone), default=0)):
         values: dict[str, list[int]] = {}
         for rank, said in enumerate(everyone):
-            values.setdefault("{} {!r}".format(*said[k]) if k < len(said) else "nothing more", []).append(rank)
+            values.setdefault(f"{said[k][0]} {plain(said[k][1])!r}" if k < len(said) else "nothing more", []).append(
+                rank
+            )
         if len(values) > 1:
             differing = "; ".join(f"{ranks(which)} {value}" for value, which in values.items())
             raise ValueError(f"{differing}: expected the same on all ranks")
 
 
+def plain(value: Any) -> Any:
+    """Return a value as ranks compare it: numbers by what they are worth, whoever made them, and tuples as lists."""
+    if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
+        value = value.item()
+    if isinstance(value, list | tuple):
+        return [plain(x) for x in value]
+    if isinstance(value, dict):
+        return {key: plain(x) for key, x in value.items()}
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def shown(value: Any) -> str:
+    """Return what ranks compare an option by: a function's name, for its address is every process's own."""
+    if isinstance(value, dict):
+        return str({key: shown(x) for key, x in value.items()})
+    if isinstance(value, partial):
+        return f"{shown(value.func)} with {plain(value.args)}, {plain(value.keywords)}"
+    name = getattr(value, "__qualname__", None)
+    if name is None and getattr(type(value), "__repr__", None) is object.__repr__:
+        name = type(value).__qualname__
+    return repr(plain(value)) if name is None else f"the function {name}"
+
+
 def word(said: Any) -> int:
     """Return 8 bytes, never 0, that stand for what a rank says: as `agree` compares it, by how it is shown."""
-    return 1 + int.from_bytes(blake2b(repr(said).encode(), digest_size=8).digest()) // 4
+    return 1 + int.from_bytes(blake2b(repr(plain(said)).encode(), digest_size=8).digest()) // 4
 
 
 def together(engine: Engine, check: Callable[[], Any]) -> list[Any]:

@@ -33,7 +33,7 @@ class Arriving:
         self._rank, self._ranks = engine.rank, engine.size
         self._waiting = [(k, at) for k, of_buffer in enumerate(cuts) for at in range(len(of_buffer))]
         self._filling: dict[tuple[int, int], Filling] = {}
-        self._under_way: list[tuple[int, int, Wait, dict[int, Array]]] = []
+        self._under_way: list[tuple[int, int, Array, Wait, dict[int, Array]]] = []
         self._parts: dict[tuple[int, int], dict[int, Array]] = {}  # by bucket and rank, what has arrived
         self._dtypes: dict[int, str] = {}  # by buffer
         self.lacking = list(buffers.structure.names)  # the paths of the leaves that are still to come
@@ -76,16 +76,24 @@ class Arriving:
                 values = self._filling.pop((k, at)).values
                 bounds = [place - cut[0] for place in cut]
                 begun = self._exchange.swap_bucket((0, k, at), bounds, values, range(self._ranks), values.dtype)
-                self._under_way.append((k, at, *begun))
+                self._under_way.append((k, at, values, *begun))
             self._waiting.pop()
             if len(self._under_way) > IN_FLIGHT:
                 self._settle()
 
     def _settle(self) -> None:
         """Wait for the bucket that has been under way longest, and keep of what was sent this rank's own part alone."""
-        k, at, wait, parts = self._under_way.pop(0)
+        k, at, _, wait, parts = self._under_way.pop(0)
         wait()
         self._parts[k, at] = {rank: x.copy() if rank == self._rank else x for rank, x in parts.items()}
+
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes of gradients that wait to be sent, are under way, or are this rank's own part."""
+        leaving = [filling.values for filling in self._filling.values()] + [
+            values for _, _, values, *_ in self._under_way
+        ]
+        return sum(x.nbytes for x in (*leaving, *(parts[self._rank] for parts in self._parts.values())))
 
     @property
     def begun(self) -> dict[tuple[int, int], str]:
@@ -107,7 +115,7 @@ class Arriving:
                 values = self._buffers.home.allocate(cut[-1] - cut[0], FLOATS[dtype].dtype)
                 bounds = [place - cut[0] for place in cut]
                 parts = self._exchange.swap_bucket((0, k, at), bounds, values, range(self._ranks), values.dtype)
-                self._under_way.append((k, at, *parts))
+                self._under_way.append((k, at, values, *parts))
         while self._under_way:
             self._settle()
 

@@ -5,19 +5,26 @@ from __future__ import annotations
 from typing import Any
 
 from fastadam import kernels
-from fastadam.distributed.buffers import shown
+from fastadam.checks import at_count
+from fastadam.distributed.agreement import shown
 from fastadam.kernels.formats import SHORT
 from fastadam.optimizer import Optimizer
 
 REFUSED = "index_offset", "capturable"
 
 
-def described(groups: Any, t: int) -> list[tuple[str, Any]]:
-    """Return the numbers of the groups, which a program may have set on one rank alone."""
-    return [
-        (f"groups[{k}] with", f"{shown(vars(group._rule))}, max_norm {group.max_norm}, lr {float(group.lr_at(t + 1))}")
+def described(groups: Any, ema_decay: Any, t: int) -> list[tuple[str, Any]]:
+    """Return the numbers of the next step, which a program may have set on one rank alone, and its schedules say."""
+    said: list[tuple[str, Any]] = [
+        (
+            f"groups[{k}] with",
+            f"{shown(vars(group._rule))}, max_norm {shown(group.max_norm)}, lr {shown(group.lr_at(t + 1))}",
+        )
         for k, group in enumerate(groups)
     ]
+    if callable(ema_decay):
+        said.append(("ema_decay", at_count("ema_decay", ema_decay, t + 1, low=0, most=1)))
+    return said
 
 
 def sums_over_leaves(method: type[Optimizer], groups: Any, options: dict[str, Any]) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from fastadam.arrays.device import home_of
 from fastadam.arrays.flat import FlatBuffer
 from fastadam.arrays.host import Array, Memory, describe
 from fastadam.arrays.tree import Structure, Tree, container_of, rebuild
+from fastadam.distributed.agreement import shown
 from fastadam.group import is_grouped
 from fastadam.kernels.formats import FLOATS
 from fastadam.plans.chores import check_copies
@@ -24,7 +24,7 @@ class Buffer:
     group:  the number of their group.
     leaves: their numbers in the order of the tree.
     name:   what errors call them all. paths, shapes: of each array in it, a FlatBuffer's among them.
-    array:  (n,), on every rank the parameters as all hold them.
+    array:  (n,), on every rank the parameters as all hold them. lies_there: whether it is the user's.
     first:  the index of its first element among those of all buffers.
     """
 
@@ -45,7 +45,8 @@ class Buffer:
         self.n = sum(self._sizes)
         self._packed: Array | None = None  # where gradients are put end to end
         self.home = home_of(self._owners)
-        if len(leaves) == 1 and is_straight(self._owners[0]):
+        self.lies_there = len(leaves) == 1 and is_straight(self._owners[0])
+        if self.lies_there:
             self.array = flat_of(self._owners[0])  # where it lies: nothing is copied
             self.views = self._owners
         else:
@@ -65,6 +66,11 @@ class Buffer:
         self.array = values
         self.views = [view.reshape(getattr(x, "shape", (-1,))) for view, x in self._pieces(self.array)]
 
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes of the parameters, and of the room that gradients are put end to end in."""
+        return self.array.nbytes + (0 if self._packed is None else self._packed.nbytes)
+
     def flatten(self, leaves: Sequence[Any], name: str) -> Array | None:
         """Return these leaves end to end, where they lie if they are one array, else copied; None if all are None.
 
@@ -76,10 +82,8 @@ class Buffer:
             return None
         if any(missing):
             lacking, present = (self._names[missing.index(flag)] for flag in (True, False))
-            raise ValueError(
-                f"{name}{lacking} is None and {name}{present} is not: expected a gradient for all parameters of a "
-                "group and a dtype, or for none, as they are exchanged together"
-            )
+            both = f"{name}{lacking} is None and {name}{present} is not"
+            raise ValueError(f"{both}: expected arrays for all parameters of a group and a dtype, or for none of them")
         arrays = [self._checked(k, x, name) for k, x in enumerate(values)]
         for k, x in enumerate(arrays):
             if x.dtype != arrays[0].dtype:
@@ -172,11 +176,14 @@ class Buffers:
             leaf += count
         self._groups = [dict(item) for item in params] if self._grouped else [{}]
         self._given, self.home, self._arrays = trees, home, arrays
+        self._beside: tuple[Tree, list[Buffer]] | None = None
+        self._before: list[tuple[Array, Array]] = []  # arrays beside the parameters, and what they held when given
 
     def beside(self, tree: Tree, name: str) -> list[Buffer]:
         """Return other arrays like the parameters, of 16 bits each, as a buffer beside each of these.
 
-        The user's dicts and lists hold views of them then. Raises TypeError, ValueError that name what does not fit.
+        The user's dicts and lists hold views of them after `show`. Raises TypeError, ValueError naming what does not
+        fit.
         """
         names, leaves = self.structure.names, self.structure.flatten(tree, name)
         check_copies(self.home, names, self.structure.leaves, self._arrays, leaves)
@@ -189,8 +196,14 @@ class Buffers:
                     both = f"{name}{names[leaf]} is {other}, {name}{names[buffer.leaves[0]]} is {one}"
                     raise TypeError(f"{both}: expected one dtype beside all parameters of a group and a dtype")
         others = [Buffer(buffer.group, buffer.leaves, names, leaves, buffer.first) for buffer in self]
-        hold(tree, others)
+        self._beside = tree, others
+        self._before = [(other.array, other.array.copy()) for other in others if other.lies_there]
         return others
+
+    def undo(self) -> None:
+        """Give the user's arrays of `beside`, which an optimizer's constructor fills, their values back."""
+        for array, before in self._before:
+            array[...] = before
 
     def __iter__(self) -> Iterator[Buffer]:
         return iter(self._buffers)
@@ -223,6 +236,9 @@ class Buffers:
     def show(self) -> Tree:
         """Let the user's dicts and lists hold the views; returns a tree like the one given that does."""
         tree = hold(self._given, self)
+        if self._beside is not None:
+            hold(*self._beside)
+        self._before = []
         return [{**group, "params": x} for group, x in zip(self._groups, tree, strict=True)] if self._grouped else tree
 
     def by_group(self, of_buffers: Sequence[Any]) -> Any:
@@ -269,15 +285,3 @@ def put(tree: Tree, views: Tree) -> None:
             put(tree[key], views[key])
         elif not isinstance(tree, tuple):
             tree[key] = views[key]
-
-
-def shown(value: Any) -> str:
-    """Return what ranks compare an option by: a function's name, for its address is every process's own."""
-    if isinstance(value, dict):
-        return str({key: shown(x) for key, x in value.items()})
-    if isinstance(value, partial):
-        return f"{shown(value.func)} with {value.args}, {value.keywords}"
-    name = getattr(value, "__qualname__", None)
-    if name is None and getattr(type(value), "__repr__", None) is object.__repr__:
-        name = type(value).__qualname__  # an address is every process's own
-    return repr(value) if name is None else f"the function {name}"

@@ -41,8 +41,9 @@ class Exchange:
 
     @property
     def nbytes(self) -> int:
-        """Return the bytes that others' gradients are received into."""
-        return sum(x.nbytes for x in self._room.values())
+        """Return the bytes that others' gradients are received into, and of what has been accumulated."""
+        collected = [x for item in self._items for x in item.flats if x is not None]
+        return sum(x.nbytes for x in (*self._room.values(), *collected))
 
     def add(self, grads: Any, index: int | None) -> None:
         """Keep a micro-batch's gradients for the next step."""

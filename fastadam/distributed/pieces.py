@@ -44,16 +44,21 @@ class Pieces:
         ]
         values = [buffer.array for buffer in buffers]
         if init is not None:
-            given = buffers.flatten(init, "init")
-            values = [x for x in given if x is not None]
-            if len(values) < len(given):
-                raise ValueError("init has None, expected an array for each parameter")
+            tree_of_init = Structure(init)
+            for name, x in zip(tree_of_init.names, tree_of_init.leaves, strict=True):
+                if x is None:
+                    raise ValueError(f"init{name} is None, expected an array for each parameter")
+            values = [x for x in buffers.flatten(init, "init") if x is not None]
         self.described: list[tuple[str, Any]] = [
             ("values with the checksum", crc32(buffers.home.get(x).view(np.uint8).data)) for x in values
         ]
         self.owned = self._of_rank(values)
         self.copies: Any = None
         if copies is not None:
+            for buffer in buffers:
+                if buffer.array.dtype == np.float64:
+                    both = f"params{buffer.paths[0]} is float64 and copies is {copies!r}"
+                    raise TypeError(f"{both}: expected float32 or less, as owners keep float32")
             self.owned = [[buffers.rounded(x, np.float32) for x in pieces] for pieces in self.owned]
             for buffer, start in zip(buffers, values, strict=True):
                 buffer.hold(buffers.rounded(start, FLOATS[copies].dtype))

@@ -13,10 +13,10 @@ import numpy as np
 from fastadam.arrays.device import HOST
 from fastadam.arrays.tree import Structure, Tree, named
 from fastadam.checks import integer, number
-from fastadam.distributed.agreement import agree, together
+from fastadam.distributed.agreement import agree, shown, together
 from fastadam.distributed.arriving import Arriving
 from fastadam.distributed.asked import check, described, sums_over_leaves
-from fastadam.distributed.buffers import Buffers, shown
+from fastadam.distributed.buffers import Buffers
 from fastadam.distributed.collective import Collective
 from fastadam.distributed.engine import engine_of
 from fastadam.distributed.exchange import Exchange, Item
@@ -56,9 +56,9 @@ class Sharded(Collective):
     leaf is exchanged for itself then, and each rank's sums with it.
 
     Bytes per parameter on N ranks, see bytes_per_parameter: p for the parameters; (N - 1)/N·g to receive gradients of g
-    bytes into, which the step adds up as it reads them; s/N for the state, s being one process's; with copies 4/N for
-    the float32 parameters; with copy_to 2. Beside them are the program's own gradients, g: of those handed in by
-    `bucket` two buckets alone.
+    bytes into, which the step adds up as it reads them; g where several arrays' are put end to end; s/N for the state,
+    s being one process's; 4/N with copies for the float32 parameters; 2 with copy_to; what is accumulated: 4, of
+    float64 8, with "micro" g each. The program's own gradients are beside them: by `bucket` two buckets alone.
 
     A rank whose checking of its arguments fails makes all raise before anything has changed. What fails later, or a
     rank that dies, ends as the engine ends it: MPI ends the job, gloo's ranks raise RuntimeError.
@@ -81,12 +81,14 @@ class Sharded(Collective):
     ) -> None:  # fmt: skip
         self._engine, self._clearing = engine_of(communicator, timeout), options.pop("zero_grads", False)
         copy_to = options.pop("copy_to", None)
+        undo: list[Callable[[], None]] = []
 
         def build() -> list[tuple[str, Any]]:
             check(method, options, reproducible, copies, init, copy_to)
             groups = [{**item, "params": []} for item in params] if is_grouped(params) else []
             sums_first = sums_over_leaves(method, groups, options)
             self._buffers = Buffers(params, apart=sums_first)
+            undo.append(self._buffers.undo)
             where, carries = "host" if self._buffers.home is HOST else "device", self._engine.carries
             if where not in carries:
                 both = f"params lie on the {where}, communicator carries arrays of the {' and '.join(carries)}"
@@ -103,7 +105,12 @@ class Sharded(Collective):
             said += [(name, shown(x)) for name, x in sorted(options.items())]
             return [*said, *self._buffers.described, *self._pieces.described]
 
-        agree(together(self._engine, build))
+        try:
+            agree(together(self._engine, build))
+        except BaseException:
+            for each in undo:
+                each()
+            raise
         self._tree = self._buffers.show()
         if copy_to is not None:
             self._pieces.spread()
@@ -112,7 +119,7 @@ class Sharded(Collective):
         self._arriving: Arriving | None = None
         limits = [options.get("max_norm"), *(group.max_norm for group in self._opt.groups)]
         self._measuring = bool(options.get("skip_nonfinite")) or any(limit is not None for limit in limits)
-        self._stats = options.get("stats")
+        self._stats, self._ema_decay = options.get("stats"), options.get("ema_decay")
 
     @property
     def params(self) -> Tree:
@@ -143,8 +150,8 @@ class Sharded(Collective):
     def bytes_per_parameter(self) -> float:
         """Return how many bytes this rank holds for each parameter so far: parameters and copies, state, room for
         gradients."""
-        held = sum(x.nbytes for x in (*(buffer.array for buffer in self._buffers), *self._pieces.beside))
-        total: int = held + self.state_bytes + self._exchange.nbytes
+        of_gradients = self._exchange.nbytes + (0 if self._arriving is None else self._arriving.nbytes)
+        total: int = sum(x.nbytes for x in (*self._buffers, *self._pieces.beside)) + self.state_bytes + of_gradients
         return total / max(1, sum(buffer.n for buffer in self._buffers))
 
     def accumulate(self, grads: Tree, index: int | None = None) -> None:
@@ -209,7 +216,7 @@ class Sharded(Collective):
             if reduction not in ("mean", "sum"):
                 raise ValueError(f"reduction is {reduction!r}, expected 'mean' or 'sum'")
             said = [("grad_scale", grad_scale), ("reduction", reduction), ("t", self.t)]
-            said += described(self.groups, self.t)
+            said += described(self.groups, self._ema_decay, self.t)
             said += [("gradients by bucket", self._arriving is not None)]
             if self._arriving is not None:
                 if grads is not None:

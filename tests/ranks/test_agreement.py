@@ -119,7 +119,7 @@ UNLIKE_STEPS = {
     "dtype": (lambda opt, rank: opt.step(grads() if rank else {k: g.astype(np.float64) for k, g in grads().items()}),
               "rank 0 has as grads.* 'float64'; rank 1 has as grads.* 'float32'"),
     "scale": (lambda opt, rank: opt.step(grads(), grad_scale=1.0 + rank),
-              "rank 0 has grad_scale 1.0; rank 1 has grad_scale 2.0"),
+              "rank 0 has grad_scale 1; rank 1 has grad_scale 2"),
     "reduction": (lambda opt, rank: opt.step(grads(), reduction="sum" if rank else "mean"),
                   "rank 0 has reduction 'mean'; rank 1 has reduction 'sum'"),
 }  # fmt: skip
@@ -184,6 +184,67 @@ def test_a_number_set_on_one_rank_is_seen():
     assert together(2, work) == [0, 0]
 
 
+def alike(engine):
+    """Construction and a step with numbers that are worth the same on all ranks."""
+    one = engine.rank == 1
+    numbers = {"lr": np.float64(0.1) if one else 0.1, "betas": [0.5, np.float64(0.75)] if one else (0.5, 0.75),
+               "max_norm": 1 if one else 1.0, "weight_decay": 0 if one else 0.0}  # fmt: skip
+    opt = SHARDED(fa.AdamW, params(), engine, backend="numpy", seed=np.int64(3) if one else 3, **numbers)
+    opt.groups[0].lr = 1 if one else np.float64(1.0)
+    opt.step(grads(), grad_scale=np.float64(1.0) if one else 1)
+    return opt.t
+
+
+def test_numbers_are_compared_by_what_they_are_worth():
+    assert together(3, alike) == [1, 1, 1]
+    with pytest.raises(ValueError, match="rank 0 has seed 9007199254740993; rank 1 has seed 9007199254740992"):
+        agree([[("seed", 2**53 + 1)], [("seed", 2**53)]])
+    with pytest.raises(ValueError, match="rank 0 has skip True; rank 1 has skip 1"):
+        agree([[("skip", True)], [("skip", 1)]])
+
+
+def test_the_value_of_a_decay_by_schedule_is_agreed_on():
+    """The function has one name on both ranks, and another value from its second step on."""
+
+    def work(engine):
+        def decay(t):
+            return 0.5 + 0.25 * engine.rank * (t > 1)
+
+        p = params()
+        opt = SHARDED(fa.AdamW, p, engine, backend="numpy", ema_decay=decay)
+        opt.step(grads())
+        before = {name: x.copy() for name, x in p.items()}
+        with pytest.raises(ValueError, match=r"rank 0 has ema_decay 0\.5; rank 1 has ema_decay 0\.75"):
+            opt.step(grads())
+        assert all((p[name] == x).all() for name, x in before.items())
+        return opt.t
+
+    assert together(2, work) == [1, 1]
+
+
+@pytest.mark.parametrize("kind", ["tree", "array", "buffer"])
+@pytest.mark.parametrize("reason", ["lr", "options"])
+def test_copies_are_left_as_they_were_where_construction_is_refused(kind, reason):
+    """By one rank whose lr is wrong, or by all, whose lr differ: the same arrays with the same values."""
+
+    def work(engine):
+        tree = {name: np.full(x.shape, 7, np.float16) for name, x in params().items()}
+        given = {"tree": tree, "array": tree["w"], "buffer": fa.FlatBuffer(tree)}[kind]
+        p = {"tree": params(), "array": params()["w"], "buffer": fa.FlatBuffer(params())}[kind]
+        arrays = dict(tree)
+        lr = {"lr": -1.0 if engine.rank == 1 else 0.1, "options": 0.1 + engine.rank}[reason]
+        with pytest.raises((ValueError, RuntimeError)):
+            SHARDED(fa.AdamW, p, engine, lr=lr, copy_to=given, backend="numpy")
+        assert all(tree[name] is x and (x == 7).all() for name, x in arrays.items())
+        assert kind != "buffer" or (given.array == 7).all()
+        opt = SHARDED(fa.AdamW, p, engine, lr=0.1, copy_to=given, backend="numpy")
+        filled = given.array if kind == "buffer" else tree["w"]
+        assert (filled == 1).all()
+        return opt.t
+
+    assert together(2, work) == [0, 0]
+
+
 def test_hooks_refuse():
     opt = SHARDED(fa.SGD, params(), lr=0.5)
     with pytest.raises(ValueError, match=r"leaves has \"\['x'\]\""):
@@ -243,6 +304,10 @@ class Comm:
         (ValueError, "stats is 'leaf'", lambda: SHARDED(fa.AdamW, params(), stats="leaf")),
         (ValueError, "reproducible is 'yes'", lambda: SHARDED(fa.AdamW, params(), reproducible="yes")),
         (ValueError, "copies is 'float32', expected one of", lambda: SHARDED(fa.AdamW, params(), copies="float32")),
+        (ValueError, r"init\['b'\] is None, expected an array for each parameter",
+         lambda: SHARDED(fa.AdamW, params(), copies="float16", init={**params(), "b": None})),
+        (TypeError, r"params\['w'\] is float64 and copies is 'float16': expected float32 or less",
+         lambda: SHARDED(fa.AdamW, {"w": np.ones(3)}, copies="float16")),
         (ValueError, "init is given", lambda: SHARDED(fa.AdamW, params(), init=params())),
         (ValueError, r"params\['b'\] and params\['w'\] share memory",
          lambda: SHARDED(fa.AdamW, dict.fromkeys("wb", np.ones(3)))),

@@ -1,5 +1,7 @@
 """1 to 4 ranks have the bits of one process: every kernel, format and chore, with buckets so small that each boundary
-is crossed. Ranks are threads here; test_mpi.py and test_gloo.py have processes."""
+is crossed. Ranks are threads here; test_processes.py has processes."""
+
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -397,6 +399,47 @@ def test_bytes_travel_once():
     # SGD has no state; 3 of the 5 blocks are the first rank's, and each has room for the other's part of its own
     assert together(2, work) == [(4 * N + 4 * 3072) / N, (4 * N + 4 * (N - 3072)) / N]
     assert rooms[0].carried == 2 * 4 * N
+
+
+MEMORY = {
+    "one array": ({}, lambda opt, grads, number: opt.step(grads["a"])),
+    "a tree": ({"moments": "8bit", "max_norm": 1.0}, lambda opt, grads, number: opt.step(grads)),
+    "copies": ({"copies": "bfloat16"}, lambda opt, grads, number: opt.step(grads)),
+    "accumulated": ({}, lambda opt, grads, number: opt.accumulate(grads)),
+    "micro": ({"reproducible": "micro"}, lambda opt, grads, number: opt.accumulate(grads, index=number)),
+    "by bucket": ({"bucket": 1 << 16}, lambda opt, grads, number: opt.bucket("['b']")(grads["b"])),
+}
+
+
+@pytest.mark.parametrize("case", MEMORY)
+def test_bytes_per_parameter_are_those_that_were_allocated(case):
+    """All that two ranks allocate from NumPy while they are made and used, beside the program's own arrays."""
+    n, (chosen, use) = 1 << 18, MEMORY[case]
+    sizes = {"a": n} if case == "one array" else {"a": n // 2, "b": n // 2}
+    trees = [
+        [{name: np.ones(size, np.float32) for name, size in sizes.items()} for _ in range(2)] for _ in range(2)
+    ]  # of each rank the parameters and the gradients
+
+    def work(engine):
+        params, grads = trees[engine.rank]
+        given = params["a"] if case == "one array" else params
+        opt = fa.distributed.Sharded(fa.AdamW, given, engine, backend="numpy", **chosen)
+        for k in range(2):
+            if case != "by bucket" or k == 0:
+                use(opt, grads, 2 * k + engine.rank)
+        return opt, opt.bytes_per_parameter
+
+    tracemalloc.start()
+    try:
+        results = together(2, work)
+        traced = tracemalloc.take_snapshot().filter_traces([tracemalloc.DomainFilter(True, np.lib.tracemalloc_domain)])
+        allocated = sum(one.size for one in traced.statistics("filename"))
+    finally:
+        tracemalloc.stop()
+    said = sum(each * n for _, each in results)
+    where_it_lay = 2 * 4 * n if case == "one array" else 0  # which was allocated before
+    # a page of each array, and what is small
+    assert said - where_it_lay <= allocated <= said - where_it_lay + 200_000
 
 
 def test_one_flipped_bit_is_seen():

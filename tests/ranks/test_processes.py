@@ -44,6 +44,24 @@ def test_what_an_optimizer_sends_meets_no_other_message():
     assert (status, sorted(output.split("\n"))) == (0, ["", "rank 0: apart", "rank 1: apart"])
 
 
+VERSIONS = """
+import numpy as np, fastadam as fa
+from mpi4py import MPI
+fa.__version__ = f"0.{MPI.COMM_WORLD.rank // 2}"
+try:
+    fa.distributed.Sharded(fa.AdamW, np.ones(5), MPI.COMM_WORLD)
+except ValueError as error:
+    print(error, flush=True)
+"""
+
+
+def test_ranks_with_another_version_are_named(tmp_path):
+    (tmp_path / "versions.py").write_text(VERSIONS)
+    status, output = mpi(3, tmp_path / "versions.py")
+    said = "ranks 0, 1 have fastadam '0.0'; rank 2 has fastadam '0.1': expected the same on all ranks"
+    assert (status, output) == (0, 3 * f"{said}\n")
+
+
 def test_the_guide_runs_on_three_ranks(tmp_path):
     text = (HERE.parents[1] / "fastadam" / "distributed" / "README.md").read_text(encoding="utf-8")
     (tmp_path / "guide.py").write_text("\n".join(re.findall(r"```python\n(.*?)```", text, re.S)))
