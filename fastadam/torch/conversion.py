@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import prod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ WRAPPED = "__bnb_optimizer_quant_state__"  # where bitsandbytes keeps what load_
 TAKEN = (
     "lr", "betas", "eps", "weight_decay", "momentum", "alpha", "amsgrad", "bias_correction", "train_mode",
     "beta3", "decouple", "use_bias_correction", "safeguard_warmup", "d0", "d_coef", "growth_rate", "d", "d_max",
-    "d_numerator",
+    "d_numerator", "t_alpha", "t_beta3",
 )  # fmt: skip
 
 
@@ -112,6 +112,7 @@ def load_state_from(opt: Fast, state: dict[str, Any]) -> None:
             asked = f"state['param_groups'][{k}]['bias_correction'] is {group['bias_correction']}"
             raise ValueError(f"{asked}, expected True: {type(opt).__name__} never leaves the correction out")
         target.update({name: group[name] for name in TAKEN if name in group and name in target})
+        target.update({name: 0.0 for name in ("t_alpha", "t_beta3") if group.get(name, 0) is None})  # no warm-up there
         for at, at_theirs, p in zip(target["params"], group["params"], opt.param_groups[k]["params"], strict=True):
             if at_theirs in state["state"]:
                 taken[at] = _one(opt, f"state['state'][{at_theirs}]", state["state"][at_theirs], group, p)
@@ -129,13 +130,14 @@ def _one(opt: Fast, where: str, theirs: dict[str, Any], group: dict[str, Any], p
             dtype = torch.float32 if name == "step" else torch.float64
             taken[name] = torch.tensor(float(x), dtype=dtype, device="cpu")
     keys = list(opt.slots.values())
-    for k, key in enumerate(keys, start=1):
-        if f"state{k}" in theirs:  # bitsandbytes numbers them
-            taken[key] = _decoded(theirs, str(k), p)
-        elif key in theirs:
-            taken[key] = theirs[key].detach().clone()
     averages, slots = opt.rule.averages, kernels.ALL[opt.rule.kernel].slots
     always = [opt.slots[x.name] for x in slots if not x.optional or x.name in averages] or keys[:1]
+    numbered = [str(k) for k in range(1, len(keys) + 1) if f"state{k}" in theirs]  # by bitsandbytes
+    values = [x for k in numbered for x in _decoded(theirs, k, p)]
+    if len(values) > len(always):
+        raise ValueError(f"{where} has {len(values)} slots, expected {len(always)} of {type(opt).__name__}")
+    taken |= zip(keys, values, strict=False)
+    taken |= {key: theirs[key].detach().clone() for key in keys if key in theirs and key not in taken}
     needed = [*always, *(["max_exp_avg_sq"] if group.get("amsgrad") else [])]
     if lacking := [key for key in needed if key not in taken]:
         other = f"state{keys.index(lacking[0]) + 1}"
@@ -149,18 +151,23 @@ def _one(opt: Fast, where: str, theirs: dict[str, Any], group: dict[str, Any], p
     return taken
 
 
-def _decoded(theirs: dict[str, Any], k: str, p: Any) -> Any:
+def _decoded(theirs: dict[str, Any], k: str, p: Any) -> Sequence[Any]:
     """Return bitsandbytes' state: float32, or codes into a table, times one scale for each block in the order of
-    memory."""
+    memory; of AdEMAMix's two means, which are one state, each."""
     codes = theirs[f"state{k}"].detach()
+    many, rest = divmod(codes.numel(), max(1, p.numel()))
+    many = 1 if rest else max(1, many)
+    codes = codes.reshape(many, -1)
     if codes.is_floating_point():
-        return codes.clone()
+        return [*codes.clone()]
     if lacking := [key for key in (f"qmap{k}", f"absmax{k}") if key not in theirs]:
         raise ValueError(f"state{k} is of 8 bits and has no {lacking[0]!r}")
     table, scales = theirs[f"qmap{k}"].float(), theirs[f"absmax{k}"].float()
-    n = prod(codes.shape)
-    block = next((size for size in (256, 2048, 4096) if -(-n // size) == scales.numel()), None)
+    n = codes.shape[1]
+    block = next((size for size in (256, 2048, 4096) if many * -(-n // size) == scales.numel()), None)
     if block is None:
-        raise ValueError(f"absmax{k} has {scales.numel()} scales for {n} codes, expected one for each 256 or 2,048")
-    values = table[codes.reshape(-1).long()]
-    return (values * scales.repeat_interleave(block)[:n]).reshape(p.shape)
+        raise ValueError(
+            f"absmax{k} has {scales.numel()} scales for {codes.numel()} codes, expected one for each 256 or 2,048"
+        )
+    values = scales.reshape(many, -1).repeat_interleave(block, dim=1)[:, :n]
+    return [*(table[codes.long()] * values)]

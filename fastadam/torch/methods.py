@@ -65,8 +65,8 @@ class Newcomer(Fast, torch.optim.Optimizer):
             names = [each.name for each in fields(self.rule) if each.init and each.name not in self.extras]
             if lacking := [name for name in names if name in self.defaults and name not in group]:
                 raise ValueError(
-                    f"state_dict['param_groups'][{k}] has no {lacking[0]!r}, expected the state of a "
-                    f"{type(self).__name__} of fastadam.torch: load_state_from takes what other libraries keep"
+                    f"state_dict['param_groups'][{k}] has no {lacking[0]!r}, expected the state of "
+                    f"fastadam.torch.{type(self).__name__}: load_state_from takes what other libraries keep"
                 )
         super().__setstate__(state)
 

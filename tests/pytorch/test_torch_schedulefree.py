@@ -60,7 +60,7 @@ def test_steps_and_modes_are_the_packages(name):
     assert other.param_groups[0]["train_mode"] is False
     q2 = Parameter(p.detach().clone())
     p3, loaded = made(name, p.detach())
-    with pytest.raises(ValueError, match=rf"has no 'maximize', expected the state of a {name} .*: load_state_from"):
+    with pytest.raises(ValueError, match=rf"has no 'maximize', expected the state of .*{name}: load_state_from"):
         loaded.load_state_dict(theirs.state_dict())
     step(loaded, p3, grads[0])  # as it was
     again = getattr(package, METHODS[name][0])([q2], foreach=False)

@@ -152,6 +152,37 @@ def test_load_state_from_bitsandbytes(bits):
     assert b.state[q]["step"].item() == 3
 
 
+@pytest.mark.parametrize("bits", [32, 8])
+def test_load_state_from_takes_means_that_are_one_state(bits):
+    """As bitsandbytes' AdEMAMix keeps them, warm-ups it does without being None; blocks begin with each mean."""
+    generator, start = torch.Generator().manual_seed(1), torch.ones(300)
+    means, squares = torch.randn(2, 300, generator=generator), torch.rand(300, generator=generator)
+    state = {"step": 3, "state1": means, "state2": squares}
+    if bits == 8:
+        table = torch.linspace(-1, 1, 256)
+        codes = {k: torch.randint(0, 256, x.shape, generator=generator) for k, x in ((1, means), (2, squares))}
+        scales = {1: torch.tensor([[1.0, 2.0], [3.0, 4.0]]), 2: torch.tensor([5.0, 6.0])}
+        state = {"step": 3} | {f"state{k}": x.to(torch.uint8) for k, x in codes.items()}
+        state |= {f"absmax{k}": x for k, x in scales.items()} | {f"qmap{k}": table for k in scales}
+        wide = {k: x.repeat_interleave(256, dim=-1)[..., :300] for k, x in scales.items()}
+        means, squares = (table[codes[k]] * wide[k] for k in (1, 2))
+    group = {"lr": 0.5, "betas": (0.8, 0.9, 0.99), "alpha": 3.0, "t_alpha": None, "t_beta3": 70, "eps": 1e-6,
+             "weight_decay": 0.1, "params": [0]}  # fmt: skip
+    opt = fat.AdEMAMix([Parameter(start)], t_alpha=5.0)
+    theirs = {"state": {0: state}, "param_groups": [group]}
+    with pytest.raises(ValueError, match=r"has no 'maximize', expected the state of .*AdEMAMix: load_state_from"):
+        opt.load_state_dict(theirs)
+    fat.load_state_from(opt, theirs)
+    own = opt.state[opt.param_groups[0]["params"][0]]
+    assert all(torch.equal(own[key], x) for key, x in zip(("exp_avg", "exp_avg_slow"), means, strict=True))
+    assert torch.equal(own["exp_avg_sq"], squares)
+    assert {name: opt.param_groups[0][name] for name in group if name != "params"} == {
+        name: 0.0 if x is None else x for name, x in group.items() if name != "params"
+    }
+    with pytest.raises(ValueError, match=r"state\['state'\]\[0\] has 3 slots, expected 2 of Adam"):
+        fat.load_state_from(fat.Adam([Parameter(start)]), theirs)
+
+
 def test_load_state_from_refuses_unknown_layouts():
     opt = fat.Adam(parameters())
     group = opt.state_dict()["param_groups"]
