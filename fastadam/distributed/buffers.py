@@ -24,7 +24,7 @@ class Buffer:
     group:  the number of their group.
     leaves: their numbers in the order of the tree.
     name:   what errors call them all. paths, shapes: of each array in it, a FlatBuffer's among them.
-    array:  (n,), on every rank the parameters as all hold them. lies_there: whether it is the user's.
+    array:  (n,), on every rank the parameters as all hold them. borrowed: whether it is the user's.
     first:  the index of its first element among those of all buffers.
     """
 
@@ -45,8 +45,8 @@ class Buffer:
         self.n = sum(self._sizes)
         self._packed: Array | None = None  # where gradients are put end to end
         self.home = home_of(self._owners)
-        self.lies_there = len(leaves) == 1 and is_straight(self._owners[0])
-        if self.lies_there:
+        self.borrowed = len(leaves) == 1 and is_straight(self._owners[0])
+        if self.borrowed:
             self.array = flat_of(self._owners[0])  # where it lies: nothing is copied
             self.views = self._owners
         else:
@@ -197,7 +197,7 @@ class Buffers:
                     raise TypeError(f"{both}: expected one dtype beside all parameters of a group and a dtype")
         others = [Buffer(buffer.group, buffer.leaves, names, leaves, buffer.first) for buffer in self]
         self._beside = tree, others
-        self._before = [(other.array, other.array.copy()) for other in others if other.lies_there]
+        self._before = [(other.array, other.array.copy()) for other in others if other.borrowed]
         return others
 
     def undo(self) -> None:

@@ -17,7 +17,7 @@ from fastadam.distributed.cuts import cuts
 from fastadam.distributed.engine import Engine
 from fastadam.group import is_grouped
 from fastadam.kernels.chores import BLOCK, nodes
-from fastadam.kernels.formats import FLOATS
+from fastadam.kernels.formats import FLOAT64, FLOATS, format_of
 from fastadam.plans.measured import LeafSums, Measured
 
 
@@ -56,7 +56,7 @@ class Pieces:
         self.copies: Any = None
         if copies is not None:
             for buffer in buffers:
-                if buffer.array.dtype == np.float64:
+                if format_of(buffer.array.dtype) is FLOAT64:
                     both = f"params{buffer.paths[0]} is float64 and copies is {copies!r}"
                     raise TypeError(f"{both}: expected float32 or less, as owners keep float32")
             self.owned = [[buffers.rounded(x, np.float32) for x in pieces] for pieces in self.owned]

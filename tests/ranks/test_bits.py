@@ -427,7 +427,7 @@ def test_bytes_per_parameter_are_those_that_were_allocated(case):
         for k in range(2):
             if case != "by bucket" or k == 0:
                 use(opt, grads, 2 * k + engine.rank)
-        return opt, opt.bytes_per_parameter
+        return opt, opt.bytes_per_parameter, engine._room
 
     tracemalloc.start()
     try:
@@ -436,10 +436,11 @@ def test_bytes_per_parameter_are_those_that_were_allocated(case):
         allocated = sum(one.size for one in traced.statistics("filename"))
     finally:
         tracemalloc.stop()
-    said = sum(each * n for _, each in results)
+    said = sum(each * n for _, each, _ in results)
     where_it_lay = 2 * 4 * n if case == "one array" else 0  # which was allocated before
-    # a page of each array, and what is small
-    assert said - where_it_lay <= allocated <= said - where_it_lay + 200_000
+    on_the_way = results[0][2].carried if case == "by bucket" else 0  # copies of the threads' that nobody has taken yet
+    # a page or two of each array, and what is small; the least of what is counted is 500,000
+    assert said <= allocated + where_it_lay - on_the_way <= said + 300_000
 
 
 def test_one_flipped_bit_is_seen():
