@@ -75,6 +75,8 @@ class Fused:
     """
 
     def __init__(self, rule: Rule, options: FusedOptions, inputs: Inputs | None = None, mask: Any = None) -> None:
+        if not isinstance(rule, Rule):
+            raise TypeError(f"rule is {rule!r}, expected one of fastadam.rules with its hyperparameters")
         self.rule, self.options, self._inputs, self._mask = rule, options, dict(inputs or {}), mask
         self._kernel = kernels.ALL[rule.kernel].switched(rule.options)
         if self._kernel.summed(rule.options):
@@ -108,21 +110,25 @@ class Fused:
 
         grads: a tree like params, floats of any width. lr: this step's, a number or an array, instead of the rule's.
         grad_scale: a number or an array that multiplies the gradients first.
-        Raises TypeError, ValueError naming the leaf; NotImplementedError where max_norm would be of parts of gradients,
-        under shard_map. Coefficients that are not finite raise XLA's error as it runs.
+        Raises TypeError, ValueError naming the leaf, or what of the state init has not made for such params;
+        NotImplementedError where max_norm would be of parts of gradients, under shard_map. Coefficients that are not
+        finite raise XLA's error as it runs.
         """
         leaves, names, tree = self._flattened(params)
         gradients = self._gradients(leaves, names, tree, grads)
         if self.options.max_norm is not None:
             _check_whole(names, gradients)
         layout = self._layout(leaves, names)
+        self._check_state(state, layout)
         decays = self._decays(params, tree, len(leaves))
         at_call = {"lr": lr, "grad_scale": grad_scale}
         given = {**self._inputs, **{name: x for name, x in at_call.items() if x is not None}}
         key = avals(leaves), avals(gradients), tuple(decays), tuple(given)
         if key not in self._calls:
             self._calls[key] = self._call(layout, gradients, decays, list(given))
-        inputs = [_scalar(x(state.count) if callable(x) else x) for x in given.values()]
+        inputs = [
+            _scalar(f"{name}(count)", x(state.count)) if callable(x) else _scalar(name, x) for name, x in given.items()
+        ]
         numbers = [state.carried[name] for name in self.rule.carried]  # JAX sorts the keys of dicts
         streams = [x for name in layout.arrays for x in state.streams[name]]
         count, *results = self._calls[key](*inputs, state.count, *numbers, *leaves, *streams, *gradients)
@@ -144,35 +150,58 @@ class Fused:
         """Return the leaves of a tree of parameters, their paths, and its structure."""
         paths, tree = jax.tree_util.tree_flatten_with_path(params)
         names = [jax.tree_util.keystr(path) for path, _ in paths]
-        leaves = [x for _, x in paths]
-        for name, x in zip(names, leaves, strict=True):
-            if not hasattr(x, "dtype") or np.dtype(x.dtype).name not in FLOATS:
-                raise TypeError(f"params{name} is {_described(x)}, expected an array of {', '.join(FLOATS)}")
+        leaves = []
+        for name, (_, x) in zip(names, paths, strict=True):
+            leaves.append(_floats(x, f"params{name} is {_described(x)}"))
             _check_platform(name, x)
         check_representable(self.rule, compute(leaves[0].dtype) if leaves else np.float32)
         return leaves, names, tree
 
     def _gradients(self, leaves: Sequence[Any], names: Sequence[str], tree: Any, grads: Any) -> list[Any]:
-        gradients: list[Any] = tree.flatten_up_to(grads)
-        for name, p, g in zip(names, leaves, gradients, strict=True):
+        gradients = []
+        for name, p, g in zip(names, leaves, _matched("grads", tree, grads), strict=True):
             both = f"grads{name} is {_described(g)}, params{name} is {_described(p)}"
-            if not hasattr(g, "dtype") or np.dtype(g.dtype).name not in FLOATS:
-                raise TypeError(f"{both}: expected an array of {', '.join(FLOATS)}")
+            gradients.append(_floats(g, both))
             if tuple(g.shape) != tuple(p.shape):
                 raise ValueError(f"{both}: expected one shape")
         return gradients
 
+    def _check_state(self, state: Any, layout: StateLayout) -> None:
+        """Refuse a state that does not lie as init lays it out: native code walks by that layout alone."""
+        if not isinstance(state, FusedState):
+            raise TypeError(f"state is {type(state).__name__}, expected a FusedState, which init returns")
+        for field, given, names in (
+            ("carried", state.carried, self.rule.carried), ("streams", state.streams, layout.arrays)
+        ):  # fmt: skip
+            if set(given) != set(names):
+                raise ValueError(
+                    f"state.{field} has {sorted(given)}, expected {sorted(names)}, as init gives for params"
+                )
+        arrays = [("count", state.count, "int32()")]
+        arrays += [(f"carried[{name!r}]", x, "uint32(2,)") for name, x in state.carried.items()]
+        for name, lies in layout.arrays.items():
+            if len(state.streams[name]) != len(lies):
+                raise ValueError(
+                    f"state.streams[{name!r}] has {len(state.streams[name])} arrays, expected {len(lies)}, as init "
+                    "gives for params"
+                )
+            for k, (x, lie) in enumerate(zip(state.streams[name], lies, strict=True)):
+                arrays.append((f"streams[{name!r}][{k}]", x, _described(lie)))
+        for name, x, expected in arrays:
+            if _described(x) != expected:
+                raise ValueError(f"state.{name} is {_described(x)}, expected {expected}, as init gives for params")
+
     def _layout(self, leaves: Sequence[Any], names: Sequence[str]) -> StateLayout:
         key = avals(leaves)
         if key not in self._layouts:
-            like = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves]
+            like = [np.broadcast_to(np.zeros((), x.dtype), x.shape) for x in leaves]
             self._layouts[key] = StateLayout(self._kernel, self._asked, like, names, self.options.pool_below)
         return self._layouts[key]
 
     def _decays(self, params: Any, tree: Any, n: int) -> list[bool]:
         """Return per leaf whether its weight decays."""
         mask = self._mask(params) if callable(self._mask) else self._mask
-        return [True] * n if mask is None else [bool(x) for x in tree.flatten_up_to(mask)]
+        return [True] * n if mask is None else [bool(x) for x in _matched("mask", tree, mask)]
 
     def _call(
         self, layout: StateLayout, gradients: Sequence[Any], decays: Sequence[bool], given: Sequence[str]
@@ -214,12 +243,33 @@ class Fused:
 
 
 def _described(x: Any) -> str:
-    return f"{np.dtype(x.dtype)}{tuple(x.shape)}" if hasattr(x, "dtype") else type(x).__name__
+    return f"{x.dtype}{tuple(x.shape)}" if hasattr(x, "dtype") else type(x).__name__
 
 
-def _scalar(x: Any) -> Any:
+def _floats(x: Any, described: str) -> Any:
+    """Return an array of floats as XLA will have it: where JAX has no float64, NumPy's are float32."""
+    if not hasattr(x, "dtype") or str(x.dtype) not in FLOATS:
+        raise TypeError(f"{described}, expected an array of {', '.join(FLOATS)}")
+    return jnp.asarray(x) if isinstance(x, (np.ndarray, np.generic)) else x
+
+
+def _matched(name: str, tree: Any, x: Any) -> list[Any]:
+    """Return what a tree like the parameters has at their leaves."""
+    try:
+        return tree.flatten_up_to(x)  # type: ignore[no-any-return]
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name} is not a tree like params: {error}") from None
+
+
+def _scalar(name: str, x: Any) -> Any:
     """Return a number as an array of float64 where JAX has that, else of float32."""
-    return jnp.asarray(x, jnp.float64 if jnp.asarray(x).dtype == jnp.float64 else jnp.float32).reshape(())
+    try:
+        array = jnp.asarray(x)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} is {x!r}, expected a number") from None
+    if array.size != 1 or jnp.iscomplexobj(array):
+        raise TypeError(f"{name} is {_described(array)}, expected a real number")
+    return jnp.asarray(array, jnp.float64 if array.dtype == jnp.float64 else jnp.float32).reshape(())
 
 
 def _check_whole(names: Sequence[str], gradients: Sequence[Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ class Stepped:
     """Stands where optax has an update: p + it is the parameter after the step, which has been worked out already."""
 
     __slots__ = "new", "old"
+    __array_ufunc__ = None  # a NumPy array, too, leaves the sum to __radd__
 
     def __init__(self, new: Any, old: Any) -> None:
         self.new, self.old = new, old
@@ -36,7 +38,7 @@ class Stepped:
     def _refuse(self, *_: Any) -> Any:
         raise TypeError(READ)
 
-    __neg__ = __mul__ = __rmul__ = __sub__ = __rsub__ = __truediv__ = __abs__ = astype = _refuse
+    __neg__ = __mul__ = __rmul__ = __sub__ = __rsub__ = __truediv__ = __abs__ = __array__ = astype = _refuse
     shape = property(lambda self: self.new.shape)
     dtype = property(lambda self: self.new.dtype)
     ndim = property(lambda self: self.new.ndim)
@@ -110,7 +112,13 @@ def transform(rule: Rule, *, mask: Any = None, **options: Any) -> Transformation
 
 def _options(given: dict[str, Any]) -> FusedOptions:
     # optax.inject_hyperparams hands the keywords of **options on as one argument of that name.
-    return FusedOptions(**(given["options"] if given.keys() == {"options"} else given))
+    options = given["options"] if given.keys() == {"options"} else given
+    names = [field.name for field in fields(FusedOptions)]
+    if unknown := [name for name in options if name not in names]:
+        raise TypeError(
+            f"{unknown[0]} is {options[unknown[0]]!r}, expected no such option, but any of {', '.join(names)}"
+        )
+    return FusedOptions(**options)
 
 
 def _by(kind: type[Rule], hyperparameters: dict[str, Any], options: dict[str, Any], mask: Any = None) -> Transformation:
@@ -135,12 +143,21 @@ def _with_dtype(slot: str, dtype: Any, options: dict[str, Any]) -> dict[str, Any
     return {**options, "moments": {slot: np.dtype(dtype).name}}
 
 
+def _check_absent(**given: Any) -> None:
+    """Refuse what optax's Adam has and the kernel has not, unless it is 0; an injected number may be any."""
+    for name, x in given.items():
+        if x is not None and (isinstance(x, jax.core.Tracer) or x != 0):
+            raise NotImplementedError(f"{name} is {x}, expected 0: only optax's own optimizers have it")
+
+
 def adam(
-    learning_rate: Any, b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-8, mu_dtype: Any = None, **options: Any
-) -> Transformation:
+    learning_rate: Any, b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-8, eps_root: Any = None, mu_dtype: Any = None,
+    *, nesterov: bool = False, **options: Any,
+) -> Transformation:  # fmt: skip
     """Return what optax.adam stands for, in its equation and with its defaults.
 
-    learning_rate: a number, an array, or a function of the count of steps taken. options: see transform.
+    learning_rate: a number, an array, or a function of the count of steps taken. eps_root, nesterov: none but 0 and
+        False are taken. options: see transform.
 
     >>> import optax
     >>> params = jnp.ones(3)
@@ -149,13 +166,14 @@ def adam(
     >>> optax.apply_updates(params, updates).round(6).tolist()
     [0.75, 0.75, 0.75]
     """
+    _check_absent(eps_root=eps_root, nesterov=nesterov)
     numbers = {"lr": learning_rate, "b1": b1, "b2": b2, "eps": eps}
     return _by(rules.Adam, numbers, _with_dtype("m", mu_dtype, options))
 
 
 def adamw(
-    learning_rate: Any, b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-8, mu_dtype: Any = None,
-    weight_decay: Any = 1e-4, mask: Any = None, **options: Any,
+    learning_rate: Any, b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-8, eps_root: Any = None, mu_dtype: Any = None,
+    weight_decay: Any = 1e-4, mask: Any = None, *, nesterov: bool = False, **options: Any,
 ) -> Transformation:  # fmt: skip
     """Return what optax.adamw stands for, in its equation and with its defaults. See adam; mask: see transform.
 
@@ -163,6 +181,7 @@ def adamw(
     >>> tx = fastadam.jax.adamw(3e-4, weight_decay=0.1)
     >>> params, state = jax.jit(tx.step)(params, tx.init(params), {"w": jnp.ones(3)})
     """
+    _check_absent(eps_root=eps_root, nesterov=nesterov)
     numbers = {"lr": learning_rate, "b1": b1, "b2": b2, "eps": eps, "weight_decay": weight_decay}
     return _by(rules.AdamW, numbers, _with_dtype("m", mu_dtype, options), mask)
 

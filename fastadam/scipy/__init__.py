@@ -15,16 +15,16 @@ from scipy.optimize import Bounds, OptimizeResult
 
 from fastadam import methods
 from fastadam.arrays.host import Array
-from fastadam.checks import at_count, integer, number
+from fastadam.checks import SEEDS, at_count, integer, number
 from fastadam.kernels.formats import FLOATS
 from fastadam.optimizer import Optimizer
 
 __all__ = ["Minimizer", "adabelief", "adagrad", "adam", "adamax", "adamw", "lion", "nadam", "radam", "rmsprop", "sgd"]
 
+TAKEN, SMALL = "All steps that were asked for were taken.", "No element of the gradient is larger than gtol."
 MESSAGES = {
-    0: "All steps that were asked for were taken.",
     1: "Some element of the gradient is still larger than gtol after the most steps.",
-    2: "The value of fun is not finite.",
+    2: "The value of fun, or an element of x, is not finite.",
     99: "`callback` raised `StopIteration`.",
 }
 
@@ -52,8 +52,9 @@ class Minimizer:
     batch: how many rows of each array in args an evaluation gets; all arrays have equally many. Every permutation of
         the rows, drawn from `seed`, is used up before the next, and the result's fun and jac are those of all rows.
 
-    The result's status is 0 where all went as asked, 1 where gtol was not reached, 2 where fun ended as NaN or
-    infinite, 99 where the callback stopped. Raises TypeError, ValueError that name the argument before fun is called.
+    The result's status is 0 where all went as asked, 1 where gtol was not reached, 2 where fun or x ended as NaN
+    or infinite, 99 where the callback stopped.
+    Raises TypeError, ValueError that name the argument, before fun is called where that can be.
 
     >>> from scipy.optimize import minimize
     >>> from fastadam.scipy import adam
@@ -77,18 +78,21 @@ class Minimizer:
             raise ValueError(f"jac is {jac!r}, expected a function, or True where fun returns its gradient, too")
         steps = integer("maxiter", options.pop("maxiter", 1000), low=0)
         tol, batch, schedule = (options.pop(name, None) for name in ("tol", "batch", "schedule"))
-        gtol = options.pop("gtol", tol)
+        gtol = options.pop("gtol", None)
+        gtol = number("tol", tol, low=0) if gtol is None and tol is not None else gtol
         limit = -math.inf if gtol is None else number("gtol", gtol, low=0)
+        if callback is not None and not callable(callback):
+            raise TypeError(f"callback is {callback!r}, expected a function")
         samples: Iterator[Any] = repeat(args)
         if batch is not None:
             samples = batches(args, integer("batch", batch, low=1), options.get("seed", 0))
         if schedule is not None:
             default = inspect.signature(self.optimizer).parameters["lr"].default
             options["lr"] = scaled(options.get("lr", default), schedule)
-        x = np.array(x0)
+        x = real("x0", x0)
         format = FLOATS.get(x.dtype.name)
         x = x if format is not None and format.is_compute else x.astype(np.float64)
-        low, high = limits(bounds, x.size)
+        low, high = limits(bounds, x)
         np.clip(x, low, high, out=x)
         opt, evaluate, report = self.optimizer(x, **options), evaluation(fun, jac, x), reporting(callback)
 
@@ -106,14 +110,15 @@ class Minimizer:
                 break
         if batch is not None:
             value, gradient = evaluate(args)
-        if status == 1 and (gtol is None or np.abs(gradient).max(initial=0) <= limit):
+        small = np.abs(gradient).max(initial=0) <= limit
+        if status == 1 and (gtol is None or small):
             status = 0
-        if not np.isfinite(value):
+        if not np.isfinite(value) or not np.isfinite(x).all():
             status = 2
         calls = taken + 1 + (batch is not None)
         return OptimizeResult(
             x=x, fun=value, jac=gradient, nit=taken, nfev=calls, njev=calls, status=status, success=status == 0,
-            message=MESSAGES[status],
+            message=MESSAGES[status] if status else SMALL if small else TAKEN,
         )  # fmt: skip
 
 
@@ -127,7 +132,7 @@ def batches(args: tuple[Any, ...], size: int, seed: int) -> Iterator[tuple[Any, 
     if len(rows) != 1 or not (count := rows.pop()):
         shapes = [args[k].shape for k in cut]
         raise ValueError(f"batch is {size} and args has arrays of shapes {shapes}, expected one number of rows above 0")
-    return _batches(args, cut, size, count, np.random.default_rng(seed))
+    return _batches(args, cut, size, count, np.random.default_rng(integer("seed", seed, **SEEDS)))
 
 
 def _batches(
@@ -148,8 +153,17 @@ def scaled(lr: Any, schedule: Callable[[int], float]) -> Callable[[int], float]:
     return lambda t: at(t) * at_count("schedule", schedule, t, low=0)
 
 
-def limits(bounds: Any, n: int) -> tuple[Any, Any]:
-    """Return (low, high) of bounds as minimize takes them: numbers, or arrays of n."""
+def real(name: str, x: Any) -> Array:
+    """Return a copy as an array. Raises TypeError for one that is complex."""
+    array = np.array(x)
+    if np.iscomplexobj(array):
+        raise TypeError(f"{name} is {array.dtype}{array.shape}, expected real numbers")
+    return array
+
+
+def limits(bounds: Any, x: Array) -> tuple[Any, Any]:
+    """Return (low, high) of bounds as minimize takes them: numbers, or arrays in x's dtype, rounded inwards."""
+    n = x.size
     if bounds is None:
         return -np.inf, np.inf
     if isinstance(bounds, Bounds):
@@ -165,7 +179,13 @@ def limits(bounds: Any, n: int) -> tuple[Any, Any]:
     if (crossed := np.flatnonzero(~(low <= high))).size:
         k = crossed[0]
         raise ValueError(f"bounds[{k}] is ({low[k]}, {high[k]}), expected a low end that is not above the high one")
-    return low, high
+    inner = []
+    for exact, inwards in ((low, np.inf), (high, -np.inf)):
+        rounded = exact.astype(x.dtype)
+        outside = rounded < exact if inwards > 0 else rounded > exact
+        inner.append(np.where(outside, np.nextafter(rounded, x.dtype.type(inwards)), rounded))
+    narrow = inner[0] > inner[1]  # no number of this dtype lies between the two: the nearest to the low one stands
+    return np.where(narrow, low.astype(x.dtype), inner[0]), np.where(narrow, low.astype(x.dtype), inner[1])
 
 
 def evaluation(fun: Callable[..., Any], jac: Callable[..., Any], x: Array) -> Callable[[tuple[Any, ...]], Any]:
@@ -176,7 +196,7 @@ def evaluation(fun: Callable[..., Any], jac: Callable[..., Any], x: Array) -> Ca
 
     def evaluate(args: tuple[Any, ...]) -> tuple[Any, Array]:
         value, gradient = both(x.copy(), *args) if both else (fun(x.copy(), *args), jac(x.copy(), *args))
-        gradient = np.asarray(gradient, x.dtype)
+        gradient = real("what jac returned", gradient).astype(x.dtype, copy=False)
         if gradient.shape != x.shape:
             raise ValueError(f"jac returned an array of shape {gradient.shape}, expected that of x, {x.shape}")
         if np.size(value) != 1:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import jaxlib
 import numpy as np
+import optax
 import pytest
 
 import fastadam as fa
@@ -40,6 +41,7 @@ def step(params, grads, state=None, **options):
 
 
 W = {"w": np.ones(3, np.float32)}
+TX = fastadam.jax.adam(0.1)
 
 
 @pytest.mark.parametrize(
@@ -56,14 +58,56 @@ W = {"w": np.ones(3, np.float32)}
         (lambda: fastadam.jax.adam(0.1, moments="4bit"), ValueError, "moments is '4bit'"),
         (lambda: fastadam.jax.adam(0.1, seed=-1), ValueError, "seed is -1"),
         (lambda: fastadam.jax.adam(0.1, ema_decay=2), ValueError, "ema_decay is 2"),
-        (lambda: fastadam.jax.adam(0.1, nesterov=True), TypeError, "nesterov"),
+        (lambda: fastadam.jax.adam(0.1, nesterov=True), NotImplementedError, "nesterov is True, expected 0"),
+        (lambda: fastadam.jax.adamw(0.1, eps_root=1e-8), NotImplementedError, "eps_root is 1e-08, expected 0"),
+        (lambda: fastadam.jax.adam(0.1, eta=1), TypeError, "eta is 1, expected no such option, but any of moments, "),
+        (lambda: fastadam.jax.transform(fa.rules.Adam), TypeError, "rule is <class .*expected one of fastadam.rules"),
+        (lambda: step({"w": jax.random.key(0)}, W), TypeError, r"params\['w'\] is key<fry>\(\), expected an array"),
+        (lambda: step(W, None), ValueError, "grads is not a tree like params"),
+        (lambda: fastadam.jax.adam(lambda count: None).step(W, TX.init(W), W), TypeError, r"lr\(count\) is None"),
+        (lambda: TX.step(W, TX.init(W), W, lr=jnp.ones(2)), TypeError, r"lr is float32\(2,\), expected a real number"),
         (lambda: fastadam.jax.adam(0.1, mu_dtype=np.float32, moments="8bit"), TypeError, "expected one of both"),
-        (lambda: step(W, W, moments="float64"), ValueError, r"moments is 'float64', params\['w'\] is"),
+        (lambda: step(W, W, moments="float64"), ValueError, r"moments is 'float64', params\['w'\] is float32\(3,\)"),
     ],
 )  # fmt: skip
 def test_bad_input_is_refused_as_it_is_traced(call, error, match):
     with pytest.raises(error, match=match):
         call()
+
+
+@pytest.mark.parametrize(
+    ("state", "error", "match"),
+    [
+        (optax.adam(0.1).init(W), TypeError, "state is tuple, expected a FusedState"),
+        (fastadam.jax.sgd(0.1).init(W), ValueError, r"state.streams has \[\], expected \['m', 'v'\]"),
+        (fastadam.jax.adam(0.1, ema_decay=0.9).init(W), ValueError, r"state.streams has \['ema', 'm', 'v'\], expected"),
+        (
+            fastadam.jax.adam(0.1, moments="bfloat16").init(W),
+            ValueError,
+            r"\['m'\]\[0\] is bfloat16\(32,\), expected flo",
+        ),
+        (TX.init({"w": jnp.ones(5_000)}), ValueError, r"\['m'\]\[0\] is float32\(5000,\), expected float32\(16,\)"),
+        (TX.init({"w": jnp.ones(5_000), "b": jnp.ones(1)}), ValueError, r"\['m'\] has 2 arrays, expected 1"),
+        (
+            TX.init(W)._replace(count=jnp.zeros((), jnp.int8)),
+            ValueError,
+            r"state.count is int8\(\), expected int32\(\)",
+        ),
+    ],
+)
+def test_a_state_that_init_has_not_made_is_refused(state, error, match):
+    """Before native code walks by it: arrays that are shorter than it thinks would be written beyond their end."""
+    with pytest.raises(error, match=match):
+        TX.step(W, state, W)
+
+
+def test_numpys_float64_is_float32_where_jax_has_no_other():
+    """As JAX itself takes it, in eager code and in compiled code."""
+    long = {"w": np.ones(99)}
+    for take in (TX.step, jax.jit(TX.step)):
+        new, state = take(long, TX.init(long), long)
+        assert new["w"].dtype == state.streams["m"][0].dtype == np.float32
+        np.testing.assert_allclose(new["w"], 0.9, rtol=1e-6)
 
 
 @pytest.mark.parametrize("lr", [jnp.nan, jnp.inf, 1e38])

@@ -1,5 +1,7 @@
 """What stands around a step in JAX's world: transformations of programs, devices, optax, frameworks, files."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -300,6 +302,20 @@ def test_an_update_belongs_to_its_parameters():
         optax.apply_updates(jax.tree.map(jnp.copy, params), updates)
     with pytest.raises(ValueError, match="params is None"):
         TX.update(g, state)
+    with pytest.raises(TypeError, match="what reads or changes updates needs true_updates=True"):
+        np.asarray(updates["w"])
+
+
+def test_the_place_of_arguments_is_optaxs():
+    """eps_root among them, which is 0; NumPy's arrays are parameters, too."""
+    params = {"w": np.ones(3, np.float32)}
+    tx, theirs = (module.adam(0.25, 0.8, 0.99, 1e-3, 0.0, jnp.bfloat16) for module in (fastadam.jax, optax))
+    state = tx.init(params)
+    assert state.streams["m"][0].dtype == theirs.init(params)[0].mu["w"].dtype == jnp.bfloat16
+    ours, own = (optax.apply_updates(params, t.update(params, t.init(params), params)[0]) for t in (tx, theirs))
+    np.testing.assert_allclose(ours["w"], own["w"], rtol=1e-5)
+    parameters = [list(inspect.signature(module.adamw).parameters)[:8] for module in (fastadam.jax, optax)]
+    assert parameters[0] == parameters[1]
 
 
 def test_injected_hyperparameters_change_between_steps():

@@ -48,6 +48,7 @@ def test_it_converges_and_stops_at_gtol():
     assert (result.status, result.success) == (0, True)
     assert result.nit < 5000
     assert abs(result.jac).max() <= 1e-7
+    assert result.message == "No element of the gradient is larger than gtol."
     late = minimize(squares, np.zeros(5), jac=True, method=adam, tol=1e-7, options={"maxiter": 3})
     assert (late.status, late.success, late.nit) == (1, False, 3)
     at_once = minimize(squares, result.x, jac=True, method=adam, tol=1e-6)
@@ -128,6 +129,19 @@ def test_bounds():
     assert (clipped.x == np.minimum(9.0, high)).all()
 
 
+def test_bounds_hold_in_float32():
+    """0.1 rounds up there, and 0.3, too: the ends are the next numbers inside; equal ends are the nearest number."""
+    below = float(np.nextafter(np.float32(0.1), np.float32(0)))
+
+    def slope(x):
+        return 0.0, np.array([-1, 1, 1])
+
+    pairs = [(None, 0.1), (below + 1e-12, None), (0.3, 0.3)]
+    short = minimize(slope, np.full(3, 0.2, np.float32), jac=True, method=adam, bounds=pairs, options={"lr": 1.0})
+    assert short.x.dtype == np.float32
+    assert [float(v) for v in short.x] == [below, float(np.float32(0.1)), float(np.float32(0.3))]
+
+
 def test_callbacks():
     seen, results = [], []
     minimize(squares, np.ones(5), jac=True, method=adam, callback=seen.append, options={"maxiter": 3})
@@ -169,6 +183,8 @@ def test_options_reach_the_optimizer():
     assert result.nit == 3
     ended = minimize(lambda x: (math.inf, x), [1.0], jac=True, method=adam, options={"maxiter": 1})
     assert (ended.status, ended.success) == (2, False)
+    lost = minimize(lambda x: (0.0, x * math.nan), [1.0], jac=True, method=adam, options={"maxiter": 1})
+    assert (lost.status, lost.success) == (2, False)
 
 
 @pytest.mark.parametrize(
@@ -182,6 +198,10 @@ def test_options_reach_the_optimizer():
         ({"bounds": 3}, TypeError, "bounds is 3, expected scipy.optimize.Bounds or pairs"),
         ({"options": {"maxiter": -1}}, ValueError, "maxiter is -1, expected an integer of at least 0"),
         ({"options": {"gtol": "a"}}, TypeError, "gtol is 'a', expected a finite number"),
+        ({"tol": -1}, ValueError, "tol is -1, expected a finite number of at least 0"),
+        ({"callback": 5}, TypeError, "callback is 5, expected a function"),
+        ({"x0": np.ones(5, complex)}, TypeError, r"x0 is complex128\(5,\), expected real numbers"),
+        ({"args": (A, B), "options": {"batch": 2, "seed": -1}}, ValueError, "seed is -1, expected an integer"),
         ({"options": {"schedule": 2}}, TypeError, "schedule is 2, expected a function"),
         ({"options": {"learning_rate": 2}}, TypeError, "Adam takes no 'learning_rate', expected any of .*lr, betas"),
         ({"options": {"batch": 2}}, ValueError, r"batch is 2 and args has arrays of shapes \[\], expected one number"),
@@ -197,5 +217,7 @@ def test_bad_input_is_refused_by_name(change, error, message):
 def test_what_fun_returns_is_checked():
     with pytest.raises(ValueError, match=r"jac returned an array of shape \(2,\), expected that of x, \(3,\)"):
         minimize(lambda x: (0.0, x[:2]), np.ones(3), jac=True, method=adam)
+    with pytest.raises(TypeError, match=r"what jac returned is complex128\(3,\), expected real numbers"):
+        minimize(lambda x: (0.0, x * 1j), np.ones(3), jac=True, method=adam)
     with pytest.raises(ValueError, match=r"fun returned an array of shape \(3,\), expected a number"):
         minimize(lambda x: (x, x), np.ones(3), jac=True, method=adam)

@@ -128,6 +128,20 @@ def test_a_copy_goes_on_to_the_bit(ours, theirs, how):
 
 
 @pytest.mark.parametrize(("ours", "theirs"), PAIRS)
+def test_what_is_set_between_steps_counts(ours, theirs):
+    """The optimizer's attributes, and coefficients in another order of axes."""
+    models = [partial(kind(hidden_layer_sizes=(16,), random_state=0), *data(ours), stop=2) for kind in (ours, theirs)]
+    for model in models:
+        vars(model._optimizer).update(learning_rate_init=0.05, beta_1=0.5, beta_2=0.9, epsilon=1e-3)
+        partial(model, *data(ours), start=2, stop=4)
+        model.coefs_ = [np.asfortranarray(x / 2) for x in model.coefs_]
+        partial(model, *data(ours), start=4)
+    for a, b in zip(models[0].coefs_, models[1].coefs_, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+    assert type(models[0]._optimizer) is SteppedAdam
+
+
+@pytest.mark.parametrize(("ours", "theirs"), PAIRS)
 def test_warm_start_goes_on_from_the_weights(ours, theirs):
     models = [kind(hidden_layer_sizes=(16,), max_iter=3, warm_start=True, random_state=0) for kind in (ours, theirs)]
     for model in models:
