@@ -1,7 +1,7 @@
 """Makes param groups: hyperparameters that can be read and set between steps, and the trees they belong to."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
 from difflib import get_close_matches
 from typing import Any
@@ -48,46 +48,56 @@ class Group:
     Values of hyperparameters are checked; what else a group was given is kept and shown, and means nothing here.
     """
 
-    _rule: Rule
-    _where: str
-    _leaves: range
-    _dtypes: set[Any]
-    _lacking: frozenset[str]  # the slots that its leaves do without: those that construction found idle
+    rule: Rule
+    where: str  # what errors begin with
+    leaves: range
+    dtypes: set[Any]  # those of the arithmetic
+    lacking: frozenset[str]  # the slots that its leaves do without: those that construction found idle
+    free: dict[str, Any]  # the user's own keys, kept and shown, of no meaning here
+    max_norm: float | None
     _largest: float
-    _free: dict[str, Any]  # the user's own keys, kept and shown, of no meaning here
 
     def __init__(
         self, rule: Rule, where: str, leaves: range, dtypes: set[Any], max_norm: float | None = None,
         free: dict[str, Any] | None = None, lacking: frozenset[str] | None = None,
     ) -> None:  # fmt: skip
-        self.__dict__.update(_rule=rule, _where=where, _leaves=leaves, _dtypes=dtypes, max_norm=max_norm)
-        self.__dict__["_lacking"] = rule.idle if lacking is None else lacking
-        self.__dict__["_free"] = dict(free or {})
+        self.__dict__.update(rule=rule, where=where, leaves=leaves, dtypes=dtypes, max_norm=max_norm)
+        self.__dict__["lacking"] = rule.idle if lacking is None else lacking
+        self.__dict__["free"] = dict(free or {})
         largest = min((float(np.finfo(dtype).max) for dtype in dtypes), default=np.inf)
         self.__dict__.update(_largest=largest)
         self.with_rule(where)
 
     def _changed(self) -> None:
-        """Do nothing: whoever works with these numbers ahead of time puts a function of its own in this place."""
+        """Do nothing: `watch` puts another function in this place."""
 
-    def _check(self, rule: Rule) -> None:
-        for dtype in self._dtypes:
+    def watch(self, changed: Callable[[], None]) -> None:
+        """Call a function each time a hyperparameter was set: of whoever works with these numbers ahead of time."""
+        self.__dict__["_changed"] = changed
+
+    def adopt(self, rule: Rule) -> None:
+        """Take a rule over as it is, which was checked already, and tell nobody."""
+        self.__dict__["rule"] = rule
+
+    def check(self, rule: Rule) -> None:
+        """Refuse a rule whose numbers these leaves' arithmetic rounds to something else altogether."""
+        for dtype in self.dtypes:
             check_representable(rule, dtype)
 
     def __getattr__(self, name: str) -> Any:
-        rule = self.__dict__.get("_rule")  # not there yet while a copy is made
-        if name in self.__dict__.get("_free", ()):
-            return self._free[name]
+        rule = self.__dict__.get("rule")  # not there yet while a copy is made
+        if name in self.__dict__.get("free", ()):
+            return self.free[name]
         if name not in {each.name for each in fields(rule)} if rule else True:
             raise AttributeError(f"{type(rule).__name__} has no hyperparameter {name!r}")
         return getattr(rule, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "max_norm":
-            limit = positive(f"{self._where}max_norm", value)
+            limit = positive(f"{self.where}max_norm", value)
             if (limit is None) != (self.max_norm is None):
                 raise ValueError(
-                    f"{self._where}max_norm is {self.max_norm!r}, and {value!r} would change what is walked"
+                    f"{self.where}max_norm is {self.max_norm!r}, and {value!r} would change what is walked"
                 )
             before, self.__dict__["max_norm"] = self.max_norm, limit
             try:
@@ -96,79 +106,79 @@ class Group:
                 self.__dict__["max_norm"] = before
                 raise
             return
-        if name in self._free:
-            self._free[name] = value
+        if name in self.free:
+            self.free[name] = value
             return
         getattr(self, name)
-        if name not in hyperparameters(self._rule):
+        if name not in hyperparameters(self.rule):
             fixed = getattr(self, name)
-            raise ValueError(f"{self._where}{name} of {type(self._rule).__name__} is always {fixed!r}, not {value!r}")
-        before, self.__dict__["_rule"] = self._rule, self.with_rule(self._where, **{name: value})
+            raise ValueError(f"{self.where}{name} of {type(self.rule).__name__} is always {fixed!r}, not {value!r}")
+        rule_before, self.__dict__["rule"] = self.rule, self.with_rule(self.where, **{name: value})
         try:
             self._changed()
         except BaseException:
-            self.__dict__["_rule"] = before
+            self.__dict__["rule"] = rule_before
             raise
 
     def with_rule(self, where: str, **changed: Any) -> Rule:
         """Return the group's rule with other hyperparameters, checked; `where` begins the error."""
         try:
-            rule = replace(self._rule, **changed)
-            if (rule.options, rule.initial()) != (self._rule.options, self._rule.initial()):
-                names = [name for name in changed if getattr(rule, name) != getattr(self._rule, name)]
+            rule = replace(self.rule, **changed)
+            if (rule.options, rule.initial()) != (self.rule.options, self.rule.initial()):
+                names = [name for name in changed if getattr(rule, name) != getattr(self.rule, name)]
                 what = f"{', '.join(names)} would change the state's layout, which construction decides"
                 raise ValueError(f"{what}: make another optimizer with it")
-            if needed := self._lacking - rule.idle:
+            if needed := self.lacking - rule.idle:
                 raise ValueError(
                     f"{', '.join(changed)} would need {min(needed)}, which is not kept because its decay rate was 0 at "
                     "construction: expected 0, or another optimizer, made with a rate above 0, which takes this one's "
                     "state_dict before it is set"
                 )
-            self._check(rule)
+            self.check(rule)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{where}{error}") from None
         return rule
 
     def __dir__(self) -> list[str]:
-        return [*(each.name for each in fields(self._rule)), *self._free]
+        return [*(each.name for each in fields(self.rule)), *self.free]
 
     def __repr__(self) -> str:
-        free = "".join(f", {key}={value!r}" for key, value in self._free.items())
-        return f"Group({self._rule}, {len(self._leaves)} leaves{free})"
+        free = "".join(f", {key}={value!r}" for key, value in self.free.items())
+        return f"Group({self.rule}, {len(self.leaves)} leaves{free})"
 
     def has(self, slot: Slot) -> bool:
         """Return whether the leaves of this group have a slot."""
-        return slot.name not in self._lacking and self._rule.uses(slot)
+        return slot.name not in self.lacking and self.rule.uses(slot)
 
     def lr_at(self, t: int) -> float:
         """Return this step's learning rate at the optimizer's count t."""
-        lr = self._rule.lr  # type: ignore[attr-defined]
-        return at_count(f"{self._where}lr", lr, t, low=0) if callable(lr) else lr
+        lr = self.rule.lr  # type: ignore[attr-defined]
+        return at_count(f"{self.where}lr", lr, t, low=0) if callable(lr) else lr
 
     def coefficients_at(self, count: int, lr: float, scale: float, *carried: float) -> tuple[float, ...]:
         """Return one row for the kernel, the gradient's scale multiplied in; only numbers that stay finite may reach
         it."""
-        numbers = self._rule.coefficients(count, lr, *carried)
+        numbers = self.rule.coefficients(count, lr, *carried)
         if scale != 1.0:
             numbers = (numbers[0] * scale, *numbers[1:])
         if not math.hypot(*numbers) <= self._largest and not self._fit(numbers):  # false for NaN too
-            names = (*kernels.ALL[self._rule.kernel].Coefficients._fields, *self._rule.carried)  # type: ignore[attr-defined]
+            names = (*kernels.ALL[self.rule.kernel].Coefficients._fields, *self.rule.carried)  # type: ignore[attr-defined]
             name, value = max(zip(names, numbers, strict=True), key=lambda pair: abs(pair[1]))
             raise ValueError(
-                f"{self._where}lr is {lr!r} and grad_scale is {scale!r}, expected values that keep {name} within "
+                f"{self.where}lr is {lr!r} and grad_scale is {scale!r}, expected values that keep {name} within "
                 f"{self._largest:.2g}: at count {count} it is {value!r}"
             )
         return numbers
 
     def _fit(self, numbers: tuple[float, ...]) -> bool:
         """Return whether the kernel's numbers fit into its type, and those carried, which rest in float64, there."""
-        width = len(kernels.ALL[self._rule.kernel].Coefficients._fields)  # type: ignore[attr-defined]
+        width = len(kernels.ALL[self.rule.kernel].Coefficients._fields)  # type: ignore[attr-defined]
         return math.hypot(*numbers[:width]) <= self._largest and all(map(math.isfinite, numbers[width:]))
 
 
 def sums_first(group: Group) -> bool:
     """Return whether steps of a group need sums over whole leaves first."""
-    return kernels.ALL[group._rule.kernel].summed(group._rule.options)
+    return kernels.ALL[group.rule.kernel].summed(group.rule.options)
 
 
 def is_grouped(params: Tree) -> bool:
@@ -213,7 +223,8 @@ def _check_free(where: str, key: Any, rule: Rule) -> None:
     """Refuse a key of a group that is no name, or looks as if something were meant that a group cannot say."""
     names, decided = hyperparameters(rule), {each.name for each in fields(rule)} | OF_OPTIMIZERS
     meant = [*names, "max_norm", "params", "learning_rate"]  # Keras's lr, which would be ignored without a word
-    taken = isinstance(key, str) and (key.startswith("_") or hasattr(Group, key))  # would be shown in its place
+    names_of_groups = {*dir(Group), *Group.__annotations__}  # what a group shows in their place
+    taken = isinstance(key, str) and (key.startswith("_") or key in names_of_groups)
     if not isinstance(key, str) or taken or key in decided or get_close_matches(key, meant, 1, 0.8):
         raise TypeError(
             f"{where} has {key!r}, expected 'params', 'max_norm', any of {', '.join(names)}, or a name of your own "

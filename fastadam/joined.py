@@ -199,7 +199,7 @@ class Joined:
         except BaseException:
             self._aux.load_state_dict(before)
             raise
-        self.groups[0].__dict__["_rule"] = rule
+        self.groups[0].adopt(rule)
         self._follow()
         for path, m in self._momenta.items():
             self._home.write(m, state["leaves"][f"params{path}"]["m"])

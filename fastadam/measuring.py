@@ -117,7 +117,7 @@ class Measuring(Replacing):
 
     def _measures(self, blocks_of_leaves: Sequence[Array], column: int, firsts: Sequence[int]) -> list[Measured]:
         """Return per leaf what one column of its blocks' notes makes, and their last."""
-        groups = [k for k, group in enumerate(self.groups) for _ in group._leaves]
+        groups = [k for k, group in enumerate(self.groups) for _ in group.leaves]
         return [
             Measured(group, tuple(nodes(blocks[:, column], first // BLOCK)), float(blocks[:, -1].max(initial=0.0)))
             for group, first, blocks in zip(groups, firsts, blocks_of_leaves, strict=True)
@@ -150,6 +150,11 @@ class Measuring(Replacing):
                 _ = one.squares
             except ValueError as error:
                 raise ValueError(f"measured[{path!r}]: {error}") from None
+
+    @property
+    def counts_accumulated(self) -> Array:
+        """Return, as it lies, how much has been accumulated; see Totals.counts."""
+        return self._totals.counts
 
     def _together(self, streams: Sequence[Tree], grads: Tree) -> list[Any]:
         """Return by leaf the gradients of several trees, as plans take them; None where all are."""

@@ -89,7 +89,7 @@ class AdEMAMix(Rule):
 
     def _slow(self, t: int) -> tuple[float, float]:
         """Return β3 at t, and 1 - β3: 1/log β3 moves from 1/log β1 in proportion to t, never beyond its end."""
-        first, _, last = self._logs
+        first, _, last = self.logs
         if t >= self.t_beta3 or first >= last:
             return self.betas[2], 1 - self.betas[2]
         share = t / self.t_beta3

@@ -105,7 +105,7 @@ class Muon(Joined):
         # m - (1 - μ)·(m - g), by the walk of gradient descent: its decay is 1, its gradient -g.
         self._gathering = SGD(self._momenta, lr=1 - rule.momentum, weight_decay=1.0, backend=backend, **limits)
         group = Group(rule, "groups[0].", range(len(chosen)), {m.dtype for m in self._momenta.values()})
-        group.__dict__["_changed"] = self._follow
+        group.watch(self._follow)
         others = [path for path in arrays if path not in self._momenta]
         self._aux: AdamW = optimizer(AdamW, others, zero_grads=zero_grads, **limits, **{"maximize": maximize, **of_aux})
         self.groups = group, *self._aux.groups
@@ -150,7 +150,7 @@ class Muon(Joined):
 
         Returns what the chores have found out. Raises TypeError, ValueError before anything has changed.
         """
-        counts = [each._totals.counts for each in (self._moving, self._aux)]
+        counts = [each.counts_accumulated for each in (self._moving, self._aux)]
         before, t = [x.copy() for x in counts], self.t
         try:
             return self._step(grads, grad_scale, reduction)
@@ -206,7 +206,7 @@ class Muon(Joined):
         moves: dict[str, Any] = dict.fromkeys(matrices)
         present = [path for path, g in matrices.items() if g is not None]
         with np.errstate(all="ignore"):
-            rule: Any = self.groups[0]._rule
+            rule: Any = self.groups[0].rule
             directions = [self._direction(self._momenta[path], matrices[path], scale) for path in present]
             for path, x in zip(present, rule.orthogonalised(directions), strict=True):
                 moves[path] = x.reshape(self._momenta[path].shape)

@@ -151,7 +151,7 @@ class Optimizer(Measuring):
         window = self._backend.window(plan, judge, self._chores, state.paths, self._capturable)
         if window is not None:
             for group in self.groups:
-                group.__dict__["_changed"] = window.rewrite
+                group.watch(window.rewrite)
         self._state, self._plan, self._judge, self._window = state, plan, judge, window
         self._copies = copies
 

@@ -38,7 +38,7 @@ class Rule:
     """Is what every method has. A rule is checked when it is made; all numbers become floats."""
 
     kernel: ClassVar[str]
-    _logs: ClassVar[tuple[float, ...]]  # each instance's own: the logarithms of its betas
+    logs: ClassVar[tuple[float, ...]]  # each instance's own: the logarithms of its betas
     averages: ClassVar[tuple[str, ...]] = ()  # the slots that betas, in their order, are the decay rates of
     carried: ClassVar[dict[str, float]] = {}  # numbers that each leaf accumulates from step to step, and their start
 
@@ -60,7 +60,7 @@ class Rule:
                 if not isinstance(value, (tuple, list)) or len(value) != many:
                     raise TypeError(f"betas is {value!r}, expected {'a pair' if many == 2 else 'a triple'} of numbers")
                 checked = tuple(number(f"betas[{k}]", beta, low=0, below=1) for k, beta in enumerate(value))
-                object.__setattr__(self, "_logs", tuple(math.log(beta) if beta else -math.inf for beta in checked))
+                object.__setattr__(self, "logs", tuple(math.log(beta) if beta else -math.inf for beta in checked))
             elif each.type is bool:
                 checked = flag(each.name, value)
             elif value is None and each.default is None:
@@ -113,7 +113,7 @@ class Rule:
 
     def _bias(self, k: int, t: int) -> float:
         """Return 1 - betas[k]^t, whose difference would lose the digits that betas[k] shares with 1."""
-        return -math.expm1(t * self._logs[k])
+        return -math.expm1(t * self.logs[k])
 
     @property
     def _sign(self) -> float:

@@ -148,7 +148,7 @@ class RAdam(Rule):
 
         With x = -log β2 it is coth(x/2) - 2t/(e^tx - 1), and so t·(1 - L(tx/2)) + L(x/2), where L(z) = coth z - 1/z.
         """
-        x = -self._logs[1]
+        x = -self.logs[1]
         if t * x > 1:
             return (1 + self.betas[1]) / (1 - self.betas[1]) - 2 * t * math.exp(-t * x) / self._bias(1, t)
         return t * (1 - _langevin(t * x / 2)) + _langevin(x / 2)

@@ -106,8 +106,8 @@ class Stateful(Averaging):
     def _averaged_slots(self) -> Iterator[tuple[Streams, Array, float]]:
         streams_of_leaves, names = self._kept(), [slot.name for slot in self._state.kernel.slots]
         for group in self.groups:
-            for streams in streams_of_leaves[group._leaves.start : group._leaves.stop]:
-                yield streams, streams.slots[names.index(self.rule.averaged_slot)], group._rule.extrapolation  # type: ignore[arg-type]
+            for streams in streams_of_leaves[group.leaves.start : group.leaves.stop]:
+                yield streams, streams.slots[names.index(self.rule.averaged_slot)], group.rule.extrapolation  # type: ignore[arg-type]
 
     def _on_stream(self) -> AbstractContextManager[Any]:
         return self._state.on_stream()
@@ -177,7 +177,7 @@ class Stateful(Averaging):
         chosen = named(self.paths, leaves)
         if self._window is not None and self._window.captured:
             for group in self.groups:
-                if len(split := set(group._leaves) & set(chosen)) not in (0, len(group._leaves)):
+                if len(split := set(group.leaves) & set(chosen)) not in (0, len(group.leaves)):
                     raise ValueError(
                         f"leaves has {self.paths[min(split)]!r}, expected whole groups: a captured graph has one count "
                         "for each"
@@ -279,9 +279,9 @@ class Stateful(Averaging):
         state = saved.state_dict(self._state, self._table, self.rule)
         return {
             "params": self._tree, "copy_to": self._copy_to, "backend": self._asked, "capturable": self._capturable,
-            "rules": [group._rule for group in self.groups],  # with callables, which a state_dict cannot hold
+            "rules": [group.rule for group in self.groups],  # with callables, which a state_dict cannot hold
             "limits": [group.max_norm for group in self.groups], "chores": self._chores,
-            "free": [group._free for group in self.groups], "lacking": [group._lacking for group in self.groups],
+            "free": [group.free for group in self.groups], "lacking": [group.lacking for group in self.groups],
             "storage": self._state.storage, "state": state, "behind": deepcopy(self._behind), "totals": totals,
             "of_subclass": {name: value for name, value in vars(self).items() if name not in self._built},
         }  # fmt: skip

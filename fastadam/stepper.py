@@ -31,9 +31,14 @@ from fastadam.state.given import SCALES, Apart, Asked, Lender
 class Called(Group):
     """Holds all leaves, under the lr that a call gives, else the rule's."""
 
+    given: float | None
+
     def lr_at(self, t: int) -> float:
-        given: float | None = self.__dict__["given"]
-        return super().lr_at(t) if given is None else given
+        return super().lr_at(t) if self.given is None else self.given
+
+    def call_with(self, lr: float | None) -> None:
+        """Let a call's lr stand instead of the rule's; None: none was given."""
+        self.__dict__["given"] = lr
 
 
 class Stepper:
@@ -115,7 +120,7 @@ class Stepper:
         Raises TypeError, ValueError before anything has changed.
         """
         t, scale = integer("t", t, low=1, most=2**63 - 1), number("grad_scale", grad_scale)
-        self._group.__dict__["given"] = None if lr is None else number("lr", lr, low=0)
+        self._group.call_with(None if lr is None else number("lr", lr, low=0))
         carried = [self._carried(name, beside.pop(name, None)) for name in self.rule.carried]
         arrays = self._flattened(p, {**slots, **beside})
         grads = self._structure.flatten(g, "g")

@@ -242,6 +242,79 @@ def test_an_optimizers_own_is_its_own():
     assert len(list(peeking(ast.parse("def convert(opt): return opt._slots, self._opt._table, opt.t")))) == 2
 
 
+OWNERS = {"self", "cls", "mcs"}
+FOREIGN = {"_replace", "_fields", "_make"}  # of named tuples, public in spite of their names
+OF_OTHERS = {  # private names of other projects
+    "_dynamo", "_foreach_lerp", "_nnz", "_global_optimizer_pre_hooks", "_global_optimizer_post_hooks",
+    "_profiler_enabled", "_disable_dynamo", "_aoti", "_comm", "_defn", "_exit", "_lock", "_rebuild", "_reduce",
+    "_threading_layer",
+}  # fmt: skip
+
+
+def is_private(name):
+    return isinstance(name, str) and re.fullmatch(r"_[a-z]\w*", name) is not None and name not in FOREIGN | OF_OTHERS
+
+
+def is_owner(node):
+    """Whether an expression is the object whose method this is, or its super()."""
+    return ast.unparse(node) == "super()" or (isinstance(node, ast.Name) and node.id in OWNERS)
+
+
+def private(node):
+    """(whose, name) of a private attribute that an expression reads or writes: by a dot, by vars() or __dict__, by
+    getattr or setattr; None of any other expression."""
+    if isinstance(node, ast.Attribute):
+        return node.value, node.attr
+    if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
+        home, name = node.value, node.slice.value
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args:
+        home, name = node.func.value, getattr(node.args[0], "value", None)  # vars(x).get("_y")
+    elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("getattr", "setattr", "hasattr", "delattr"):
+        return node.args[0], getattr(node.args[1], "value", None)
+    else:
+        return None
+    if isinstance(home, ast.Call) and getattr(home.func, "id", "") == "vars" and home.args:
+        return home.args[0], name
+    return (home.value, name) if isinstance(home, ast.Attribute) and home.attr == "__dict__" else None
+
+
+def prying(text):
+    """Where a text reads or writes a private attribute of an object of another module."""
+    nodes = list(ast.walk(text))
+    kept_here = {node.attr for node in nodes if isinstance(node, ast.Attribute) and is_owner(node.value)}
+    kept_here |= {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+    for node in nodes:
+        whose, name = private(node) or (None, None)
+        if is_private(name) and name not in kept_here and not is_owner(whose):
+            yield node
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "group._rule", "opt.groups[0]._rule.lr", "self._group._leaves", "vars(opt)['_chores']", "x.__dict__['_y'] = 1",
+        "vars(opt).get('_chores')", "getattr(opt, '_chores', None)", "a()._step()", "self.state._groups[0]",
+    ],
+)  # fmt: skip
+def test_the_search_finds_what_is_private(text):
+    assert len(list(prying(ast.parse(text)))) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "self._rule", "super()._step()", "coefficients._replace(lr=1)", "self.__dict__['_loaded']", "group.rule",
+        "def copy(self):\n    other._memory = self._memory", "groups['_x']",
+    ],
+)  # fmt: skip
+def test_the_search_leaves_what_is_ones_own(text):
+    assert list(prying(ast.parse(text))) == []
+
+
+def test_what_is_private_to_an_object_stays_in_its_module():
+    assert [where(path, node) for path in EVERYTHING for node in prying(tree(path))] == []
+
+
 # ---- names
 
 PRONOUNS = {"own", "found", "here", "there", "made", "known"}
@@ -361,6 +434,7 @@ MANY_PARAMETERS = {  # files, and functions of a file
     "fastadam/torch/optimizer.py:__init__": OPTIONS_BY_NAME,
     "fastadam/muon.py:__init__": OPTIONS_BY_NAME,
     "fastadam/torch/muon.py:__init__": OPTIONS_BY_NAME,
+    "fastadam/jax/transformations.py:adam": OPTIONS_BY_NAME,
     "fastadam/jax/transformations.py:adamw": OPTIONS_BY_NAME,
     "fastadam/checkpoint/folder.py:save": OPTIONS_BY_NAME,
     "fastadam/distributed/sharded.py:__init__": OPTIONS_BY_NAME,

@@ -52,7 +52,7 @@ class Kept:
             [mapped(lambda x: x.astype(FORMATS[copied].dtype), start) for _ in range(2)] if copied else [None, None]
         )
         self.opt = method(theirs, copy_to=copies[0], **rule, **options)
-        self.stepper = fa.Stepper(self.opt.groups[0]._rule, start, copy_to=copied, **options)
+        self.stepper = fa.Stepper(self.opt.groups[0].rule, start, copy_to=copied, **options)
         self.trees = self.shaped(copies[1])
         self.carried = {name: np.array(x) for name, x in method.rule.carried.items()}
 

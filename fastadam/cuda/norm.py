@@ -68,7 +68,7 @@ class Norm:
         self.rulings = cupy.zeros((max(1, len(sizes)), RULING // 8), np.int64)
         self._first, self._from = (
             cupy.asarray(first),
-            cupy.asarray(np.array([g._leaves.start for g in groups] + [len(sizes)])),
+            cupy.asarray(np.array([g.leaves.start for g in groups] + [len(sizes)])),
         )
         self._room = cupy.empty(2 * len(sizes) + 1, np.float64)
         self._asked, self._sent = Uploaded(8 * (4 + len(groups))), b""

@@ -207,7 +207,7 @@ class CudaPlan(GradientsOnDevice, Plan):
     def _begun(self) -> Array:
         """Return what the table carries, the first number as steps take it."""
         carried: Array = self.table.carried[-1].copy()
-        carried[0] = self.table.groups[0]._rule.coefficients(1, 1.0, *carried.tolist())[self._width - 2]
+        carried[0] = self.table.groups[0].rule.coefficients(1, 1.0, *carried.tolist())[self._width - 2]
         return carried
 
     def settle(self) -> None:

@@ -18,7 +18,7 @@ def described(groups: Any, ema_decay: Any, t: int) -> list[tuple[str, Any]]:
     said: list[tuple[str, Any]] = [
         (
             f"groups[{k}] with",
-            f"{shown(vars(group._rule))}, max_norm {shown(group.max_norm)}, lr {shown(group.lr_at(t + 1))}",
+            f"{shown(vars(group.rule))}, max_norm {shown(group.max_norm)}, lr {shown(group.lr_at(t + 1))}",
         )
         for k, group in enumerate(groups)
     ]

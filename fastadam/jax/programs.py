@@ -196,8 +196,7 @@ def traceable(rule: Rule, changed: dict[str, Any]) -> Any:
     vars(traced).update(vars(rule))
     vars(traced).update(changed)
     if "betas" in changed:
-        logs = Functions().log
-        vars(traced)["_logs"] = tuple(logs(x) for x in changed["betas"])
+        vars(traced)["logs"] = tuple(map(Functions().log, changed["betas"]))
     return traced
 
 

@@ -92,7 +92,7 @@ class Judge:
 
     def verdict(self, norm: float, clips: Sequence[float]) -> Verdict:
         """Return the verdict that multiplies each group's gradients by its factor."""
-        return Verdict(None, norm, clips, np.repeat(clips, [len(group._leaves) for group in self._table.groups]))
+        return Verdict(None, norm, clips, np.repeat(clips, [len(group.leaves) for group in self._table.groups]))
 
     def clips(
         self, squares: Sequence[float], scale: float, of_groups: Sequence[Sequence[float]] | None = None
@@ -110,7 +110,7 @@ class Judge:
         everyone, clips = factor(norm, self._chores.max_norm), []
         groups = self._table.groups
         if of_groups is None:
-            of_groups = [squares[group._leaves.start : group._leaves.stop] for group in groups]
+            of_groups = [squares[group.leaves.start : group.leaves.stop] for group in groups]
         for group, squares_of_group in zip(groups, of_groups, strict=True):
             of_group = abs(scale) * math.sqrt(in_pairs(squares_of_group))
             clips.append(everyone if group.max_norm is None else factor(of_group, group.max_norm))
@@ -140,7 +140,7 @@ class Judge:
         if self._chores.stats == "tensor":
             pieces = {f"params{name}": range(k, k + 1) for k, name in enumerate(self._names)}
         else:
-            pieces = {f"groups[{k}]": group._leaves for k, group in enumerate(self._table.groups)}
+            pieces = {f"groups[{k}]": group.leaves for k, group in enumerate(self._table.groups)}
         return statistics(sums, pieces, scale)
 
 

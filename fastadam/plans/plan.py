@@ -36,10 +36,10 @@ class Work(NamedTuple):
 
 def switched(kernel: Kernel, table: Table) -> Kernel:
     """Return the kernel with the switches on that the groups' rules ask for, all of them the same ones."""
-    chosen = [kernel.switched(group._rule.options) for group in table.groups] or [kernel]
+    chosen = [kernel.switched(group.rule.options) for group in table.groups] or [kernel]
     for k, other in enumerate(chosen):
         for name in chosen[0].on ^ other.on:
-            both = [f"{table.groups[j]._where}{name} is {name in chosen[j].on}" for j in (k, 0)]
+            both = [f"{table.groups[j].where}{name} is {name in chosen[j].on}" for j in (k, 0)]
             raise ValueError(f"{', '.join(both)}: expected one choice for all groups, which share a step")
     return chosen[0]
 
@@ -104,7 +104,7 @@ class Plan(Gradients):
         """
         self._kinds = list(kinds)
         signatures: dict[Any, list[int]] = {}
-        summed = {leaf: sums_first(group) for group in self.table.groups for leaf in group._leaves}
+        summed = {leaf: sums_first(group) for group in self.table.groups for leaf in group.leaves}
         for leaf, (dtype, arrays) in enumerate(kinds):
             signatures.setdefault((self._formats_of(leaf, dtype), summed[leaf], arrays > 1), []).append(leaf)
         self._formats = [formats for formats, *_ in signatures]

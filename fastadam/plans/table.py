@@ -43,7 +43,7 @@ class Table:
         self, rule: type[Rule], groups: Sequence[Group], chores: Chores = PLAIN, seed: int = 0, drawing: bool = False,
         apart: bool = False,
     ) -> None:  # fmt: skip
-        n = sum(len(group._leaves) for group in groups)
+        n = sum(len(group.leaves) for group in groups)
         self.groups, self.seed, self.skipped = groups, seed, 0
         kernel = kernels.ALL[rule.kernel]
         self.width, self.shared = len(kernel.Coefficients._fields), kernel.Judging is not None  # type: ignore[attr-defined]
@@ -110,7 +110,7 @@ class Table:
         for group in self.groups:
             firsts: dict[Any, int] = {}
             rows: list[tuple[int, int]] = []
-            for leaf in group._leaves:
+            for leaf in group.leaves:
                 if live is EVERY or live[leaf]:
                     leads[leaf] = first = firsts.setdefault(histories[leaf], leaf)
                     if first == leaf:
@@ -124,11 +124,11 @@ class Table:
 
     def judging(self) -> tuple[float, ...]:
         """Return what the judge of all leaves must know. Raises ValueError where groups differ in it."""
-        first, *others = (group._rule.judging for group in self.groups)
+        first, *others = (group.rule.judging for group in self.groups)
         for k, other in enumerate(others, start=1):
             for name, a, b in zip(first._fields if first else (), first, other, strict=True):  # type: ignore[attr-defined]
                 if a != b:
-                    both = f"{self.groups[k]._where}{name} is {b!r}, {self.groups[0]._where}{name} is {a!r}"
+                    both = f"{self.groups[k].where}{name} is {b!r}, {self.groups[0].where}{name} is {a!r}"
                     raise ValueError(f"{both}: expected one for all groups, whose sums are added up")
         return first
 

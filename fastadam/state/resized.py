@@ -65,9 +65,9 @@ def with_leaf(state: State, leaf: int, owner: Any, new: Array, rows: Array, copi
 
     owner: what the user gave for `new`. rows: see accept_rows. copied: copy_to's flat array.
     """
-    group = next(group for group in state.groups if leaf in group._leaves)
+    group = next(group for group in state.groups if leaf in group.leaves)
     old, before, home = state.params[leaf], state.streams[leaf], state.home
-    groups = [Group(group._rule, group._where, range(1), group._dtypes, lacking=group._lacking)]
+    groups = [Group(group.rule, group.where, range(1), group.dtypes, lacking=group.lacking)]
     leaves = Leaves([state.paths[leaf]], [owner], [new], None if copied is None else [copied])
     alone = State(state.kernel, groups, leaves, home, state.storage, before.ema is not None)
     after = alone.streams[0]

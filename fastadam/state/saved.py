@@ -54,7 +54,7 @@ def _keys(where: str, came: Any, expected: Any) -> None:
 def check_even(state: State, table: Table, rule: type[Rule], saved: dict[str, Any]) -> None:
     """Refuse a state that no captured graph can go on from: it has one count for all leaves of a group."""
     for group in table.groups:
-        names = [f"params{path}" for path in state.paths[group._leaves.start : group._leaves.stop]]
+        names = [f"params{path}" for path in state.paths[group.leaves.start : group.leaves.stop]]
         for name in names:
             for key in ("count", *rule.carried):
                 first, value = (saved["leaves"][each][key] for each in (names[0], name))
@@ -89,7 +89,7 @@ def check(state: State, table: Table, rule: type[Rule], saved: Any) -> list[Rule
     names = [f"params{path}" for path in state.paths]
     _keys("state['leaves']", saved["leaves"], names)
     for group, changed in zip(table.groups, rules, strict=True):
-        for leaf in group._leaves:
+        for leaf in group.leaves:
             name = names[leaf]
             _check_leaf(f"state['leaves'][{name!r}]", state, leaf, changed, saved["leaves"][name], t)
     for name in names if table.shared else ():
@@ -142,7 +142,7 @@ def _check_leaf(where: str, state: State, leaf: int, rule: Rule, saved: Any, t: 
 def load(state: State, table: Table, rule: type[Rule], saved: dict[str, Any], rules: Sequence[Rule]) -> None:
     """Take over a state_dict that `check` has found to fit, and the rules that it returned."""
     for group, changed in zip(table.groups, rules, strict=True):
-        group.__dict__["_rule"] = changed
+        group.adopt(changed)
     for leaf, path in enumerate(state.paths):
         of_leaf = saved["leaves"][f"params{path}"]
         table.counts[leaf] = of_leaf["count"]

@@ -77,14 +77,14 @@ class State:
         """Allocate the slots, and fill them with what each leaf's rule begins with."""
         slots: list[list[Array | None]] = [[None] * len(self.kernel.slots) for _ in self.params]
         for k, slot in enumerate(self.kernel.slots):
-            having = [leaf for group in self.groups for leaf in group._leaves if group.has(slot)]
+            having = [leaf for group in self.groups for leaf in group.leaves if group.has(slot)]
             for leaf, x in self._beside(slot.name, having, partial(self.storage.slot_format, slot=slot)):
                 slots[leaf][k] = x
         for streams, of_leaf in zip(self.streams, slots, strict=True):
             streams.slots = of_leaf
         for group in self.groups:
-            for leaf in group._leaves:
-                self._begin_slots(leaf, group._rule)
+            for leaf in group.leaves:
+                self._begin_slots(leaf, group.rule)
 
     def _begin_slots(self, leaf: int, rule: Rule) -> None:
         """Fill a leaf's slots with what its rule begins with, where that is not 0."""
@@ -106,7 +106,7 @@ class State:
             for x in (streams.ema, streams.master):
                 if x is not None:
                     x[:] = streams.p
-            self._begin_slots(leaf, next(group._rule for group in self.groups if leaf in group._leaves))
+            self._begin_slots(leaf, next(group.rule for group in self.groups if leaf in group.leaves))
 
     def _beside(
         self, name: str, leaves: Sequence[int], format_for: Callable[[Format], Format]
@@ -230,7 +230,7 @@ class State:
 
     def bytes_per_step(self, gradients: int) -> int:
         """Return the bytes that a step reads and writes which passes over the gradients so many times."""
-        total, summed = 0, {leaf for group in self.groups if sums_first(group) for leaf in group._leaves}
+        total, summed = 0, {leaf for group in self.groups if sums_first(group) for leaf in group.leaves}
         for leaf, streams in enumerate(self.streams):
             columns = streams.columns._replace(g=None, copy=None)
             total += 2 * sum(x.nbytes for x in columns.row if x is not None)

@@ -107,7 +107,7 @@ def worst_error(case: Case) -> float:
     opt: Any = method(params, backend=case.backend, **chosen)
     units = 0.0
     for t in range(1, STEPS + 1):
-        grads, rule = _tree(rng, dtype), opt.groups[0]._rule
+        grads, rule = _tree(rng, dtype), opt.groups[0].rule
         before = {f"[{name!r}]": home.get(x).copy() for name, x in params.items()}
         momenta = state_arrays(opt)
         opt.step({name: home.put(g) for name, g in grads.items()})
@@ -148,7 +148,7 @@ def same_as_numpy(case: Case) -> bool:
         rest = home.put(home.get(params["bias"]).copy())
         opt = method(params, backend=backend, **chosen)
         other = fa.AdamW(rest, backend=backend, maximize=chosen["maximize"])
-        opt.groups[0].__dict__["_rule"] = Recorded(**chosen)
+        opt.groups[0].adopt(Recorded(**chosen))
         for _ in range(STEPS):
             grads = {name: home.put(g) for name, g in _tree(rng, case.dtype, LONG).items()}
             opt.step(grads)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from fastadam.group import Group
+from fastadam.rule import Rule
 
 
 def plain(x: Any) -> Any:
@@ -26,9 +27,17 @@ def holds_memory(x: Any) -> bool:
 class ParamGroup(Group):
     """Is a group whose lr is torch's: taken over before each step, a number or a tensor of one."""
 
+    def __init__(self, rule: Rule, *rest: Any) -> None:
+        super().__init__(rule, *rest)
+        self.take(rule.lr, self.max_norm)  # type: ignore[attr-defined]
+
     def lr_at(self, t: int) -> float:
         lr: Any = self.lr
         return lr.item() if isinstance(lr, torch.Tensor) else lr  # type: ignore[no-any-return]
+
+    def take(self, lr: Any, max_norm: float | None) -> None:
+        """Take over what torch's group has of these, which are checked where they are read."""
+        self.__dict__.update(lr=lr, max_norm=max_norm)
 
 
 def differ(now: tuple[Any, ...], before: tuple[Any, ...]) -> bool:

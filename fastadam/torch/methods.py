@@ -156,7 +156,7 @@ class TwoModes(Newcomer):
                 if (z := self.state.get(leaf.p, {}).get(key)) is not None:
                     master = self.state[leaf.p].get("master")
                     streams = Streams(local(leaf.p).detach(), master=None if master is None else local(master))
-                    yield streams, local(z), walk.groups[leaf.group]._rule.extrapolation
+                    yield streams, local(z), walk.groups[leaf.group].rule.extrapolation
 
     def check_idle(self, what: str = "a step inside averaged() would be lost") -> None:
         super().check_idle(what)

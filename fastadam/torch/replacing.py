@@ -81,7 +81,7 @@ class Replacing(Averaging, Method):
         if old not in self.state:
             return None
         walk, leaf = next((walk, leaf) for walk in self.walks() for leaf in walk.leaves if leaf.p is old)
-        state, other, initial = dict(self.state[old]), leaf.beside(new), walk._rule(leaf.group).initial()
+        state, other, initial = dict(self.state[old]), leaf.beside(new), walk.rule_of(leaf.group).initial()
         names = {key: name for name, key in self.slots.items()}
         index = torch.from_numpy(rows).to(old.device)
         order = state[ORDER].tolist() if ORDER in state else None

@@ -69,7 +69,7 @@ class Walk:
         self.groups: list[ParamGroup] = []
         formats: list[Streams] = []
         for k, members in enumerate(self._members):
-            rule = self._rule(k)
+            rule = self.rule_of(k)
             slots = {opt.slots[slot.name]: slot for slot in self._kernel.slots if rule.keeps(slot)}
             keys: dict[str, Any] = {**slots, **({"ema": None} if averaged else {})}
             leaves = [Leaf(name, p, k, keys, opt.numbers, id(p) in self._by_row, self._storage) for name, p in members]
@@ -111,7 +111,7 @@ class Walk:
         """Return what errors call each leaf's streams."""
         return [labels(self._kernel, path) for path in self._names_of_leaves]
 
-    def _rule(self, k: int) -> Rule:
+    def rule_of(self, k: int) -> Rule:
         """Return the rule that group k's hyperparameters make."""
         settings = self._opt.param_groups[k]
         if lacking := [name for name in self._names if name in self._opt.defaults and name not in settings]:
@@ -128,19 +128,19 @@ class Walk:
         for k, group in enumerate(self.groups):
             settings = self._opt.param_groups[k]
             if self._settings[k] is None or differ(self._read[k](settings), self._settings[k]):
-                rule = self._rule(k)
-                needed = group._lacking - rule.idle
-                if rule.options != group._rule.options or (needed and self._seen is None):
+                rule = self.rule_of(k)
+                needed = group.lacking - rule.idle
+                if rule.options != group.rule.options or (needed and self._seen is None):
                     raise Moved
                 if needed:
                     raise forgotten(f"param_groups[{k}]", self._opt.slots[min(needed)])
-                group._check(rule)
-                group.__dict__["_rule"] = rule
-            group.__dict__["lr"] = settings["lr"]
-            if (limit := settings.get("max_norm")) != group.max_norm:
+                group.check(rule)
+                group.adopt(rule)
+            lr, limit = settings["lr"], settings.get("max_norm")
+            if lr is not group.lr or limit != group.max_norm:
                 if (limit is None) != (group.max_norm is None):
                     raise Moved  # other things are measured
-                group.__dict__["max_norm"] = positive(f"param_groups[{k}]: max_norm", limit)
+                group.take(lr, positive(f"param_groups[{k}]: max_norm", limit))
         if self._table.shared:
             self._table.carried[:] = carried_by(self._opt, self._table)
 

@@ -203,7 +203,7 @@ def test_one_launch_a_signature_argument_by_argument(cupy):
         row = words[count : count + (count + 1) // 2].view(np.int32)[:count]
         # In the first step a row per group; in the second leaf 1 is left alone.
         assert row.tolist() == ([[0, 0, 1, 1], [1], [0, -1, 1, 1], [1]][k])
-        expected = np.array([group._rule.coefficients(k // 2 + 1, group.lr) for group in opt.groups], np.float64)
+        expected = np.array([group.rule.coefficients(k // 2 + 1, group.lr) for group in opt.groups], np.float64)
         numbers = words[count + (count + 1) // 2 :].view(dtype)[: expected.size].reshape(expected.shape)
         assert np.array_equal(numbers, expected.astype(dtype))
 

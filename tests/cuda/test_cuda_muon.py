@@ -22,7 +22,7 @@ def test_walks_and_chores_have_the_hosts_bits(cupy):
     assert [opt.backend for opt in pair] == ["numba", "cuda"]
     Recorded.results.clear()
     for opt in pair:
-        opt.groups[0].__dict__["_rule"] = Recorded(**chosen)
+        opt.groups[0].adopt(Recorded(**chosen))
     for _ in range(3):
         grads = {name: rng.standard_normal(x.shape).astype(np.float32) for name, x in here.items()}
         pair[0].step(grads, grad_scale=0.5)

@@ -53,7 +53,7 @@ def test_each_step_is_the_packages(chosen, dtype):
     ours = fa.Prodigy(arrays, backend="numpy", **chosen)
     u = float(torch.finfo(dtype).eps) / 2
     n = sum(p.numel() for p in params)
-    kernel, rule = kernels.ALL["prodigy"], ours.groups[0]._rule
+    kernel, rule = kernels.ALL["prodigy"], ours.groups[0].rule
     for t in range(1, STEPS + 1):
         pulled(params, t)
         grads = [p.grad.numpy().copy() for p in params]

@@ -77,7 +77,7 @@ def test_hundred_steps(name, dtype, master):
                 for x, e in zip(exact, errors[k], strict=True)
             ]
             streams.insert(1, g.double().numpy())
-            rule = walk.groups[0]._rule
+            rule = walk.groups[0].rule
             errors[k] = bounds.one_step(
                 kernel, kind, streams, row, host_error(rule, t), 0.0 if kernel.summed(rule.options) else None
             )

@@ -71,7 +71,7 @@ def by_hand(opt, new, rows, make):
 
 
 def initial(opt, name):
-    return opt.groups[0]._rule.initial().get(name, 0)
+    return opt.groups[0].rule.initial().get(name, 0)
 
 
 def check_alike(opt, other, rows=6):
