@@ -5,12 +5,17 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from datetime import timedelta
+from itertools import count
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from fastadam.arrays.host import Array
 from fastadam.distributed.engine import Engine, Part, Wait
+
+FIRST = 1 << 24  # of the tags: apart from those of a program, whose messages have 0 where it says none
+TAGS: WeakKeyDictionary[Any, count[int]] = WeakKeyDictionary()  # by group, those not yet taken
 
 
 class ProcessGroup(Engine):
@@ -20,6 +25,7 @@ class ProcessGroup(Engine):
         import torch
 
         self._torch, self._group = torch, group
+        self._tag = next(TAGS.setdefault(group, count(FIRST)))  # one for each optimizer: hooks may come in unlike order
         self._limit = () if timeout is None else (timedelta(seconds=timeout),)
         self.rank, self.size = group.rank(), group.size()
         self.carries = ("device",) if torch.distributed.get_backend(group) == "nccl" else ("host",)
@@ -40,7 +46,7 @@ class ProcessGroup(Engine):
     def swap(self, sends: Sequence[Part], receives: Sequence[Part]) -> Wait:
         distributed = self._torch.distributed
         operations = [
-            distributed.P2POp(act, self._tensor(part), self._peers[k], self._group)
+            distributed.P2POp(act, self._tensor(part), self._peers[k], self._group, self._tag)
             for act, parts in ((distributed.irecv, receives), (distributed.isend, sends))
             for k, part in enumerate(parts)
             if part is not None and part.size

@@ -38,9 +38,14 @@ def test_one_flipped_bit_differs(tmp_path):
     assert differing(tmp_path / "results", 2) == [0, 2, 3, 4, 5]
 
 
-def test_what_an_optimizer_sends_meets_no_other_message():
+@pytest.mark.parametrize("kind", ["mpi", "gloo"])
+def test_what_an_optimizer_sends_meets_no_other_message(kind):
     """Of another optimizer whose hooks come in another order, of the program, or of what was begun and dropped."""
-    status, output = mpi(2, HERE / "apart.py", timeout=60)
+    if kind == "mpi":
+        status, output = mpi(2, HERE / "apart.py", kind, timeout=60)
+    else:
+        statuses, outputs = gloo(2, HERE / "apart.py", kind, timeout=60)
+        status, output = max(map(abs, statuses)), "".join(outputs)
     assert (status, sorted(output.split("\n"))) == (0, ["", "rank 0: apart", "rank 1: apart"])
 
 
