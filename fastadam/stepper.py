@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from itertools import accumulate, chain
 from math import prod
 from operator import is_
@@ -71,6 +72,9 @@ class Stepper:
             raise TypeError(f"rule is {rule!r}, expected one of fastadam.rules with its hyperparameters")
         self.rule, self._kernel, self._structure = rule, kernels.ALL[rule.kernel], Structure(like)
         leaves = [x.array if isinstance(x, FlatBuffer) else x for x in self._structure.leaves]
+        names_of_chores = [field.name for field in fields(Chores)]
+        if unknown := [name for name in chores if name not in names_of_chores]:
+            raise TypeError(f"Stepper takes no {unknown[0]!r}, expected any of {', '.join(names_of_chores)}")
         self._chores, self._backend = Chores(**chores), choose(backend, leaves)
         if self._chores.skip_nonfinite is True and self._backend.home is not HOST:
             raise ValueError("skip_nonfinite is True, expected 'raise' or False on CUDA, where nothing would count")
@@ -120,6 +124,10 @@ class Stepper:
         Raises TypeError, ValueError before anything has changed.
         """
         t, scale = integer("t", t, low=1, most=2**63 - 1), number("grad_scale", grad_scale)
+        if not isinstance(slots, Mapping):
+            raise TypeError(f"slots is {describe(slots)}, expected a dict of trees by {' and '.join(self._slots)}")
+        if twice := sorted(slots.keys() & beside.keys()):
+            raise TypeError(f"{twice[0]} is given in slots and by name, expected one of both")
         self._group.call_with(None if lr is None else number("lr", lr, low=0))
         carried = [self._carried(name, beside.pop(name, None)) for name in self.rule.carried]
         arrays = self._flattened(p, {**slots, **beside})

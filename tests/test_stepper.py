@@ -206,6 +206,8 @@ REFUSED = [
     ({"slots": {"m": {"w": np.zeros(3)}}}, TypeError, "v is None, expected a tree of arrays like p, dict"),
     ({"slots": {"m": {"w": np.zeros(3)}, "v": {"w": np.zeros(2)}}}, ValueError, r"v\['w'\] is float64\(2,\), p\['w'\]"),
     ({"slots": {"m": {"w": np.zeros(3)}, "v": {"w": None}}}, TypeError, r"v\['w'\] is None, p\['w'\] is float64"),
+    ({"slots": None}, TypeError, "slots is NoneType, expected a dict of trees by m and v"),
+    ({"m": {"w": np.zeros(3)}}, TypeError, "m is given in slots and by name, expected one of both"),
     ({"u": {"w": np.zeros(3)}}, ValueError, "u is dict, expected None: NAdam"),
     ({"mu_product": 1.0}, TypeError, "mu_product is float, expected a float64 array of no dimension"),
     ({"mu_product": np.array(2.0)}, ValueError, "mu_product is 2.0"),
@@ -253,6 +255,7 @@ def test_shared_memory_is_refused(backend):
         ({"copy_to": "float32"}, ValueError, "copy_to is 'float32'"),
         ({"master": "half"}, ValueError, "master is 'half'"),
         ({"max_norm": 0}, ValueError, "max_norm is 0"),
+        ({"norm": 1}, TypeError, "Stepper takes no 'norm', expected any of max_norm, max_value, ema_decay"),
         ({"seed": -1}, ValueError, "seed is -1"),
     ],
 )  # fmt: skip

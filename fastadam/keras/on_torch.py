@@ -22,6 +22,13 @@ def view(x: Any) -> Array:
     return array.view(format.dtype)
 
 
+def read(g: Any) -> Array:
+    """Return a gradient as an array: a copy where PyTorch has but noted that it is negated."""
+    if not isinstance(g, torch.Tensor):
+        raise TypeError(f"a gradient is {type(g).__name__}, expected a torch.Tensor")
+    return view(g.resolve_neg())
+
+
 class OnTorch(Stepping):
     """Takes one optimizer's steps over tensors."""
 
@@ -38,7 +45,7 @@ class OnTorch(Stepping):
         arrays = self._views([x.value for x in variables])
         n = len(asked.params)
         parts = [arrays[k : k + n] for k in range(0, len(arrays), n)]
-        grads = [None if g is None else view(g) for g in asked.grads]
+        grads = [None if g is None else read(g) for g in asked.grads]
         lr, *numbers = (float(getattr(x, "value", x)) for x in (asked.lr, *asked.carried.values()))
         carried = dict(zip(asked.carried, numbers, strict=True))
         slots = dict(zip(asked.slots, parts[1:], strict=True))

@@ -342,8 +342,22 @@ def test_sparse_tensors_are_refused_before_anything_changes():
     optimizer.build([v])
     with pytest.raises(ValueError, match="expected dense floats on the CPU"):
         optimizer.apply([torch.eye(3, 2).to_sparse()])
+    with pytest.raises(TypeError, match=r"a gradient is list, expected a torch\.Tensor"):
+        optimizer.apply([[[1.0, 1.0]] * 3])
     assert (v.numpy() == 1).all()
     assert int(optimizer.iterations) == 0
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason=f"of PyTorch's tensors; the backend is {BACKEND}")
+def test_a_lazily_negated_gradient_has_its_sign():
+    import torch
+
+    v = keras.Variable(np.zeros(2, "float32"))
+    optimizer = ours.SGD(learning_rate=1.0)
+    optimizer.build([v])
+    gradient = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    optimizer.apply([torch.view_as_complex(gradient).conj().imag])
+    assert v.numpy().tolist() == [2.0, 4.0]
 
 
 def test_a_copied_optimizer_steps_its_own_variables():
