@@ -3,7 +3,7 @@ lies."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -62,10 +62,13 @@ class GradientsOnDevice(Gradients):
         self.unread = []
         if self._flags.clear:
             self._check_separate(grads, usable)
-        given = [one for leaf in new for one in parts_of(grads[leaf])]
-        self._others = [s for s in map(stream_of, given) if s is not None]
-        if self._foreign and not self.capturing() and any(ndarray in map(type, parts_of(g)) for g in grads):
-            self._others.append(self.stream())  # of CuPy's gradients, where steps run on another
+        others = [(leaf, s) for leaf in new for s in map(stream_of, parts_of(grads[leaf])) if s is not None]
+        self._others = []
+        if (self._foreign or others) and self.capturing():
+            self._check_captured(others)
+        elif self._foreign and any(ndarray in map(type, parts_of(g)) for g in grads):
+            self._others = [self.stream()]  # of CuPy's gradients, where steps run on another
+        self._others += [stream for _, stream in others]
         kinds = self._kinds.copy()
         for leaf, arrays in usable.items():
             kinds[leaf] = self._kind(leaf, arrays)
@@ -171,6 +174,18 @@ class GradientsOnDevice(Gradients):
         """Return whether what is launched now goes into a graph."""
         with self.on_stream():
             return bool(self.stream().is_capturing())
+
+    def _check_captured(self, others: Iterable[tuple[int, Any]]) -> None:
+        """Raise RuntimeError for a gradient whose stream a graph's would have to wait for: CUDA lets none that is
+        captured do so."""
+        with self.on_stream():
+            captured = self.stream().ptr
+        for leaf, stream in others:
+            if stream.ptr != captured:
+                raise RuntimeError(
+                    f"{self._names[leaf].g}'s library works on stream {stream.ptr:#x} while a graph is captured on "
+                    f"stream {captured:#x}: expected one stream"
+                )
 
     def stream(self) -> Any:
         """Return the current stream, within on_stream the parameters' owner's."""

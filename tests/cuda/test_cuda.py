@@ -727,6 +727,26 @@ def test_nothing_is_changed_while_a_graph_is_captured(cupy):
     assert opt.groups[0].lr == 1e-3
 
 
+@pytest.mark.parametrize("apart", [True, False])
+def test_a_graph_waits_for_no_stream_of_gradients(apart, cupy):
+    p, g = (cupy.asarray(np.ones(4, np.float32)) for _ in range(2))
+    opt, stream = fa.SGD(p, lr=0.5, capturable=True), cupy.Stream()
+    theirs = cupy.Stream(non_blocking=True) if apart else stream
+    foreign = SimpleNamespace(__cuda_array_interface__={**g.__cuda_array_interface__, "stream": theirs.ptr})
+    with stream:
+        stream.begin_capture()
+        if apart:
+            with pytest.raises(
+                RuntimeError, match=r"^grads's library works on stream 0x\w+ while a graph is captured on"
+            ):
+                opt.step(foreign)
+            opt.step(g)
+        else:
+            opt.step(foreign)
+        stream.end_capture().launch()
+    assert (p.get() == 0.5).all()
+
+
 def test_captured_tables_that_do_not_fit_into_a_launch_stay_with_their_graphs(cupy):
     """Two graphs, one of two steps, each with gradients of its own; between replays eager steps upload others."""
     rng = np.random.default_rng(22)

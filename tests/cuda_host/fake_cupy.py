@@ -35,6 +35,7 @@ def not_in_a_capture():
 class Event:
     def __init__(self, block=False, disable_timing=False):
         self.past, self.clock, self.stream, self.disable_timing = True, Clock(), None, disable_timing
+        self.graph = None  # that it was recorded into
 
     @property
     def done(self):
@@ -45,6 +46,7 @@ class Event:
 
     def record(self, stream=None):
         self.stream, self.past = stream or state.stream, False
+        self.graph = self.stream.graph
         self.stream.do(self._come)
         self.clock = Clock(self.stream.clock)
 
@@ -110,6 +112,8 @@ class Stream:
         return event
 
     def wait_event(self, event):
+        if event.graph is not self.graph:  # a capture is isolated; none here spreads to another stream
+            raise Fault("a stream waits for an event across the bounds of a capture")
         if self.graph is None:
             self.clock.take(event.clock)
 

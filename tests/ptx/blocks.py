@@ -86,7 +86,7 @@ class Translation:
         if has != kind and has[1:] == kind[1:]:
             expression = f"({expression}).view('{has}')"
         elif has != kind:
-            if has[0] != "u" or has[1] < kind[1]:
+            if has[0] != "u" or has[1] < kind[1] or kind[0] == "f":
                 raise ValueError(f"{word} is {has}, {kind} is given")
             expression = f"({expression}).astype('{kind[0]}{has[1]}').view('{has}')"
         self._lines.append(f"{_name(word)} = {expression}")

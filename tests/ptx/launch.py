@@ -7,7 +7,7 @@ import numpy as np
 
 from ptx.blocks import DONE, WAIT, Translation
 from ptx.instructions import Fault
-from ptx.memory import WORDS, Everything
+from ptx.memory import WIDEST, WORDS, Everything
 from ptx.races import Shadow
 from ptx.reading import SPACES, Kernel
 
@@ -22,6 +22,9 @@ class Program:
         self.blocks = Translation(self.kernel)
         self.grains = {space: self.kernel.grain(space) for space in ("global", "shared")}
         self.shared = max((at + size for at, size in self.kernel.shared.values()), default=0)
+        self.inside = np.zeros(self.shared + WIDEST, bool)  # a variable, by byte of shared memory
+        for at, size in self.kernel.shared.values():
+            self.inside[at : at + size] = True
 
     def __call__(self, grid, block, arguments, memory):
         """Run it to its end on a Memory, as the task that is under way there. Returns how many thread-instructions."""
@@ -122,7 +125,8 @@ class Machine:
             refuse((each[0] != address) | ~self._given[each].all(axis=0), "outside the parameters")
             return self._parameters.view(kind), address // size
         if space == "shared":
-            refuse((address < 0) | (address + nbytes > self.program.shared), "outside shared memory")
+            inside, at = self.program.inside, np.clip(address, 0, self.program.shared)
+            refuse((at != address) | ~inside[at] | ~inside[at + nbytes - 1], "outside shared memory")
             address, grain = address + self._home[threads] * self._room, self.program.grains["shared"]
             places = address // grain + np.arange(nbytes // grain)[:, None]
             who = self._thread[threads]
@@ -137,17 +141,17 @@ class Machine:
         refuse(wrong, "outside all arrays")
         self._touched[extents] = True
         who, between, within = self._watched[threads], self.memory.between, self.memory.within
-        if stores:
-            refuse(between.store(places, who, self._launch) & (not atomic), "a race")
-            refuse((self.memory.writers[places] == 0) & atomic, "memory that nobody has written")
-        else:
-            first, race = between.load(places, who, self._launch)
-            refuse(race, "a race")
-            refuse(first & (self.memory.writers[places] == 0), "memory that nobody has written")
+
+        def take(shadow, who, epoch):
+            if stores and not atomic:
+                return np.zeros(places.shape, bool), shadow.store(places, who, epoch)
+            return (shadow.add if atomic else shadow.load)(places, who, epoch)
+
+        first, race = take(between, who, self._launch)
+        refuse(race, "a race")
+        refuse(first & (self.memory.writers[places] == 0), "memory that nobody has written")
         if self.kernel.waits:
-            mine, epoch = self._thread[threads], self.memory.epoch
-            race = within.store(places, mine, epoch) & (not atomic) if stores else within.load(places, mine, epoch)[1]
-            refuse(race, "a race between barriers")
+            refuse(take(within, self._thread[threads], self.memory.epoch)[1], "a race between barriers")
         return WORDS[kind], (address - Everything.FROM) // size
 
     def _of_each_space(self, address, threads):

@@ -11,6 +11,7 @@ SPACES = {"global": 0, "shared": 1 << 56, "param": 1 << 57}  # where the generic
 PARAMETER = r"\.param (?:\.align (\d+) )?\.(\w+) (?:\.ptr[ .\w]*?\.align \d+ )?(\w+)(?:\[(\d+)\])?"
 SHARED = r"^\s*\.shared \.align (\d+) \.(\w+) (\w+)(?:\[(\d+)\])?;"
 LIMITS = r"\s*\.maxntid (\d+)(?:, 1, 1)?\s*"  # what may stand between a kernel's parameters and its text
+APART = 128  # bytes between two variables in shared memory, which belong to neither
 IGNORED = {".reg", ".shared", ".loc", ".pragma"}  # read elsewhere, or of no meaning for what is computed
 
 
@@ -36,14 +37,14 @@ class Statement(NamedTuple):
         return cls(guard or "", pieces, operands, text)
 
 
-def placed(variables):
+def placed(variables, apart=0):
     """{name: (offset, bytes)} of variables (align, kind, name, count), one after the other as they are aligned."""
     places, end = {}, 0
     for align, kind, name, count in variables:
         size = int(kind[1:]) // 8
         end += -end % int(align or size)
         places[name] = end, size * int(count or 1)
-        end += places[name][1]
+        end += places[name][1] + apart
     return places
 
 
@@ -68,7 +69,7 @@ class Kernel:
         self.name, self.most = name, int(limit[1]) if limit else 1024
         self.parameters = placed(re.findall(PARAMETER, head))
         shared = re.findall(SHARED, program, re.MULTILINE)
-        self.shared = placed([variable for variable in shared if re.search(rf"\b{variable[2]}\b", body)])
+        self.shared = placed([variable for variable in shared if re.search(rf"\b{variable[2]}\b", body)], APART)
         self.registers = {}
         for kind, prefix, count in re.findall(r"\.reg \.(\w+)\s+(%?\w+)(?:<(\d+)>)?;", body):
             for register in [f"{prefix}{k}" for k in range(int(count))] if count else [prefix]:

@@ -180,6 +180,52 @@ def test_sums_of_many_threads_are_whole(name, device):
     assert x.get() == 3 * 64
 
 
+COUNTED = "unsigned long long* x, const unsigned long long* y, long long n"
+START, ADDED = "if (i == 0) x[0] = 0;", "atomicAdd(x, 1ull);"
+PLAIN = "if (threadIdx.x == 63) x[0] += 1;"
+
+
+@pytest.mark.parametrize(
+    ("grid", "wrong", "right"),
+    [
+        (1, START + ADDED, START + "__syncthreads();" + ADDED),
+        (1, ADDED + "x[1 + i] = x[0];", ADDED + "__syncthreads(); x[1 + i] = x[0];"),
+        (1, "x[1 + i] = x[0];" + ADDED, "x[1 + i] = x[0]; __syncthreads();" + ADDED),
+        (1, ADDED + START, ADDED + "__syncthreads();" + START),
+        (1, "if (i < 2) {" + ADDED + "if (i == 0) x[1] = x[0]; }", "if (i == 0) {" + ADDED + "x[1] = x[0]; }"),
+        (1, "if (i < 2) {" + START + ADDED + "}", "if (i == 0) {" + START + ADDED + "}"),
+        (2, "__syncthreads();" + PLAIN + "__syncthreads();" + ADDED, ADDED),
+        (2, START + "__syncthreads();" + ADDED, "__syncthreads();" + ADDED),
+    ],
+)  # fmt: skip
+def test_sums_are_in_a_race_with_all_but_sums(grid, wrong, right, device):
+    for body in (right, wrong):
+        x, told = device.zeros(200, np.uint64), {"parameters": COUNTED, "grid": grid}
+        if body is right:
+            launch(device, I + body, x, **told)
+        else:
+            with pytest.raises(Fault, match="a race"):
+                launch(device, I + body, x, **told)
+
+
+def test_sums_in_memory_that_nobody_has_written(device):
+    launch(device, I + START + "__syncthreads();" + ADDED, device.empty(1, np.uint64), parameters=COUNTED)
+    with pytest.raises(Fault, match="memory that nobody has written"):
+        launch(device, ADDED, device.empty(1, np.uint64), parameters=COUNTED)
+
+
+def test_a_variable_in_shared_memory_ends_before_the_next(device):
+    body = (
+        "__shared__ float s[64], t[64]; s[threadIdx.x + n] = y[0]; t[threadIdx.x] = y[0]; __syncthreads();"
+        "x[threadIdx.x] = s[threadIdx.x + n]; x[threadIdx.x] = t[63 - threadIdx.x];"
+    )
+    x, y = device.zeros(64, np.float32), device.zeros(64, np.float32)
+    launch(device, body, x, y)
+    for n in (1, -1):
+        with pytest.raises(Fault, match="outside shared memory"):
+            launch(device, body, x, y, n=n)
+
+
 def test_a_block_has_no_more_threads_than_its_kernel_is_compiled_for(device):
     x = device.zeros(128, np.int32)
     text = 'extern "C" __global__ void __launch_bounds__(64{}) f(int* x) {{ x[threadIdx.x] = 1; }}\n'
@@ -319,6 +365,22 @@ def test_a_graph_is_replayed_in_order_and_keeps_its_arguments(device):
             one.synchronize()
 
 
+@pytest.mark.parametrize("within", [True, False])
+def test_a_stream_waits_for_no_event_across_the_bounds_of_a_capture(within, device):
+    stream, other = device.Stream(), device.Stream(non_blocking=True)
+    with stream:
+        early = other.record()
+        stream.begin_capture()
+        late = stream.record()
+        stream.wait_event(late)
+        waits = [(other, late)] if within else [(stream, early)]
+        for one, event in waits:
+            with pytest.raises(Fault, match="across the bounds of a capture"):
+                one.wait_event(event)
+        stream.end_capture()
+    stream.wait_event(early)
+
+
 # What is no error when it is read.
 
 HEAD = ".version 9.0\n.target sm_90\n.visible .entry f(\n.param .u64 f_param_0\n)\n{\n"
@@ -364,6 +426,8 @@ def program(body):
         "mov.u32 %r1, %clock;",
         "bra nowhere;",
         "cvt.u32.u16 %rs1, %rs2;",
+        "cvt.rn.f16.f32 %r1, %f1;",
+        "ld.global.f32 %rd1, [%rd2];",
         # Hostile: names that a reader could take for its own, operands too few or too many, orders of memory, widths.
         "set.gt.u32.f32 %r1, %f1, %f2;",
         "move.u32 %r1, %r2;",

@@ -160,6 +160,32 @@ def hostile(cupy):
     return [] if (np.isnan(there.get().astype(np.float32)) == np.isnan(here.astype(np.float32))).all() else ["NaN"]
 
 
+def mastered(cupy):
+    """Masters of parameters that are set from outside: their threads add up how many."""
+    rng = np.random.default_rng(5)
+    here = [x.astype(BF16) for x in some(rng, (5, 700))]
+    there = [cupy.asarray(p) for p in here]
+    a, b = (fa.AdamW(x, lr=0.1, master="float32", **on) for x, on in ((here, {"backend": "numpy"}), (there, {})))
+    counts = []
+    for _ in range(2):
+        grads = some(rng, (5, 700))
+        counts.append((a.step(grads).taken_over, b.step([cupy.asarray(g) for g in grads]).taken_over))
+        for p, q in zip(here, there, strict=True):
+            p[:3], q[:3] = 1, BF16.type(1)
+    return [k for k, (p, q) in enumerate(zip(here, there, strict=True)) if not (p == q.get()).all()] + [
+        (one, other) for one, other in counts if one != other
+    ]
+
+
+def weighed(cupy):
+    """LAMB, whose leaves are each weighed by a thread."""
+    rng = np.random.default_rng(3)
+    pair = Pair(cupy, fa.LAMB, some(rng, (5, 1030, 130)), lr=0.1)
+    for _ in range(2):
+        pair.step(gradients(rng, pair))
+    return pair.differing()
+
+
 def clipped_large(cupy):
     """Enough blocks that their sums are added up in several pairs at once."""
     return steps(cupy, sizes=(70_000,), asked=dict(NOTHING, max_norm=0.5))
@@ -251,6 +277,43 @@ TEXTS = {
         "const unsigned group = thread * count / IN_ROW",
         "const unsigned group = thread * count / IN_ROW + (thread == 0)",
     ),
+    "a tail an element too long": (steps, "high(n - i < W ? int(n - i) : W)", "high(n - i < W ? int(n - i) + 1 : W)"),
+    "a head an element too long": (
+        lambda cupy: steps(cupy, lead=1),
+        "low(i < 0 ? int(-i) : 0)",
+        "low(i < 0 ? int(-i) - 1 : 0)",
+    ),
+    "no share filled that begins at a leaf's end": (
+        lambda cupy: steps(cupy, sizes=(1032,), moments="8bit"),
+        "thread * W >= chunk.n)",
+        "thread * W > chunk.n)",
+    ),
+    "a group too many scaled": (coded, ">= BLOCK / Coding::GROUP) return", "> BLOCK / Coding::GROUP) return"),
+    "what a block has begun not said": (coded, "if (thread == 0) begun = {false, 0};", ""),
+    "lanes of the neighbour": (clipped, "lanes.of[1][thread] =", "lanes.of[1][thread + 1] ="),
+    "judged by two threads": (
+        clipped,
+        "if (thread > 0) return;\n        const f64 most",
+        "if (thread > 1) return;\n        const f64 most",
+    ),
+    "a leaf too many weighed": (weighed, "if (leaf >= table.leaves) return;", "if (leaf > table.leaves) return;"),
+    "a count that is not atomic": (
+        mastered,
+        "atomicAdd(static_cast<u64*>(__cvta_global_to_generic(counter)), taken)",
+        "*static_cast<u64*>(__cvta_global_to_generic(counter)) += taken",
+    ),
+    "a count begun beside its sums": (
+        mastered,
+        "u64 taken = 0;",
+        "u64 taken = 0; if (counted) *static_cast<u64*>(__cvta_global_to_generic(counter)) = 0;",
+    ),
+    "division rounded towards zero": (steps, '"div.rn." type', '"div.rz." type'),
+    "an approximate division": (
+        steps,
+        'BINARY(real, r, operator/, "div.rn." type)',
+        "DEVICE real operator/(real a, real b) { return __fdividef(float(a.x), float(b.x)); }",
+    ),
+    "products flushed": (steps, '"mul.rn." type', '"mul.rn.ftz." type'),
     "judged before all is added up": (
         clipped,
         "for (i64 apart = 1; apart < count; apart *= 2)",
@@ -355,6 +418,40 @@ def threads_for_half(monkeypatch):
     monkeypatch.setattr(cuda_host.Instantiation, "threads", property(lambda step: 64))
 
 
+def an_argument_missing(monkeypatch):
+    def launch(signature, *args, whole=signature.Signature.launch):
+        *launch, arguments = whole(signature, *args)
+        return *launch, arguments[:-1]
+
+    monkeypatch.setattr(signature.Signature, "launch", launch)
+
+
+def width_in_half(monkeypatch):
+    def weigh(norm, *args, right=norm.Norm._weigh):
+        *launch, (leaves, table, window, width, notes) = right(norm, *args)
+        return *launch, (leaves, table, window, width.astype(np.int32), notes)
+
+    monkeypatch.setattr(norm.Norm, "_weigh", weigh)
+
+
+def chunks_that_were_freed(monkeypatch):
+    def launch(signature, *args, whole=signature.Signature.launch):
+        *launch, (chunks, *rest) = whole(signature, *args)
+        address = np.array(chunks.copy().data.ptr, np.uint64)
+        sys.modules["cupy"].state.stream.synchronize()
+        return *launch, (address, *rest)
+
+    monkeypatch.setattr(signature.Signature, "launch", launch)
+
+
+def no_event_after_the_copy(monkeypatch):
+    monkeypatch.setattr(upload.Uploaded, "calls", lambda *args, right=upload.Uploaded.calls: right(*args)[:1])
+
+
+def streams_that_wait_the_other_way(monkeypatch):
+    monkeypatch.setattr(arrays, "_wait", lambda first, second: second.wait_event(first.record()))
+
+
 def chunks_that_overlap(monkeypatch):
     def overlapping(sizes, heads, most, right=signature.chunk_table):
         table = right(sizes, heads, most)
@@ -387,6 +484,11 @@ LAUNCHES = {
     "a block too many": (steps, one_block_more),
     "a window row too far": (window_off(1), lambda monkeypatch: None),
     "a window row too early": (window_off(-1), lambda monkeypatch: None),
+    "an argument missing": (steps, an_argument_missing),
+    "a number of half its width": (weighed, width_in_half),
+    "chunks that were freed": (steps, chunks_that_were_freed),
+    "no event after a copy": (uploaded, no_event_after_the_copy),
+    "streams that wait the other way": (foreign, streams_that_wait_the_other_way),
     "chunks that overlap": (steps, chunks_that_overlap),
 }
 
@@ -399,7 +501,22 @@ def test_a_changed_launch_is_found(name, cupy_of, monkeypatch):
     assert wrong(scenario, cupy), name
 
 
-RIGHT = [steps, clipped, coded, grouped, rows, replayed, carried, foreign, uploaded, polled, hostile, clipped_large]
+RIGHT = [
+    steps,
+    clipped,
+    coded,
+    grouped,
+    rows,
+    replayed,
+    carried,
+    foreign,
+    uploaded,
+    polled,
+    hostile,
+    clipped_large,
+    mastered,
+    weighed,
+]
 
 
 @pytest.mark.parametrize("scenario", RIGHT, ids=lambda x: x.__name__)
