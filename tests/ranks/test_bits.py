@@ -2,14 +2,16 @@
 is crossed. Ranks are threads here; test_processes.py has processes."""
 
 import tracemalloc
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from cases import same_bits
 
 import fastadam as fa
-from fastadam.distributed.cuts import cuts
+from fastadam.distributed.cuts import SPAN, cuts
 from fastadam.kernels import ALL
+from fastadam.kernels.chores import BLOCK, nodes
 from fastadam.kernels.formats import FORMATS
 from fastadam.tools import cover
 from fastadam.tools.cover import chores, kernels_in_use, label, stored
@@ -171,6 +173,18 @@ def test_every_rank_has_its_share_of_small_buckets(ranks):
     shares = np.diff(cuts(20_000, ranks, 1024), axis=1).sum(axis=0)
     assert shares.sum() == 20_000
     assert shares.max() - shares.min() <= 4096
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+@pytest.mark.parametrize("n", [0, 5, 1 << 19, (1 << 21) + 7, 5_000_000])
+def test_pieces_of_a_device_are_whole_nodes(n, ranks):
+    """Each but the one that ends the array adds up to nodes of 512 blocks of 1,024 or more."""
+    places = cuts(n, ranks, 1 << 20, SPAN)
+    assert [places[0][0], *(cut[-1] for cut in places)] == [0, *(cut[0] for cut in places[1:]), n]
+    for first, stop in (pair for cut in places for pair in pairwise(cut)):
+        levels = [node.level for node in nodes(np.zeros(-(-(stop - first) // BLOCK)), first // BLOCK)]
+        assert first in (n, first // 2**19 * 2**19)
+        assert stop == n or all(level >= 9 for level in levels)
 
 
 def test_state_is_shared_out():

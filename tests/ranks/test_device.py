@@ -33,3 +33,38 @@ def test_a_device_has_the_hosts_bits(chosen, cupy):
     ours, theirs = host.state_dict()["leaves"]["params[0]"], device.state_dict()["leaves"]["params[0]"]
     for name, x in ours.items():
         assert same_bits(x, theirs[name]) if isinstance(x, np.ndarray) else x == theirs[name]
+
+
+class OneOfTwo(fa.distributed.Engine):
+    """Is a rank of two that all say the same: enough to be made."""
+
+    size, carries = 2, ("host", "device")
+
+    def __init__(self, rank):
+        self.rank = rank
+
+    def everyone(self, x):
+        return [x, x]
+
+
+def test_pieces_on_a_device_are_cut_where_its_sums_are(cupy):
+    """At multiples of 2^19 elements, those of the host at multiples of 1,024."""
+    sizes = {}
+    for where, array in (("host", np.zeros(1_300_000, np.float32)), ("device", cupy.zeros(1_300_000, np.float32))):
+        for rank in range(2):
+            opt = fa.distributed.Sharded(fa.SGD, array, OneOfTwo(rank), momentum=0.9, bucket=1 << 24)
+            sizes[where, rank] = opt.state_bytes // 4
+    assert sizes == {
+        ("host", 0): 650_240, ("host", 1): 649_760, ("device", 0): 1 << 20, ("device", 1): 1_300_000 - (1 << 20),
+    }  # fmt: skip
+
+
+def test_a_norm_over_several_spans_has_the_hosts_bits(cupy):
+    n = (1 << 19) + 5000
+    rng = np.random.default_rng(2)
+    p, g = (rng.standard_normal(n).astype(np.float32) for _ in range(2))
+    there = cupy.asarray(p)
+    named = {"lr": 0.1, "max_norm": 0.5, "bucket": 1024}
+    device = fa.distributed.Sharded(fa.SGD, there, **named)
+    assert fa.distributed.Sharded(fa.SGD, p, **named).step(g) == device.step(cupy.asarray(g))
+    assert same_bits(p, there.get())
