@@ -84,7 +84,13 @@ class Call:
 
     def __call__(self, *operands: Any) -> list[Any]:
         """Return the count, what is carried, the parameters and the state's arrays after the step; then the norm."""
-        return list(self._function(*operands))
+        mesh = jax.sharding.get_abstract_mesh()
+        if not mesh.explicit_axes:
+            return list(self._function(*operands))
+        # Types say where arrays lie under jax.set_mesh, and a custom call's results would be whole by theirs.
+        written = operands[self._inputs : self._first_g]
+        lie = [*(jax.typeof(x).sharding for x in written), *[NamedSharding(mesh, PartitionSpec())] * self._limited]
+        return list(jax.sharding.auto_axes(self._function, axes=mesh.explicit_axes, out_sharding=lie)(*operands))
 
     def _homes(self, leaf: int) -> list[tuple[int, int]]:
         """Return (operand, first byte) of each of a leaf's columns, (-1, 0) for those that it has not."""

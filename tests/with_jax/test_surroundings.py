@@ -129,6 +129,27 @@ def test_sharded_parameters_are_stepped_where_they_lie(spec, shardy, capfd):
         jax.clear_caches()
 
 
+@pytest.mark.parametrize("spec", [("d", None), (None, "d"), ()])
+def test_under_a_mesh_that_is_set_types_say_where_results_lie(spec):
+    """Where its axes are explicit: results lie as what they replace, without a gather; max_norm of whole ones, too."""
+    mesh = jax.make_mesh((2,), ("d",), axis_types=(jax.sharding.AxisType.Explicit,))
+    shape = NamedSharding(mesh, PartitionSpec(*spec))
+    tx, chosen = (TX, {}) if spec else (CLIPPED, {"max_norm": 1.0})
+    with jax.set_mesh(mesh):
+        params, _, g = begun(tx)
+        params, g = jax.device_put(params, shape), jax.device_put(g, shape)
+        state = tx.init(params)
+        text = compiled(tx.step, params, state, g, donate_argnums=(0, 1))
+        assert "all-gather" not in text
+        assert text.count(" copy(") == 0
+        step = jax.jit(tx.step, donate_argnums=(0, 1))
+        for _ in range(2):
+            params, state = step(params, state, g)
+    assert equal(params["w"], stepped(2, **chosen))
+    assert params["w"].sharding.is_equivalent_to(shape, 2)
+    assert state.streams["m"][0].sharding.is_equivalent_to(shape, 2)
+
+
 def test_small_sharded_parameters_are_whole_in_their_pool():
     shape = NamedSharding(jax.make_mesh((2,), ("d",)), PartitionSpec("d"))
     params, _, g = begun(TX, W[:2])
