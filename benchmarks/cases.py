@@ -202,9 +202,16 @@ class Setting:
 
     @property
     def bytes(self):
-        """Return what a step moves per parameter: once more p, g and the slots, read, where sums come first."""
-        step = self.format.bytes(self.slots)
-        return step + CHORES[self.chores] + (step + self.dtype.itemsize) / 2 * self.sums_first
+        """Return what a step moves per parameter: more where sums come first, and less for slots that none changes."""
+        step = self.format.bytes(self.slots) + CHORES[self.chores]
+        if not hasattr(self.kernel, "walked"):  # made of several optimizers, or of a version that does not say
+            return step + (self.format.bytes(self.slots) + self.dtype.itemsize) / 2 * self.sums_first
+        present = [self.rule.keeps(slot) for slot in self.kernel.slots]
+        summed, written = self.kernel.walked(self.rule.options, present)
+        width = (self.format.bytes(1) - self.format.bytes(0)) / 2  # of a slot
+        wide = (self.format.bytes(0) - self.dtype.itemsize) / 2  # of p and its master
+        unchanged = sum(kept and not changes for kept, changes in zip(present, written.slots, strict=True))
+        return step + wide * summed.p + self.dtype.itemsize * summed.g + width * (sum(summed.slots) - unchanged)
 
     @property
     def by_leaf(self):

@@ -112,6 +112,25 @@ class Kernel(NamedTuple):
         """Return whether a rule that uses these options needs the sums: a kernel's are all optional, or none is."""
         return any(not each.optional or each.name in options for each in self.sums)
 
+    def walked(self, options: frozenset[str], present: Sequence[bool]) -> tuple[Columns, Columns]:
+        """Return which of p, g and the slots the sums are made of, and which a step writes, where these are present.
+
+        Told from numbers: of NaN in a stream come NaN in what is made of it, and what is not written is not replaced.
+        """
+        kernel, summing = self.switched(options), self.summed(options)
+        c = self.Coefficients(*[1.0] * len(self.Coefficients._fields))  # type: ignore[attr-defined]
+        values: list[Any] = [1.0, 1.0, *(1.0 if kept else None for kept in present)]
+
+        def stepped(values: list[Any]) -> tuple[Any, Any, Any]:
+            return kernel.stepped(summing, 0.0, values[0], values[1], values[2:], c)
+
+        def in_sums(k: int) -> bool:
+            return bool(np.isnan(stepped([*values[:k], np.nan, *values[k + 1 :]])[2]).any())
+
+        summed = [summing and value is not None and in_sums(k) for k, value in enumerate(values)]
+        written = tuple(x is not y for x, y in zip(values[2:], stepped(values)[1], strict=True))
+        return Columns(summed[0], summed[1], tuple(summed[2:])), Columns(True, False, written)
+
     def stepped(self, summed: bool, nought: Any, p: Any, g: Any, slots: Sequence[Any], c: Any) -> tuple[Any, Any, Any]:
         """Return p and the slots after a step of one element, or of whole arrays, and what is added up, if `summed`."""
         new, n = self.step(p, g, *slots, *[nought if summed else None] * len(self.sums), c), 1 + len(self.slots)

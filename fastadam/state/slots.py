@@ -230,13 +230,18 @@ class State:
 
     def bytes_per_step(self, gradients: int) -> int:
         """Return the bytes that a step reads and writes which passes over the gradients so many times."""
-        total, summed = 0, {leaf for group in self.groups if sums_first(group) for leaf in group.leaves}
-        for leaf, streams in enumerate(self.streams):
-            columns = streams.columns._replace(g=None, copy=None)
-            total += 2 * sum(x.nbytes for x in columns.row if x is not None)
-            if leaf in summed:  # a walk before reads what the step reads
-                total += streams.p.nbytes + sum(x.nbytes for x in columns._replace(ema=None).row if x is not None)
-            total += streams.p.nbytes * gradients + (0 if streams.copy is None else streams.copy.nbytes)
+        total = 0
+        for group in self.groups:
+            for streams in self.streams[group.leaves.start : group.leaves.stop]:
+                row, p = streams.columns, streams.p.nbytes
+                summed, written = self.kernel.walked(group.rule.options, [x is not None for x in row.slots])
+                total += p * (gradients + summed.g) + (0 if streams.copy is None else streams.copy.nbytes)
+                parts = [x.nbytes for x in (row.p, row.low, row.rounded) if x is not None]  # read and written together
+                total += sum(parts) * (2 + summed.p) + (0 if row.ema is None else 2 * row.ema.nbytes)
+                for x, in_sums, changes in zip(row.slots, summed.slots, written.slots, strict=True):
+                    if x is not None:  # blocks are decoded by every walk
+                        coded = sums_first(group) and format_of(x.dtype).block > 1
+                        total += x.nbytes * (1 + changes + (in_sums or coded))
         return total
 
 

@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -520,6 +522,77 @@ def test_sizes():
     ):  # fmt: skip
         opt = fa.Adam(np.ones(n, p), moments=moments, master=master, backend="numpy")
         assert (opt.state_bytes / n, opt.bytes_per_step / n) == (state, moved)
+
+
+@pytest.mark.parametrize(
+    ("method", "named", "moments", "moved"),
+    [
+        # p and the slots read and written, g read: 4 bytes each; and once more what the sums are made of.
+        (fa.LAMB, {}, None, 28 + 16),  # p, g, m, v
+        (fa.LARS, {}, None, 20 + 8),  # p, g
+        (fa.LARS, {"max_norm": 1.0}, None, 20 + 8 + 4),
+        (fa.StableAdamW, {}, None, 28 + 8),  # g, v
+        (fa.StableAdamW, {}, "8bit", 12 + 4 * 1.0625 + 4 + 2 * 1.0625),  # blocks of m are decoded, too
+        (fa.Prodigy, {}, None, 40 + 16),  # p, g, s, p0, which is only read
+        (fa.AdamW, {"cautious": True}, None, 28 + 12),  # p, g, m
+        (fa.AdamW, {"cautious": True, "amsgrad": True}, None, 36 + 12),
+        (fa.Lion, {"cautious": True}, None, 20 + 8),  # g, m
+        (fa.Lion, {"cautious_decay": True}, None, 20),
+        (fa.ScheduleFreeAdamW, {}, None, 28),
+    ],
+)
+def test_bytes_of_a_step_with_sums(method, named, moments, moved):
+    n = 2**12
+    opt = method(np.ones(n, F32), moments=moments, backend="numpy", **named)
+    assert opt.bytes_per_step / n == moved
+
+
+def test_bytes_of_a_step_with_sums_and_masters():
+    """p is told from its remainder, and a master from the parameter beside it, in the walk that sums as well."""
+    n = 2**12
+    for master, moved in (
+        ("remainder", 26 + 2 + 2 + 2 + 8),
+        ("float32", 30 + 4 + 2 + 2 + 8),
+    ):  # p, low or master, g, m, v
+        opt = fa.LAMB(np.ones(n, bfloat16), master=master, backend="numpy")
+        assert opt.bytes_per_step / n == moved
+
+
+PROTECTED = """
+import ctypes
+import numpy as np
+import fastadam as fa
+
+protect = ctypes.CDLL(None).mprotect
+g = np.full(2**16, 0.5, np.float32)
+
+
+def begun(method, name):
+    opt = method(np.ones_like(g), backend="numba")
+    opt.step(g)
+    slot = opt.moments()["params"][name]
+    first = -(-slot.ctypes.data // 4096) * 4096
+    return opt, ctypes.c_void_p(first), ctypes.c_size_t((slot.ctypes.data + slot.nbytes - first) // 4096 * 4096)
+
+
+for method, name in ((fa.LARS, "m"), (fa.StableAdamW, "m"), (fa.Prodigy, "m"), (fa.Prodigy, "v")):
+    opt, first, length = begun(method, name)
+    opt._plan.accept([g])
+    opt._table.fill(1.0, [True])
+    assert protect(first, length, 0) == 0
+    opt._plan.sum_up()
+    assert protect(first, length, 3) == 0
+opt, first, length = begun(fa.Prodigy, "p0")
+assert protect(first, length, 1) == 0
+opt.step(g)
+assert protect(first, length, 3) == 0
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="protects pages as Linux does")
+def test_what_is_not_counted_is_not_touched():
+    """A walk that reads or writes the protected slot ends its process."""
+    subprocess.run([sys.executable, "-c", PROTECTED], check=True, timeout=300)
 
 
 @pytest.mark.parametrize("backend", ["numpy", "numba"])
