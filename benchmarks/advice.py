@@ -14,7 +14,7 @@ from fastadam.tools.advise import ROUNDS, WAYS
 from . import cases, clock, files, machine
 from .contestants import Start
 from .markdown import table, taken_on
-from .ours import ours
+from .ours import by_backend
 from .suites import ALL, CODED, PLAIN
 
 PARAMETERS = 10**9
@@ -33,7 +33,7 @@ def held():
     contestants, ratios, seconds = {}, {}, {}
     for format in HELD:
         setting = cases.setting("AdamW", format)
-        one = ours()["numba"](Start([(SIZE,)], setting.dtype), setting, fa.get_num_threads())
+        one = by_backend()["numba"](Start([(SIZE,)], setting.dtype), setting, fa.get_num_threads())
         contestants[format] = one, count(), *clock.calibrated(one, count())
     names = {f"{way.params}:moments={way.moments}" + f":master={way.master}" * bool(way.master): way for way in WAYS}
     for _ in range(TURNS):

@@ -33,7 +33,7 @@ class Footprint(NamedTuple):
     replicated: float
     held: float
     shared: float
-    whole: float
+    unsharded: float
 
 
 FORMATS = {
@@ -55,7 +55,7 @@ def rows(parameters, stored, memory):
         travels = [parameters * stored.gradient, parameters * stored.weight]
         best = sum(exchange(nbytes, nodes) for nbytes in travels)
         bucketed = sum(exchange(nbytes, nodes, max(1, nbytes / BUCKET)) for nbytes in travels)
-        gigabytes = parameters * (stored.held + stored.shared / nodes) / 1e9, parameters * stored.whole / 1e9
+        gigabytes = parameters * (stored.held + stored.shared / nodes) / 1e9, parameters * stored.unsharded / 1e9
         steps = parameters * stored.sharded / nodes / memory, parameters * stored.replicated / memory
         yield nodes, best, bucketed, *steps, *gigabytes
 
@@ -71,9 +71,9 @@ def lines():
             yield f"| {name}, {many} parameters | {columns} |"
             yield "|---|---:|---:|---:|---:|---:|---:|---:|"
             for kind, stored in FORMATS.items():
-                for nodes, best, bucketed, step, whole, each, everything in rows(parameters, stored, memory):
-                    gain = (best + whole) / (best + step)
-                    cells = [f"{x * 1e3:,.{0 if x > 0.01 else 2}f}" for x in (best, bucketed, step, whole)]
+                for nodes, best, bucketed, step, unsharded, each, everything in rows(parameters, stored, memory):
+                    gain = (best + unsharded) / (best + step)
+                    cells = [f"{x * 1e3:,.{0 if x > 0.01 else 2}f}" for x in (best, bucketed, step, unsharded)]
                     memory_of_each = f"{each:,.1f} of {everything:,.0f}"
                     yield f"| {kind} | {nodes:,} | {' | '.join(cells)} | {gain:.2f}x | {memory_of_each} |"
 

@@ -195,12 +195,12 @@ def section(result):
     yield f"Seconds for a checkpoint of {result['bytes'] / 1e6:,.0f} MB, which is on disk when a save returns, and how"
     yield "many times as fast as fastadam each is: median of the ratios of the same round (p10–p90)."
     for case, seconds in result["cases"].items():
-        ours = next(iter(seconds))
+        first = next(iter(seconds))
         rows = []
         for name, each in seconds.items():
-            ratios = sorted(a / b for a, b in zip(seconds[ours], each, strict=True))
+            ratios = sorted(a / b for a, b in zip(seconds[first], each, strict=True))
             low, high = ratios[len(ratios) // 10], ratios[-1 - len(ratios) // 10]
-            shown = "" if name == ours else f"{statistics.median(ratios):.2f} ({low:.2f}–{high:.2f})"
+            shown = "" if name == first else f"{statistics.median(ratios):.2f} ({low:.2f}–{high:.2f})"
             rows.append([f"`{name}`", f"{statistics.median(each):.3f}", shown])
         yield ""
         yield from markdown.table([CASES[case], "seconds", "times as fast"], rows)

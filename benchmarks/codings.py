@@ -188,12 +188,12 @@ class Pair(NamedTuple):
 
 
 M8, V8 = ShiftedFloat(4, 3, signed=True), ShiftedFloat(5, 3, stochastic=True)
-OURS = "8-bit"
+EIGHT_BITS = "8-bit"
 FORMATS = {
     "float32": Pair(exact, exact, "float32"),
     "bfloat16 to nearest": Pair(BFloat16(), BFloat16()),
     "bfloat16, v stochastic": Pair(BFloat16(), BFloat16(stochastic=True), "bfloat16"),
-    OURS: Pair(M8, V8, "8bit"),
+    EIGHT_BITS: Pair(M8, V8, "8bit"),
     "FlashOptim": Pair(FlashOptim(signed=True), FlashOptim(signed=False)),
     "bitsandbytes": Pair(DynamicTree(signed=True), DynamicTree(signed=False)),
 }

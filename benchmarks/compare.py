@@ -23,7 +23,7 @@ if not __package__:  # a script of a clone, installed or not
 
 import fastadam
 from fastadam.benchmarks import bench, clock, machine, options
-from fastadam.benchmarks.suites import OURS, PLAIN, SUITES, TORCH
+from fastadam.benchmarks.suites import FASTADAM, PLAIN, SUITES, TORCH
 from fastadam.benchmarks.targets import CORE
 
 ALLOWED = 1.02  # times the old time
@@ -43,8 +43,8 @@ def rows():
     for suite, usual in SUITES.items():
         for workload in CORE if suite == "core" else usual.workloads:
             for case, entrants in usual.races(workload, ["numba"]):
-                for name, format in entrants or [(OURS, PLAIN)]:
-                    if name in (OURS, TORCH):
+                for name, format in entrants or [(FASTADAM, PLAIN)]:
+                    if name in (FASTADAM, TORCH):
                         row = f"{suite} {case}" + f" {format}" * (suite == "narrow")
                         named[row] = {"rule": usual.rule, "case": case, "name": name, "format": format}
     return named

@@ -118,18 +118,21 @@ def show(times):
     table.add("the loop", _median(seconds for seconds, _ in times["loop"]), "1", "1", "", "")
     for name, asked in ASKED.items():
         for what, most in zip((name, f"{name}, further"), asked, strict=True):
-            both = [
+            ratios = [
                 statistics.median(x[k] / unit[k] for x, unit in zip(times[what], times["loop"], strict=True))
                 for k in (0, 1)
             ]
             seconds = _median(seconds for seconds, _ in times[what])
-            table.add(what, seconds, *(f"{x:.2f}" for x in both), f"≤ {most}", "met" if both[0] <= most else "missed")
+            table.add(
+                what, seconds, *(f"{x:.2f}" for x in ratios), f"≤ {most}", "met" if ratios[0] <= most else "missed"
+            )
     table.show()
     ratio = statistics.median(a / b for a, b in zip(times["warm step"], times["warm loop"], strict=True))
     verdict = "met" if ratio <= ASKED_WARM else "missed"
-    ours, theirs = (_median(times[f"warm {who}"]) for who in ("step", "loop"))
+    warm_step, warm_loop = (_median(times[f"warm {who}"]) for who in ("step", "loop"))
     print(
-        f"with warm caches, process start included: {ours} s, a cached loop of Numba's {theirs} s; {ratio:.2f} times,"
+        f"with warm caches, process start included: {warm_step} s, a cached loop of Numba's {warm_loop} s; "
+        f"{ratio:.2f} times,"
     )
     print(f"asked ≤ {ASKED_WARM}: {verdict}")
 

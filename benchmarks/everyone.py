@@ -2,13 +2,13 @@
 
 from . import ours_cuda, peers
 from .limits import Limit, LimitCuda
-from .ours import ours
+from .ours import by_backend
 from .ours_jax import FastadamJax
 
 
 def everyone(backends):
     """Return all contestants for these backends; fastadam and the limits first, variants of fastadam last."""
-    cpu = [ours()[backend] for backend in backends if backend != "cuda"]
+    cpu = [by_backend()[backend] for backend in backends if backend != "cuda"]
     cuda = "cuda" in backends
     main = [ours_cuda.MAIN] * cuda + sorted(cpu, key=lambda one: one.backend == "numpy")
     limits = [Limit] * bool(cpu) + [LimitCuda] * cuda

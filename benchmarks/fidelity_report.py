@@ -7,7 +7,7 @@ of float32's losses over seeds. Above 1 a format would be told from float32's ow
 import numpy as np
 
 from . import codings
-from .codings import M8, OURS, V8
+from .codings import EIGHT_BITS, M8, V8
 from .markdown import table
 
 FORMATS = [name for name in codings.FORMATS if name != "float32"]
@@ -44,17 +44,17 @@ def _cell(usually, beyond, form):
 def rows(result, names, problems):
     """Yield of each format its bytes, `worst` of these problems and `farthest`: for β2 up to 0.999 / beyond."""
     betas2 = list(result["synthetic"])
-    both = usual(betas2), [beta2 for beta2 in betas2 if beta2 not in usual(betas2)]
+    rates = usual(betas2), [beta2 for beta2 in betas2 if beta2 not in usual(betas2)]
     for name in names:
-        cells = [_cell(*(worst(result, problem, name, some) for some in both), "{:+.2f}") for problem in problems]
-        apart = _cell(*(farthest(result, name, some) for some in both), "{:.3f}")
+        cells = [_cell(*(worst(result, problem, name, chosen) for chosen in rates), "{:+.2f}") for problem in problems]
+        apart = _cell(*(farthest(result, name, chosen) for chosen in rates), "{:.3f}")
         yield [name, f"{result['formats'][name]:.2f}", *cells, apart]
 
 
 def kept(result):
     """Say whether 8 bits end within the spread of float32's seeds, learned and held out, for β2 up to 0.999."""
     return all(
-        (np.abs(differences(entry[beta2], OURS)) <= 1).all()
+        (np.abs(differences(entry[beta2], EIGHT_BITS)) <= 1).all()
         for entry in result["training"].values()
         for beta2 in usual(entry)
     )
@@ -78,12 +78,12 @@ def _lost(result):
     yield (
         f"- **v to nearest.** In bfloat16 √v cannot follow gradients that shrink: it ends {nearest:.2f} times "
         f"float32's (median), stochastically rounded {stochastic:.2f} times. In 8 bits it comes to rest too low under "
-        f"heavy tails: a distance of {apart('v to nearest', 'tails')}, stochastically {apart(OURS, 'tails')}."
+        f"heavy tails: a distance of {apart('v to nearest', 'tails')}, stochastically {apart(EIGHT_BITS, 'tails')}."
     )
     yield (
         f"- **Finer codes of less range.** v of 4 + 4 bits is nearer where scales are alike "
-        f"({apart('v 4 + 4 bits', 'drift')}, 5 + 3 bits {apart(OURS, 'drift')}), but not where those of one group lie "
-        f"far apart ({apart('v 4 + 4 bits', 'dead')}, {apart(OURS, 'dead')}); likewise m of 3 + 4 bits "
+        f"({apart('v 4 + 4 bits', 'drift')}, 5 + 3 bits {apart(EIGHT_BITS, 'drift')}), but not where those of one "
+        f"group lie far apart ({apart('v 4 + 4 bits', 'dead')}, {apart(EIGHT_BITS, 'dead')}); likewise m of 3 + 4 bits "
         f"({apart('m 3 + 4 bits', 'dead')}). The size of the group hardly matters then "
         f"(256: {apart('groups of 256', 'dead')}), nor does a draw for m help ({apart('m stochastic', 'dead')})."
     )

@@ -72,7 +72,7 @@ def measure(args, result):
             for one in random.Random(k).sample(present, len(present)):
                 if one.name in absent:
                     continue
-                empty, warm = both(one.name, case, args)
+                empty, warm = starts(one.name, case, args)
                 if "seconds" not in empty:
                     absent[one.name] = {"reason": empty["absent"], "install": ""}
                     if "not installed" in empty["absent"]:
@@ -87,7 +87,7 @@ def measure(args, result):
                 print(f"round {k + 1} of {args.rounds}, {case}, {one.name}: {shown}", flush=True)
 
 
-def both(name, case, args):
+def starts(name, case, args):
     """Return what `once` says with empty caches, then with what that left in them."""
     task = {
         "rule": args.rule, "format": args.format, "threads": args.threads, "backends": args.backends, "case": case,

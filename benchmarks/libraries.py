@@ -90,12 +90,12 @@ def of_keras(rounds):
 def rows(cases):
     """Yield for each case its name, both medians, how many times as fast we are, the spread of that, what is asked."""
     for case, seconds in cases.items():
-        ours, theirs = seconds.values()
-        ratios = sorted(b / a for a, b in zip(ours, theirs, strict=True))
+        of_fastadam, of_library = seconds.values()
+        ratios = sorted(b / a for a, b in zip(of_fastadam, of_library, strict=True))
         low, high = ratios[len(ratios) // 10], ratios[-1 - len(ratios) // 10]
         median, asked = statistics.median(ratios), ASKED[case.rpartition(", ")[2]]
         yield [
-            case, duration(statistics.median(ours)), duration(statistics.median(theirs)),
+            case, duration(statistics.median(of_fastadam)), duration(statistics.median(of_library)),
             f"{median:.2f} ({low:.2f}–{high:.2f})", f"≥ {asked:g}", "met" if median >= asked else "**missed**",
         ]  # fmt: skip
 

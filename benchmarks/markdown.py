@@ -2,7 +2,7 @@
 
 from . import machine, targets
 from .cases import Precision
-from .summary import duration, number, ours
+from .summary import duration, main_contestant, number
 
 
 def table(head, rows):
@@ -42,7 +42,7 @@ def times(result):
 
 def share_of_limit(entry):
     """Return how near fastadam's quickest comes to the limit."""
-    of = entry.get("contestants", {}).get(ours(entry), {}).get("of_limit")
+    of = entry.get("contestants", {}).get(main_contestant(entry), {}).get("of_limit")
     return number(of[0]) if of else ""
 
 

@@ -48,12 +48,12 @@ def arrays(name, n):
     return {name: lambda: opt.step(g), LIMIT: walked}
 
 
-def tensors(n, ours, theirs):
+def tensors(n, fast, of_package):
     """Return {contestant: a function of one step} of two optimizers of PyTorch's tensors over n parameters each."""
     import torch
 
     steps = {}
-    for name, make in (("fastadam.torch", ours), ("peer", theirs)):
+    for name, make in (("fastadam.torch", fast), ("peer", of_package)):
         p = torch.nn.Parameter(torch.ones(n))
         p.grad = torch.full((n,), 1e-3)
         steps[name] = make([p]).step
@@ -66,12 +66,12 @@ def schedulefree(n):
 
     import fastadam.torch as fat
 
-    def theirs(params):
+    def trained(params):
         opt = package.AdamWScheduleFree(params, lr=1e-6)
         opt.train()
         return opt
 
-    return tensors(n, lambda params: fat.ScheduleFreeAdamW(params, lr=1e-6), theirs)
+    return tensors(n, lambda params: fat.ScheduleFreeAdamW(params, lr=1e-6), trained)
 
 
 def prodigyopt(n):
@@ -119,10 +119,10 @@ def rows(result):
     """Yield (case, ms of ours, ms of the limit or the peer, ratio with p10 and p90, what was asked), as text."""
     for name, seconds in result["cases"].items():
         peer = next(each for each in (LIMIT, "peer") if each in seconds)
-        ours = next(each for each in seconds if each != peer)
-        ratios = sorted(b / a for a, b in zip(seconds[ours], seconds[peer], strict=True))
+        contestant = next(each for each in seconds if each != peer)
+        ratios = sorted(b / a for a, b in zip(seconds[contestant], seconds[peer], strict=True))
         low, high = ratios[len(ratios) // 10], ratios[-1 - len(ratios) // 10]
-        times = [f"{1e3 * statistics.median(seconds[each]):.1f}" for each in (ours, peer)]
+        times = [f"{1e3 * statistics.median(seconds[each]):.1f}" for each in (contestant, peer)]
         yield name, *times, f"{statistics.median(ratios):.2f} ({low:.2f}-{high:.2f})", f"{ASKED[name]:g}"
 
 

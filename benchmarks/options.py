@@ -27,7 +27,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     say("--seconds", type=count, metavar="N", help="about so long in all (60; with --rounds as long as it takes)")
     say("--json", type=target, metavar="FILE", help="write the result")
     say("--plot", type=picture, metavar="FILE.png", help="draw it (needs matplotlib)")
-    say("--training", type=whole, metavar="N", help="steps of the examples of --suite pytorch, 0 for none (300)")
+    say("--training", type=whole_number, metavar="N", help="steps of the examples of --suite pytorch, 0 for none (300)")
     say("--distributed", action="store_true", help="time steps over two processes instead (needs the extra mpi)")
     say("--first-use", action="store_true", help="time the first step instead, with empty and with warm caches")
 
@@ -160,7 +160,7 @@ def count(text):
     return int(text)
 
 
-def whole(text):
+def whole_number(text):
     """Turn a text into an integer of at least 0."""
     return 0 if text == "0" else count(text)
 

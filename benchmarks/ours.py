@@ -105,7 +105,7 @@ class FastadamTorch(Torch):
 
 
 @cache
-def ours():
+def by_backend():
     """Return fastadam on every backend of the CPU that this version has, by the name of the backend."""
     return {
         backend: named(Fastadam, f"fastadam {backend}", backend=backend)

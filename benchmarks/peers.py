@@ -87,9 +87,9 @@ class Optax(Contestant):
 
         if method == "SGD":
             return optax.sgd(values["lr"], momentum=values["momentum"] or None, nesterov=values["nesterov"])
-        theirs = getattr(optax, method.lower())
-        told = {key: values[key] for key in ("eps", "weight_decay") if key in inspect.signature(theirs).parameters}
-        return theirs(values["lr"], *values["betas"], **told)
+        make = getattr(optax, method.lower())
+        told = {key: values[key] for key in ("eps", "weight_decay") if key in inspect.signature(make).parameters}
+        return make(values["lr"], *values["betas"], **told)
 
     def step(self):
         self.p, self.state = self.update(self.p, self.state, self.grads)

@@ -95,13 +95,13 @@ class Torch(Contestant):
         """Do each chore as a pass, in the order of a training loop."""
         import torch
 
-        whole = self.setting.chores == "whole"
-        if whole:
+        has_all_chores = self.setting.chores == "whole"
+        if has_all_chores:
             for p in self.p:
                 p.grad.mul_(SCALE)
         torch.nn.utils.clip_grad_norm_(self.p, MAX_NORM)
         self.opt.step()
-        if whole:
+        if has_all_chores:
             with torch.no_grad():
                 for p, ema, short in zip(self.p, self.ema, self.short, strict=True):
                     ema.lerp_(p, 1 - EMA_DECAY)

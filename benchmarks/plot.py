@@ -35,8 +35,8 @@ def draw(result, path):
     figure, axes = plt.subplots(
         len(panels), figsize=(10, sum(heights)), height_ratios=heights, squeeze=False, layout="constrained"
     )
-    for (panel, some), (axis,) in zip(panels, axes, strict=True):
-        panel(axis, some, result)
+    for (panel, selected), (axis,) in zip(panels, axes, strict=True):
+        panel(axis, selected, result)
     of = result["machine"]
     who = of.get("gpu", {}).get("name") or f"{of['cpu']}, {result['threads']} threads"
     figure.suptitle(f"{result.get('rule', 'Adam')}, {result.get('dtype', 'float32')}: {who}", fontsize=13)
@@ -71,11 +71,15 @@ def _roofline(axis, flats, result):
     for k, name in enumerate(names):
         rows = [(case["n"], case["contestants"][name]) for case in flats.values() if name in case["contestants"]]
         sizes, speeds = [n for n, _ in rows], [of["gb_per_s"] for _, of in rows]
-        is_limit, is_ours = name.startswith("limit"), name.startswith("fastadam")
+        is_limit, is_fastadam = name.startswith("limit"), name.startswith("fastadam")
         style = {"color": colour(name), "label": name, "marker": "" if is_limit else MARKS[k % len(MARKS)]}
-        style |= {"linewidth": 2.4 if is_limit or is_ours else 1.2, "zorder": 3 if is_ours else 2, "markersize": 5}
+        style |= {
+            "linewidth": 2.4 if is_limit or is_fastadam else 1.2,
+            "zorder": 3 if is_fastadam else 2,
+            "markersize": 5,
+        }
         axis.plot(sizes, speeds, "--" if is_limit else "-", **style)
-        if is_limit or is_ours:
+        if is_limit or is_fastadam:
             low, high = ([of.get("bytes", 28) * n / of[p] * 1e-9 for n, of in rows] for p in ("p90", "p10"))
             axis.fill_between(sizes, low, high, color=colour(name), alpha=0.12, linewidth=0)
     axis.set(xscale="log", yscale="log", xlabel="parameters in one array", ylabel="GB/s (bytes moved / time of a step)")
@@ -109,7 +113,7 @@ def _ratios(axis, bars, result):
     """Draw how many times as fast fastadam is as each other, a group of bars for each workload."""
     at, ticks, labels = 0, [], []
     for name, case in bars.items():
-        main = summary.ours(case)
+        main = summary.main_contestant(case)
         over = case["contestants"][main]["times_faster_than"] if main else {}
         first = at
         for other, (median, low, high) in over.items():
@@ -128,6 +132,6 @@ def _ratios(axis, bars, result):
     axis.invert_yaxis()
     left, right = axis.get_xlim()
     axis.set_xlim(min(left, 0.7), right * 3)
-    main = next((summary.ours(case) for case in bars.values() if summary.ours(case)), "fastadam")
+    main = next((summary.main_contestant(case) for case in bars.values() if summary.main_contestant(case)), "fastadam")
     axis.set_xlabel(f"{main} is so many times as fast as")
     axis.grid(axis="x", alpha=0.3)

@@ -129,8 +129,8 @@ class Characters:
         self.mask = nn.Transformer.generate_square_subsequent_mask(self.WINDOW)
         self.shapes = [tuple(leaf.shape) for leaf in self.net.parameters()]
         self.p, self.g = room(self.shapes), room(self.shapes)
-        both = zip(views(self.p, self.shapes), views(self.g, self.shapes), strict=True)
-        for leaf, (p, g) in zip(self.net.parameters(), both, strict=True):
+        pairs = zip(views(self.p, self.shapes), views(self.g, self.shapes), strict=True)
+        for leaf, (p, g) in zip(self.net.parameters(), pairs, strict=True):
             p[:] = leaf.detach().numpy()
             leaf.data, leaf.grad = torch.from_numpy(p), torch.from_numpy(g)
         held = len(characters()) // 10
@@ -151,8 +151,10 @@ class Characters:
     def losses(self):
         rng = np.random.default_rng(0)
         with self.torch.no_grad():
-            both = (self._loss(text, rng.integers(0, len(text) - self.WINDOW, 256)) for text in (self.learn, self.test))
-            return tuple(map(float, both))
+            both_losses = (
+                self._loss(text, rng.integers(0, len(text) - self.WINDOW, 256)) for text in (self.learn, self.test)
+            )
+            return tuple(map(float, both_losses))
 
 
 PROBLEMS = {

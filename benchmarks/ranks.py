@@ -35,10 +35,10 @@ from fastadam.tools.console import TextTable
 
 from . import files, machine, markdown
 
-OURS, OTHERS, DDP = "sharded", "allreduce + full step", "torch DDP + ZeRO"
+SHARDED, OTHERS, DDP = "sharded", "allreduce + full step", "torch DDP + ZeRO"
 FAST, WITH_NORM = "fastest", ", norm"
-NAMES = (OURS, OTHERS, OURS + WITH_NORM, OTHERS + WITH_NORM, FAST, FAST + WITH_NORM, DDP)
-ASKED = ((OURS, OTHERS, 0.85), (OURS + WITH_NORM, OTHERS + WITH_NORM, 1.05), (OURS, DDP, 1 / 1.8))  # at most
+NAMES = (SHARDED, OTHERS, SHARDED + WITH_NORM, OTHERS + WITH_NORM, FAST, FAST + WITH_NORM, DDP)
+ASKED = ((SHARDED, OTHERS, 0.85), (SHARDED + WITH_NORM, OTHERS + WITH_NORM, 1.05), (SHARDED, DDP, 1 / 1.8))  # at most
 
 
 def contestants(n, world):
@@ -67,7 +67,7 @@ def contestants(n, world):
         return make
 
     add(OTHERS, full)
-    add(OURS, sharded("ranks"))
+    add(SHARDED, sharded("ranks"))
     add(FAST, sharded(False))
     with suppress(ImportError):
         every[DDP] = ddp(n)

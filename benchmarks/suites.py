@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from . import cases
 
-OURS, CUDA, TORCH, FUSED, DEEPSPEED, JAX, OPTAX, TIMM, OPTIMI, MUON = (
+FASTADAM, CUDA, TORCH, FUSED, DEEPSPEED, JAX, OPTAX, TIMM, OPTIMI, MUON = (
     "fastadam numba", "fastadam cuda", "fastadam.torch", "torch fused", "DeepSpeedCPUAdam", "fastadam.jax", "optax",
     "timm", "optimi", "torch Muon",
 )  # fmt: skip
@@ -20,11 +20,11 @@ PLAIN, MOMENTS, ALL, REMAINDER, CODED, SHORT_CODED, WIDE_STATE = (
     "float32:moments=8bit", "bfloat16:moments=8bit", "bfloat16",
 )  # fmt: skip
 NARROW = (
-    *((OURS, format) for format in (PLAIN, MOMENTS, ALL, REMAINDER, CODED, SHORT_CODED)),
+    *((FASTADAM, format) for format in (PLAIN, MOMENTS, ALL, REMAINDER, CODED, SHORT_CODED)),
     *((FUSED, format) for format in (PLAIN, ALL)),
     *((DEEPSPEED, format) for format in (PLAIN, WIDE_STATE, ALL)),
 )
-SLOW = ((OURS, CODED), ("bitsandbytes 8-bit", CODED), ("torchao 8-bit", CODED))
+SLOW = ((FASTADAM, CODED), ("bitsandbytes 8-bit", CODED), ("torchao 8-bit", CODED))
 SLOW_SIZE = 2**20  # parameters
 
 
@@ -52,7 +52,7 @@ def core(workload, backends):
 
 def chain(workload, backends):
     """Return a race for each kind of chores, on each processor."""
-    cpu, cuda = ((OURS, PLAIN), (FUSED, PLAIN)), ((CUDA, PLAIN), (f"{FUSED} cuda", PLAIN))
+    cpu, cuda = ((FASTADAM, PLAIN), (FUSED, PLAIN)), ((CUDA, PLAIN), (f"{FUSED} cuda", PLAIN))
     entrants = cpu * ("numba" in backends) + cuda * ("cuda" in backends)
     return [Race(f"{workload} {name}".strip(), entrants) for name in cases.CHORES]
 
@@ -75,17 +75,17 @@ def jax(workload, backends):
 
 def lamb(workload, backends):
     """Return a race of LAMB against who has it."""
-    return [Race(workload, ((OURS, PLAIN), (OPTAX, PLAIN), (TIMM, PLAIN)))]
+    return [Race(workload, ((FASTADAM, PLAIN), (OPTAX, PLAIN), (TIMM, PLAIN)))]
 
 
 def stableadamw(workload, backends):
     """Return a race of StableAdamW against who has it."""
-    return [Race(workload, ((OURS, PLAIN), (OPTIMI, PLAIN)))]
+    return [Race(workload, ((FASTADAM, PLAIN), (OPTIMI, PLAIN)))]
 
 
 def muon(workload, backends):
     """Return a race of Muon under PyTorch, and over arrays, whose products are of float32."""
-    return [Race(workload, ((TORCH, PLAIN), (MUON, PLAIN), (OURS, PLAIN)))]
+    return [Race(workload, ((TORCH, PLAIN), (MUON, PLAIN), (FASTADAM, PLAIN)))]
 
 
 SUITES = {

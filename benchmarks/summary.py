@@ -6,7 +6,7 @@ from fastadam.tools.console import TextTable
 
 from . import cases, clock
 
-OURS = (
+CONTESTANTS = (
     "fastadam cuda",
     "fastadam numba",
     "fastadam.torch",
@@ -74,9 +74,9 @@ def _where(n, moved, cache):
     return "cache" if n * (moved + 12) / 2 <= cache else "memory"
 
 
-def ours(entry):
+def main_contestant(entry):
     """Name the contestant of fastadam's that the others are compared with."""
-    return next((name for name in OURS if name in entry.get("contestants", {})), None)
+    return next((name for name in CONTESTANTS if name in entry.get("contestants", {})), None)
 
 
 def limit_of(name):
@@ -113,7 +113,7 @@ def table(name, entry):
     what = f"{name}: {entry['n']:,} parameters in {entry['tensors']} array{'s' * (entry['tensors'] > 1)}"
     if "skipped" in entry:
         return f"{what}: skipped: {entry['skipped']}"
-    main, place = ours(entry), "hot in the caches" if entry["in"] == "cache" else "in DRAM"
+    main, place = main_contestant(entry), "hot in the caches" if entry["in"] == "cache" else "in DRAM"
     out = TextTable(*HEAD, title=f"{what}, {place}")
     for one, of in entry["contestants"].items():
         ratio = entry["contestants"][main]["times_faster_than"].get(one) if main else None
@@ -162,14 +162,14 @@ def crossover(result):
 
 def show(result):
     """Print the whole run in few lines: fastadam's speed and how many times as fast it is as each other, by case."""
-    columns = [(k, c) for k, c in result["cases"].items() if ours(c)]
+    columns = [(k, c) for k, c in result["cases"].items() if main_contestant(c)]
     if not columns:
         print("fastadam was not timed")
         return
     names = dict.fromkeys(name for _, c in columns for name in c["contestants"])
     title = f"{result['rule']} {result['dtype']}: speed, and how many times as fast as each other (×)"
-    out = TextTable(ours(columns[0][1]), *(k for k, _ in columns), title=title)
-    entries = [c["contestants"][ours(c)] for _, c in columns]
+    out = TextTable(main_contestant(columns[0][1]), *(k for k, _ in columns), title=title)
+    entries = [c["contestants"][main_contestant(c)] for _, c in columns]
     out.add("ns/param", *(digits(of["ns_per_param"]) for of in entries))
     out.add("GB/s", *(digits(of["gb_per_s"]) for of in entries))
     out.add("of limit", *(number(of["of_limit"][0]) if of["of_limit"] else "" for of in entries))

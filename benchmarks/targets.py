@@ -11,13 +11,13 @@ from .suites import (
     CODED,
     CUDA,
     DEEPSPEED,
+    FASTADAM,
     FUSED,
     JAX,
     MOMENTS,
     MUON,
     OPTAX,
     OPTIMI,
-    OURS,
     PLAIN,
     REMAINDER,
     SUITES,
@@ -72,12 +72,12 @@ class Target(NamedTuple):
 
 def core(case, other, least, noise=False):
     """Return a target of a plain step on a CPU."""
-    return Target("core", case, OURS, other, least=least, noise=noise)
+    return Target("core", case, FASTADAM, other, least=least, noise=noise)
 
 
 def narrow(format, other, other_format=PLAIN, case="2^24", **asked):
     """Return a target of a step in fewer bytes."""
-    return Target("narrow", case, label(OURS, format, PLAIN), label(other, other_format, PLAIN), **asked)
+    return Target("narrow", case, label(FASTADAM, format, PLAIN), label(other, other_format, PLAIN), **asked)
 
 
 TARGETS = (
@@ -93,16 +93,16 @@ TARGETS = (
     core("mlp", FUSED, 5.0),
     core("resnet50", FUSED, 1.2),
     Target("core", "2^10", f"{CUDA}, graph", seconds=5e-6),
-    Target("chain", "2^24 max_norm", OURS, FUSED, least=1.3),
-    Target("chain", "2^24 whole", OURS, FUSED, least=1.4),
+    Target("chain", "2^24 max_norm", FASTADAM, FUSED, least=1.3),
+    Target("chain", "2^24 whole", FASTADAM, FUSED, least=1.4),
     Target("chain", "2^26 whole", CUDA, f"{FUSED} cuda", least=1.3),
     narrow(PLAIN, FUSED, least=0.97),
-    narrow(MOMENTS, OURS, most=0.85),
-    narrow(ALL, OURS, most=0.85),
+    narrow(MOMENTS, FASTADAM, most=0.85),
+    narrow(ALL, FASTADAM, most=0.85),
     narrow(ALL, FUSED, ALL, least=1.1),
     narrow(ALL, DEEPSPEED, ALL, least=1.1),
-    narrow(REMAINDER, OURS, most=1.0),
-    narrow(CODED, OURS, most=0.9),
+    narrow(REMAINDER, FASTADAM, most=1.0),
+    narrow(CODED, FASTADAM, most=0.9),
     narrow(CODED, "bitsandbytes 8-bit", CODED, "2^20", least=20),
     narrow(CODED, "torchao 8-bit", CODED, "2^20", least=20),
     Target("pytorch", "mlp", TORCH, FUSED, least=3.0),
@@ -110,10 +110,10 @@ TARGETS = (
     Target("pytorch", "resnet50", TORCH, FUSED, least=1.2),
     Target("pytorch", "2^24 max_norm", TORCH, FUSED, least=1.3),
     Target("pytorch", "2^26", TORCH, FUSED, least=1.0),
-    Target("lamb", "2^24", OURS, OPTAX, least=1.8),
-    Target("lamb", "resnet50", OURS, OPTAX, least=3.0),
-    Target("stableadamw", "2^24", OURS, OPTIMI, least=1.8),
-    Target("stableadamw", "resnet50", OURS, OPTIMI, least=3.0),
+    Target("lamb", "2^24", FASTADAM, OPTAX, least=1.8),
+    Target("lamb", "resnet50", FASTADAM, OPTAX, least=3.0),
+    Target("stableadamw", "2^24", FASTADAM, OPTIMI, least=1.8),
+    Target("stableadamw", "resnet50", FASTADAM, OPTIMI, least=3.0),
     Target("muon", "gpt2-layer", TORCH, MUON, least=1.0, noise=True),
     Target("muon", "200-matrices", TORCH, MUON, least=1.3),
     Target("jax", "2^10", JAX, OPTAX, least=1.3),
@@ -125,7 +125,9 @@ TARGETS = (
 
 
 CORE = list(
-    dict.fromkeys(target.case for target in reversed(TARGETS) if (target.suite, target.contestant) == ("core", OURS))
+    dict.fromkeys(
+        target.case for target in reversed(TARGETS) if (target.suite, target.contestant) == ("core", FASTADAM)
+    )
 )
 
 

@@ -83,9 +83,9 @@ def examples(steps, threads):
                 runs[name].append(train(model, optimizer, *work))
         entry = {"parameters": sum(p.numel() for p in model().parameters())}
         entry |= {name: _told(of_name, steps) for name, of_name in runs.items()}
-        torchs, ours = (np.array(runs[name][0][0]) for name in optimizers)
+        torchs, fastadams = (np.array(runs[name][0][0]) for name in optimizers)
         loops = np.array(train(model, loop, *work)[0])
-        entry["curves_apart"] = float(np.abs(torchs - ours).max())
+        entry["curves_apart"] = float(np.abs(torchs - fastadams).max())
         entry["torchs_apart"] = float(np.abs(torchs - loops).max())
         by_model[model.__name__] = entry
     return by_model

@@ -27,14 +27,14 @@ MOST = 1 << 20  # elements held against the oracle: all up to here; beyond, the 
 PIECE = 4096
 
 
-def sample(shapes, rng, whole=False):
+def sample(shapes, rng, whole_leaves=False):
     """Choose elements: (leaf, slice) pieces of whole groups. The first and the last of every leaf are among them.
 
     whole: of whole leaves alone, the shortest first, since what becomes of each element depends on all of its leaf; of
     a leaf longer than all that is held nothing is.
     """
     sizes = [int(np.prod(shape)) for shape in shapes]
-    if whole:
+    if whole_leaves:
         shortest = np.argsort(sizes, kind="stable")
         held = shortest[np.cumsum(np.array(sizes)[shortest]) <= MOST]
         return [(leaf, slice(0, sizes[leaf])) for leaf in sorted(held.tolist())] or [(0, slice(0, 0))]
@@ -227,8 +227,8 @@ def check(contestants, start, rng, report=lambda name: None):
 
     Returns {name: error in ulp of the larger of old and new p} and {name: what is wrong}. report(name) comes first.
     """
-    whole = any(one.paper is not None and one.paper.by_leaf for one in contestants)
-    pieces = sample(start.shapes, rng, whole)
+    whole_leaves = any(one.paper is not None and one.paper.by_leaf for one in contestants)
+    pieces = sample(start.shapes, rng, whole_leaves)
     groups = groups_of(pieces)
     first, grads = pick(start.params, pieces), [pick(leaves, pieces) for leaves in start.grads]
     truths, ulps, wrong = {}, {}, {}
@@ -238,8 +238,8 @@ def check(contestants, start, rng, report=lambda name: None):
         if key not in truths:
             factors = [factor(one, start.grads[k % len(grads)]) for k in range(STEPS)]
             given = [grads[k % len(grads)] for k in range(STEPS)]
-            cuts = np.cumsum([part.stop - part.start for _, part in pieces])[:-1] if whole else []
-            shapes = [start.shapes[leaf] for leaf, _ in pieces] if whole else [()]
+            cuts = np.cumsum([part.stop - part.start for _, part in pieces])[:-1] if whole_leaves else []
+            shapes = [start.shapes[leaf] for leaf, _ in pieces] if whole_leaves else [()]
             truths[key] = by_leaf(oracle(one), first, given, (groups, factors), cuts, shapes)
         for k, (exact, allowed) in enumerate(truths[key]):
             one.give(k)

@@ -80,8 +80,8 @@ class Muon(Joined):
         of_aux = self._of_aux({} if aux is None else aux)
         self._home, self._copy_to = choose(backend, self._structure.leaves).home, copy_to
         self._clearing = flag("zero_grads", zero_grads)
-        both = zip(self.paths, self._structure.leaves, strict=True)
-        arrays = ByPath({path: self._home.owned(f"params{path}", leaf) for path, leaf in both})
+        pairs = zip(self.paths, self._structure.leaves, strict=True)
+        arrays = ByPath({path: self._home.owned(f"params{path}", leaf) for path, leaf in pairs})
         chosen = self._chosen(arrays, muon)
         offsets = dict(zip(arrays, accumulate((x.size for x in arrays.values()), initial=0), strict=False))
         copies = None
@@ -90,8 +90,8 @@ class Muon(Joined):
         self._check_separate(arrays, copies or {})
 
         def optimizer(method: Any, paths: list[str], **more: Any) -> Any:
-            some = ({path: each[path] for path in paths} for each in (arrays, offsets, copies or offsets))
-            tree, firsts, of_copies = map(ByPath, some)
+            subtrees = ({path: each[path] for path in paths} for each in (arrays, offsets, copies or offsets))
+            tree, firsts, of_copies = map(ByPath, subtrees)
             return method(
                 tree, backend=backend, master=master, seed=seed, index_offset=dict(firsts), ema_decay=ema_decay,
                 copy_to=None if copies is None else of_copies, **more,

@@ -32,8 +32,8 @@ TINY, LARGE = np.float32(2.0**-126), np.float32(2.0**126)  # the smallest scale 
 
 def codes_and_scales(coded: Any) -> tuple[Any, Any]:
     """Return views of whole blocks: (blocks, BLOCK) uint8 and (blocks, BLOCK / GROUP) float32."""
-    whole = coded.reshape(-1, BYTES)
-    return whole[:, :BLOCK], whole[:, BLOCK:].view(np.float32)
+    blocks = coded.reshape(-1, BYTES)
+    return blocks[:, :BLOCK], blocks[:, BLOCK:].view(np.float32)
 
 
 def _in_order(codes: Any) -> Any:

@@ -123,10 +123,10 @@ def followed(p: Any, rounded: Any) -> tuple[Any, Any]:
     Bits decide, so 0 is not -0; but all NaNs are one. What a step has rounded from p is always that.
     """
     format, bits = format_of(rounded.dtype), f"u{rounded.itemsize}"
-    theirs = format.decode(rounded, None, len(p))
+    copied = format.decode(rounded, None, len(p))
     outside = format.encode(p, None, None).view(bits) != rounded.view(bits)
-    outside &= ~(np.isnan(p) & np.isnan(theirs))
-    return np.where(outside, theirs, p), outside
+    outside &= ~(np.isnan(p) & np.isnan(copied))
+    return np.where(outside, copied, p), outside
 
 
 Draw = tuple[int, int] | None  # the key and the first element's index of random bits; None: to nearest

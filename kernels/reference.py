@@ -45,7 +45,7 @@ def step(
                 x = Numbers(*rows[now, -extra:].astype(wide))
                 if flags.limit:
                     g, c = clip(c.grad_scale * g, x.max_value), c._replace(grad_scale=wide(1))
-                before = _whole(stored[0], other).astype(wide, copy=False)
+                before = _joined(stored[0], other).astype(wide, copy=False)
                 old = [decoded(x, slot, n, wide) for x, slot in zip(stored[1:], kernel.slots, strict=True)]
                 new_p, new_slots, summands = kernel.stepped(flags.summed, wide(0), before, g, old, c)
                 if flags.summing:
@@ -61,7 +61,7 @@ def step(
                     for values, like, slot in zip(new_slots, slots, kernel.slots, strict=True)
                 ]
                 if flags.stats:
-                    noted, after = notes[k, : -(-n // BLOCK)], _whole(stored[0], other).astype(wide, copy=False)
+                    noted, after = notes[k, : -(-n // BLOCK)], _joined(stored[0], other).astype(wide, copy=False)
                     noted[:, 0], noted[:, 1] = sum_of_squares(gradient), sum_of_squares(after)
                     noted[:, 2], noted[:, 3] = sum_of_squares(after - before), largest(after - before)
             if flags.summing:
@@ -93,7 +93,7 @@ def _piece(x: Any, first: int, n: int) -> Any:
     return x[length(first) : length(first + n)]
 
 
-def _whole(p: Any, low: Any) -> Any:
+def _joined(p: Any, low: Any) -> Any:
     return p if low is None else join(p, low)
 
 

@@ -185,9 +185,9 @@ def _check_tensor(name: str, tensor: dict[str, Any], files: list[dict[str, Any]]
     for file, start, stop, offset in tensor["pieces"]:
         if _integer(start, MOST) != end or _integer(stop, n) < start:
             raise ValueError(f"{name[:80]} has a piece of elements {start} to {stop} behind element {end}")
-        whole = files[_integer(file, len(files) - 1)]
-        if _integer(offset, MOST) + (stop - start) * width > whole["bytes"]:
-            raise ValueError(f"{name[:80]} has a piece beyond the end of {whole['name']}")
+        container = files[_integer(file, len(files) - 1)]
+        if _integer(offset, MOST) + (stop - start) * width > container["bytes"]:
+            raise ValueError(f"{name[:80]} has a piece beyond the end of {container['name']}")
         end = stop
     if end != n:
         raise ValueError(f"{name[:80]} has {end} elements of {n}")

@@ -46,10 +46,10 @@ class Match:
         saved_leaves = self._content["leaves"]
         self.differences += [f"the checkpoint has no {path or 'single array'}, this optimizer has"
                              for path in paths if path not in saved_leaves]  # fmt: skip
-        whole = {path for leaf in self._leaves for path in leaf.layout.paths}
+        covered = {path for leaf in self._leaves for path in leaf.layout.paths}
         if not shards:
             self.differences += [f"the checkpoint has {path or 'a single array'}, this optimizer has not"
-                                 for path in saved_leaves if path not in whole]  # fmt: skip
+                                 for path in saved_leaves if path not in covered]  # fmt: skip
         self._fitting = [leaf for leaf in self._leaves if self._fits(leaf)]
 
     def _match_head(self, head: dict[str, Any]) -> dict[str, Any]:
@@ -130,8 +130,8 @@ class Match:
             return None
         coded = self._source.tensors[at[0]]["coded"]
         alike = (coded["paths"], list(map(tuple, coded["shapes"]))) == (layout.paths, layout.shapes)
-        whole = layout.stop - layout.start == layout.total
-        return at[0] if alike and (whole or coded["order"] == sorted(coded["order"])) else None
+        is_uncut = layout.stop - layout.start == layout.total
+        return at[0] if alike and (is_uncut or coded["order"] == sorted(coded["order"])) else None
 
     @staticmethod
     def _plain_streams(leaf: SavedLeaf) -> list[tuple[str, Array]]:

@@ -95,8 +95,8 @@ class Opened:
                     raise
 
     def _check(self, k: int, span: int) -> None:
-        whole, first = self._memory(k), span * self.content["span"]
-        part, total = whole[first : first + self.content["span"]], 0
+        memory, first = self._memory(k), span * self.content["span"]
+        part, total = memory[first : first + self.content["span"]], 0
         for at in range(0, len(part), PART):
             piece = part[at : at + PART].data
             if not self._mapped and disk.read_at(self._fds[k + 1], piece, first + at) < len(piece):

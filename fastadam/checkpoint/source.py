@@ -82,9 +82,9 @@ class Source:
         return numbers, scales
 
     def _decoded(self, name: str, first: int, last: int) -> Array:
-        both = self.blocks(name, first, last)
-        whole = np.empty(len(both[0]) * codes.BYTES, np.uint8)
-        for place, values in zip(codes.codes_and_scales(whole), both, strict=True):
+        halves = self.blocks(name, first, last)
+        coded_blocks = np.empty(len(halves[0]) * codes.BYTES, np.uint8)
+        for place, values in zip(codes.codes_and_scales(coded_blocks), halves, strict=True):
             place[...] = values
-        numbers: Array = codes.decode(whole, self.tensors[name]["coded"]["signed"], (last - first) * GROUP)
+        numbers: Array = codes.decode(coded_blocks, self.tensors[name]["coded"]["signed"], (last - first) * GROUP)
         return numbers

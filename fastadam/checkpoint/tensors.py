@@ -67,8 +67,8 @@ class Piece:
     @property
     def key(self) -> str:
         """Return what it is called in its file."""
-        whole = self.count == prod(self.shape)
-        return self.name if whole else f"{self.name} {self.start}:{self.start + self.count}"
+        is_uncut = self.count == prod(self.shape)
+        return self.name if is_uncut else f"{self.name} {self.start}:{self.start + self.count}"
 
 
 class Image:

@@ -105,11 +105,11 @@ class File:
         if end % SPAN == 0 or end == self._size:
             self.sums.append(self._sum)
             self._sum = 0
-        whole = n
+        length = n
         if self._direct and n % PAGE:  # past the page cache go whole pages; finish cuts the file to its size
-            whole = -(-n // PAGE) * PAGE
-            chunk[n:whole] = 0
-        self._lane.write(self._fd, chunk[:whole].data, at)
+            length = -(-n // PAGE) * PAGE
+            chunk[n:length] = 0
+        self._lane.write(self._fd, chunk[:length].data, at)
 
     def finish(self) -> dict[str, Any]:
         """Return once everything is on disk: what the manifest says of the file."""

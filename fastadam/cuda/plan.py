@@ -159,17 +159,17 @@ class CudaPlan(GradientsOnDevice, Plan):
         self, work: Sequence[Any], row: Array, rows: Array, after: Sequence[Any], counted: bool = True
     ) -> None:
         touched = [one for one in work if isinstance(one, Touched)]
-        whole = row.copy()
-        whole[[one.leaf for one in touched]] = -1
+        row_of_others = row.copy()
+        row_of_others[[one.leaf for one in touched]] = -1
         # Not rows without elements: CuPy makes one block of a grid of none, whose threads would be 0 a row.
         filled = [one for one in touched if len(one.first) and one.width and one.leaf in self._home]
         stepped = [(*self._home[one.leaf], one) for one in filled]
-        tables = [one.table(some, int(row[some.leaf]), rows) for one, _, some in stepped]
+        tables = [one.table(chunk, int(row[chunk.leaf]), rows) for one, _, chunk in stepped]
         with self.on_stream():
-            calls = [each for one in self.signatures for each in one.launch_some(whole, rows)]
+            calls = [each for one in self.signatures for each in one.launch_some(row_of_others, rows)]
             at = self._upload(np.concatenate(tables)) if tables else 0
-            for (one, k, some), table in zip(stepped, tables, strict=True):
-                calls.append(one.launch_rows(k, some, at))
+            for (one, k, chunk), table in zip(stepped, tables, strict=True):
+                calls.append(one.launch_rows(k, chunk, at))
                 at += table.nbytes
             calls += [(setitem, *one) for one in [*(self.table.counted(row, rows) if counted else ()), *after]]
             deque(starmap(call, calls), maxlen=0)  # as in launch
@@ -181,8 +181,8 @@ class CudaPlan(GradientsOnDevice, Plan):
                 streams = [Columns(x, None) for x in totals]
                 told = RowTable(2, np.arange(3 if clear else 1))
                 notes = Notes(addresses=[[0, 0]] * len(totals) if clear else ())
-                some = [(one.leaves.tolist(), streams, one.kind) for one in self.signatures]
-                self._adding += [Signature(None, *parts, told, Riding(clear=clear), notes) for parts in some]
+                parts_of_all = [(one.leaves.tolist(), streams, one.kind) for one in self.signatures]
+                self._adding += [Signature(None, *parts, told, Riding(clear=clear), notes) for parts in parts_of_all]
             for one, parts in zip(self._adding, self.signatures, strict=True):
                 one.words[: len(one.leaves)] = parts.words[: len(one.leaves)]
             calls = [one.launch(row, rows, NO_WINDOW) for one in self._adding]

@@ -46,8 +46,8 @@ class Arriving:
         k, buffer = next((k, buffer) for k, buffer in enumerate(self._buffers) if leaf in buffer.leaves)
         values, first = buffer.straight_leaf(leaf, g)
         if values.dtype.name != self._dtypes.setdefault(k, values.dtype.name):
-            both = f"grads{path} is {values.dtype}, others are {self._dtypes[k]}"
-            raise TypeError(f"{both}: expected one dtype for all parameters of a group and a dtype")
+            difference = f"grads{path} is {values.dtype}, others are {self._dtypes[k]}"
+            raise TypeError(f"{difference}: expected one dtype for all parameters of a group and a dtype")
         for at, cut in enumerate(self._cuts[k]):
             low, high = max(cut[0], first), min(cut[-1], first + values.size)
             if low < high:

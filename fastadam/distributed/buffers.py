@@ -82,13 +82,15 @@ class Buffer:
             return None
         if any(missing):
             lacking, present = (self._names[missing.index(flag)] for flag in (True, False))
-            both = f"{name}{lacking} is None and {name}{present} is not"
-            raise ValueError(f"{both}: expected arrays for all parameters of a group and a dtype, or for none of them")
+            difference = f"{name}{lacking} is None and {name}{present} is not"
+            raise ValueError(
+                f"{difference}: expected arrays for all parameters of a group and a dtype, or for none of them"
+            )
         arrays = [self._checked(k, x, name) for k, x in enumerate(values)]
         for k, x in enumerate(arrays):
             if x.dtype != arrays[0].dtype:
-                both = f"{name}{self._names[k]} is {describe(x)}, {name}{self._names[0]} is {describe(arrays[0])}"
-                raise TypeError(f"{both}: expected one dtype for all parameters of a group and a dtype")
+                difference = f"{name}{self._names[k]} is {describe(x)}, {name}{self._names[0]} is {describe(arrays[0])}"
+                raise TypeError(f"{difference}: expected one dtype for all parameters of a group and a dtype")
         if len(arrays) == 1:
             return arrays[0]
         if self._packed is None or self._packed.dtype != arrays[0].dtype:
@@ -111,26 +113,26 @@ class Buffer:
     def _checked(self, k: int, g: Any, name: str) -> Array:
         """Return a leaf's values as a flat array in C order."""
         owner = self._owners[k]
-        both = f"{name}{self._names[k]} is {describe(g)}, params{self._names[k]} is {describe(owner)}"
+        difference = f"{name}{self._names[k]} is {describe(g)}, params{self._names[k]} is {describe(owner)}"
         if isinstance(g, FlatBuffer):
             if not isinstance(owner, FlatBuffer) or (g.names, g.shapes) != (owner.names, owner.shapes):
-                raise ValueError(both)
+                raise ValueError(difference)
             g = g.array
         elif (
             getattr(owner, "shape", None) == () and isinstance(g, np.generic | float | int) and not isinstance(g, bool)
         ):
             g = self.home.put(np.asarray(g, flat_of(owner).dtype))
         if self.home.is_array(g) and g.shape != (owner.array.shape if isinstance(owner, FlatBuffer) else owner.shape):
-            raise ValueError(both)
-        return self._floats(g, both)
+            raise ValueError(difference)
+        return self._floats(g, difference)
 
     def straight(self, g: Any, name: str) -> Array:
         """Return checked values of the whole buffer in one array of its length."""
         return self._floats(g, f"{name} is {describe(g)}, params is {describe(self.array)}")
 
-    def _floats(self, g: Any, both: str) -> Array:
+    def _floats(self, g: Any, difference: str) -> Array:
         if not self.home.is_array(g) or g.dtype.name not in FLOATS or not g.dtype.isnative:
-            raise TypeError(f"{both}, expected an array of {', '.join(FLOATS)}")
+            raise TypeError(f"{difference}, expected an array of {', '.join(FLOATS)}")
         straight: Array = g.reshape(-1)
         return straight
 
@@ -193,8 +195,8 @@ class Buffers:
             for leaf in buffer.leaves:
                 one, other = (flat_of(leaves[k]).dtype for k in (buffer.leaves[0], leaf))
                 if one != other:
-                    both = f"{name}{names[leaf]} is {other}, {name}{names[buffer.leaves[0]]} is {one}"
-                    raise TypeError(f"{both}: expected one dtype beside all parameters of a group and a dtype")
+                    difference = f"{name}{names[leaf]} is {other}, {name}{names[buffer.leaves[0]]} is {one}"
+                    raise TypeError(f"{difference}: expected one dtype beside all parameters of a group and a dtype")
         others = [Buffer(buffer.group, buffer.leaves, names, leaves, buffer.first) for buffer in self]
         self._beside = tree, others
         self._before = [(other.array, other.array.copy()) for other in others if other.borrowed]
@@ -222,14 +224,14 @@ class Buffers:
 
         One flat array or FlatBuffer stands for a tree of one buffer. Raises TypeError, ValueError naming the leaf.
         """
-        whole: Any = getattr(tree, "array", tree)
+        flat_array: Any = getattr(tree, "array", tree)
         if isinstance(tree, FlatBuffer) and len(self._buffers) == 1:
             buffer = self._buffers[0]
             if (tree.names, [*map(tuple, tree.shapes)]) != (buffer.paths, buffer.shapes):
                 expected = f"expected {buffer.paths} of {buffer.shapes}"
                 raise ValueError(f"{name} has the leaves {tree.names} of {tree.shapes}, {expected}")
-        if len(self._buffers) == 1 and self.home.is_array(whole) and whole.shape == (self._buffers[0].n,):
-            return [self._buffers[0].straight(whole, name)]
+        if len(self._buffers) == 1 and self.home.is_array(flat_array) and flat_array.shape == (self._buffers[0].n,):
+            return [self._buffers[0].straight(flat_array, name)]
         leaves = self.structure.flatten(tree, name)
         return [buffer.flatten(leaves, name) for buffer in self]
 

@@ -94,7 +94,7 @@ class Collective:
             engine.swap(sends, [None if part is None else part.reshape(-1) for part in parts])()
             parts[0] = get(x)
             if engine.rank == 0:
-                whole = leaf.setdefault(key, np.empty((rows, *x.shape[1:]), x.dtype))
+                gathered = leaf.setdefault(key, np.empty((rows, *x.shape[1:]), x.dtype))
                 for part, first in zip(parts, cut, strict=False):
                     at = first if x.ndim == 1 else first // BLOCK
-                    whole[at : at + len(part)] = part
+                    gathered[at : at + len(part)] = part

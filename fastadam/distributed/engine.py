@@ -54,8 +54,8 @@ class Engine:
 
     def share(self, x: Part) -> Wait:
         """Begin to give every rank what each has; x: for every rank, a part of the same array, this rank's own full."""
-        mine = x[self.rank]
-        sends = [None if k == self.rank else mine for k in range(self.size)]
+        sent = x[self.rank]
+        sends = [None if k == self.rank else sent for k in range(self.size)]
         return self.swap(sends, [None if k == self.rank else part for k, part in enumerate(x)])
 
 

@@ -94,8 +94,8 @@ class Exchange:
             if len(dtypes) > 1:
                 raise ValueError(f"grads{buffer.name} are {' and '.join(sorted(dtypes))}, expected one kind of them")
             if self._reproducible is False and not dtypes & {NO_GRADIENT, *(dtype.name for dtype in DTYPES)}:
-                both = f"grads{buffer.name} are {min(dtypes)} and reproducible is False"
-                raise TypeError(f"{both}: expected float32 or float64, which engines add")
+                difference = f"grads{buffer.name} are {min(dtypes)} and reproducible is False"
+                raise TypeError(f"{difference}: expected float32 or float64, which engines add")
             kinds.append((f"as grads{buffer.name}", min(dtypes)))
         return kinds if items else None
 

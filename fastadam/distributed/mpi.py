@@ -68,16 +68,16 @@ class Mpi(Engine):
 
     def reduce(self, parts: Sequence[Part], total: Part) -> Wait:
         if not isinstance(total, np.ndarray):  # sums are made on the host, of parts end to end
-            whole = np.concatenate([x.get() for x in parts])
+            buffer = np.concatenate([x.get() for x in parts])
             room = self._near(total) if total.size and not self._aware else np.empty(total.size, total.dtype)
-            self._communicator.Reduce_scatter(whole, room, [x.size for x in parts])
+            self._communicator.Reduce_scatter(buffer, room, [x.size for x in parts])
             put(total, room)
             return nothing
         filled = [x for x in parts if x.size] or parts[:1]  # NumPy lets an empty slice begin where its base does
         if any(a.ctypes.data + a.nbytes != b.ctypes.data for a, b in pairwise(filled)):
             raise ValueError("parts are apart, expected one array cut into pieces")
-        whole = np.lib.stride_tricks.as_strided(filled[0], (sum(x.size for x in parts),))
-        self._communicator.Reduce_scatter(whole, total, [x.size for x in parts])
+        buffer = np.lib.stride_tricks.as_strided(filled[0], (sum(x.size for x in parts),))
+        self._communicator.Reduce_scatter(buffer, total, [x.size for x in parts])
         return nothing
 
     def words(self, x: Array) -> Array:

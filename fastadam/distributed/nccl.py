@@ -65,9 +65,9 @@ class Nccl(Engine):
 
     def _gather(self, x: Any) -> Any:
         """Return (size, *x.shape) on the host: an array of every rank, all of one shape."""
-        mine = self._cupy.asarray(x)
+        sent = self._cupy.asarray(x)
         every = self._cupy.empty((self.size, *x.shape), x.dtype)
-        pointers = mine.data.ptr, every.data.ptr
+        pointers = sent.data.ptr, every.data.ptr
         self._communicator.allGather(*pointers, x.nbytes, self._nccl.NCCL_UINT8, self._stream())
         return every.get()
 

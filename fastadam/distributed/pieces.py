@@ -59,8 +59,8 @@ class Pieces:
         if copies is not None:
             for buffer in buffers:
                 if format_of(buffer.array.dtype) is FLOAT64:
-                    both = f"params{buffer.paths[0]} is float64 and copies is {copies!r}"
-                    raise TypeError(f"{both}: expected float32 or less, as owners keep float32")
+                    difference = f"params{buffer.paths[0]} is float64 and copies is {copies!r}"
+                    raise TypeError(f"{difference}: expected float32 or less, as owners keep float32")
             self.owned = [[buffers.rounded(x, np.float32) for x in pieces] for pieces in self.owned]
             for buffer, start in zip(buffers, values, strict=True):
                 buffer.hold(buffers.rounded(start, FLOATS[copies].dtype))
@@ -77,17 +77,17 @@ class Pieces:
         self.starts, self.offsets = dict[str, int](), dict[str, int]()
         self.shards = dict[str, Shard]()
         for buffer, of_buffer in zip(buffers, self.cuts, strict=True):
-            whole = list(zip(buffer.paths, buffer.shapes, strict=True))
+            layout = list(zip(buffer.paths, buffer.shapes, strict=True))
             for cut in of_buffer:
                 path, first = next(paths), cut[engine.rank]
                 self.starts[path], self.offsets[path] = first, buffer.first + first
-                self.shards[path] = Shard(whole, first)
+                self.shards[path] = Shard(layout, first)
 
     def _of_rank(self, arrays: Any) -> list[list[Array]]:
         """Return this rank's pieces of one array for each buffer."""
         rank = self._engine.rank
-        both = zip(arrays, self.cuts, strict=True)
-        return [[x[cut[rank] : cut[rank + 1]] for cut in of_buffer] for x, of_buffer in both]
+        pairs = zip(arrays, self.cuts, strict=True)
+        return [[x[cut[rank] : cut[rank + 1]] for cut in of_buffer] for x, of_buffer in pairs]
 
     def owned_of(self, flats: Any) -> list[Any]:
         """Return this rank's pieces of one flat array for each buffer, None where that is None."""
@@ -130,11 +130,13 @@ class Pieces:
 
         What travels are the sums of nodes, whose places all know, and the largest magnitudes: 8 bytes each.
         """
-        mine: list[float] = []
+        sums_of_rank: list[float] = []
         for one, tree in zip(measures, self._trees[self._engine.rank], strict=True):
-            mine += [*([node.sum for node in one.nodes] or [0.0] * len(tree)), one.largest]
+            sums_of_rank += [*([node.sum for node in one.nodes] or [0.0] * len(tree)), one.largest]
         room = max(sum(len(tree) + 1 for tree in trees) for trees in self._trees)
-        numbers = [iter(x) for x in self._engine.words(np.array(mine + [0.0] * (room - len(mine)))).tolist()]
+        numbers = [
+            iter(x) for x in self._engine.words(np.array(sums_of_rank + [0.0] * (room - len(sums_of_rank)))).tolist()
+        ]
         measured, at = {}, 0
         for buffer, of_buffer in zip(self._buffers, self.cuts, strict=True):
             parts = [

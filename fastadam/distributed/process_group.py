@@ -77,9 +77,9 @@ class ProcessGroup(Engine):
 
     def words(self, x: Array) -> Array:
         distributed, device = self._torch.distributed, "cuda" if "device" in self.carries else "cpu"
-        mine = self._torch.from_numpy(x).to(device)
-        every = [self._torch.empty_like(mine) for _ in range(self.size)]
-        distributed.all_gather(every, mine, group=self._group)
+        sent = self._torch.from_numpy(x).to(device)
+        every = [self._torch.empty_like(sent) for _ in range(self.size)]
+        distributed.all_gather(every, sent, group=self._group)
         return np.stack([one.cpu().numpy() for one in every])
 
     def everyone(self, x: Any) -> list[Any]:

@@ -91,8 +91,8 @@ class Sharded(Collective):
             undo.append(self._buffers.undo)
             where, carries = "host" if self._buffers.home is HOST else "device", self._engine.carries
             if where not in carries:
-                both = f"params lie on the {where}, communicator carries arrays of the {' and '.join(carries)}"
-                raise TypeError(f"{both}: expected them there")
+                difference = f"params lie on the {where}, communicator carries arrays of the {' and '.join(carries)}"
+                raise TypeError(f"{difference}: expected them there")
             size = integer("bucket", bucket, low=1, most=2**31)
             self._pieces = Pieces(self._buffers, self._engine, size, copies, init, copy_to)
             self._opt = method(

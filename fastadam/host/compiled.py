@@ -249,8 +249,8 @@ class NumbaPlan(Plan):
             sums, native = np.zeros((len(self._params), NOTES)), self._norm.sums()
             chunks = [np.ascontiguousarray(one.chunks) for one in work]
             calls = [
-                (native, _at(some), len(some), _at(one.notes), one.notes.shape[1], _at(row), _at(sums))
-                for one, some in zip(work, chunks, strict=True)
+                (native, _at(chunk), len(chunk), _at(one.notes), one.notes.shape[1], _at(row), _at(sums))
+                for one, chunk in zip(work, chunks, strict=True)
             ]
             return Calls(calls, [row, *chunks, *(one.notes for one in work), sums])
 

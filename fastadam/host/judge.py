@@ -41,14 +41,14 @@ class Judge(judge.Judge):
             return self.report(verdict, np.zeros((0, NOTES)) if self._noting else None, scale)
         self.launch(part, verdict.factors, after)
         if self._noting and measured is not None:
-            self.noted = [x.copy() for x in self._plan.blocks(*self._whole()[:2])]
+            self.noted = [x.copy() for x in self._plan.blocks(*self._all_work()[:2])]
         return self.report(verdict, self.sums(part) if self._noting else None, scale, self.taken_over(part))
 
     def measure(self, part: Part | None) -> Array:
         """Return (leaves, NOTES): what is decided on; see Plan.measure."""
         if not (self._clipping or self._skipping):
             return np.zeros((len(self._names), NOTES))
-        work, row, _ = part or self._whole()
+        work, row, _ = part or self._all_work()
         return self._plan.measure(work, row, self._clipping, self._skipping)
 
     def decide(self, measured: Array, scale: float) -> Verdict:
@@ -74,7 +74,7 @@ class Judge(judge.Judge):
     def launch(self, part: Part | None, factors: Array | None, after: Changes) -> None:
         """Step, with each row multiplied by its leaves' factor."""
         if factors is not None:
-            _, row, rows = part or self._whole()
+            _, row, rows = part or self._all_work()
             taken, first = np.unique(row[:-1], return_index=True)
             rows[taken[taken >= 0], 0] *= factors[first[taken >= 0]]
         if self._plan.summed.size:
@@ -103,14 +103,14 @@ class Judge(judge.Judge):
 
     def sums(self, part: Part | None) -> Array:
         """Return (leaves, NOTES): what the step has noted down."""
-        work, row, _ = part or self._whole()
+        work, row, _ = part or self._all_work()
         return self._plan.sums(work, row)
 
     def taken_over(self, part: Part | None) -> int | None:
         """Return how many parameters that have a master were set from outside; None where none has one."""
-        work, row, _ = part or self._whole()
+        work, row, _ = part or self._all_work()
         return self._plan.taken_over(work, row) if self._plan.mastered else None
 
-    def _whole(self) -> Part:
+    def _all_work(self) -> Part:
         """Return all leaves, by the plan's table."""
         return Part(self._plan.everything, self._table.row, self._table.rows)

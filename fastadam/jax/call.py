@@ -128,7 +128,7 @@ class Call:
 
     def _shardings(self, mesh: Any, of_params: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         """Return the shardings of all operands, and of all results, from those of the parameters."""
-        whole, layout = NamedSharding(mesh, PartitionSpec()), self._layout
+        replicated, layout = NamedSharding(mesh, PartitionSpec()), self._layout
         specs = [NamedSharding(mesh, x.spec) for x in of_params]
         for leaf, places in enumerate(layout.places):
             if specs[leaf].is_fully_replicated:
@@ -140,11 +140,11 @@ class Call:
             if any(place.format.block > 1 for place in places.values()):
                 raise NotImplementedError("moments of 8 bits of sharded parameters are not built: expected others")
             if any(place.pooled for place in places.values()):
-                specs[leaf] = whole  # small, and its state lies beside that of others
+                specs[leaf] = replicated  # small, and its state lies beside that of others
         lies = [layout.arrays[stream][k] for stream, k in self._streams]
-        streams = [whole if lie.leaf is None else specs[lie.leaf] for lie in lies]
-        written = [whole] * (1 + self._carried) + specs + streams
-        return [whole] * self._inputs + written + specs, written + [whole] * self._limited
+        streams = [replicated if lie.leaf is None else specs[lie.leaf] for lie in lies]
+        written = [replicated] * (1 + self._carried) + specs + streams
+        return [replicated] * self._inputs + written + specs, written + [replicated] * self._limited
 
     def _partition(self, mesh: Any, operands: Sequence[Any], results: Sequence[Any]) -> Any:
         of_params = [x.sharding for x in operands[self._first_p : self._first_stream]]

@@ -160,10 +160,10 @@ class Fused:
     def _gradients(self, leaves: Sequence[Any], names: Sequence[str], tree: Any, grads: Any) -> list[Any]:
         gradients = []
         for name, p, g in zip(names, leaves, _matched("grads", tree, grads), strict=True):
-            both = f"grads{name} is {_described(g)}, params{name} is {_described(p)}"
-            gradients.append(_floats(g, both))
+            difference = f"grads{name} is {_described(g)}, params{name} is {_described(p)}"
+            gradients.append(_floats(g, difference))
             if tuple(g.shape) != tuple(p.shape):
-                raise ValueError(f"{both}: expected one shape")
+                raise ValueError(f"{difference}: expected one shape")
         return gradients
 
     def _check_state(self, state: Any, layout: StateLayout) -> None:

@@ -36,11 +36,11 @@ def differing(transform: Callable[..., Any]) -> list[str]:
 
     rng = np.random.default_rng(0)
     params = {f"{n} parameters": rng.standard_normal(n).astype(np.float32) for n in (7, 5_000, 100_000)}
-    theirs = {name: x.copy() for name, x in params.items()}
-    opt, tx = methods.AdamW(theirs, max_norm=1.0, backend="numpy"), transform(rules.AdamW(), max_norm=1.0)
+    by_numpy = {name: x.copy() for name, x in params.items()}
+    opt, tx = methods.AdamW(by_numpy, max_norm=1.0, backend="numpy"), transform(rules.AdamW(), max_norm=1.0)
     stepped = jax.tree.map(lambda x: jnp.array(x, copy=True), params)
     state, step = tx.init(stepped), jax.jit(tx.step, donate_argnums=(0, 1))
     for _ in range(3):
         stepped, state = step(stepped, state, params)
         opt.step(params)
-    return [name for name, x in theirs.items() if np.asarray(stepped[name]).tobytes() != x.tobytes()]
+    return [name for name, x in by_numpy.items() if np.asarray(stepped[name]).tobytes() != x.tobytes()]

@@ -91,17 +91,17 @@ def check_copies(
     """Return copy_to's arrays as flat ones in their parameters' order; raise an error that names the first bad one."""
     checked = []
     for name, leaf, p, copy in zip(names, leaves, arrays, copies, strict=True):
-        both = f"copy_to{name} is {describe(copy)}, params{name} is {describe(leaf)}"
+        difference = f"copy_to{name} is {describe(copy)}, params{name} is {describe(leaf)}"
         if isinstance(copy, FlatBuffer):
             if not isinstance(leaf, FlatBuffer) or (copy.names, copy.shapes) != (leaf.names, leaf.shapes):
-                raise ValueError(f"{both}: expected the same names and shapes")
+                raise ValueError(f"{difference}: expected the same names and shapes")
             copy = copy.array
         if not home.is_array(copy) or (copy := home.to_write(f"copy_to{name}", copy)).dtype.name not in SHORT:
-            raise TypeError(f"{both}: expected an array of float16 or bfloat16 (ml_dtypes) on the same processor")
+            raise TypeError(f"{difference}: expected an array of float16 or bfloat16 (ml_dtypes) on the same processor")
         if copy.shape != p.shape or not copy.dtype.isnative:
-            raise ValueError(f"{both}: expected its shape, in native byte order")
+            raise ValueError(f"{difference}: expected its shape, in native byte order")
         straight = flat_like(copy, p)
         if straight is None:
-            raise ValueError(f"{both}: expected dense memory in the same order of axes")
+            raise ValueError(f"{difference}: expected dense memory in the same order of axes")
         checked.append(straight)
     return checked

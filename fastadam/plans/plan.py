@@ -39,8 +39,8 @@ def switched(kernel: Kernel, table: Table) -> Kernel:
     chosen = [kernel.switched(group.rule.options) for group in table.groups] or [kernel]
     for k, other in enumerate(chosen):
         for name in chosen[0].on ^ other.on:
-            both = [f"{table.groups[j].where}{name} is {name in chosen[j].on}" for j in (k, 0)]
-            raise ValueError(f"{', '.join(both)}: expected one choice for all groups, which share a step")
+            choices = [f"{table.groups[j].where}{name} is {name in chosen[j].on}" for j in (k, 0)]
+            raise ValueError(f"{', '.join(choices)}: expected one choice for all groups, which share a step")
     return chosen[0]
 
 
@@ -128,7 +128,7 @@ class Plan(Gradients):
         ]
         self._first_leaves = [leaves[0] for leaves in signatures.values()]
         self._signature_of = {leaf: k for k, leaves in enumerate(signatures.values()) for leaf in leaves}
-        self.everything = [Work(k, some, self._notes(some, self._flags.stats)) for k, some in enumerate(chunks)]
+        self.everything = [Work(k, chunk, self._notes(chunk, self._flags.stats)) for k, chunk in enumerate(chunks)]
         self._measured: list[Work] = []
         self._summing = [
             one._replace(notes=self._notes(one.chunks, True))
@@ -162,13 +162,13 @@ class Plan(Gradients):
         """Return what a walk over these chunks, each array of one leaf, has to do: at least one signature, of no
         chunk."""
         chunks_of_signature: dict[int, list[Array]] = {}
-        for some in chunks:
-            if len(some):
-                chunks_of_signature.setdefault(self._signature_of[int(some[0, 0])], []).append(some)
+        for chunk in chunks:
+            if len(chunk):
+                chunks_of_signature.setdefault(self._signature_of[int(chunk[0, 0])], []).append(chunk)
         pieces = {k: np.concatenate(each) for k, each in chunks_of_signature.items()} or {
             0: np.empty((0, CHUNK_WORDS), np.int64)
         }
-        return [Work(k, some, self._notes(some, self._flags.stats)) for k, some in pieces.items()]
+        return [Work(k, chunk, self._notes(chunk, self._flags.stats)) for k, chunk in pieces.items()]
 
     def _notes(self, chunks: Array, wanted: bool) -> Array:
         return np.zeros((len(chunks) if wanted else 0, CHUNK // BLOCK, NOTES))

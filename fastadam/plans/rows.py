@@ -56,14 +56,14 @@ def check_values(p_name: str, g_name: str, owner: Any, indices: Array, values: A
     """Return the gradient of these rows, as an array; raise an error that names it where it is none."""
     expected = (indices.size, *owner.shape[1:])
     where = "" if isinstance(owner, np.ndarray) else " on its device"
-    both = (
+    difference = (
         f"{g_name}'s values are {describe(values)}, expected {owner.dtype}{expected}{where}: "
         f"{p_name} is {describe(owner)}"
     )
     if not home.is_array(values) or (array := home.read(values, f"{g_name}'s values")).dtype.name not in FLOATS:
-        raise TypeError(both)
+        raise TypeError(difference)
     if array.shape != expected:
-        raise ValueError(both)
+        raise ValueError(difference)
     return array
 
 

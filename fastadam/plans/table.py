@@ -60,8 +60,8 @@ class Table:
         if not self._scheduled:
             self._riding = chores.numbers(0)[:-1]
             self.rows[:, width:-1] = self._riding
-        self._whole = self._scheduled  # else the chores' numbers, always the same, stand in the rows already
-        length = self.rows.shape[1] if self._whole else width
+        self._with_numbers = self._scheduled  # else the chores' numbers, always the same, stand in the rows already
+        length = self.rows.shape[1] if self._with_numbers else width
         self._pack, self._memory = Struct(f"{length}d").pack_into, self.rows.data
         if drawing:
             self.draw()
@@ -71,7 +71,7 @@ class Table:
 
     def draw(self) -> None:
         """Let each row say what the random bits of its step depend on, from now on."""
-        self._drawing = self._whole = True
+        self._drawing = self._with_numbers = True
         self._pack = Struct(f"{self.rows.shape[1]}d").pack_into
 
     def fill(self, scale: float, live: Any = EVERY) -> None:
@@ -91,7 +91,7 @@ class Table:
                 count = counts.item(leaf) + 1
                 carried = self.carried[leaf].tolist() if self.carries else ()
                 numbers = group.coefficients_at(count, lr, scale, *carried)
-                if self._whole:
+                if self._with_numbers:
                     numbers = *numbers, *self._riding, float(key(self.seed, count)) if self._drawing else 0.0
                 self._pack(self._memory, at, *numbers)  # 0.3 µs, where NumPy's assignment takes 1
         if self._apart:
@@ -128,8 +128,8 @@ class Table:
         for k, other in enumerate(others, start=1):
             for name, a, b in zip(first._fields if first else (), first, other, strict=True):  # type: ignore[attr-defined]
                 if a != b:
-                    both = f"{self.groups[k].where}{name} is {b!r}, {self.groups[0].where}{name} is {a!r}"
-                    raise ValueError(f"{both}: expected one for all groups, whose sums are added up")
+                    difference = f"{self.groups[k].where}{name} is {b!r}, {self.groups[0].where}{name} is {a!r}"
+                    raise ValueError(f"{difference}: expected one for all groups, whose sums are added up")
         return first
 
     def share(self, carried: Sequence[float]) -> list[tuple[Any, Any, Any]]:

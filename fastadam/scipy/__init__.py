@@ -192,10 +192,12 @@ def evaluation(fun: Callable[..., Any], jac: Callable[..., Any], x: Array) -> Ca
     """Return a function of args that gives (value, gradient) at what x then holds; fun and jac get copies of x."""
     # For jac=True minimize wraps fun in one that remembers the last x, whatever the args: it would go on giving the
     # value of an old sample where a step leaves x as it is.
-    both = getattr(fun, "fun", None) if getattr(jac, "__self__", None) is fun else None
+    value_and_gradient = getattr(fun, "fun", None) if getattr(jac, "__self__", None) is fun else None
 
     def evaluate(args: tuple[Any, ...]) -> tuple[Any, Array]:
-        value, gradient = both(x.copy(), *args) if both else (fun(x.copy(), *args), jac(x.copy(), *args))
+        value, gradient = (
+            value_and_gradient(x.copy(), *args) if value_and_gradient else (fun(x.copy(), *args), jac(x.copy(), *args))
+        )
         gradient = real("what jac returned", gradient).astype(x.dtype, copy=False)
         if gradient.shape != x.shape:
             raise ValueError(f"jac returned an array of shape {gradient.shape}, expected that of x, {x.shape}")

@@ -80,13 +80,13 @@ class Lender:
         """Return an array to write to, of this dtype and shape."""
         x = x.array if isinstance(x, FlatBuffer) else x
         if not self._home.is_array(x):
-            raise TypeError(self._both(name, dtype, shape, x))
+            raise TypeError(self._difference(name, dtype, shape, x))
         x = self._home.to_write(name + self._path, x)
         if x.dtype != dtype or x.shape != shape or not x.dtype.isnative:
-            raise ValueError(self._both(name, dtype, shape, x))
+            raise ValueError(self._difference(name, dtype, shape, x))
         return x  # type: ignore[no-any-return]
 
-    def _both(self, name: str, dtype: Any, shape: Any, x: Any) -> str:
+    def _difference(self, name: str, dtype: Any, shape: Any, x: Any) -> str:
         """Say what came for a stream and what was expected."""
         came = "None" if x is None else describe(x)
         expected = f"p{self._path} is {describe(self._p)}: expected an array of {dtype}{tuple(shape)}"
@@ -97,7 +97,7 @@ class Lender:
         dtype, shape = format.dtype, self._p.shape
         straight = flat_like(self._array(name, dtype, shape, x), self._p)
         if straight is None:
-            raise ValueError(f"{self._both(name, dtype, shape, x)} in dense memory in the same order of axes")
+            raise ValueError(f"{self._difference(name, dtype, shape, x)} in dense memory in the same order of axes")
         return straight
 
     def blocks(self, name: str, format: Format, codes: Any, scales: Any) -> tuple[Array, list[Apart]]:

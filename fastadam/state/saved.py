@@ -96,8 +96,8 @@ def check(state: State, table: Table, rule: type[Rule], saved: Any) -> list[Rule
         for key in rule.carried:
             came, first = (saved["leaves"][each][key] for each in (name, names[0]))
             if came != first:
-                both = f"state['leaves'][{name!r}][{key!r}] is {came!r}, of {names[0]!r} it is {first!r}"
-                raise ValueError(f"{both}: expected one for all leaves")
+                difference = f"state['leaves'][{name!r}][{key!r}] is {came!r}, of {names[0]!r} it is {first!r}"
+                raise ValueError(f"{difference}: expected one for all leaves")
     return rules
 
 
@@ -105,8 +105,8 @@ def rule_of_group(where: str, group: Group, rule: type[Rule], saved: Any) -> Rul
     """Return the rule that a saved group's hyperparameters make; a schedule stays the group's own."""
     _keys(where, saved, [each.name for each in fields(rule)])
     if (saved["lr"] is None) != callable(group.lr):
-        both = f"{where}['lr'] is {saved['lr']!r}, this optimizer's is {group.lr!r}"
-        raise ValueError(f"{both}: expected two numbers or two schedules")
+        difference = f"{where}['lr'] is {saved['lr']!r}, this optimizer's is {group.lr!r}"
+        raise ValueError(f"{difference}: expected two numbers or two schedules")
     changed = {name: saved[name] for name in hyperparameters(rule) if name != "lr" or saved["lr"] is not None}
     changed_rule = group.with_rule(where + ": ", **changed)
     for name in {each.name for each in fields(rule)} - set(hyperparameters(rule)):

@@ -54,8 +54,8 @@ class State:
         for path, p, kind in zip(self.paths, self.params, self._formats, strict=True):
             storage.check(f"params{path}", kind, describe(p))
             if copies is not None and storage.has_master(kind):
-                both = f"copy_to{path} is given, expected None with master='float32': params{path} is that copy"
-                raise ValueError(both)
+                difference = f"copy_to{path} is given, expected None with master='float32': params{path} is that copy"
+                raise ValueError(difference)
         self.streams = [Streams(flat(p)) for p in self.params]
         for streams, x in zip(self.streams, copies or (), strict=False):
             streams.copy = x

@@ -118,10 +118,10 @@ class Behind:
             accepted = {k: plan.accept_indices(k, rows) for k, rows in enumerate(leaves) if rows is not None}
             wanted = {k: np.unique(rows).astype(np.int64) for k, rows in accepted.items() if k in self.at}
         row = np.full(len(table.row), -1)
-        for leaf, some in wanted.items():
+        for leaf, chosen in wanted.items():
             plan.check_unmoved(leaf)
             count = int(table.counts[leaf])
-            rows = np.arange(len(params[leaf])) if some is None else some
+            rows = np.arange(len(params[leaf])) if chosen is None else chosen
             rows = rows[self.at[leaf][rows] < count]
             if len(rows):
                 row[leaf] = self.index(leaf, count - 1)

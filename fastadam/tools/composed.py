@@ -57,13 +57,15 @@ def _carried(x: Array, error: float, rule: Any, unit: float) -> Iterator[tuple[A
     for _ in range(rule.ns_steps):
         largest = float(np.linalg.norm(x.astype(np.float64), 2)) + error  # on the way from x to what was computed
         slopes = [abs(a + 3 * b * s + 5 * c * s**2) for s in (0, largest**2, min(largest**2, max(0.0, -0.3 * b / c)))]
-        gram, whole = x @ x.T, float(np.linalg.norm(x))
+        gram, norm_of_x = x @ x.T, float(np.linalg.norm(x))
         inner = b * gram + c * gram @ gram
-        of_gram = (columns + 1) * unit * whole**2
+        of_gram = (columns + 1) * unit * norm_of_x**2
         wide, square = float(np.linalg.norm(gram)), float(np.linalg.norm(gram.astype(np.float64), 2))
         of_inner = (abs(b) + 2 * abs(c) * square) * of_gram
         of_inner += unit * (3 * abs(b) * wide + (rows + 3) * abs(c) * wide**2)
-        local = of_inner * largest + unit * ((rows + 2) * float(np.linalg.norm(inner)) * whole + 3 * abs(a) * whole)
+        local = of_inner * largest + unit * (
+            (rows + 2) * float(np.linalg.norm(inner)) * norm_of_x + 3 * abs(a) * norm_of_x
+        )
         x, error = a * x + inner @ x, max(slopes) * error + local
         yield x, error
 
@@ -155,8 +157,8 @@ def same_as_numpy(case: Case) -> bool:
             other.step(grads["bias"])
         arrays = {name: home.get(x) for name, x in params.items()} | state_arrays(opt)
         outcomes.append((arrays, home.get(rest)))
-    (ours, _), (theirs, rest) = outcomes
-    return all(same_bits(x, theirs[key]) for key, x in ours.items()) and same_bits(theirs["bias"], rest)
+    (expected, _), (stepped, rest) = outcomes
+    return all(same_bits(x, stepped[key]) for key, x in expected.items()) and same_bits(stepped["bias"], rest)
 
 
 def check(case: Case) -> tuple[float, float, bool]:

@@ -131,8 +131,8 @@ def same_as_numpy(
             findings.append(repr(home.get(g[0])[:9]))
         copies = {f"copy {k}": home.get(x).astype(np.float32) for k, x in enumerate(more.get("copy_to", ()))}
         outcomes.append(({"p": home.get(p[0]), **state_arrays(opt), **copies}, findings))
-    (ours, findings), (theirs, others) = outcomes
-    return findings == others and all(same_bits(x, theirs[key]) for key, x in ours.items())
+    (expected, findings), (stepped, others) = outcomes
+    return findings == others and all(same_bits(x, stepped[key]) for key, x in expected.items())
 
 
 def stored_as(x: Any, dtype: Any) -> Any:

@@ -62,14 +62,14 @@ def to_torch_state(opt: Fast) -> dict[str, Any]:
         for key, x in each.items():
             if key in slots and isinstance(x, torch.Tensor):
                 order = each[ORDER].tolist() if ORDER in each else None
-                whole = leaves[params[k]].decoded(key, x, order)
-                of_torch[k][key] = whole.reshape(-1) if key in opt.flat else whole
+                decoded_slot = leaves[params[k]].decoded(key, x, order)
+                of_torch[k][key] = decoded_slot.reshape(-1) if key in opt.flat else decoded_slot
             elif key in slots or key in type(opt).numbers:
                 of_torch[k][key] = x.clone() if isinstance(x, torch.Tensor) else x
                 if key in opt.rule.carried:  # float64 here
                     of_torch[k][key] = x.to(torch.get_default_dtype(), copy=True)
-    ours = {*OPTIONS, *opt.extras}
-    groups = [{name: x for name, x in group.items() if name not in ours} for group in state["param_groups"]]
+    names_of_options = {*OPTIONS, *opt.extras}
+    groups = [{name: x for name, x in group.items() if name not in names_of_options} for group in state["param_groups"]]
     for group in groups:  # as a package has them that counts in its groups
         numbers: dict[str, Any] = next((state["state"][k] for k in group["params"] if k in state["state"]), {})
         group |= {key: numbers[name].item() for name, key in opt.of_group.items() if name in numbers}
@@ -100,31 +100,31 @@ def load_state_from(opt: Fast, state: dict[str, Any]) -> None:
     _check(opt)
     if lacking := {"state", "param_groups"} - set(state):
         raise ValueError(f"state has no {min(lacking)!r}, expected the state_dict of an optimizer")
-    mine = opt.state_dict()["param_groups"]
-    if [len(group["params"]) for group in mine] != [len(group["params"]) for group in state["param_groups"]]:
+    groups_now = opt.state_dict()["param_groups"]
+    if [len(group["params"]) for group in groups_now] != [len(group["params"]) for group in state["param_groups"]]:
         raise ValueError(
             f"state has groups of {[len(group['params']) for group in state['param_groups']]} parameters, "
-            f"this optimizer of {[len(group['params']) for group in mine]}"
+            f"this optimizer of {[len(group['params']) for group in groups_now]}"
         )
     taken: dict[int, Any] = {}
-    for k, (group, target) in enumerate(zip(state["param_groups"], mine, strict=True)):
+    for k, (group, target) in enumerate(zip(state["param_groups"], groups_now, strict=True)):
         if not group.get("bias_correction", True) and "bias_correction" not in target:
             asked = f"state['param_groups'][{k}]['bias_correction'] is {group['bias_correction']}"
             raise ValueError(f"{asked}, expected True: {type(opt).__name__} never leaves the correction out")
         target.update({name: group[name] for name in TAKEN if name in group and name in target})
         target.update({name: 0.0 for name in ("t_alpha", "t_beta3") if group.get(name, 0) is None})  # no warm-up there
-        for at, at_theirs, p in zip(target["params"], group["params"], opt.param_groups[k]["params"], strict=True):
-            if at_theirs in state["state"]:
-                taken[at] = _one(opt, f"state['state'][{at_theirs}]", state["state"][at_theirs], group, p)
-    opt.load_state_dict({"state": taken, "param_groups": mine})
+        for at, at_saved, p in zip(target["params"], group["params"], opt.param_groups[k]["params"], strict=True):
+            if at_saved in state["state"]:
+                taken[at] = _one(opt, f"state['state'][{at_saved}]", state["state"][at_saved], group, p)
+    opt.load_state_dict({"state": taken, "param_groups": groups_now})
 
 
-def _one(opt: Fast, where: str, theirs: dict[str, Any], group: dict[str, Any], p: Any) -> dict[str, Any]:
+def _one(opt: Fast, where: str, given: dict[str, Any], group: dict[str, Any], p: Any) -> dict[str, Any]:
     """Return one parameter's state under torch's keys."""
-    theirs = {**theirs, **theirs.get(WRAPPED, {})}
+    given = {**given, **given.get(WRAPPED, {})}
     taken: dict[str, Any] = {}
     for name in type(opt).numbers:
-        if (x := theirs.get(name, group.get(opt.of_group.get(name, name)))) is None and name == "step":
+        if (x := given.get(name, group.get(opt.of_group.get(name, name)))) is None and name == "step":
             raise ValueError(f"{where} has no 'step', nor has its group")
         if x is not None:
             dtype = torch.float32 if name == "step" else torch.float64
@@ -132,16 +132,16 @@ def _one(opt: Fast, where: str, theirs: dict[str, Any], group: dict[str, Any], p
     keys = list(opt.slots.values())
     averages, slots = opt.rule.averages, kernels.ALL[opt.rule.kernel].slots
     always = [opt.slots[x.name] for x in slots if not x.optional or x.name in averages] or keys[:1]
-    numbered = [str(k) for k in range(1, len(keys) + 1) if f"state{k}" in theirs]  # by bitsandbytes
-    values = [x for k in numbered for x in _decoded(theirs, k, p)]
+    numbered = [str(k) for k in range(1, len(keys) + 1) if f"state{k}" in given]  # by bitsandbytes
+    values = [x for k in numbered for x in _decoded(given, k, p)]
     if len(values) > len(always):
         raise ValueError(f"{where} has {len(values)} slots, expected {len(always)} of {type(opt).__name__}")
     taken |= zip(keys, values, strict=False)
-    taken |= {key: theirs[key].detach().clone() for key in keys if key in theirs and key not in taken}
+    taken |= {key: given[key].detach().clone() for key in keys if key in given and key not in taken}
     needed = [*always, *(["max_exp_avg_sq"] if group.get("amsgrad") else [])]
     if lacking := [key for key in needed if key not in taken]:
         other = f"state{keys.index(lacking[0]) + 1}"
-        raise ValueError(f"{where} has {', '.join(map(repr, theirs))}, expected {lacking[0]!r} or {other!r}")
+        raise ValueError(f"{where} has {', '.join(map(repr, given))}, expected {lacking[0]!r} or {other!r}")
     for key in taken.keys() & set(keys):
         if key in opt.flat and taken[key].dim() == 0:  # one number for all
             taken[key] = taken[key].expand(p.shape).clone()
@@ -151,18 +151,18 @@ def _one(opt: Fast, where: str, theirs: dict[str, Any], group: dict[str, Any], p
     return taken
 
 
-def _decoded(theirs: dict[str, Any], k: str, p: Any) -> Sequence[Any]:
+def _decoded(given: dict[str, Any], k: str, p: Any) -> Sequence[Any]:
     """Return bitsandbytes' state: float32, or codes into a table, times one scale for each block in the order of
     memory; of AdEMAMix's two means, which are one state, each."""
-    codes = theirs[f"state{k}"].detach()
+    codes = given[f"state{k}"].detach()
     many, rest = divmod(codes.numel(), max(1, p.numel()))
     many = 1 if rest else max(1, many)
     codes = codes.reshape(many, -1)
     if codes.is_floating_point():
         return [*codes.clone()]
-    if lacking := [key for key in (f"qmap{k}", f"absmax{k}") if key not in theirs]:
+    if lacking := [key for key in (f"qmap{k}", f"absmax{k}") if key not in given]:
         raise ValueError(f"state{k} is of 8 bits and has no {lacking[0]!r}")
-    table, scales = theirs[f"qmap{k}"].float(), theirs[f"absmax{k}"].float()
+    table, scales = given[f"qmap{k}"].float(), given[f"absmax{k}"].float()
     n = codes.shape[1]
     block = next((size for size in (256, 2048, 4096) if many * -(-n // size) == scales.numel()), None)
     if block is None:

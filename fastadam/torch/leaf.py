@@ -122,14 +122,14 @@ class Leaf:
         """Let each step round p into this tensor, from now on. None: nothing."""
         if copy is None:
             return
-        both = f"copy_to has {describe(copy)} for {self.name}, which is {describe(self.p)}"
+        difference = f"copy_to has {describe(copy)} for {self.name}, which is {describe(self.p)}"
         if self.mastered:
-            raise ValueError(f"{both}: expected None with master='float32', where that is the copy")
+            raise ValueError(f"{difference}: expected None with master='float32', where that is the copy")
         if copy.dtype not in SHORT or self._complex:
-            raise TypeError(f"{both}: expected bfloat16 or float16")
+            raise TypeError(f"{difference}: expected bfloat16 or float16")
         copy, tensor = local(copy), local(self.p).detach()
         if copy.shape != self.shape or copy.stride() != self.strides or copy.device != tensor.device:
-            raise ValueError(f"{both}: expected its shape, and dense memory in the same order of axes")
+            raise ValueError(f"{difference}: expected its shape, and dense memory in the same order of axes")
         copy.detach().copy_(tensor.float())  # as the walk does: float64 goes through float32
         self.copied = [copy]
 

@@ -70,8 +70,8 @@ class Muon(torch.optim.Optimizer):
             members = group["params"]
             members = [members] if isinstance(members, torch.Tensor) else list(members)
             chosen = [not group.get("aux") and is_matrix(x, muon) for x in members]
-            if some := [x for x, is_matrix in zip(members, chosen, strict=True) if is_matrix]:
-                matrices.append({**{key: x for key, x in group.items() if key != "aux"}, "params": some})
+            if chosen_members := [x for x, is_matrix in zip(members, chosen, strict=True) if is_matrix]:
+                matrices.append({**{key: x for key, x in group.items() if key != "aux"}, "params": chosen_members})
             if rest := [x for x, is_matrix in zip(members, chosen, strict=True) if not is_matrix]:
                 kept = {key: x for key, x in group.items() if group.get("aux")}
                 others.append({**kept, "params": rest, "aux": True})
@@ -201,9 +201,9 @@ class Muon(torch.optim.Optimizer):
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Within `with opt.averaged():` parameters hold their averages, and get their own bits back afterwards."""
-        with ExitStack() as both:
+        with ExitStack() as contexts:
             for each in self._walked():
-                both.enter_context(each.averaged())
+                contexts.enter_context(each.averaged())
             yield
 
     @property

@@ -84,13 +84,13 @@ class Fast(Replacing):
         super().__init_subclass__()
         if "rule" in vars(cls):
             torchs = next(base for base in cls.__mro__ if "__init__" in vars(base) and base is not Fast)
-            theirs = [p for p in inspect.signature(torchs).parameters.values() if p.kind is not p.VAR_KEYWORD]
+            of_torch = [p for p in inspect.signature(torchs).parameters.values() if p.kind is not p.VAR_KEYWORD]
             of_rule = list(inspect.signature(cls.rule).parameters.values())  # what torch has not takes them as they are
-            theirs = [x for p in theirs for x in (of_rule if p.kind is p.VAR_POSITIONAL else [p])]
+            of_torch = [x for p in of_torch for x in (of_rule if p.kind is p.VAR_POSITIONAL else [p])]
             options = [p.replace(kind=p.KEYWORD_ONLY) for p in inspect.signature(Fast.__init__).parameters.values()]
             extras = [inspect.Parameter(x, inspect.Parameter.KEYWORD_ONLY, default=cls.extras[x]) for x in cls.extras]
             options = [*extras, *(p for p in options if p.name in OPTIONS)]
-            cls.__signature__ = inspect.Signature([*theirs, *options])  # type: ignore[attr-defined]
+            cls.__signature__ = inspect.Signature([*of_torch, *options])  # type: ignore[attr-defined]
             about = (
                 vars(cls).get("__doc__") or f"torch.optim.{cls.__name__} with one compiled pass in place of its step."
             )

@@ -170,11 +170,11 @@ def lay_out(frame, block, desk):
 def prepare(frame, head):
     """Return the address of a step's own memory, with where each of its arrays begins; free it, or let `work` do so."""
     leaves, columns, chunk = word(head, LEAVES), word(head, COLUMNS), word(head, CHUNK)
-    layout, count, whole = word(attribute(frame, LAYOUT), 2), 0, 0
+    layout, count, total = word(attribute(frame, LAYOUT), 2), 0, 0
     for leaf in range(leaves):
         n = elements(buffer(frame, word(layout, leaf * (HOMES + 2 * columns) + GRADIENT)))
         count += (n + chunk - 1) // chunk
-        whole += n
+        total += n
     registers = 1 + word(head, INPUTS) + word(head, CARRIED) + word(head, CONSTANTS) + word(head, OPERATIONS)
     rows, measures = word(head, ROWS) * word(head, WIDTH), word(head, LIMIT) >= 0
     blocks = chunk // BLOCK
@@ -220,5 +220,5 @@ def prepare(frame, head):
     put_word(block, HEAD_AT, head)
     put_word(block, CHUNKS, count)
     put_word(block, API, word(frame, 2))
-    put_word(block, ALL, whole)
+    put_word(block, ALL, total)
     return block

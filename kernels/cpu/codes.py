@@ -199,15 +199,15 @@ def _write(builder: Any, slot: Any, block: Any, home: Any, n: Any, key: Any, fir
     """
     scales, findings = builder.add(block, I64(BLOCK)), builder.add(home, I64(BLOCK * FLOAT))
     strips = builder.udiv(builder.add(n, I64(STRIP - 1)), I64(STRIP))
-    whole = builder.mul(strips, I64(STRIP))
-    with each(builder, n, whole) as i:
+    stripped = builder.mul(strips, I64(STRIP))
+    with each(builder, n, stripped) as i:
         put(builder, home, i, ir.Constant(_F32, 0.0))
-    with each(builder, I64(0), whole, STRIP) as k:
+    with each(builder, I64(0), stripped, STRIP) as k:
         numbers, of_group = builder.add(home, builder.mul(k, I64(FLOAT))), _of_group(builder, k)
         _measure_strip(
             builder, is_signed(slot), numbers, builder.add(scales, of_group), builder.add(findings, of_group)
         )
-    with each(builder, I64(0), whole, GROUP) as k:
+    with each(builder, I64(0), stripped, GROUP) as k:
         numbers, of_group = builder.add(home, builder.mul(k, I64(FLOAT))), _of_group(builder, k)
         bits = draws_from(builder, key, first, k) if is_drawn(slot) else None
         _pack_group(builder, is_signed(slot), builder.add(block, k), numbers, builder.add(findings, of_group), bits)

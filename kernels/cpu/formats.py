@@ -124,11 +124,11 @@ def split(builder: Any, value: Any) -> tuple[Any, Any]:
 def followed(builder: Any, p: Any, rounded: Any, format: Format) -> tuple[Any, Any]:
     """Return a float32 p, but what `rounded` holds in a format where that is not p rounded to nearest; and whether it
     is not. See ../formats.py."""
-    theirs = decode(builder, rounded, format, FLOAT32)
-    numbers = (builder.fcmp_ordered("ord", x, x) for x in (p, theirs))
+    copy = decode(builder, rounded, format, FLOAT32)
+    numbers = (builder.fcmp_ordered("ord", x, x) for x in (p, copy))
     differs = builder.icmp_unsigned("!=", encode(builder, p, format), rounded)
     outside = builder.and_(differs, builder.or_(*numbers))
-    return builder.select(outside, theirs, p), outside
+    return builder.select(outside, copy, p), outside
 
 
 def draws_from(builder: Any, key: Any, first: Any, at: Any) -> Any:

@@ -195,7 +195,7 @@ def move(typing, tag, base, i, c, x, bits):
     def generate(context, builder, signature, args):
         _, base, i, c, x, bits = args
         values = values_of(builder, tag, at_rest(builder, base, i))
-        c, x = (unpacked(builder, *both) for both in zip((c, x), kinds(tag), strict=True))
+        c, x = (unpacked(builder, *pair) for pair in zip((c, x), kinds(tag), strict=True))
         if rounded(tag) is not None:
             _, outside = master(builder, tag, at_rest(builder, base, i))
             count = builder.add(builder.load(counter(builder)), builder.zext(outside, I32))

@@ -32,7 +32,7 @@ def move_two(typing, tag, base, i, c, x, bits):
 
     def generate(context, builder, signature, args):
         _, base, i, c, x, bits = args
-        c, x = (unpacked(builder, *both) for both in zip((c, x), kinds(tag), strict=True))
+        c, x = (unpacked(builder, *pair) for pair in zip((c, x), kinds(tag), strict=True))
 
         def home(k):
             return builder.bitcast(pointer(builder, base, k, i, BFLOAT16), ir.PointerType(I32))
@@ -46,8 +46,8 @@ def move_two(typing, tag, base, i, c, x, bits):
         new = [element(tag, values_of(builder, tag, half(by)), c, x) for by in (0, 16)]
         halves = (resting_values(builder, tag, *each) for each in zip(new, (bits, second), strict=True))
         for (k, _, low), (_, _, high) in zip(*halves, strict=True):
-            whole = builder.or_(builder.zext(low, I32), builder.shl(builder.zext(high, I32), I32(16)))
-            scoped(builder, builder.store(whole, home(k)), k)
+            word = builder.or_(builder.zext(low, I32), builder.shl(builder.zext(high, I32), I32(16)))
+            scoped(builder, builder.store(word, home(k)), k)
         return next_draws(builder, second) if drawing else bits
 
     return bits(tag, base, types.uint64, c, x, bits), generate

@@ -133,7 +133,7 @@ def lay(typing, tag, streams, i, c, x, room):
     def generate(context, builder, signature, args):
         _, streams, i, c, x, room = args
         values = values_of(builder, tag, at_rest(builder, streams, i))
-        c, x = (unpacked(builder, *both) for both in zip((c, x), kinds(tag), strict=True))
+        c, x = (unpacked(builder, *pair) for pair in zip((c, x), kinds(tag), strict=True))
         _, _, summands = stepped(tag, values, c, x)
         for k, (scope, summand) in enumerate(zip(SCOPES, summands, strict=False)):
             at = place(builder, _room(builder, room, k), _kind(tag), i)

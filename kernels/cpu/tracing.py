@@ -44,9 +44,9 @@ class Number(NDArrayOperatorsMixin):
 
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> "Number":
         if function is np.where:
-            truth, *both = args
-            like = next(x for x in both if isinstance(x, Number))
-            return Number(self.builder, self.builder.select(truth.value, *map(like.constant, both)))
+            truth, *choices = args
+            like = next(x for x in choices if isinstance(x, Number))
+            return Number(self.builder, self.builder.select(truth.value, *map(like.constant, choices)))
         if function is np.zeros_like:
             return self.like(0)
         raise TypeError(f"compiled code has no numpy.{function.__name__}")

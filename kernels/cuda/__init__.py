@@ -182,12 +182,12 @@ def _coding() -> str:
     """Return what formats.py says of 8 bits, in a struct, since nvcc warns of other constants that a program does
     without."""
     sizes = f"int GROUP = {GROUP}, BYTES = {BYTES}, IN_ROW = {IN_ROW}, SHIFT = {SHIFT}"
-    whole = sizes, f"unsigned TWO = {TWO}u, MIX3 = {MIX[3]}u"
+    integers = sizes, f"unsigned TWO = {TWO}u, MIX3 = {MIX[3]}u"
     floats = f"float TINY = {_exact(TINY)}, LARGE = {_exact(LARGE)}, OF_DRAWN = {_exact(DRAWN)}"
     by_sign = [f"unsigned LAST = has_sign ? {LAST[True]} : {LAST[False]}"]
     for name, values in {"TO": TO, "PART": PART, "REACH": REACH}.items():
         by_sign.append(f"float {name} = has_sign ? {_exact(values[True])} : {_exact(values[False])}")
-    lines = [*whole, floats, *(f"template <bool has_sign> static constexpr {each}" for each in by_sign)]
+    lines = [*integers, floats, *(f"template <bool has_sign> static constexpr {each}" for each in by_sign)]
     return (
         "struct Coding {\n" + "".join(f"{x};\n" if x[0] == "t" else f"static constexpr {x};\n" for x in lines) + "};\n"
     )

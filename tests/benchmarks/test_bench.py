@@ -236,7 +236,7 @@ def test_first_use_takes_rounds_in_turns(monkeypatch, capsys):
             return {"absent": "optax is not installed"}, {}
         return {"seconds": float(len(taken))}, {"seconds": 0.5}
 
-    monkeypatch.setattr(first_use, "both", both)
+    monkeypatch.setattr(first_use, "starts", both)
     assert main(["bench", "--first-use", "--backend", "numpy", "--rounds", "3"]) == 0
     assert taken.count("plain NumPy") == 3
     assert taken.count("optax") == 1  # absent is absent

@@ -17,7 +17,7 @@ import fastadam
 from fastadam.benchmarks import cases, clock, limit_cuda, truth
 from fastadam.benchmarks.contestants import Start
 from fastadam.benchmarks.everyone import everyone
-from fastadam.benchmarks.ours import ours
+from fastadam.benchmarks.ours import by_backend
 from fastadam.benchmarks.ours_cuda import WINDOW
 
 pytestmark = pytest.mark.skipif(cuda_host.COMPILER is None, reason="no g++: the .cu text cannot run on the host")
@@ -29,10 +29,10 @@ RNG, TESTS = np.random.default_rng, Path(__file__).parents[1]
 def device(cupy):
     """The contestants that the stand-in brings."""
     caches = fastadam.backends.cache_clear if hasattr(fastadam.backends, "cache_clear") else lambda: None
-    for clear in (ours.cache_clear, limit_cuda.kernel.cache_clear, caches):
+    for clear in (by_backend.cache_clear, limit_cuda.kernel.cache_clear, caches):
         clear()
     yield {one.name: one for one in everyone(["cuda"])}
-    for clear in (ours.cache_clear, limit_cuda.kernel.cache_clear, caches):
+    for clear in (by_backend.cache_clear, limit_cuda.kernel.cache_clear, caches):
         clear()
 
 
@@ -103,7 +103,7 @@ def test_replays_go_on_beyond_the_window(device, monkeypatch):
     """More steps than lie ready equal as many on NumPy, to the bit."""
     setting, start = cases.setting("Adam"), Start([(70,), (7,)])
     graph = device["fastadam cuda, graph"](start, setting, 1)
-    numpy = ours()["numpy"](start, setting, 1)
+    numpy = by_backend()["numpy"](start, setting, 1)
     for k in range(WINDOW + 5):
         for one in (graph, numpy):
             one.give(k)

@@ -155,14 +155,14 @@ def test_made_up_gradients_are_of_their_kinds():
 
 def test_a_run_in_small(monkeypatch):
     """Two formats, one β2, a few steps: the result has every number, and float32 is no distance from itself."""
-    found = fidelity.fidelity((0.99, ["float32", codings.OURS, "FlashOptim"], False, 30))
+    found = fidelity.fidelity((0.99, ["float32", codings.EIGHT_BITS, "FlashOptim"], False, 30))
     assert set(found) == set(problems.KINDS)
     for kind in found.values():
         assert kind["float32"] == {"distance": 0, "root": [1, 1, 1], "step": kind["float32"]["step"]}
-        assert 0 < kind[codings.OURS]["distance"] < 0.3
+        assert 0 < kind[codings.EIGHT_BITS]["distance"] < 0.3
     monkeypatch.setitem(problems.PROBLEMS, "mlp", lambda seed: problems.Digits([*problems.models.LOGISTIC], 2, seed))
     base = fidelity.train(("mlp", "float32", 0.999, False, 1))
-    ours = fidelity.train(("mlp", codings.OURS, 0.999, False, 1))
+    ours = fidelity.train(("mlp", codings.EIGHT_BITS, 0.999, False, 1))
     assert ours == pytest.approx(base, rel=0.02)
     assert ours != base
     json.dumps(found)
@@ -171,7 +171,7 @@ def test_a_run_in_small(monkeypatch):
 def invented(ours, rival):
     """A result of one problem: float32's losses 1, 2, 3, so a standard deviation of 1; the others' as given."""
     entry = {name: [[1.0, 4.0], [2.0, 5.0], [3.0, 6.0]] for name in codings.EVERY}
-    entry |= {codings.OURS: ours, "FlashOptim": rival}
+    entry |= {codings.EIGHT_BITS: ours, "FlashOptim": rival}
     kind = {name: {"distance": 0.25, "root": [0.5, 1.0, 2.0], "step": 1.0} for name in codings.EVERY}
     return {
         "training": {"mlp": {beta2: entry for beta2 in ("0.95", "0.999", "0.9999")}},

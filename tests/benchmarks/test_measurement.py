@@ -19,7 +19,7 @@ from fastadam.benchmarks import cases, clock, limit, summary, truth
 from fastadam.benchmarks.contestants import Start
 from fastadam.benchmarks.everyone import everyone
 from fastadam.benchmarks.limits import Limit
-from fastadam.benchmarks.ours import ours
+from fastadam.benchmarks.ours import by_backend
 from fastadam.benchmarks.peers import PlainNumpy
 from fastadam.kernels.contract import NonNegative, Signed
 from fastadam.kernels.formats import DTYPES, decoded, encoded
@@ -88,7 +88,7 @@ def test_formats_are_those_that_the_library_steps():
 @pytest.mark.parametrize("rule", cases.settings())
 def test_the_oracle_accepts_every_method(rule, dtype):
     setting, start = cases.settings()[rule], Start([(30, 40), (7,)], dtype)
-    ulps, wrong = truth.check([ours()["numpy"](start, setting, 1)], start, RNG(0))
+    ulps, wrong = truth.check([by_backend()["numpy"](start, setting, 1)], start, RNG(0))
     assert not wrong
     assert 0 < ulps["fastadam numpy"] < np.inf
 
@@ -150,7 +150,7 @@ NARROW = [name for name in cases.formats() if name not in ("float32", "float64")
 @pytest.mark.parametrize("format", NARROW)
 def test_the_oracle_knows_what_a_format_loses(format, rule):
     setting, start = cases.setting(rule, format), Start([(30, 41), (7,), (9_001,)], cases.Precision(format).dtype)
-    _, wrong = truth.check([ours()["numpy"](start, setting, 1)], start, RNG(0))  # whose bits the others have
+    _, wrong = truth.check([by_backend()["numpy"](start, setting, 1)], start, RNG(0))  # whose bits the others have
     assert not wrong
 
 
@@ -178,7 +178,7 @@ def edited(state, slot, change):
 def test_the_oracle_refuses_a_mistake_in_every_format(format, mistake):
     """Made before the second step, whose bound has grown by what the first one stored."""
 
-    class Mistaken(ours()["numpy"]):
+    class Mistaken(by_backend()["numpy"]):
         def give(self, k):
             super().give(k)
             if k == 1:
@@ -364,11 +364,11 @@ def test_events_time_a_gpu(hand, monkeypatch, needs_wall):
 
 def test_a_gpu_brings_its_own_contestants(monkeypatch):
     monkeypatch.setattr(fastadam, "backends", lambda: dict.fromkeys(("cuda", "numba", "numpy"), "ready"))
-    ours.cache_clear()
+    by_backend.cache_clear()
     try:
         names = [one.name for one in everyone(["cuda", "numba", "numpy"])]
     finally:
-        ours.cache_clear()
+        by_backend.cache_clear()
     assert names[:5] == ["fastadam cuda", "limit", "limit cuda", "fastadam numba", "fastadam numpy"]
     assert names[-2:] == ["fastadam cuda, graph", "fastadam cuda, moved"]
     assert {"torch fused", "torch fused cuda", "optax cuda"} <= set(names)

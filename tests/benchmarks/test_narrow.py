@@ -7,7 +7,7 @@ import pytest
 
 from fastadam.benchmarks import markdown, report, suites, targets, truth
 from fastadam.benchmarks.ours import Fastadam
-from fastadam.benchmarks.suites import ALL, CODED, MOMENTS, OURS, PLAIN, REMAINDER, SHORT_CODED, label
+from fastadam.benchmarks.suites import ALL, CODED, FASTADAM, MOMENTS, PLAIN, REMAINDER, SHORT_CODED, label
 from fastadam.benchmarks.summary import number
 from fastadam.tools.cli import main
 
@@ -29,10 +29,10 @@ def test_ours_is_right_in_every_format_and_moves_what_it_says(written):
     _, result = written
     (entry,) = result["cases"].values()
     assert not entry["wrong"]
-    moved = {name: of["bytes"] for name, of in entry["contestants"].items() if name.startswith(OURS)}
+    moved = {name: of["bytes"] for name, of in entry["contestants"].items() if name.startswith(FASTADAM)}
     coded = 2 * 5 * 1088 * 2 / 5000  # five blocks each of m and v, read and written
     assert moved == {
-        label(OURS, format, PLAIN): bytes
+        label(FASTADAM, format, PLAIN): bytes
         for format, bytes in {
             PLAIN: 28, MOMENTS: 20, ALL: 14, REMAINDER: 18, CODED: 12 + coded, SHORT_CODED: 6 + coded,
         }.items()
@@ -53,14 +53,16 @@ def made_up(case, **ns):
 
 @pytest.mark.parametrize(("ns", "met"), [(0.85, True), (0.86, False)])
 def test_a_share_of_float32s_time(ns, met):
-    result = made_up("2^24", **{OURS: 1.0, label(OURS, ALL, PLAIN): ns})
-    (target,) = (one for one in targets.of(result) if (one.contestant, one.other) == (label(OURS, ALL, PLAIN), OURS))
+    result = made_up("2^24", **{FASTADAM: 1.0, label(FASTADAM, ALL, PLAIN): ns})
+    (target,) = (
+        one for one in targets.of(result) if (one.contestant, one.other) == (label(FASTADAM, ALL, PLAIN), FASTADAM)
+    )
     assert target.measured(result) == (ns, ns, ns, met)
 
 
 @pytest.mark.parametrize(("ns", "met"), [(20.0, True), (19.0, False)])
 def test_times_as_fast_compares_what_stepped_as_many_parameters(ns, met):
-    mine, other = label(OURS, CODED, PLAIN), label("torchao 8-bit", CODED, PLAIN)
+    mine, other = label(FASTADAM, CODED, PLAIN), label("torchao 8-bit", CODED, PLAIN)
     result = made_up("2^20", **{mine: 1.0, other: ns})
     result["cases"]["2^24"] = made_up("2^24", **{mine: 0.1})["cases"]["2^24"]
     (target,) = (one for one in targets.of(result) if one.other == other)
@@ -70,7 +72,7 @@ def test_times_as_fast_compares_what_stepped_as_many_parameters(ns, met):
 
 
 def test_who_was_not_timed_is_not_judged():
-    result = made_up("2^24", **{label(OURS, ALL, PLAIN): 1.0})
+    result = made_up("2^24", **{label(FASTADAM, ALL, PLAIN): 1.0})
     assert {target.measured(result) for target in targets.of(result)} == {None}
     assert not list(targets.lines(result))
     rows = list(markdown.verdicts(result))[2:]
@@ -79,7 +81,7 @@ def test_who_was_not_timed_is_not_judged():
 
 
 def test_another_method_is_not_judged():
-    assert not targets.of(made_up("2^24", **{OURS: 1.0}) | {"rule": "Lion"})
+    assert not targets.of(made_up("2^24", **{FASTADAM: 1.0}) | {"rule": "Lion"})
 
 
 def test_the_tables_show_the_newest_result(written, monkeypatch):
@@ -88,7 +90,7 @@ def test_the_tables_show_the_newest_result(written, monkeypatch):
     text = report.filled(report.FILES[0].read_text(encoding="utf-8"))
     shown = text.partition("<!-- narrow -->")[2].partition("<!-- /narrow -->")[0]
     rows = [line for line in shown.splitlines() if line.startswith("| 5000: p, g, m, v bfloat16 |")]
-    of = result["cases"]["5000"]["contestants"][label(OURS, ALL, PLAIN)]
+    of = result["cases"]["5000"]["contestants"][label(FASTADAM, ALL, PLAIN)]
     assert len(rows) == 1
     assert rows[0].split(" | ")[1] == "14"
     assert rows[0].split(" | ")[3].startswith(f"{number(of['seconds'] / 5000 * 1e9)} (")
@@ -125,7 +127,7 @@ def test_what_is_wrong_is_not_timed(monkeypatch, capsys, in_process):
     monkeypatch.setattr(suites, "NARROW", suites.NARROW[:3])
     monkeypatch.setattr(suites, "SLOW", ())
     assert run("--sizes", "100", "--rounds", "1") == 1
-    assert capsys.readouterr().out.count(f"{OURS} {MOMENTS} is wrong, so not timed: step 1") == 1
+    assert capsys.readouterr().out.count(f"{FASTADAM} {MOMENTS} is wrong, so not timed: step 1") == 1
 
 
 def test_ctrl_c_keeps_what_is_finished(monkeypatch, tmp_path, in_process, interrupted):

@@ -20,11 +20,11 @@ def batches(task: Task, batch_size: int, rng: np.random.Generator) -> Any:
             yield np.array_split(order[first : first + batch_size], MICRO_BATCHES)
 
 
-def learn(task: Task, params: Any, opt: Any, mine: range, batch_size: int, seed: int) -> tuple[float, str]:
+def learn(task: Task, params: Any, opt: Any, dealt: range, batch_size: int, seed: int) -> tuple[float, str]:
     """Train on the micro-batches of these numbers; return the accuracy, and a hash of the parameters' bits."""
     for step in batches(task, batch_size, np.random.default_rng(seed)):
         streams = []
-        for number in mine:
+        for number in dealt:
             x = step[number]
             grads = task.loss_and_grads(params, task.x[x], task.y[x])[1]
             if isinstance(opt, fa.distributed.Sharded):
