@@ -261,7 +261,11 @@ def lines(rows):
 
 def main():
     """Print the table; write it."""
-    parser = argparse.ArgumentParser(prog="python -m fastadam.benchmarks.sass", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m fastadam.benchmarks.sass",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--json", type=Path, help="write the table there")
     parser.add_argument("--only", default="", help="instantiations whose names hold this")
     args = parser.parse_args()

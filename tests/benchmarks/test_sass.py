@@ -78,3 +78,13 @@ def test_the_committed_result_says_that_it_is_a_model():
     assert {step.name for step, _ in sass.ADAM.values()} <= result["cases"].keys()
     assert over(result["cases"]) == {}
     assert [name for name, row in result["cases"].items() if row["issue"] is None] == []
+
+
+def test_the_commands_help_says_what_is_not_modelled(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["sass", "--help"])
+    with pytest.raises(SystemExit):
+        sass.main()
+    said = capsys.readouterr().out
+    assert "no GPU ran it" in said
+    assert "Not modelled: latency" in said
+    assert "only adds up sums" in said

@@ -140,5 +140,7 @@ ACCESSES = {  # by its name: the Machine's method, the space ("": as the address
     ".".join([op, *filter(None, [space, f"v{count}" if count > 1 else ""]), t]): (way, space, count, KINDS[t])
     for (op, way), space, count in product({"ld": "load", "st": "store"}.items(), ("", *SPACES), (1, 2, 4))
     for t in f"u8 s8 b8 {INTEGERS} {BITS} {FLOATS}".split()
-    if (op, space) != ("st", "param") and count * int(t[1:]) <= 128
+    if (op, space) != ("st", "param")
+    and count * int(t[1:]) <= 128
+    and (count * int(t[1:]) > 8 or space in ("shared", "param"))  # memory.py's places are of two bytes
 }

@@ -416,6 +416,8 @@ def program(body):
         "ld.volatile.global.u32 %r1, [%rd1];",
         "ld.local.u32 %r1, [%rd1];",
         "ld.const.u32 %r1, [%rd1];",
+        "ld.global.u8 %rs1, [%rd1];",
+        "st.u8 [%rd1], %rs1;",
         "atom.global.add.u32 %r1, [%rd1], %r2;",
         "bar.sync 1;",
         "@%p1 add.rn.f32 %f1, %f2, %f3;",
