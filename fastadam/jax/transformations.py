@@ -39,6 +39,7 @@ class Stepped:
         raise TypeError(READ)
 
     __neg__ = __mul__ = __rmul__ = __sub__ = __rsub__ = __truediv__ = __abs__ = __array__ = astype = _refuse
+    __pow__ = __matmul__ = __rmatmul__ = __lt__ = __le__ = __gt__ = __ge__ = __getitem__ = reshape = ravel = _refuse
     shape = property(lambda self: self.new.shape)
     dtype = property(lambda self: self.new.dtype)
     ndim = property(lambda self: self.new.ndim)

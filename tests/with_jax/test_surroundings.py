@@ -325,6 +325,9 @@ def test_an_update_belongs_to_its_parameters():
         TX.update(g, state)
     with pytest.raises(TypeError, match="what reads or changes updates needs true_updates=True"):
         np.asarray(updates["w"])
+    for read in (lambda u: u**2, lambda u: u[0], lambda u: u > 0, lambda u: u.reshape(-1), lambda u: W @ u):
+        with pytest.raises(TypeError, match="needs true_updates=True"):
+            read(updates["w"])
 
 
 def test_the_place_of_arguments_is_optaxs():
