@@ -60,6 +60,7 @@ from fastadam.plans.measured import LeafSums, Measured
 from fastadam.stepper import Stepper
 from fastadam.tools.advise import advise
 from fastadam.tools.diagnosis import info
+from fastadam.version import VERSION
 
 if TYPE_CHECKING:
     from fastadam import checkpoint, distributed, schedules
@@ -117,7 +118,7 @@ __all__ = [
     "stableadamw_step",
 ]
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 
 def __getattr__(name: str) -> Any:

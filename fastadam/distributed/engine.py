@@ -1,8 +1,7 @@
-"""Engine: what a sharded step asks of whoever carries bytes between processes; which one serves a communicator."""
+"""Engine: what a sharded step asks of whoever carries bytes between processes."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -77,29 +76,3 @@ class Alone(Engine):
 
 def nothing() -> None:
     """Wait for what is there already."""
-
-
-ENGINES = {  # the package that a communicator's class comes from: the module whose `engine` takes it
-    "mpi4py": "fastadam.distributed.mpi",
-    "torch": "fastadam.distributed.process_group",
-    "cupy": "fastadam.distributed.nccl",
-    "cupyx": "fastadam.distributed.nccl",
-}
-ACCEPTED = (
-    "an mpi4py communicator, a torch.distributed process group, a cupy.cuda.nccl.NcclCommunicator, a "
-    "cupyx.distributed.NCCLBackend, a fastadam.distributed.Engine, or None for one process"
-)
-
-
-def engine_of(communicator: Any, timeout: float | None = None) -> Engine:
-    """Return the engine that serves a communicator, found by its type. Raises TypeError that lists what is accepted."""
-    if communicator is None:
-        return Alone()
-    if isinstance(communicator, Engine):
-        return communicator
-    package = type(communicator).__module__.partition(".")[0]
-    if package in ENGINES:
-        served: Engine | None = importlib.import_module(ENGINES[package]).engine(communicator, timeout)
-        if served is not None:
-            return served
-    raise TypeError(f"communicator is {type(communicator).__name__}, expected {ACCEPTED}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from fastadam.distributed.arriving import Arriving
 from fastadam.distributed.asked import check, described, sums_over_leaves
 from fastadam.distributed.buffers import Buffers
 from fastadam.distributed.collective import Collective
-from fastadam.distributed.engine import engine_of
+from fastadam.distributed.engines import engine_of
 from fastadam.distributed.exchange import Exchange, Item
 from fastadam.distributed.pieces import Pieces
 from fastadam.group import is_grouped
@@ -28,6 +27,7 @@ from fastadam.plans.chores import StepInfo
 from fastadam.plans.judge import statistics
 from fastadam.plans.measured import Measured
 from fastadam.state.totals import share
+from fastadam.version import VERSION
 
 
 class Sharded(Collective):
@@ -100,7 +100,7 @@ class Sharded(Collective):
             )
             if sums_first:
                 self._opt.join_sums(self._pieces.wholes, self._pieces.starts)
-            said = [("fastadam", import_module("fastadam").__version__), ("the method", method.__name__)]
+            said: list[tuple[str, Any]] = [("fastadam", VERSION), ("the method", method.__name__)]
             said += [("copies", copies), ("reproducible", reproducible), ("bucket", bucket)]
             said += [(name, shown(x)) for name, x in sorted(options.items())]
             return [*said, *self._buffers.described, *self._pieces.described]

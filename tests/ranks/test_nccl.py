@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import fastadam as fa
-from fastadam.distributed.engine import engine_of
+from fastadam.distributed.engines import engine_of
 
 BYTES = {"uint8": 1, "float32": 4, "float64": 8}
 STREAM = 4711
