@@ -30,6 +30,7 @@ ALLOWED = 1.02  # times the old time
 CONFIDENCE = 0.95
 PAIRS, SECONDS = 16, 0.4  # of processes, which differ by ±2 % (2^10, two Zen 4 cores); for each row in each pair
 FEWEST, MOST = 3, 60  # ratios of a row in a pair
+USUAL = ("core", "chain", "narrow", "pytorch")  # suites of what every commit can step
 QUICK = ("core 2^10", "core mlp", "pytorch mlp")
 
 
@@ -179,7 +180,7 @@ def main(argv=None):
     most = fastadam.get_num_threads()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--against", required=True, metavar="COMMIT", help="what is compared with")
-    parser.add_argument("--rows", nargs="+", default=list(SUITES), metavar="ROW", help="suites, or rows: 'core 2^10'")
+    parser.add_argument("--rows", nargs="+", default=USUAL, metavar="ROW", help="suites, or rows: 'core 2^10'")
     parser.add_argument("--quick", action="store_const", const=QUICK, dest="rows", help=f"only {', '.join(QUICK)}")
     parser.add_argument("--pairs", type=options.count, default=PAIRS, metavar="N", help=f"of processes ({PAIRS})")
     parser.add_argument("--threads", type=options.count, default=most, metavar="N", help=f"{most}; 1 on a busy machine")
