@@ -411,7 +411,7 @@ def test_no_words_of_the_picture_lie_on_others_or_outside(steps, points):
 
     longest = max((trial.about for trial in sweep.TRIALS.values()), key=len)
     figure = sweep.draw(made_up(steps, points, 10), f"{longest}, batches of 1024")
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     for text in figure.texts:
         extent = text.get_window_extent()
         assert figure.bbox.x0 < extent.x0 < extent.x1 < figure.bbox.x1, text
