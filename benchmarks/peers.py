@@ -8,6 +8,8 @@ from functools import cache, partial
 
 import numpy as np
 
+from fastadam.kernels.formats import FLOAT32, FLOAT64, format_of
+
 from . import cases
 from .contestants import Contestant, named, only
 from .peers_torch import (
@@ -66,7 +68,7 @@ class Optax(Contestant):
         import optax
 
         only(setting, ("Adam", "AdamW", "Adamax", "LAMB", "Lion", "SGD"), ("momentum", "nesterov"))
-        if start.dtype == np.float64:
+        if format_of(start.dtype) is FLOAT64:
             jax.config.update("jax_enable_x64", True)
         convert = jax_array(self.device if self.device == "cpu" else "gpu")
         self.setting, self.sets = setting, start.grads_as(convert)
@@ -114,7 +116,7 @@ class Thinc(Contestant):
         from thinc.api import Adam
 
         only(setting, ("Adam",))
-        if start.dtype != np.float32:
+        if format_of(start.dtype) is not FLOAT32:
             raise NotImplementedError("has float32 only")
         self.setting, self.p, self.sets = setting, [p.copy() for p in start.params], start.grads
         self.private = [np.empty_like(p) for p in self.p]

@@ -7,6 +7,8 @@ from typing import ClassVar
 
 import numpy as np
 
+from fastadam.kernels.formats import BFLOAT16, FLOAT64, format_of
+
 from .cases import CHORES, EMA_DECAY, MAX_NORM, SCALE
 from .contestants import Contestant, named, only
 
@@ -20,7 +22,7 @@ def tensor(array, device="cpu"):
     """Copy an array into memory from torch's allocator; NumPy's bfloat16, which torch does not know, by its bits."""
     import torch
 
-    short = array.dtype.name == "bfloat16"
+    short = format_of(array.dtype) is BFLOAT16
     host = torch.from_numpy(array.view(np.int16)).view(torch.bfloat16) if short else torch.from_numpy(array)
     return torch.empty(array.shape, dtype=host.dtype, device=device).copy_(host)
 
@@ -120,8 +122,7 @@ class Torch(Contestant):
 
 def to_numpy(tensor):
     """Return a NumPy array of a tensor's values, float32 where it is narrower."""
-    tensor = tensor.detach()
-    return (tensor if tensor.element_size() >= 4 else tensor.float()).cpu().numpy()
+    return (tensor if tensor.element_size() >= 4 else tensor.float()).detach().cpu().numpy()
 
 
 class TorchGraph(Torch):
@@ -238,7 +239,7 @@ class DeepSpeed(Torch):
 
     def optimizer(self, method):
         only(self.setting, ("Adam", "AdamW"))
-        if self.setting.dtype.itemsize > 4:
+        if format_of(self.setting.dtype) is FLOAT64:
             raise NotImplementedError("has no float64")
         import cpuinfo
         from deepspeed.ops.adam import DeepSpeedCPUAdam

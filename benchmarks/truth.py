@@ -15,7 +15,7 @@ import numpy as np
 
 from fastadam import kernels
 from fastadam.kernels.codes import GROUP, TINY, TOP
-from fastadam.kernels.formats import FORMATS, compute, is_drawn, is_signed
+from fastadam.kernels.formats import FLOAT64, FORMATS, compute, format_of, is_drawn, is_signed
 from fastadam.tools import bounds, papers
 from fastadam.tools.verify import host_error, oracle_of
 
@@ -102,7 +102,7 @@ class Trivial:
     def steps(self, p, grads, groups, factors):
         """Yield (p, bound) after each step."""
         unit = bounds.Running.arithmetic(p.dtype)
-        wide = np.longdouble if p.dtype == np.float64 else np.float64
+        wide = np.longdouble if format_of(p.dtype) is FLOAT64 else np.float64
         c = bounds.Running(wide(self._lr), self._lr * unit[0], unit)
         p = bounds.Running(p.astype(wide), 0.0, unit)
         for g in grads:
@@ -141,7 +141,7 @@ class Papers:
         groups: where those of 8-bit formats begin. factors: `factor` of each step's gradients.
         """
         setting, dtype, slots = self._setting, compute(p.dtype), self._kernel.slots
-        wide, unit = (np.longdouble if dtype == np.float64 else np.float64), bounds.Running.arithmetic(dtype)
+        wide, unit = (np.longdouble if format_of(dtype) is FLOAT64 else np.float64), bounds.Running.arithmetic(dtype)
         paper, taken = oracle_of(setting.method, setting.hyperparameters)
         state = papers.start(paper.__name__, p.astype(wide), **taken)
         exact, errors = p.astype(wide), [0.0] * (1 + len(slots))

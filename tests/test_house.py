@@ -56,6 +56,11 @@ def is_size(node):
     return isinstance(node, ast.Attribute) and node.attr in SIZE
 
 
+def is_text(node):
+    """Whether an expression is a text, or begins with one."""
+    return isinstance(getattr(node, "value", None), str) or (isinstance(node, ast.Tuple) and is_text(node.elts[0]))
+
+
 def sniffing(text):
     """Where a text compares dtypes, names of formats or sizes with one it names: to find out a format."""
     for node in ast.walk(text):
@@ -78,6 +83,15 @@ def test_nobody_finds_out_a_format_but_the_registry():
     found = [(path, node) for path in LIBRARY for node in sniffing(tree(path))]
     assert [where(path, node) for path, node in found if ast.unparse(node) not in ALLOWED] == []
     assert {ast.unparse(node) for _, node in found} == ALLOWED
+
+
+def test_benchmarks_ask_the_registry_too():
+    """Their labels of layouts, such as "float32:moments=8bit", are texts of their own."""
+    pairs = [(path, node) for path in EVERYTHING if path not in LIBRARY for node in sniffing(tree(path))]
+    by_dtype = [where(path, node) for path, node in pairs if not any(map(is_text, [node.left, *node.comparators]))]
+    assert [text for text in by_dtype if not text.endswith("tensor.element_size() >= 4")] == []  # what NumPy knows
+    assert is_text(ast.parse("('float32', x.name)").body[0].value)
+    assert not is_text(ast.parse("np.float32").body[0].value)
 
 
 TABLES = {  # displays of several kinds, each the only one of its processor or for something else
