@@ -27,8 +27,8 @@ def test_each_step_is_the_packages(dtype):
 
     The package rounds no more often than ours, but for p·(1 - lr·λ), a factor and a product of p's size, and for the
     mean of n squares, whose terms it adds in an order of its own: n roundings of it (Higham 2002, 3.1), of whose root
-    half remain. Its β's, told from powers that cancel at
-    first, are as far off as 1/(1 - β) roundings in float64, and so is what a step multiplies by them.
+    half remain. Its β's, told from powers that cancel at first, are as far off as 1/(1 - β) roundings in float64, and
+    so is what a step multiplies by them.
     """
     rng = np.random.default_rng(5)
     params = [torch.nn.Parameter(torch.from_numpy(rng.standard_normal(shape)).to(dtype)) for shape in SHAPES]
