@@ -54,7 +54,7 @@ def _is_dense(x: Any) -> bool:
     """Return whether a tensor fills the memory between its first element and its last."""
     if not isinstance(x, torch.Tensor) or torch.nn.parameter.is_lazy(x) or not x.numel():
         return False
-    return torch.empty_like(x, device="meta", memory_format=torch.preserve_format).stride() == x.stride()
+    return bool(torch.empty_like(x, device="meta", memory_format=torch.preserve_format).stride() == x.stride())
 
 
 def is_matrix(member: Any, muon: Callable[..., bool] | None) -> bool:

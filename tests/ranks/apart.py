@@ -1,5 +1,6 @@
 """A job of two ranks whose messages could be taken for each other's: `apart.py mpi|gloo`."""
 
+import gc
 import sys
 
 import numpy as np
@@ -76,5 +77,6 @@ with fa.num_threads(1):
     assert values(params) == [-1.0]
 print(f"rank {RANK}: apart", flush=True)
 if sys.argv[1] == "gloo":
-    opt = both = None  # before the group: what still holds it lets gloo's threads live on
+    opt = both = wait = WORLD = None  # before the group: what still holds it lets gloo's threads live on
+    gc.collect()
     dist.destroy_process_group()
