@@ -17,12 +17,10 @@ from pathlib import Path
 from fastadam.tools.console import TextTable
 
 from . import bench
+from .targets import FIRST_USE, WARM_USE
 
 N = 2**20  # parameters
 STEPS = {"plain": {}, "8-bit": {"moments": "8bit"}, "chores": {"max_norm": 1.0, "ema_decay": 0.9, "stats": "group"}}
-# What is asked of (the first step of a process, each further signature), in plain loops.
-ASKED = {"plain": (2.0, 0.8), "8-bit": (2.5, 1.2), "chores": (3.5, 1.6)}
-ASKED_WARM = 1.25  # times what importing Numba and one cached function take
 
 
 def loop(cached=""):
@@ -116,7 +114,7 @@ def show(times):
     title = f"first step of AdamW over {N:,} float32, empty caches, in plain parallel loops that Numba compiles"
     table = TextTable("first step", "seconds", "plain loops", "of processor time", "asked", "", title=title)
     table.add("the loop", _median(seconds for seconds, _ in times["loop"]), "1", "1", "", "")
-    for name, asked in ASKED.items():
+    for name, asked in FIRST_USE.items():
         for what, most in zip((name, f"{name}, further"), asked, strict=True):
             ratios = [
                 statistics.median(x[k] / unit[k] for x, unit in zip(times[what], times["loop"], strict=True))
@@ -128,13 +126,13 @@ def show(times):
             )
     table.show()
     ratio = statistics.median(a / b for a, b in zip(times["warm step"], times["warm loop"], strict=True))
-    verdict = "met" if ratio <= ASKED_WARM else "missed"
+    verdict = "met" if ratio <= WARM_USE else "missed"
     warm_step, warm_loop = (_median(times[f"warm {who}"]) for who in ("step", "loop"))
     print(
         f"with warm caches, process start included: {warm_step} s, a cached loop of Numba's {warm_loop} s; "
         f"{ratio:.2f} times,"
     )
-    print(f"asked ≤ {ASKED_WARM}: {verdict}")
+    print(f"asked ≤ {WARM_USE}: {verdict}")
 
 
 def _median(times):

@@ -18,6 +18,7 @@ from fastadam.host.threads import get_num_threads
 from fastadam.tools.console import TextTable
 
 from . import files, machine, markdown
+from .targets import OF_LIMIT, PACKAGES
 
 LIMIT = "limit"
 METHODS = {
@@ -25,8 +26,6 @@ METHODS = {
     "Lion cautious": (fa.Lion, {"cautious_decay": True}), "AdEMAMix": (fa.AdEMAMix, {}),
     "ScheduleFreeAdamW": (fa.ScheduleFreeAdamW, {}), "ScheduleFreeSGD": (fa.ScheduleFreeSGD, {}),
 }  # fmt: skip
-ASKED = {**{f"{name} of its limit": 0.95 for name in METHODS}, "schedulefree": 2.0, "prodigyopt": 2.0}
-ASKED["bitsandbytes"] = 20.0
 
 
 def arrays(name, n):
@@ -111,7 +110,7 @@ def cases(n, small):
     """Yield (case, contestants' steps), or why there are none."""
     for name in METHODS:
         yield f"{name} of its limit", lambda name=name: arrays(name, n)
-    for name, peer in (("schedulefree", schedulefree), ("prodigyopt", prodigyopt), ("bitsandbytes", bitsandbytes)):
+    for name, peer in zip(PACKAGES, (schedulefree, prodigyopt, bitsandbytes), strict=True):
         yield name, (lambda peer=peer: peer(small)) if find_spec(name) else None
 
 
@@ -123,7 +122,12 @@ def rows(result):
         ratios = sorted(b / a for a, b in zip(seconds[contestant], seconds[peer], strict=True))
         low, high = ratios[len(ratios) // 10], ratios[-1 - len(ratios) // 10]
         times = [f"{1e3 * statistics.median(seconds[each]):.1f}" for each in (contestant, peer)]
-        yield name, *times, f"{statistics.median(ratios):.2f} ({low:.2f}-{high:.2f})", f"{ASKED[name]:g}"
+        yield (
+            name,
+            *times,
+            f"{statistics.median(ratios):.2f} ({low:.2f}-{high:.2f})",
+            f"{PACKAGES.get(name, OF_LIMIT):g}",
+        )
 
 
 HEAD = "case", "ms", "limit or peer, ms", "times as fast (p10-p90)", "asked"

@@ -123,6 +123,13 @@ TARGETS = (
     Target("jax", "160-leaves", JAX, OPTAX, least=1.0),
 )
 
+# What programs ask that measure something else than contestants of a case.
+FIRST_USE = {"plain": (2.0, 0.8), "8-bit": (2.5, 1.2), "chores": (3.5, 1.6)}  # plain loops: a first step, each further
+WARM_USE = 1.25  # times what importing Numba and one cached function take
+OF_LIMIT = 0.95  # of the speed of a walk over a method's own bytes
+PACKAGES = {"schedulefree": 2.0, "prodigyopt": 2.0, "bitsandbytes": 20.0}  # times as fast as a package's own method
+LIBRARIES = {"step": 10, "epoch": 1.8, "step of fit": 2}  # times as fast as scikit-learn or Keras
+RANKS = {"allreduce + full step": 0.85, "allreduce + full step, norm": 1.05, "torch DDP + ZeRO": 1 / 1.8}  # of its time
 
 CORE = list(
     dict.fromkeys(

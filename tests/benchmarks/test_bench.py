@@ -216,12 +216,12 @@ def test_first_use(tmp_path, pytestconfig):
 
 def test_compiling_is_told_in_plain_loops(capsys):
     times = {"loop": [(2.0, 2.0), (1.0, 1.0), (1.0, 2.0)], "warm loop": [1.0, 1.0, 1.0], "warm step": [0.5, 1.3, 1.3]}
-    for name, (first, further) in compiling.ASKED.items():
+    for name, (first, further) in targets.FIRST_USE.items():
         times[name] = [(seconds * first, seconds) for seconds in (2.0, 1.0, 9.0)]
         times[f"{name}, further"] = [(seconds * (further + 0.1), seconds) for seconds in (2.0, 1.0, 1.0)]
     compiling.show(times)
     rows = {line.split("  ")[0]: line.split()[-1] for line in capsys.readouterr().out.splitlines()}
-    for name in compiling.ASKED:
+    for name in targets.FIRST_USE:
         assert rows[name] == "met"
         assert rows[f"{name}, further"] == "missed"
     assert rows["asked ≤ 1.25: missed"] == "missed"
