@@ -25,6 +25,7 @@ except ImportError:  # a machine with a GPU may have none; the tests for it need
 EXAMPLES = 200
 SPENT = pytest.StashKey[dict]()  # by architecture, what interpreters of PTX have spent, those of xdist's workers too
 FEW = 25
+TBB = str(Path(sys.prefix, "lib"))  # where TBB's wheel puts its library, which Numba's layer asks the loader for
 NO_NVRTC = "no cuda-bindings: pip install '.[cuda-ci]'"
 
 
@@ -115,6 +116,8 @@ class Process:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "NUMBA_", "FASTADAM_"))}
         kept = {k: os.environ[k] for k in ["FASTADAM_CACHE_DIR"] if k in os.environ}
         changed = {"PYTHONPATH": package or Path(fastadam.__file__).parents[1], **environment}
+        if environment.get("NUMBA_THREADING_LAYER") == "tbb":
+            changed["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, [TBB, os.environ.get("LD_LIBRARY_PATH")]))
         everything = {**inherited, **kept, **changed}
         # From Python 3.12 on every fork of a threaded process warns; that it is safe is what some tests show.
         filters = ["-Werror", "-Wignore:This process (pid=:DeprecationWarning"] if strict else []

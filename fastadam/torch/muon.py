@@ -182,8 +182,7 @@ class Muon(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """Return torch's state_dict, with AdamW's groups and state among the others."""
         self.check_idle("a state_dict inside averaged() would stand beside averages")
-        state: dict[str, Any] = super().state_dict()
-        return state
+        return dict(super().state_dict())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a state_dict as torch's optimizer does, but state keeps the dtype in which it was saved."""

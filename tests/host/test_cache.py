@@ -576,6 +576,7 @@ def test_after_ctrl_c_amid_numbas_registering_the_process_compiles(directory, fr
     interrupted = """
 import os, signal
 from numba.core.typing import templates
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins with SIGINT ignored
 pressed = []
 def press(registered):
     begin = 0
