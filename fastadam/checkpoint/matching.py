@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fastadam.arrays.host import Array, memory_order
+from fastadam.arrays.host import Array, describe, memory_order
 from fastadam.arrays.tree import Structure, rebuild
 from fastadam.checkpoint.contents import ACCUMULATED, HEAD, Kept, SavedLeaf, Shards, leaves_of, signed_slots
 from fastadam.checkpoint.disk import log
@@ -24,7 +24,7 @@ class Match:
     """
 
     def __init__(self, opt: Kept, saved: Opened, shards: Shards) -> None:
-        self._opt, self._source, self._content = opt, Source(saved), saved.content
+        self._opt, self._shards, self._source, self._content = opt, shards, Source(saved), saved.content
         self.differences: list[str] = []
         self.conversions: set[str] = set()
         self._state, self._leaves = leaves_of(opt, shards)
@@ -106,7 +106,7 @@ class Match:
 
     def _match_numbers(self, leaf: SavedLeaf) -> None:
         """Say where a leaf's counts are not one leaf's, and what the checkpoint has of it beside."""
-        paths = [path for path, *_ in leaf.layout.parts()]
+        paths = self._numbered(leaf)
         numbers = [self._content["leaves"][path] for path in paths]
         for path, of_path in zip(paths, numbers, strict=True):
             if differing := sorted(set(leaf.numbers) ^ set(of_path)):
@@ -119,9 +119,13 @@ class Match:
                 )
         streams = {stream for stream, _ in self._plain_streams(leaf)}
         for stream in sorted(self._source.streams - streams - {ACCUMULATED}):
-            for path in paths:
+            for path, *_ in leaf.layout.parts():
                 if self._source.shape(stream, path) is not None:
                     self.differences.append(f"the checkpoint has {stream}{path}, this optimizer has not")
+
+    def _numbered(self, leaf: SavedLeaf) -> list[str]:
+        """Return the paths whose numbers are a leaf's: of all that it is a part of, for it may have no element."""
+        return [path for path in leaf.layout.paths if path in self._content["leaves"]]
 
     def _blocks_alike(self, leaf: SavedLeaf, stream: str) -> str | None:
         """Return the name of the codes that can be taken as they are: they begin with the same leaf."""
@@ -145,26 +149,34 @@ class Match:
         """Read what fits; return what takes it over, as nothing may change before everything is read and checked."""
         values = {leaf.path: self._assemble(leaf, "params") for leaf in self._fitting}
         sums = {leaf.path: self._sums(leaf) for leaf in self._fitting}
-        state: dict[str, Any] | None = None
-        if self._head:
-            state = self._opt.state_dict(copy=False)
-            state |= self._head
-            for leaf in self._fitting:
-                state["leaves"][f"params{leaf.path}"] = self._state_of(leaf)
-            state["t"] = max([state["t"], *(leaf["count"] for leaf in state["leaves"].values())])
+        states = {f"params{leaf.path}": self._state_of(leaf) for leaf in self._fitting if self._head}
 
         def take() -> None:
+            now, leaves = self._as_now()
             for conversion in sorted(self.conversions):
                 log.warning("%s: rounded %s, to nearest, as opt.convert does", self._source.saved.path, conversion)
-            if state is not None:
+            if self._head:
+                state = now | self._head
+                state["leaves"] |= states
+                state["t"] = max([state["t"], *(leaf["count"] for leaf in state["leaves"].values())])
                 self._opt.load_state_dict(state)
-            for leaf in self._fitting:
-                leaf.home.write(leaf.array, values[leaf.path])
-            if state is not None:
-                self._accumulate(sums)
-            self._refresh_copies()
+            for leaf in leaves:
+                if leaf.path in values:
+                    leaf.home.write(leaf.array, values[leaf.path])
+            if self._head:
+                self._accumulate(leaves, sums)
+            self._refresh_copies(leaves)
 
         return take
+
+    def _as_now(self) -> tuple[dict[str, Any], list[SavedLeaf]]:
+        """Return the optimizer's state_dict and leaves, as steps may have left them since the checkpoint was read."""
+        now, leaves = leaves_of(self._opt, self._shards)
+        for before, leaf in zip(self._leaves, leaves, strict=True):
+            if describe(leaf.array) != describe(before.array):
+                difference = f"params{leaf.path} is {describe(leaf.array)}, it was {describe(before.array)}"
+                raise ValueError(f"{difference} when the checkpoint was read: expected no other array before take()")
+        return now, leaves
 
     def _sums(self, leaf: SavedLeaf) -> Array | None:
         """Return the sum of a leaf's gradients that was saved; None where there is none."""
@@ -173,12 +185,12 @@ class Match:
             return None
         return self._assemble(leaf, ACCUMULATED)
 
-    def _accumulate(self, sums: dict[str, Array | None]) -> None:
+    def _accumulate(self, leaves: list[SavedLeaf], sums: dict[str, Array | None]) -> None:
         """Let the next step() use what the checkpoint's would have."""
         if count := self._content["optimizer"].get("accumulated", 0):
             params = self._opt.params
             trees = [group["params"] for group in params] if is_grouped(params) else params
-            homes = iter(self._leaves)
+            homes = iter(leaves)
 
             def gradient(_: Any) -> Any:
                 leaf = next(homes)
@@ -188,8 +200,10 @@ class Match:
             self._opt.accumulate(rebuild(trees, gradient), micro_batches=count)
 
     def _state_of(self, leaf: SavedLeaf) -> dict[str, Any]:
-        parts = list(leaf.layout.parts())
-        state = dict(self._content["leaves"][parts[0][0]]) if parts else dict(leaf.numbers)
+        paths = self._numbered(leaf)
+        state = dict(self._content["leaves"][paths[0]] if paths else leaf.numbers)
+        if not paths:  # a FlatBuffer of no arrays, of which the checkpoint says nothing
+            state["count"] = min(state["count"], self._head["t"])
         for stream, x in self._plain_streams(leaf):
             if stream != "params":
                 if self._rests(leaf, stream, x) == CODES.name:
@@ -228,12 +242,12 @@ class Match:
         turned = straight.reshape(leaf.array.shape).transpose(order).reshape(-1)
         return *codes.codes_and_scales(codes.encode(turned, self._signed[stream], None)), order
 
-    def _refresh_copies(self) -> None:
+    def _refresh_copies(self, leaves: list[SavedLeaf]) -> None:
         """Round the parameters into copy_to, as the constructor does."""
         if self._opt.copy_to is None:
             return
         copies = Structure(self._opt.copy_to).leaves
-        for leaf, copy in zip(self._leaves, copies, strict=True):
+        for leaf, copy in zip(leaves, copies, strict=True):
             array = copy.array if hasattr(copy, "views") else copy
             values = leaf.home.get(leaf.array)
             with np.errstate(all="ignore"):

@@ -165,36 +165,50 @@ class TorchMatch:
 
     def read(self) -> Callable[[], None]:
         """Read what fits; return what takes it over, as nothing may change before everything is read and checked."""
-        state, values = self._opt.state_dict(), dict[str, Any]()
-        head = self._content["optimizer"]
-        for path, at, _ in self._fitting:
+        head, values, states = self._content["optimizer"], dict[str, Any](), dict[str, Any]()
+        for path, *_ in self._fitting:
             leaf = self._content["leaves"][path]
             values[path] = self._tensor("params", path, [])
             if self._same_method:
                 tensors = {key: self._tensor(key, path, leaf["complex"]) for key in leaf["tensors"]}
-                of_p = {**tensors, **{key: decoded(x) for key, x in leaf["numbers"].items()}}
-                state["state"].pop(at, None)
-                if of_p:
-                    state["state"][at] = of_p
-        if self._same_method:
-            groups = zip(head["groups"], state["param_groups"], strict=True)
-            state["param_groups"] = [
-                {**{key: decoded(x) for key, x in group.items()}, "params": group_now["params"]}
-                for group, group_now in groups
-            ]
+                states[path] = {**tensors, **{key: decoded(x) for key, x in leaf["numbers"].items()}}
 
         def take() -> None:
+            params = self._as_now(values)
             if self._same_method:
+                state = self._opt.state_dict()
+                for path, at, _ in params:
+                    if path in states:
+                        state["state"].pop(at, None)
+                        state["state"] |= {at: states[path]} if states[path] else {}
+                groups = zip(head["groups"], state["param_groups"], strict=True)
+                state["param_groups"] = [
+                    {**{key: decoded(x) for key, x in group.items()}, "params": group_now["params"]}
+                    for group, group_now in groups
+                ]
                 self._opt.load_state_dict(state)
                 for conversion in sorted(self._conversions):
                     log.warning("%s: the next step rounds %s, to nearest", self._saved.path, conversion)
                 if head["seed"] is not None and hasattr(self._opt, "seed"):
                     self._opt.seed = head["seed"]
             with torch.no_grad():
-                for path, _, p in self._fitting:
-                    _real(p).copy_(values[path])
+                for path, _, p in params:
+                    if path in values:
+                        _real(p).copy_(values[path])
 
         return take
+
+    def _as_now(self, values: dict[str, Any]) -> list[tuple[str, int, Any]]:
+        """Return the parameters as steps may have left them since the checkpoint was read. values: for them."""
+        _check(self._opt, None)
+        params = list(named(self._opt))
+        if [path for path, *_ in params] != [path for path, *_ in self._params]:
+            raise ValueError("opt has other parameters than when the checkpoint was read, expected the same in take()")
+        for path, _, p in params:
+            if path in values and (values[path].dtype, values[path].shape) != (_real(p).dtype, _real(p).shape):
+                difference = f"params{path} is {_name(p)}{tuple(p.shape)}, the checkpoint was read for"
+                raise ValueError(f"{difference} {_name(values[path])}{tuple(values[path].shape)}")
+        return params
 
     def _tensor(self, key: str, path: str, complex_keys: list[str]) -> Any:
         """Return one tensor, in memory that nothing else has."""

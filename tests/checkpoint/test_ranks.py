@@ -102,6 +102,31 @@ def test_what_ranks_saved_is_a_whole_tree(chosen, tmp_path):
         assert same_bits(opt.params, expected.params.array[a:b])
 
 
+def test_a_part_without_elements_has_the_count_of_the_checkpoint(tmp_path):
+    """Of a flat tree as of rows of one array; a FlatBuffer of nothing, of which no file can tell, has no later one."""
+    saved_by(tmp_path / "flat", 2, {})
+    nothing = fa.FlatBuffer({})
+    fa.checkpoint.Folder(tmp_path / "rows").save(stepped({"w": np.ones((30, 40), np.float32)}, 3))
+    fa.checkpoint.Folder(tmp_path / "nothing").save(stepped(nothing, 3))
+    for name, params, shards in (
+        ("flat", np.zeros(0, np.float32), {"": Shard(SHAPES, N)}),
+        ("rows", {"w": np.zeros((0, 40), np.float32)}, {"['w']": Shard((30, 40), 1200)}),
+        ("nothing", nothing, None),
+    ):
+        opt = stepped(params, 5)
+        fa.checkpoint.Folder(tmp_path / name).load(opt, shards=shards)
+        (leaf,) = opt.state_dict()["leaves"].values()
+        assert (opt.t, leaf["count"]) == (3, 3), name
+
+
+def stepped(params, steps):
+    """An optimizer that has taken so many steps with gradients of ones."""
+    opt = fa.AdamW(params, lr=0.01, backend="numpy")
+    for _ in range(steps):
+        opt.step({"w": np.ones_like(params["w"])} if isinstance(params, dict) else params)
+    return opt
+
+
 def test_rows_of_an_array_and_what_every_rank_has(tmp_path):
     """A shape in place of a list: rows of one array. The bias is on both ranks, and is taken from the first."""
     w, b = tree()["w"], tree()["b"]

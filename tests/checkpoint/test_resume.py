@@ -356,6 +356,63 @@ def test_another_method_gets_the_parameters_alone(tmp_path):
     assert (opt.t, opt.groups[0].lr) == (0, 0.1)
 
 
+@pytest.mark.parametrize("chosen", [{}, {"moments": "8bit", "ema_decay": 0.5}], ids=str)
+def test_steps_between_reading_and_taking(chosen, tmp_path):
+    """What fits is the checkpoint's; a leaf that it has not keeps its own arrays and count, as they are when taken."""
+    a, b, c = (np.random.default_rng(k).standard_normal(70).astype(np.float32) for k in range(3))
+    one = fa.AdamW({"a": a.copy(), "b": b.copy()}, backend="numpy", **chosen)
+    one.step({"a": c, "b": c})
+    folder = fa.checkpoint.Folder(tmp_path)
+    folder.save(one)
+    other, alone = ({"a": a.copy(), "c": c.copy()} for _ in range(2))
+    late, straight = (fa.AdamW(params, backend="numpy", **chosen) for params in (other, alone))
+    loading = folder.prepared(late, strict=False)
+    for opt in (late, straight):
+        for _ in range(2):
+            opt.step({"a": b, "c": a})
+    extra, differences = loading.take()
+    assert (extra, len(differences)) == (None, 2)
+    assert same_bits(other["a"], one.params["a"])
+    assert same_bits(other["c"], alone["c"])
+    now = late.state_dict()
+    for path, of in (("params['a']", one), ("params['c']", straight)):
+        expected, leaf = of.state_dict()["leaves"][path], now["leaves"][path]
+        assert leaf.keys() == expected.keys()
+        assert all(same_bits(leaf[name], x) for name, x in expected.items() if isinstance(x, np.ndarray))
+        assert leaf["count"] == expected["count"]
+    assert now["t"] == 2
+
+
+def test_what_is_taken_must_fit_as_it_is_then(tmp_path):
+    """Another array in a leaf's place, averages or other moments since the reading: refused, or taken by what is."""
+    folder = fa.checkpoint.Folder(tmp_path)
+    saved = fa.AdamW({"w": np.ones((4, 3), np.float32)}, backend="numpy", ema_decay=0.5)
+    saved.step({"w": np.ones((4, 3), np.float32)})
+    folder.save(saved)
+
+    def fresh():
+        opt = fa.AdamW({"w": np.zeros((4, 3), np.float32)}, backend="numpy", ema_decay=0.5)
+        return opt, folder.prepared(opt)
+
+    opt, loading = fresh()
+    opt.replace("['w']", np.zeros((5, 3), np.float32))
+    with pytest.raises(ValueError, match=r"params\['w'\] is float32\(5, 3\), it was float32\(4, 3\) when"):
+        loading.take()
+    assert (opt.t, opt.params["w"].any()) == (0, False)
+    opt, loading = fresh()
+    with opt.averaged(), pytest.raises(RuntimeError, match=r"inside averaged\(\)"):
+        loading.take()
+    opt, loading = fresh()
+    opt.convert("8bit")
+    with pytest.raises(ValueError, match="moments"):
+        loading.take()
+    assert (opt.t, opt.params["w"].any()) == (0, False)
+    opt, loading = fresh()
+    opt.replace("['w']", np.zeros((4, 3), np.float32))
+    assert loading.take() is None
+    assert same(saved, opt)
+
+
 def test_nothing_is_saved_or_loaded_inside_averaged(tmp_path):
     opt = fa.SGD(base(), lr=0.1, ema_decay=0.5)
     fa.checkpoint.save(tmp_path / "one", opt)

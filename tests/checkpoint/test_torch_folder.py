@@ -110,6 +110,55 @@ def test_what_differs_is_named(tmp_path):
     assert list(other.state) == [params["s"]]
 
 
+@pytest.mark.parametrize("method", [fa.torch.AdamW, torch.optim.AdamW], ids=["fastadam", "torch"])
+def test_steps_between_reading_and_taking(method, tmp_path):
+    """What fits is the checkpoint's; a parameter that it has not keeps its state and count as they are when taken."""
+
+    def made(*names):
+        params = {name: torch.nn.Parameter(torch.full((5,), float(k))) for k, name in enumerate(names)}
+        return params, method([{"params": list(params.items())}], lr=0.1)
+
+    folder = fa.checkpoint.Folder(tmp_path)
+    (saved, one), (late, opt), (alone, straight) = made("a", "b"), made("a", "c"), made("a", "c")
+    steps(saved, one, 0, 1)
+    folder.save(one)
+    loading = folder.prepared(opt, strict=False)
+    steps(late, opt, 0, 3)
+    steps(alone, straight, 0, 3)
+    loading.take()
+    assert torch.equal(late["a"], saved["a"])
+    assert torch.equal(late["c"], alone["c"])
+    for p, expected in ((late["a"], one.state[saved["a"]]), (late["c"], straight.state[alone["c"]])):
+        assert opt.state[p].keys() == expected.keys()
+        assert all(torch.equal(torch.as_tensor(x), torch.as_tensor(expected[k])) for k, x in opt.state[p].items())
+
+
+def test_what_is_taken_must_fit_as_it_is_then(tmp_path):
+    folder = fa.checkpoint.Folder(tmp_path)
+    params, opt = make("AdamW")
+    steps(params, opt, 0, 1)
+    folder.save(opt)
+    for change, error, words in (
+        (lambda new: new.replace(new.param_groups[0]["params"][0], torch.nn.Parameter(torch.zeros(31, 40))),
+         ValueError, r"params\[0\]\['w'\] is float32\(31, 40\), the checkpoint was read for float32\(30, 40\)"),
+        (lambda new: new.add_param_group({"params": [("x", torch.nn.Parameter(torch.zeros(3)))]}),
+         ValueError, "opt has other parameters than when the checkpoint was read"),
+    ):  # fmt: skip
+        _, other = make("AdamW", lr=0.5)
+        loading = folder.prepared(other)
+        change(other)
+        with pytest.raises(error, match=words):
+            loading.take()
+        assert not other.state
+        assert other.param_groups[0]["lr"] == 0.5
+    params, opt = make("master, averages")
+    steps(params, opt, 0, 1)
+    folder.save(opt)
+    loading = folder.prepared(opt)
+    with opt.averaged(), pytest.raises(RuntimeError, match="averaged"):
+        loading.take()
+
+
 def test_nothing_is_saved_inside_averaged(tmp_path):
     params, opt = make("master, averages")
     steps(params, opt, 0, 1)

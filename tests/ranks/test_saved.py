@@ -86,6 +86,51 @@ def test_one_process_loads_what_ranks_saved(tmp_path):
     assert alone.t == 2
 
 
+@pytest.mark.parametrize("method", [fa.AdamW, fa.NAdam, fa.LAMB], ids=lambda method: method.__name__)
+@pytest.mark.parametrize("n", [0, 5, 1500])
+def test_ranks_without_any_element_go_back_to_an_older_checkpoint(n, method, tmp_path):
+    """Three steps further, all ranks have the count of the checkpoint, and its steps once more give the same bits."""
+
+    def gradient(t):
+        return np.random.default_rng(t).standard_normal(n).astype(np.float32)
+
+    def work(engine):
+        p, folder = np.ones(n, np.float32), fa.checkpoint.Folder(tmp_path / str(engine.size))
+        opt = fa.distributed.Sharded(method, p, engine, lr=0.1, backend="numpy")
+        opt.step(gradient(0))
+        opt.save(folder)
+        for t in range(1, 4):
+            opt.step(gradient(t))
+        before = p.copy()
+        opt.load(folder)
+        state = opt._opt.state_dict()
+        assert (opt.t, [leaf["count"] for leaf in state["leaves"].values()]) == (1, [1])
+        for t in range(1, 4):
+            opt.step(gradient(t))
+        return same_bits(p, before), opt.t, opt._opt.state_dict()["leaves"].popitem()[1].get("mu_product")
+
+    for size in (1, 2, 3):
+        assert len(set(results := together(size, work))) == 1
+        assert results[0][:2] == (True, 4)
+
+
+def test_leaves_of_other_counts_do_not_become_one_array(tmp_path):
+    """Though the ranks are cut just where the leaves meet, so that each has elements of one leaf alone."""
+    folder = fa.checkpoint.Folder(tmp_path)
+    alone = fa.AdamW({"a": np.ones(1024, np.float32), "b": np.ones(1024, np.float32)}, backend="numpy")
+    alone.step({"a": np.ones(1024, np.float32), "b": None})
+    folder.save(alone)
+
+    def work(engine):
+        params = {"a": np.zeros(1024, np.float32), "b": np.zeros(1024, np.float32)}
+        opt = fa.distributed.Sharded(fa.AdamW, params, engine, backend="numpy")
+        with pytest.raises(ValueError, match=r"\['a'\] and \['b'\] have taken other steps, .*'count': 1.*'count': 0"):
+            opt.load(folder)
+        return opt.t, float(params["a"].sum())
+
+    assert together(2, work) == [(0, 0.0)] * 2
+
+
 def saved(folder, steps=1, flip=False):
     """A folder with one checkpoint of one process after some steps; with one byte turned, if asked."""
     alone = fa.AdamW(tree(1), lr=0.01, seed=4, backend="numpy")
