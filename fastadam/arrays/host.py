@@ -4,6 +4,7 @@ device.py.
 What only rearranges axes works on both.
 """
 
+import sys
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
@@ -18,14 +19,19 @@ Array = NDArray[Any]
 LINE, PAGE = 64, 4096  # bytes of a cache line, which is the widest vector, and of a page
 
 
+def is_array(x: Any) -> bool:
+    """Return whether x is a NumPy array without a mask. None has one before numpy.ma is loaded, which takes 30 ms."""
+    masked = getattr(sys.modules.get("numpy.ma"), "MaskedArray", ())
+    return isinstance(x, np.ndarray) and not isinstance(x, masked)
+
+
 def describe(x: Any) -> str:
     """Return what errors call an object: float32(3, 4), FlatBuffer of float32(12,), or the name of its type."""
     if hasattr(x, "array") and hasattr(x, "views"):  # a FlatBuffer
         return f"{type(x).__name__} of {describe(x.array)}"
-    plain = isinstance(x, np.ndarray) and not isinstance(x, np.ma.MaskedArray)
     if type(x).__module__.partition(".")[0] == "cupy" and hasattr(x, "device"):
         return f"{x.dtype}{x.shape} on cuda:{x.device.id}"
-    return f"{x.dtype}{x.shape}" if plain else type(x).__name__
+    return f"{x.dtype}{x.shape}" if is_array(x) else type(x).__name__
 
 
 def plain(x: Any) -> Any:
@@ -58,7 +64,7 @@ def shaped_like(values: Array, p: Array) -> Array:
 
 def check_owned(name: str, x: Any) -> None:
     """Refuse, naming it, what cannot be updated in place."""
-    if not isinstance(x, np.ndarray) or isinstance(x, np.ma.MaskedArray):
+    if not is_array(x):
         raise TypeError(f"{name} is {describe(x)}, expected a numpy.ndarray")
     if x.dtype.name not in FLOATS or not x.dtype.isnative:
         expected = f"one of {', '.join(FLOATS)}, in native byte order"
@@ -163,6 +169,7 @@ class Host:
 
     allocate = staticmethod(allocate)
     allocate_beside = staticmethod(allocate_beside)
+    is_array = staticmethod(is_array)
 
     @staticmethod
     def near(arrays: Iterable[Any], owners: Sequence[Any] = ()) -> AbstractContextManager[Any]:
@@ -175,11 +182,6 @@ class Host:
         check_owned(name, x)
         owned: Array = x
         return owned
-
-    @staticmethod
-    def is_array(x: Any) -> bool:
-        """Return whether x is an array that lies here."""
-        return isinstance(x, np.ndarray) and not isinstance(x, np.ma.MaskedArray)
 
     @staticmethod
     def read(x: Any, name: str = "the array") -> Array:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastadam.arrays.flat import FlatBuffer
-from fastadam.arrays.host import Array, Host, Memory, describe, flat_like, shaped_like
+from fastadam.arrays.host import Array, Host, Memory, describe, flat_like, is_array, shaped_like
 from fastadam.kernels.chores import Flags
 from fastadam.kernels.formats import FLOATS, compute, format_of
 from fastadam.kernels.streams import Several
@@ -150,7 +150,7 @@ class Gradients:
 
     def _as_array(self, name: str, difference: str, g: Any) -> Array:
         """Return g where it lies; `both` begins the error if that is nowhere that this plan reaches."""
-        if not isinstance(g, np.ndarray) or isinstance(g, np.ma.MaskedArray):
+        if not is_array(g):
             raise TypeError(f"{difference}, expected a numpy.ndarray or None")
         array: Array = g
         return array

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastadam.arrays.flat import FlatBuffer
-from fastadam.arrays.host import Array, Host, describe, flat_like, memory_order
+from fastadam.arrays.host import Array, Host, describe, flat_like, is_array, memory_order
 from fastadam.kernels.chores import CHUNK_WORDS
 from fastadam.kernels.formats import FLOATS
 
@@ -41,8 +41,7 @@ def check_indices(p_name: str, g_name: str, owner: Any, indices: Any) -> None:
         raise ValueError(
             f"{g_name} has rows, {p_name} is {describe(owner)}: expected an array with the first axis slowest in memory"
         )
-    plain = isinstance(indices, np.ndarray) and not isinstance(indices, np.ma.MaskedArray)
-    if not plain or indices.dtype.kind not in "iu" or indices.ndim != 1:
+    if not is_array(indices) or indices.dtype.kind not in "iu" or indices.ndim != 1:
         raise TypeError(f"{g_name}'s indices are {describe(indices)}, expected a one-dimensional array of integers")
     if (bad := np.flatnonzero((indices < 0) | (indices >= len(owner)))).size:
         first = int(bad[0])

@@ -38,29 +38,45 @@ def _versions() -> dict[str, str]:
 
 
 def _cpu(ready: bool) -> dict[str, Any]:
-    """Return the processor that code is compiled for, and its vectors: read from the assembly of a loop compiled
-    now."""
+    """Return the processor that code is compiled for, and its vectors."""
     if not ready:
         return {"name": platform.processor() or platform.machine(), "features": [], "vector_bits": None}
-    from numba import njit, types
     from numba.core.registry import cpu_target
 
-    vectors = types.Array(types.float32, 1, "C")
-
-    @njit([(vectors, vectors)], error_model="numpy")  # type: ignore[misc]
-    def probe(a: Any, b: Any) -> None:
-        for i in range(a.size):
-            a[i] += b[i]
-
-    text = next(iter(probe.inspect_asm().values()))
+    codegen = cpu_target.target_context.codegen()
+    text = _assembly_of_a_sum(codegen)
     widths = [bits for name, bits in (("z", 512), ("y", 256), ("x", 128)) if re.search(rf"addps.*%{name}mm", text)]
-    _, name, features = cpu_target.target_context.codegen().magic_tuple()  # of NUMBA_CPU_NAME, if that is set
+    _, name, features = codegen.magic_tuple()  # of NUMBA_CPU_NAME, if that is set
     names = ("avx512f", "avx2", "avx", "sse4.2", "neon", "sve", "fma")
     return {
         "name": name,
         "features": [name for name in names if f"+{name}" in features.split(",")],
         "vector_bits": widths[0] if widths else None,
     }
+
+
+def _assembly_of_a_sum(codegen: Any) -> str:
+    """Return what Numba's LLVM makes now of the loop a[i] += b[i] over float32.
+
+    The loop is LLVM's already: before Numba compiles Python's, it registers all that it can compile, for half a second.
+    """
+    from llvmlite import ir
+    from numba.core.cgutils import for_range
+    from numba.core.compiler_lock import global_compiler_lock
+
+    library = codegen.create_library("probe")
+    module, numbers = library.create_ir_module("probe"), ir.FloatType().as_pointer()
+    probe = ir.Function(module, ir.FunctionType(ir.VoidType(), [numbers, numbers, ir.IntType(64)]), "probe")
+    a, b, n = probe.args
+    builder = ir.IRBuilder(probe.append_basic_block())
+    with for_range(builder, n) as loop:
+        to, of = (builder.gep(x, [loop.index]) for x in (a, b))
+        builder.store(builder.fadd(builder.load(to), builder.load(of)), to)
+    builder.ret_void()
+    with global_compiler_lock:
+        library.add_ir_module(module)
+        library.finalize()
+    return library.get_asm_str()  # type: ignore[no-any-return]
 
 
 def _layer(status: str) -> dict[str, str]:

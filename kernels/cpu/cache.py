@@ -26,7 +26,6 @@ import numba
 from numba.core import compiler
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
-from numba.core.runtime.nrt import rtsys
 from numba.core.serialize import dumps
 from numba.misc.appdirs import AppDirs
 
@@ -159,9 +158,8 @@ def _load(path: Path | None, name: str, of: str) -> Any:
         data = path.read_bytes()
         if hashlib.sha256(data[32:]).digest() != data[:32]:
             raise ValueError("the checksum is wrong")
-        # Numba would refresh its context: 0.3 s to import whatever could be compiled, SciPy included. Code that is
-        # compiled already needs Numba's run time only.
-        rtsys.initialize(cpu_target.target_context)
+        # Numba would refresh its context: 0.3 s to import whatever could be compiled, SciPy included, and to compile
+        # its run time, of which there is nothing in this code.
         result = compiler.CompileResult._rebuild(cpu_target.target_context, *pickle.loads(data[32:]))
     except Exception as error:  # whatever a damaged file or disk brings: compiling again is always right
         log.debug("%s: cached code for %s not used: %r", name, of, error)
