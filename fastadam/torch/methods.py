@@ -12,13 +12,18 @@ import torch
 
 from fastadam import rules
 from fastadam.plans.streams import Streams
-from fastadam.torch.formats import local
+from fastadam.torch.formats import describe, local
 from fastadam.torch.group import plain
 from fastadam.torch.leaf import Leaf
 from fastadam.torch.method import OPTIONS
 from fastadam.torch.optimizer import Fast
 
 MOMENTS = {"m": "exp_avg", "v": "exp_avg_sq", "vmax": "max_exp_avg_sq"}
+
+
+def kind(x: Any) -> tuple[Any, ...]:
+    """Return what a tensor has in common with those that it is moved together with."""
+    return x.shape, x.device, x.is_complex(), x.is_floating_point()
 
 
 class Adam(Fast, torch.optim.Adam):
@@ -129,23 +134,43 @@ class TwoModes(Newcomer):
 
     @torch.no_grad()
     def _switch(self, training: bool) -> None:
+        """Move all groups that are in the other mode; where one of them cannot be moved, nothing has changed."""
         Fast.check_idle(self, "a change of mode inside averaged() would be undone at its end")
-        members = [p for group in self.param_groups for p in group["params"]]
-        copies = dict(zip(map(id, members), self._copy_to or (), strict=False))
-        for group in self.param_groups:
-            if group.get("train_mode", True) is training:
+        copies = self._copies()
+        groups = [k for k, group in enumerate(self.param_groups) if group.get("train_mode", True) is not training]
+        moves = [move for k in groups for move in self._moves(k, training, copies)]
+        # Nothing is refused from here on.
+        for p, copy, wide, z, weight in moves:
+            moved = torch.lerp(wide.to(z.dtype), z, weight)
+            for x in {id(x): x for x in (wide, p)}.values():
+                x.copy_(moved)
+            if copy is not None:
+                copy.copy_(moved.float())  # a step rounds float64 in two as well
+        for k in groups:
+            self.param_groups[k]["train_mode"] = training
+
+    def _moves(self, k: int, training: bool, copies: dict[int, Any]) -> Iterator[tuple[Any, Any, Any, Any, float]]:
+        """Yield for each parameter of a group that has taken steps (p, its copy or None, its master or p, z, weight):
+        by weight it moves towards z."""
+        group = self.param_groups[k]
+        rates = {name: plain(group[name]) for name in ("betas", "momentum") if name in group}
+        try:
+            self.rule(**rates)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"param_groups[{k}]: {error}") from None
+        share = rates["betas"][0] if "betas" in rates else rates["momentum"]  # of the average
+        for n, param in enumerate(group["params"]):
+            state = self.state.get(param, {})
+            if state.get("z") is None:
                 continue
-            share = group["betas"][0] if "betas" in group else group["momentum"]  # of the average
-            for p in group["params"]:
-                state = self.state.get(p, {})
-                if (z := state.get("z")) is not None:
-                    wide = state.get("master", p)
-                    moved = torch.lerp(wide.to(z.dtype), z, 1 - share if training else 1 - 1 / share)
-                    for x in {id(x): x for x in (wide, p)}.values():
-                        x.copy_(moved)
-                    if id(p) in copies:
-                        copies[id(p)].copy_(moved.float())  # a step rounds float64 in two as well
-            group["train_mode"] = training
+            tensors = param, copies[id(param)], state.get("master", param), state["z"]
+            p, copy, wide, z = (None if x is None else local(x) for x in tensors)
+            name = f"params[{k}][{n}]"
+            for what, x in ((name, p), (f"copy_to for {name}", copy), (f"state['master'] of {name}", wide)):
+                if x is not None and kind(x) != kind(z):
+                    difference = f"{what} is {describe(x)}, state['z'] is {describe(z)}"
+                    raise ValueError(f"{difference}: expected floats of one shape on one device")
+            yield p, copy, wide, z, 1 - share if training else 1 - 1 / share
 
     def _averaged_slots(self) -> Iterator[tuple[Streams, Any, float]]:
         key = self.slots[self.rule.averaged_slot]  # type: ignore[index]

@@ -234,15 +234,18 @@ class Fast(Replacing):
             self._walks is None or lengths != self._lengths
             or not all(map(is_, chain.from_iterable(params_of_groups), self._members))
         ):  # fmt: skip
-            now = list(chain.from_iterable(params_of_groups))
-            copies = [None] * len(now) if self._copy_to is None else self._copy_to
-            if len(copies) != len(now):
-                raise ValueError(f"copy_to has {len(copies)} tensors for {len(now)} parameters")
-            by_id = dict(zip(map(id, now), copies, strict=True))
-            options = Options(self._chores, self._storage, self._seed)
-            self._walks = [kind(self, members, by_id, options) for kind, members in self._by_device()]
-            self._members, self._lengths = now, lengths
+            copies, options = self._copies(), Options(self._chores, self._storage, self._seed)
+            self._walks = [kind(self, members, copies, options) for kind, members in self._by_device()]
+            self._members, self._lengths = list(chain.from_iterable(params_of_groups)), lengths
         return self._walks
+
+    def _copies(self) -> dict[int, Any]:
+        """Return by each parameter's id its tensor of copy_to, or None."""
+        now = list(chain.from_iterable(group["params"] for group in self.param_groups))
+        copies = [None] * len(now) if self._copy_to is None else self._copy_to
+        if len(copies) != len(now):
+            raise ValueError(f"copy_to has {len(copies)} tensors for {len(now)} parameters")
+        return dict(zip(map(id, now), copies, strict=True))
 
     def _by_device(self) -> Iterator[tuple[type[Walk], list[list[tuple[str, Any]]]]]:
         """Yield for each device the walk that serves it and the parameters of each group that lie there."""

@@ -120,6 +120,72 @@ def test_copies_follow_the_mode(dtype):
     assert not torch.equal(short, average)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_modes_leave_out_copies_that_are_none(dtype):
+    """Of two parameters one has a copy; with a master in float32 none has."""
+    start, *grads = gradients(4, dtype)
+    short = dtype is torch.bfloat16
+    copies, options = [torch.zeros(40, dtype=torch.bfloat16), None], {"master": "float32"} if short else {}
+    copies[0] = None if short else copies[0]
+    params, others = ([Parameter(start.clone()), Parameter(-start)] for _ in range(2))
+    opt = fat.ScheduleFreeAdamW(params, **HARD, **options, copy_to=copies)
+    other = fat.ScheduleFreeAdamW(others, **HARD, **options)
+    for g in grads:
+        for optimizer, members in ((opt, params), (other, others)):
+            members[0].grad, members[1].grad = g.clone(), 2 * g
+            optimizer.step()
+    for switch in ("eval", "eval", "train"):
+        getattr(opt, switch)()
+        getattr(other, switch)()
+        assert all(map(torch.equal, params, others))
+        if not short:
+            assert torch.equal(copies[0], params[0].detach().bfloat16())
+    assert opt.param_groups[0]["train_mode"] is True
+
+
+def spoil(opt, params, copies, what):
+    """Let the second group be what no mode can change."""
+    state, group = opt.state[params[1]], opt.param_groups[1]
+    if what == "shape":
+        state["z"] = state["z"][:1]
+    elif what == "kind":
+        state["z"] = state["z"].int()
+    elif what == "copy":
+        copies[1].resize_(41)
+    elif what == "rate":
+        group["betas"] = (0.0, 0.9)
+    else:
+        group["params"] = []
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("shape", r"params\[1\]\[0\] is float32\(40,\) on cpu, state\['z'\] is float32\(1,\) on cpu: expected floats"),
+        ("kind", r"params\[1\]\[0\] is float32\(40,\) on cpu, state\['z'\] is int32\(40,\) on cpu: expected floats"),
+        ("copy", r"copy_to for params\[1\]\[0\] is bfloat16\(41,\) on cpu, state\['z'\] is float32\(40,\) on cpu"),
+        ("rate", r"param_groups\[1\]: betas\[0\] is 0\.0, expected a number above 0"),
+        ("count", "copy_to has 2 tensors for 1 parameters"),
+    ],
+    ids=lambda x: x if x.isalpha() else "",
+)  # fmt: skip
+def test_a_mode_that_cannot_change_changes_nothing(what, words):
+    start, *grads = gradients(3, torch.float32)
+    params = [Parameter(start.clone()), Parameter(start.clone())]
+    copies = [torch.zeros(40, dtype=torch.bfloat16) for _ in params]
+    opt = fat.ScheduleFreeAdamW([{"params": [p]} for p in params], **HARD, copy_to=copies)
+    for g in grads:
+        for p in params:
+            p.grad = g.clone()
+        opt.step()
+    spoil(opt, params, copies, what)
+    before = copy.deepcopy([*params, *copies])
+    with pytest.raises(ValueError, match=words):
+        opt.eval()
+    assert all(map(torch.equal, [*params, *copies], before))
+    assert [group["train_mode"] for group in opt.param_groups] == [True, True]
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_what_would_keep_an_average_for_the_parameters_is_refused(name):
     start, g, _ = gradients(2)
