@@ -74,7 +74,7 @@ class Collective:
             leaf: dict[str, Any] = {}
             for cut in of_buffer:
                 piece = next(of_pieces)
-                for key, x in piece.items():  # numbers are those of the first bucket, which has elements if any has
+                for key, x in piece.items():  # numbers are alike in all pieces
                     if not hasattr(x, "dtype"):
                         leaf.setdefault(key, x)
                 self._collect({key: x for key, x in piece.items() if hasattr(x, "dtype")}, leaf, buffer.n, cut)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 from zlib import crc32
 
 import numpy as np
 
-from fastadam.arrays.device import HOST
 from fastadam.arrays.host import Array
 from fastadam.arrays.tree import Structure, Tree
 from fastadam.checkpoint import Shard
 from fastadam.distributed.buffers import Buffers
-from fastadam.distributed.cuts import SPAN, cuts
+from fastadam.distributed.cuts import cuts
 from fastadam.distributed.engine import Engine
 from fastadam.group import is_grouped
 from fastadam.kernels.chores import BLOCK, nodes
@@ -38,8 +37,8 @@ class Pieces:
         self, buffers: Buffers, engine: Engine, bucket: int, copies: str | None, init: Tree, copy_to: Tree
     ) -> None:  # fmt: skip
         self._buffers, self._engine = buffers, engine
-        grain = BLOCK if buffers.home is HOST else SPAN
-        self.cuts = [cuts(buffer.n, engine.size, bucket, grain) for buffer in buffers]
+        turns = accumulate((-(-buffer.n // BLOCK) for buffer in buffers), initial=0)
+        self.cuts = [cuts(buffer.n, engine.size, bucket, turn) for buffer, turn in zip(buffers, turns, strict=False)]
         self._trees = [
             [nodes(np.zeros(-(-(cut[k + 1] - cut[k]) // BLOCK)), cut[k] // BLOCK) for of in self.cuts for cut in of]
             for k in range(engine.size)

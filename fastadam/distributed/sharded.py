@@ -44,7 +44,7 @@ class Sharded(Collective):
     reproducible: "ranks": gradients are added in the order of the ranks, so that bits depend on their number alone;
         "micro": in the order of the numbers that `accumulate` is given, so that they do not depend even on that; False:
         as is fastest for the engine.
-    bucket: the most elements that are exchanged at once.
+    bucket: the most elements that are exchanged at once, rounded up to a multiple of 1,024 for each rank.
     timeout: seconds, where the communicator has such a thing: process groups.
     options: hyperparameters and options of the method by name. Not index_offset, capturable. zero_grads zeroes
         this rank's gradients; stats="tensor" reports each of the flat arrays; the arrays of copy_to lie as params do,
@@ -56,9 +56,9 @@ class Sharded(Collective):
     leaf is exchanged for itself then, and each rank's sums with it.
 
     Bytes per parameter on N ranks, see bytes_per_parameter: p for the parameters; (N - 1)/N·g to receive gradients of g
-    bytes into, which the step adds up as it reads them; g where several arrays' are put end to end; s/N for the state,
-    s being one process's; 4/N with copies for the float32 parameters; 2 with copy_to; what is accumulated: 4, of
-    float64 8, with "micro" g each. The program's own gradients are beside them: by `bucket` two buckets alone.
+    bytes into; g where several arrays' are put end to end; s/N for the state, s being one process's; 4/N with copies
+    for the float32 parameters; 2 with copy_to; what is accumulated: 4, of float64 8, with "micro" g each. An N-th is of
+    blocks of 1,024 elements, one more or less. The program's gradients are beside them: by `bucket` two buckets alone.
 
     A rank whose checking of its arguments fails makes all raise before anything has changed. What fails later, or a
     rank that dies, ends as the engine ends it: MPI ends the job, gloo's ranks raise RuntimeError.
@@ -179,7 +179,7 @@ class Sharded(Collective):
         if self._reproducible != "ranks":
             raise ValueError(f"reproducible is {self._reproducible!r}, expected 'ranks' for gradients by bucket")
         paths = self._buffers.structure.names
-        chosen = [paths[k] for k in named(paths, [path])]
+        chosen = [paths[k] for k in named(paths, [path], "path")]
 
         def take(grads: Tree) -> None:
             leaves = Structure(grads).leaves

@@ -247,7 +247,7 @@ def test_copies_are_left_as_they_were_where_construction_is_refused(kind, reason
 
 def test_hooks_refuse():
     opt = SHARDED(fa.SGD, params(), lr=0.5)
-    with pytest.raises(ValueError, match=r"leaves has \"\['x'\]\""):
+    with pytest.raises(ValueError, match=r"path has \"\['x'\]\", expected a path"):
         opt.bucket("['x']")
     hook = opt.bucket("['b']")
     with pytest.raises(ValueError, match=r"grads\['b'\] is float32\(8,\)"):

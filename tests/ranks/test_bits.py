@@ -9,9 +9,9 @@ import pytest
 from cases import same_bits
 
 import fastadam as fa
-from fastadam.distributed.cuts import SPAN, cuts
+from fastadam.distributed.cuts import cuts
 from fastadam.kernels import ALL
-from fastadam.kernels.chores import BLOCK, nodes
+from fastadam.kernels.chores import BLOCK
 from fastadam.kernels.formats import FORMATS
 from fastadam.tools import cover
 from fastadam.tools.cover import chores, kernels_in_use, label, stored
@@ -175,22 +175,39 @@ def test_every_rank_has_its_share_of_small_buckets(ranks):
     assert shares.max() - shares.min() <= 4096
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
-@pytest.mark.parametrize("n", [0, 5, 1 << 19, (1 << 21) + 7, 5_000_000])
-def test_pieces_of_a_device_are_whole_nodes(n, ranks):
-    """Each but the one that ends the array adds up to nodes of 512 blocks of 1,024 or more."""
-    places = cuts(n, ranks, 1 << 20, SPAN)
-    assert [places[0][0], *(cut[-1] for cut in places)] == [0, *(cut[0] for cut in places[1:]), n]
-    for first, stop in (pair for cut in places for pair in pairwise(cut)):
-        levels = [node.level for node in nodes(np.zeros(-(-(stop - first) // BLOCK)), first // BLOCK)]
-        assert first in (n, first // 2**19 * 2**19)
-        assert stop == n or all(level >= 9 for level in levels)
+@pytest.mark.parametrize("ranks", [1, 3, 8, 16])
+@pytest.mark.parametrize("n", [0, 5, 1 << 19, 3 << 19, (1 << 21) + 7, 25_600_000])
+def test_pieces_are_blocks_of_which_no_rank_has_two_more(n, ranks):
+    """End to end over all buckets, none of which is longer than was asked for, rounded up to a block for each rank."""
+    for bucket, turn in ((1, 0), (1 << 20, 5), (1 << 24, ranks - 1)):
+        places = cuts(n, ranks, bucket, turn)
+        assert [places[0][0], *(cut[-1] for cut in places)] == [0, *(cut[0] for cut in places[1:]), n]
+        assert all(len(cut) == ranks + 1 and cut[-1] - cut[0] < bucket + ranks * BLOCK for cut in places)
+        for cut in places:
+            blocks = [-(-(stop - first) // BLOCK) for first, stop in pairwise(cut)]
+            assert all(first % BLOCK == 0 or first == n for first in cut)
+            assert max(blocks) - min(blocks) <= 1
+            assert sum(blocks) == -(-(cut[-1] - cut[0]) // BLOCK)
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_many_short_arrays_are_shared_out(size):
+    """Each leaf is cut for itself where steps sum over leaves; of 11 blocks no rank has two more than another."""
+    lengths = [1024, 1024, 2048, 1024, 3072, 0, 1024, 1024, 1024]
+
+    def work(engine):
+        params = [np.ones(n, np.float32) for n in lengths]
+        return fa.distributed.Sharded(fa.LAMB, params, engine, backend="numpy").state_bytes / (2 * 4 * BLOCK)
+
+    blocks = together(size, work)
+    assert sum(blocks) == sum(lengths) / BLOCK == 11
+    assert max(blocks) - min(blocks) <= 1
 
 
 def test_state_is_shared_out():
-    """Each rank has about its part: 4,900 elements are 1,024 for each of three and the rest for the fourth."""
+    """Each rank has about its part: 4,900 elements are two blocks of 1,024, two single ones, and one of 804."""
     sizes = run(4, np.float32, np.float32, fa.AdamW, {"lr": 0.1}, bucket=1 << 24)
-    assert sizes == [8 * 2048, 8 * 2048, 8 * 804, 0]
+    assert sizes == [8 * 2048, 8 * 1024, 8 * 1024, 8 * 804]
 
 
 @pytest.mark.parametrize("size", [2, 3])
