@@ -94,9 +94,9 @@ def shapes(case):
     return [(int(base) ** int(power or 1),)]
 
 
-# What a step does beside the rule, by name, and the bytes per float32 parameter that this adds to one pass: nothing;
-# clip by the global norm, which reads g once more; unscale, clip, average (8), copy to bfloat16 (2), zero g (4).
-CHORES = {"": 0, "max_norm": 4, "whole": 4 + 8 + 2 + 4}
+# What a step does beside the rule, by name: nothing; clip by the global norm; unscale, clip, average, copy to bfloat16,
+# zero g.
+CHORES = "", "max_norm", "whole"
 SCALE, MAX_NORM, EMA_DECAY = 1 / 1024, 1.0, 0.999
 
 
@@ -132,16 +132,7 @@ class Precision:
 
         return self.options.get("moments", compute(self.dtype).name)
 
-    def bytes(self, slots):
-        """Count the bytes per parameter and step: p, its master and the slots read and written, g read."""
-        from fastadam.kernels.formats import FORMATS
 
-        moments, master = FORMATS[self.moments], MASTERS.get(self.options.get("master"), 0)
-        width = moments.bytes if moments.block == 1 else moments.bytes / moments.block
-        return 3 * self.dtype.itemsize + 2 * (slots * width + master)
-
-
-MASTERS = {"float32": 4, "remainder": 2}  # beside p
 NARROW = (
     "bfloat16", "float16", "bfloat16:master=remainder",
     "float32:moments=bfloat16", "bfloat16:moments=bfloat16:master=remainder",
@@ -200,18 +191,21 @@ class Setting:
         """Return how many arrays of state each parameter has."""
         return sum(map(self.rule.keeps, self.kernel.slots)) if self.kernel else len(self.rule.averages)
 
+    def optimizer(self, params, copies=None, **more):
+        """Return the method over these arrays, with what the chores ask for. copies: bfloat16 arrays beside them."""
+        asked = {"max_norm": MAX_NORM} if self.chores else {}
+        if self.chores == "whole":
+            asked |= {"ema_decay": EMA_DECAY, "copy_to": copies, "zero_grads": True}
+        return self.method(params, **self.options, **self.format.options, **asked, **more)
+
     @property
     def bytes(self):
-        """Return what a step moves per parameter: more where sums come first, and less for slots that none changes."""
-        step = self.format.bytes(self.slots) + CHORES[self.chores]
-        if not hasattr(self.kernel, "walked"):  # made of several optimizers, or of a version that does not say
-            return step + (self.format.bytes(self.slots) + self.dtype.itemsize) / 2 * self.sums_first
-        present = [self.rule.keeps(slot) for slot in self.kernel.slots]
-        summed, written = self.kernel.walked(self.rule.options, present)
-        width = (self.format.bytes(1) - self.format.bytes(0)) / 2  # of a slot
-        wide = (self.format.bytes(0) - self.dtype.itemsize) / 2  # of p and its master
-        unchanged = sum(kept and not changes for kept, changes in zip(present, written.slots, strict=True))
-        return step + wide * summed.p + self.dtype.itemsize * summed.g + width * (sum(summed.slots) - unchanged)
+        """Return what a step moves per parameter, chores included, as the optimizer counts it over one matrix."""
+        from fastadam.kernels.formats import FORMATS
+
+        p = np.ones((64, 64), self.dtype)
+        copies = [np.zeros(p.shape, FORMATS["bfloat16"].dtype)] if self.chores == "whole" else None
+        return self.optimizer([p], copies, backend="numpy").bytes_per_step / p.size
 
     @property
     def by_leaf(self):

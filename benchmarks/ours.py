@@ -10,7 +10,7 @@ import numpy as np
 
 import fastadam
 
-from .cases import EMA_DECAY, MAX_NORM, SCALE
+from .cases import MAX_NORM, SCALE
 from .contestants import Contestant, named
 from .peers_torch import Torch
 
@@ -36,19 +36,15 @@ class Fastadam(Contestant):
         fastadam.set_num_threads(threads)
         self.setting, self.scale = setting, ()
         self.p, self.sets = self.arrays(start)
-        more = dict(self.more)
-        if setting.chores:
-            more["max_norm"] = MAX_NORM
+        self.short = None
         if setting.chores == "whole":  # zeroes the gradients, so it has sets of its own
             self.first, self.sets = self.sets, [[g.copy() for g in grads] for grads in self.sets]
             self.short, self.scale = [self.zeros_bfloat16(p) for p in self.p], (SCALE,)
-            more |= {"ema_decay": EMA_DECAY, "copy_to": self.short, "zero_grads": True}
-        options = setting.options | setting.format.options | more
-        self.opt = setting.method(self.p, backend=self.backend, **options)
+        self.opt = setting.optimizer(self.p, self.short, backend=self.backend, **self.more)
 
     def moved(self, n):
-        """Return the bytes that the optimizer counts, blocks of 8-bit moments included; without chores."""
-        return super().moved(n) if self.setting.chores else self.opt.bytes_per_step / n
+        """Return the bytes that the optimizer counts over these very arrays, whose blocks of 8 bits may be short."""
+        return self.opt.bytes_per_step / n
 
     def arrays(self, start):
         """Return the parameters and the sets of gradients, as arrays of the backend's."""

@@ -51,7 +51,7 @@ class FastadamGraph(FastadamCuda):
         import cupy
 
         first = [p.reshape(-1)[:1] for p in start.params]  # as many leaves: what is launched for them is the same
-        other = setting.method([on_gpu(p) for p in first], **setting.options, **setting.format.options, **self.more)
+        other = setting.optimizer([on_gpu(p) for p in first], **self.more)
         other.step([on_gpu(p) for p in first])  # loaded before the capture
         cupy.cuda.get_current_stream().synchronize()
         self.stream, self.ready, graphs = cupy.cuda.Stream(non_blocking=True), WINDOW, []

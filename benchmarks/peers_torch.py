@@ -2,6 +2,7 @@
 
 import inspect
 import shutil
+from dataclasses import replace
 from functools import cache, partial
 from typing import ClassVar
 
@@ -9,12 +10,11 @@ import numpy as np
 
 from fastadam.kernels.formats import BFLOAT16, FLOAT64, format_of
 
-from .cases import CHORES, EMA_DECAY, MAX_NORM, SCALE
+from .cases import EMA_DECAY, MAX_NORM, SCALE
 from .contestants import Contestant, named, only
 
 USUAL = ("lr", "betas", "eps", "weight_decay")
-# Bytes per float32 parameter of chores as passes of their own: norm 4, g clipped 8; g scaled 8, average 12, copy 6,
-# zeros 4.
+# Bytes per float32 of chores as passes of their own: norm 4, g clipped 8; g scaled 8, average 12, copy 6, zeros 4.
 PASSES = {"": 0, "max_norm": 4 + 8, "whole": 8 + 4 + 8 + 12 + 6 + 4}
 
 
@@ -59,7 +59,7 @@ class Torch(Contestant):
 
     @classmethod
     def bytes(cls, setting):
-        return setting.bytes - CHORES[setting.chores] + PASSES[setting.chores]
+        return replace(setting, chores="").bytes + PASSES[setting.chores]
 
     def optimizer(self, method):
         """Return the optimizer of self.p for the method of that name. Raises NotImplementedError if there is none."""

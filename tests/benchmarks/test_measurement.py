@@ -70,7 +70,30 @@ def test_every_method_is_a_setting_with_its_bytes():
     ],
 )
 def test_what_a_format_moves(name, moved):
-    assert cases.Precision(name).bytes(2) == moved
+    assert cases.setting("Adam", name).bytes == moved
+
+
+@pytest.mark.parametrize(
+    ("rule", "name", "moved"),
+    [
+        ("LAMB", "float32:moments=8bit", 5 * 4 + 6 * (1 + 4 / 64)),  # p, g; p again, g again; m and v, and again
+        ("LARS", "float32:moments=8bit", 5 * 4 + 3 * (1 + 4 / 64)),
+        ("StableAdamW", "float32:moments=8bit", 4 * 4 + 6 * (1 + 4 / 64)),
+        ("ScheduleFreeAdamW", "float32:moments=8bit", 5 * 4 + 2 * (1 + 4 / 64)),
+        (
+            "StableAdamW",
+            "bfloat16:moments=bfloat16:master=remainder",
+            2 * 2 + 2 * 2 + 2 * 2 + 2 * 2 + 3 * 2,
+        ),  # p, low, g, m, v
+        ("Muon", "float32", 3 * 4 + 3 * 4),  # g into the momentum, the products into p
+    ],
+)
+def test_what_the_benchmarks_say_is_moved_is_what_the_optimizer_says(rule, name, moved):
+    """Counted by hand: 8 bits and a float32 scale for each 64 of them; every walk decodes all blocks."""
+    setting = cases.setting(rule, name)
+    assert setting.bytes == moved
+    one = by_backend()["numba"](Start([(64, 64)], setting.dtype), setting, 1)
+    assert one.moved(4096) == moved
 
 
 def test_formats_are_those_that_the_library_steps():
