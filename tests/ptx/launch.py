@@ -52,8 +52,7 @@ class Machine:
         self._shared = np.full(grid * self._room, POISON, np.uint8)
         self._written = np.zeros(len(self._shared) // grain, bool)
         self._shadow = Shadow(len(self._written) * bool(program.shared))
-        memory.epoch += 1
-        self._launch = memory.epoch
+        self._launch = memory.begin()
         self._watched = self._home if self.kernel.waits else self._thread  # whose accesses nothing orders in one launch
         self._touched = np.zeros(len(memory.extents), bool)
 

@@ -1,14 +1,13 @@
 """A device's arrays: which bytes may be touched, which have been written, and by whose work."""
 
 import weakref
-from bisect import bisect_right, insort
+from bisect import bisect_right
 from collections import defaultdict
-from itertools import islice, takewhile
 
 import numpy as np
 
 from ptx.instructions import Fault
-from ptx.races import Shadow
+from ptx.races import Shadow, grown
 from ptx.streams import Clock
 
 GRAIN, WIDEST = 2, 16  # bytes of one place, of the widest access
@@ -60,6 +59,7 @@ class Memory:
 
     def __init__(self, timeline):
         self.timeline, self.extents, self._places = timeline, [], 0
+        self._ends = []  # of the extents
         self.between = Shadow(0)  # of a launch's blocks, of its threads where none can wait for another
         self.within = Shadow(0)  # of threads between barriers
         self.epoch = 0  # of the shadows
@@ -69,14 +69,15 @@ class Memory:
 
     def allocate(self, shape, dtype, stream):
         """A new array that holds what nobody has written: bytes 0xA5."""
-        n = int(np.prod(shape)) * dtype.itemsize
+        n = np.empty(shape, dtype).nbytes
         raw = np.full(n + 2 * RED_ZONE + 256, 0xA5, np.uint8)
-        first = RED_ZONE + -(raw.ctypes.data + RED_ZONE) % 256
-        owner = Owner(raw[first : first + n])
+        base = raw.ctypes.data
+        lead = RED_ZONE + -(base + RED_ZONE) % 256
+        owner = Owner(raw[lead : lead + n])
         array = np.asarray(owner).view(dtype).reshape(shape)
         self._raw.append(raw)
         if n:
-            extent = self.add(int(array.ctypes.data), int(array.ctypes.data) + n, stream)
+            extent = self.add(base + lead, base + lead + n, stream)
             weakref.finalize(owner, self._free, weakref.ref(self), extent).atexit = False
         return array
 
@@ -90,8 +91,10 @@ class Memory:
 
     def _near(self, first, end):
         """Extents that share bytes with these."""
-        k = bisect_right(self.extents, first, key=lambda x: x.end)
-        return list(takewhile(lambda x: x.first < end, islice(self.extents, k, None)))
+        low = high = bisect_right(self._ends, first)
+        while high < len(self.extents) and self.extents[high].first < end:
+            high += 1
+        return self.extents[low:high]
 
     @staticmethod
     def _free(memory, extent):
@@ -100,21 +103,24 @@ class Memory:
 
     def add(self, first, end, stream):
         """A new extent, in place of what other libraries had there before."""
-        for old in self._near(first, end):
-            assert old.stream is None, "arrays overlap"
-            self.extents.remove(old)
-        extent = Extent(first, end, self._places, stream)
-        insort(self.extents, extent, key=lambda x: x.first)
+        old = self._near(first, end)
+        assert all(x.stream is None for x in old), "arrays overlap"
+        extent, low = Extent(first, end, self._places, stream), bisect_right(self._ends, first)
+        self.extents[low : low + len(old)], self._ends[low : low + len(old)] = [extent], [end]
         self._places, self._table = extent.places.stop, None
         if self._places > len(self.writers):
             most = max(2 * len(self.writers), self._places)
-            for shadow in (self.between, self.within):
-                shadow.grow(most)
-            more = np.zeros(most - len(self.writers), np.int32)
-            self.writers = np.concatenate([self.writers, more])
+            self.writers = grown(self.writers, most)
             for reader, numbers in self._readers.items():
-                self._readers[reader] = np.concatenate([numbers, more])
+                self._readers[reader] = grown(numbers, most)
         return extent
+
+    def begin(self):
+        """The epoch of a launch that begins now."""
+        for shadow in (self.between, self.within):
+            shadow.grow(len(self.writers))
+        self.epoch += 1
+        return self.epoch
 
     def home(self, address, nbytes, grain):
         """(extents by number, places, which go nowhere) of accesses; address: (threads,) int64.
@@ -142,7 +148,8 @@ class Memory:
         """Let what nobody had written of one array be what nobody has written of the other."""
         written, (_, places) = self.writers[self._of(source)[1]] > 0, self._of(target)
         if not written.all():
-            self.writers[places] *= written if len(written) == len(places) else False
+            alike = written.shape == self.writers[places].shape
+            self.writers[places] *= written if alike else False
 
     def launched(self, task, epoch, touched, grain):
         """Take in what a launch has touched: of the extents by these numbers, the places of this epoch."""
@@ -155,11 +162,13 @@ class Memory:
             self._take(task, [(extent, loads, False), (extent, stores, True)])
 
     def _of(self, array):
-        """(extent, places) of a NumPy array over device memory."""
+        """(extent, places) of a NumPy array over device memory; places: in its order, as indices or as a slice."""
         if not array.size:
             return None, np.zeros(0, np.int64)
         low = array.ctypes.data
         extent = next(iter(self._near(low, low + 1)), None)
+        if extent is not None and array.flags.c_contiguous and low + array.nbytes <= extent.end:
+            return extent, slice(low // GRAIN + extent.shift, -(-(low + array.nbytes) // GRAIN) + extent.shift)
         steps = [np.arange(n, dtype=np.int64) * stride for n, stride in zip(array.shape, array.strides, strict=True)]
         offsets = np.full(1, low, np.int64)
         for step in [*steps, np.arange(0, array.itemsize, GRAIN)]:
@@ -172,14 +181,13 @@ class Memory:
         said, now = f"task {task.number} on stream {task.stream.number}", Clock(task.before)
         now[task.stream] = task.number
         for extent, places, writing in touched:
-            if extent is None or not len(places):
+            if extent is None:
                 continue
             if extent.freed is not None and extent.freed.get(task.stream, 0) < task.number:
                 raise Fault(f"{said} touches an array at {extent.first:#x} that was freed before")
             before = [("wrote", self.writers), *(("read", x) for x in self._readers.values() if writing)]
             for did, numbers in before:
-                if (late := ~self.timeline.over(now, numbers[places])).any():
-                    other = int(numbers[places][late][0])
+                if (other := self.timeline.late(now, numbers[places])) is not None:
                     raise Fault(
                         f"{said} {'writes' if writing else 'reads'} what task {other} on stream "
                         f"{self.timeline.stream_of(other)} {did}, and nothing orders the two"

@@ -8,6 +8,13 @@ BOTH = STORED | ATOMIC
 CODES = np.int64(1 << 32)  # an epoch has so many
 
 
+def grown(numbers, places):
+    """The same numbers and zeros behind them, so many in all: zeros that nobody writes take no memory."""
+    more = np.zeros(places, numbers.dtype)
+    more[: len(numbers)] = numbers
+    return more
+
+
 class Shadow:
     """One number a place: the epoch of its last access, and in it who was alone there and whether it stored, if by
     atomic operations alone.
@@ -21,7 +28,8 @@ class Shadow:
 
     def grow(self, places):
         """Let there be so many places."""
-        self._states = np.concatenate([self._states, np.zeros(places - len(self._states), np.int64)])
+        if places > len(self._states):
+            self._states = grown(self._states, places)
 
     def load(self, places, who, epoch):
         """Take loads in: which are the first in this epoch, which are in a race. places: (accesses, threads)."""

@@ -45,6 +45,7 @@ class Timeline:
     def __init__(self):
         self.host, self.default, self.serial = Clock(), None, []
         self._streams, self._count = np.zeros(1024, np.int32), 2  # by task, its stream's number; streams count from 1
+        self._last = Clock()  # the whole of what has been given so far
         self.running: Task | None = None  # whose act is under way
 
     def now(self, stream):
@@ -61,18 +62,23 @@ class Timeline:
         if number == len(self._streams):
             self._streams = np.concatenate([self._streams, np.zeros_like(self._streams)])
         self._streams[number], self._count = stream.number, number + 1
+        self._last[stream] = number
         task = Task(number, stream, self.now(stream), work)
         stream.clock = Clock(task.before)
         stream.clock[stream] = number
         return task
 
-    def over(self, clock, numbers):
-        """Which of these tasks are over when all of a clock is. numbers: an array."""
-        limits = np.zeros(int(self._streams[: self._count].max()) + 1, np.int64)
+    def late(self, clock, numbers):
+        """The first of these tasks that is not over when all of a clock is, or None. numbers: an array."""
+        under_way = [over for stream, last in self._last.items() if (over := clock.get(stream, 0)) < last]
+        if not len(numbers) or numbers.max() <= max(self.OUTSIDE, min(under_way, default=self._count)):
+            return None  # as after one stream's work nearly all is
+        limits = np.zeros(1 + max(stream.number for stream in self._last), np.int64)
         limits[0] = self.OUTSIDE
         for stream, number in clock.items():
             limits[stream.number] = number
-        return limits[self._streams[numbers]] >= numbers
+        late = numbers[limits[self._streams[numbers]] < numbers]
+        return int(late[0]) if len(late) else None
 
     def stream_of(self, number):
         """The number of a task's stream."""
