@@ -38,6 +38,7 @@ from fastadam.tools import cover, verify
 pytestmark = pytest.mark.skipif(cuda_host.COMPILER is None, reason="no g++: the .cu text cannot run on the host")
 
 STEPS = 3
+MANY = WORDS + 4  # leaves: the addresses of their gradients alone do not fit into a launch
 
 
 def moved(cupy, x):
@@ -79,7 +80,8 @@ class Pair:
 
 
 def some(rng, sizes, dtype=np.float32):
-    return [hostile(rng, n, dtype, bad=False) for n in sizes]
+    pieces = np.split(hostile(rng, sum(sizes), dtype, bad=False), np.cumsum(sizes)[:-1])
+    return [piece.copy() for piece in pieces]  # each in memory of its own
 
 
 @by_turns(case=kernels_in_use(), dtype=[np.float32, np.float64])
@@ -228,7 +230,7 @@ def test_chunks_cover_each_leaf_once_and_begin_where_access_is_whole():
 
 def test_what_does_not_fit_into_a_launch_is_uploaded_without_waiting(cupy):
     rng = np.random.default_rng(14)
-    sizes = [3] * 700
+    sizes = [3] * MANY
     tree = some(rng, sizes)
     pair = Pair(cupy, fa.AdamW, tree, weight_decay=0.1)
     waits, rounds = cupy.state.waits, [some(rng, sizes) for _ in range(4)]
@@ -249,12 +251,12 @@ def test_what_does_not_fit_into_a_launch_is_uploaded_without_waiting(cupy):
 def test_many_rows_now_and_few_later(cupy):
     """A table that sometimes fits into a launch and sometimes does not."""
     rng = np.random.default_rng(15)
-    sizes = [2] * 200
-    assert 200 + 100 + 50 * 10 // 2 > WORDS > 200 + 100 + 10 // 2
+    sizes = [2] * 300
+    assert 300 + 150 + 10 * 10 // 2 > WORDS > 300 + 150 + 10 // 2
     pair = Pair(cupy, fa.Adam, some(rng, sizes))
-    for k in range(55):
+    for k in range(15):
         grads = some(rng, sizes)
-        pair.step([None if k < 50 and j % 50 <= k else g for j, g in enumerate(grads)])
+        pair.step([None if k < 10 and j % 10 <= k else g for j, g in enumerate(grads)])
     assert pair.differing() == []
     assert {launch.name.split("_")[1] for launch in cupy.state.launches} == {"ByValue", "Uploaded"}
 
@@ -750,7 +752,7 @@ def test_a_graph_waits_for_no_stream_of_gradients(apart, cupy):
 def test_captured_tables_that_do_not_fit_into_a_launch_stay_with_their_graphs(cupy):
     """Two graphs, one of two steps, each with gradients of its own; between replays eager steps upload others."""
     rng = np.random.default_rng(22)
-    sizes = [3] * 700
+    sizes = [3] * MANY
     pair = Pair(cupy, fa.AdamW, some(rng, sizes), capturable=True)
     grads = [some(rng, sizes) for _ in range(4)]
     on = [[moved(cupy, g) for g in each] for each in grads]
@@ -1018,13 +1020,13 @@ def test_only_the_rows_are_launched_and_numpy_indices_wait_for_nothing(cupy):
 def test_rows_upload_while_the_device_is_behind(cupy):
     """Steps of all sizes, and a table of coefficients that does not travel by value; nothing runs until the end."""
     rng = np.random.default_rng(32)
-    tree = [rng.standard_normal((300, 3)).astype(np.float32), *some(rng, [3] * 700)]
+    tree = [rng.standard_normal((300, 3)).astype(np.float32), *some(rng, [3] * MANY)]
     pair = Pair(cupy, fa.Adam, tree)
     waits, kept = cupy.state.waits, []
     for k in range(8):
         indices = rng.integers(0, 300, int(rng.integers(1, 300)))
         values = rng.standard_normal((len(indices), 3)).astype(np.float32)
-        dense = [g if (j + k) % 5 else None for j, g in enumerate(some(rng, [3] * 700))]
+        dense = [g if (j + k) % 5 else None for j, g in enumerate(some(rng, [3] * MANY))]
         kept.append([rows_on(cupy, x) for x in [(indices, values), *dense]])
         pair.reference.step_rows([(indices, values), *dense], semantics="exact")
         pair.opt.step_rows(kept[-1], semantics="exact")
