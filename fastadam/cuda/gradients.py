@@ -3,7 +3,7 @@ lies."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -119,12 +119,12 @@ class GradientsOnDevice(Gradients):
         if now != then:
             raise ValueError(f"{name} is {describe(p)} and was {describe(anchor)}: expected the memory of construction")
 
-    def _as_array(self, name: str, difference: str, g: Any) -> Array:
+    def _as_array(self, name: str, difference: Callable[[], str], g: Any) -> Array:
         if not on_device(g):
-            raise TypeError(f"{difference}, expected an array on a CUDA device or None: cupy.asarray(...) makes one")
+            raise TypeError(f"{difference()}, expected an array on a CUDA device or None: cupy.asarray(...) makes one")
         array: Any = DEVICE.read(g, name)
         if array.device.id != self._index:
-            raise ValueError(f"{difference}, expected one device")
+            raise ValueError(f"{difference()}, expected one device")
         return array  # type: ignore[no-any-return]
 
     def accept_indices(self, leaf: int, indices: Any) -> Array:
