@@ -155,10 +155,11 @@ class Device(Host):
         CuPy."""
         import cupy
 
-        devices: list[AbstractContextManager[Any]] = [x.device for x in arrays]
-        stack = ExitStack()
-        stack.enter_context(devices[0] if devices else cupy.cuda.Device())
-        stack.enter_context(stream_of(next(filter(foreign, owners), None)) or nullcontext())
+        first: Any = next(iter(arrays), None)
+        stack, ndarray = ExitStack(), cupy.ndarray
+        stack.enter_context(cupy.cuda.Device() if first is None else first.device)
+        owner = next((x for x in owners if type(x) is not ndarray and foreign(x)), None)
+        stack.enter_context(stream_of(owner) or nullcontext())
         return stack
 
     @staticmethod
