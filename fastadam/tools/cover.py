@@ -1,5 +1,4 @@
-"""Lists what there is to check: every method with every choice of options, and a small set of cases that covers all
-pairs.
+"""Lists what to check: every method with every choice of options, and a small set of cases that covers all pairs.
 
 verify, the tests and whatever compiles without running take their lists from here, so a new rule, kernel, format or
 backend is covered without an edit.
@@ -83,6 +82,7 @@ ON_HOST = tuple(name for name, backend in BACKENDS.items() if backend.home is HO
 Variant = tuple[type[Optimizer], dict[str, Any]]
 
 
+@cache
 def variants(**fixed: Any) -> list[Variant]:
     """Return (method, hyperparameters) for every method, with every pair of what can be switched on and off."""
     pairs = []
@@ -117,6 +117,7 @@ def _signature(variant: Variant) -> Any:
     return rule.kernel, rule.options, rule.idle
 
 
+@cache
 def kernels_in_use() -> list[Variant]:
     """Return one (method, hyperparameters) for every kernel and every set of optional slots: what can be compiled."""
     variant_of: dict[Any, Variant] = {}

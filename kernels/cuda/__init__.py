@@ -5,6 +5,7 @@ May import the texts beside it in kernels/, and loads no CuPy. Launches and devi
 
 import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -209,6 +210,11 @@ def _exact(number: Any) -> str:
     return f"{float(number).hex()}f"
 
 
+@cache
+def _read(file: Path) -> str:
+    return file.read_text()
+
+
 def source(steps: Sequence[Instantiation | Pass]) -> str:
     """Return the program that holds these steps and `advance`. One text without #include: CuPy's cache looks at no
     other."""
@@ -220,9 +226,9 @@ def source(steps: Sequence[Instantiation | Pass]) -> str:
     first = ["ieee.cuh", "formats.cuh", "chores.cuh", "norm.cuh", "codes.cuh"]
     of_kernels = [(folder if name == "accumulate" else folder.parent / name) / f"{name}.cuh" for name in kernels]
     last = ["traversal.cu", "rows.cu", "carry.cu", "norm.cu"]
-    texts = [file.read_text() for file in [*(folder / name for name in first), *of_kernels]]
+    texts = [*map(_read, [*(folder / name for name in first), *of_kernels])]
     texts += [_sums(ALL[name]) for name in kernels if name in ALL]
-    texts += [(folder / name).read_text() for name in last]
+    texts += [_read(folder / name) for name in last]
     head = f"constexpr int WORDS = {WORDS}, BLOCK = {BLOCK}, LANES = {LANES};\n"
     head += f"constexpr unsigned MIX0 = {MIX[0]}u, MIX1 = {MIX[1]}u, MIX2 = {MIX[2]}u;\n" + _coding()
     return head + "".join(texts) + "ADVANCE\n" + "".join(step.text for step in steps)
