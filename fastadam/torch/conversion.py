@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,9 +11,11 @@ import torch
 from fastadam import kernels
 from fastadam.torch import methods, muon
 from fastadam.torch.formats import ORDER
+from fastadam.torch.group import plain
 from fastadam.torch.method import OPTIONS
 from fastadam.torch.optimizer import Fast, in_place_of
 
+NUMBERED = re.compile(r"state\d+")  # bitsandbytes' names of its states
 WRAPPED = "__bnb_optimizer_quant_state__"  # where bitsandbytes keeps what load_state_dict must not cast
 TAKEN = (
     "lr", "betas", "eps", "weight_decay", "momentum", "alpha", "amsgrad", "bias_correction", "train_mode",
@@ -46,7 +49,9 @@ def convert(optimizer: torch.optim.Optimizer, **options: Any) -> Fast:
 def to_torch_state(opt: Fast) -> dict[str, Any]:
     """Return opt's state_dict as torch.optim's optimizer of that name has it: nothing of ours, and no tensor shared.
 
-    Slots are as wide as the arithmetic: float32 for moments of 8 or 16 bits and for 16-bit parameters.
+    Slots are as wide as the arithmetic: float32 for moments of 8 or 16 bits and for 16-bit parameters. Of the
+    schedule-free two and of Prodigy as the authors' packages have it, who count in their groups: take such a state back
+    by load_state_from.
 
     >>> model = torch.nn.Linear(4, 2)
     >>> state = fat.to_torch_state(fat.AdamW(model.parameters(), moments="8bit"))
@@ -56,6 +61,7 @@ def to_torch_state(opt: Fast) -> dict[str, Any]:
     state, slots = opt.state_dict(), set(opt.slots.values())
     leaves = {leaf.p: leaf for walk in opt.walks() for leaf in walk.leaves}
     params = [p for group in opt.param_groups for p in group["params"]]  # as state_dict numbers them
+    counts = {*type(opt).numbers}.difference(opt.of_group.keys() - opt.of_each)
     of_torch: dict[Any, Any] = {}
     for k, each in state["state"].items():
         of_torch[k] = {}
@@ -64,15 +70,16 @@ def to_torch_state(opt: Fast) -> dict[str, Any]:
                 order = each[ORDER].tolist() if ORDER in each else None
                 decoded_slot = leaves[params[k]].decoded(key, x, order)
                 of_torch[k][key] = decoded_slot.reshape(-1) if key in opt.flat else decoded_slot
-            elif key in slots or key in type(opt).numbers:
+            elif key in slots or key in counts:
                 of_torch[k][key] = x.clone() if isinstance(x, torch.Tensor) else x
                 if key in opt.rule.carried:  # float64 here
                     of_torch[k][key] = x.to(torch.get_default_dtype(), copy=True)
     names_of_options = {*OPTIONS, *opt.extras}
     groups = [{name: x for name, x in group.items() if name not in names_of_options} for group in state["param_groups"]]
     for group in groups:  # as a package has them that counts in its groups
-        numbers: dict[str, Any] = next((state["state"][k] for k in group["params"] if k in state["state"]), {})
-        group |= {key: numbers[name].item() for name, key in opt.of_group.items() if name in numbers}
+        numbers: dict[str, Any] = {"step": 0, **opt.rule.carried}  # before the first step
+        numbers |= next((state["state"][k] for k in group["params"] if k in state["state"]), {})
+        group |= {key: plain(numbers[name]) for name, key in opt.of_group.items()}
         group |= opt.for_package(group)
     return {"state": of_torch, "param_groups": groups}
 
@@ -112,7 +119,7 @@ def load_state_from(opt: Fast, state: dict[str, Any]) -> None:
             asked = f"state['param_groups'][{k}]['bias_correction'] is {group['bias_correction']}"
             raise ValueError(f"{asked}, expected True: {type(opt).__name__} never leaves the correction out")
         target.update({name: group[name] for name in TAKEN if name in group and name in target})
-        target.update({name: 0.0 for name in ("t_alpha", "t_beta3") if group.get(name, 0) is None})  # no warm-up there
+        target.update({name: x for name, x in opt.for_none.items() if group.get(name, x) is None})
         for at, at_saved, p in zip(target["params"], group["params"], opt.param_groups[k]["params"], strict=True):
             if at_saved in state["state"]:
                 taken[at] = _one(opt, f"state['state'][{at_saved}]", state["state"][at_saved], group, p)
@@ -129,45 +136,58 @@ def _one(opt: Fast, where: str, given: dict[str, Any], group: dict[str, Any], p:
         if x is not None:
             dtype = torch.float32 if name == "step" else torch.float64
             taken[name] = torch.tensor(float(x), dtype=dtype, device="cpu")
-    keys = list(opt.slots.values())
-    averages, slots = opt.rule.averages, kernels.ALL[opt.rule.kernel].slots
-    always = [opt.slots[x.name] for x in slots if not x.optional or x.name in averages] or keys[:1]
-    numbered = [str(k) for k in range(1, len(keys) + 1) if f"state{k}" in given]  # by bitsandbytes
-    values = [x for k in numbered for x in _decoded(given, k, p)]
-    if len(values) > len(always):
-        raise ValueError(f"{where} has {len(values)} slots, expected {len(always)} of {type(opt).__name__}")
-    taken |= zip(keys, values, strict=False)
+    keys, states = [*opt.slots.values()], _numbered(opt)
+    if strange := [name for name in given if NUMBERED.fullmatch(name) and name not in states]:
+        expected = ", ".join(map(repr, states))
+        raise ValueError(f"{where} has {strange[0]!r}, expected {expected} and no other of {type(opt).__name__}")
+    for name, keys_of_state in states.items():
+        if name in given:
+            taken |= zip(keys_of_state, _decoded(where, given, name, len(keys_of_state), p), strict=True)
     taken |= {key: given[key].detach().clone() for key in keys if key in given and key not in taken}
-    needed = [*always, *(["max_exp_avg_sq"] if group.get("amsgrad") else [])]
+    names = {key: name for name, keys_of_state in states.items() for key in keys_of_state}
+    needed = [*names, *(["max_exp_avg_sq"] if group.get("amsgrad") else [])]
     if lacking := [key for key in needed if key not in taken]:
-        other = f"state{keys.index(lacking[0]) + 1}"
-        raise ValueError(f"{where} has {', '.join(map(repr, given))}, expected {lacking[0]!r} or {other!r}")
+        expected = " or ".join(map(repr, dict.fromkeys([lacking[0], names.get(lacking[0], lacking[0])])))
+        raise ValueError(f"{where} has {', '.join(map(repr, given))}, expected {expected}")
     for key in taken.keys() & set(keys):
         if key in opt.flat and taken[key].dim() == 0:  # one number for all
             taken[key] = taken[key].expand(p.shape).clone()
-        if taken[key].numel() != p.numel():
-            raise ValueError(f"{where} has {taken[key].numel()} numbers for a parameter of shape {tuple(p.shape)}")
+        _check_size(f"{where}[{key!r}]", taken[key], 1, p)
         taken[key] = taken[key].reshape(p.shape)
     return taken
 
 
-def _decoded(given: dict[str, Any], k: str, p: Any) -> Sequence[Any]:
-    """Return bitsandbytes' state: float32, or codes into a table, times one scale for each block in the order of
-    memory; of AdEMAMix's two means, which are one state, each."""
-    codes = given[f"state{k}"].detach()
-    many, rest = divmod(codes.numel(), max(1, p.numel()))
-    many = 1 if rest else max(1, many)
-    codes = codes.reshape(many, -1)
+def _numbered(opt: Fast) -> dict[str, tuple[str, ...]]:
+    """Return by bitsandbytes' names of its states the keys of the slots that each holds: what a method always has."""
+    rule, slots = opt.rule(), kernels.ALL[opt.rule.kernel].slots
+    always = {opt.slots[slot.name] for slot in slots if rule.uses(slot)} or {*list(opt.slots.values())[:1]}
+    alone = [key for key in opt.slots.values() if key in always.difference(*opt.packed.values())]
+    return {**opt.packed, **{f"state{k}": (key,) for k, key in enumerate(alone, start=len(opt.packed) + 1)}}
+
+
+def _check_size(name: str, x: Any, many: int, p: Any) -> None:
+    """Refuse a tensor that does not hold so many numbers for each of a parameter's."""
+    if x.numel() != many * p.numel():
+        expected = f", expected {many} for each of its own" if many > 1 else ""
+        raise ValueError(f"{name} has {x.numel()} numbers for a parameter of shape {tuple(p.shape)}{expected}")
+
+
+def _decoded(where: str, given: dict[str, Any], name: str, many: int, p: Any) -> Sequence[Any]:
+    """Return the slots that are one state of bitsandbytes': float32, or codes into a table, times one scale for each
+    block in the order of memory, which begins anew with each slot."""
+    codes, k = given[name].detach(), name.removeprefix("state")
+    _check_size(f"{where}[{name!r}]", codes, many, p)
+    codes = codes.reshape(many, p.numel())
     if codes.is_floating_point():
-        return [*codes.clone()]
+        return [x.clone() for x in codes]  # in memory of its own
     if lacking := [key for key in (f"qmap{k}", f"absmax{k}") if key not in given]:
-        raise ValueError(f"state{k} is of 8 bits and has no {lacking[0]!r}")
+        raise ValueError(f"{where}[{name!r}] is of 8 bits, and {where} has no {lacking[0]!r}")
     table, scales = given[f"qmap{k}"].float(), given[f"absmax{k}"].float()
-    n = codes.shape[1]
-    block = next((size for size in (256, 2048, 4096) if many * -(-n // size) == scales.numel()), None)
+    block = next((size for size in (256, 2048, 4096) if many * -(-p.numel() // size) == scales.numel()), None)
     if block is None:
         raise ValueError(
-            f"absmax{k} has {scales.numel()} scales for {codes.numel()} codes, expected one for each 256 or 2,048"
+            f"{where}['absmax{k}'] has {scales.numel()} scales for {codes.numel()} codes, "
+            "expected one for each 256 or 2,048"
         )
-    values = scales.reshape(many, -1).repeat_interleave(block, dim=1)[:, :n]
-    return [*(table[codes.long()] * values)]
+    wide = scales.reshape(many, scales.numel() // many).repeat_interleave(block, dim=1)[:, : p.numel()]
+    return [table[x.long()] * scale for x, scale in zip(codes, wide, strict=True)]

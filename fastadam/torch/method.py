@@ -58,6 +58,9 @@ class Method(torch.optim.Optimizer):
     fixed: ClassVar[dict[str, Any]] = {}  # what the rule is told beside torch's hyperparameters
     extras: ClassVar[dict[str, Any]] = {}  # hyperparameters that torch's class has not, and their defaults
     of_group: ClassVar[dict[str, str]] = {}  # where another library keeps numbers in its groups
+    of_each: ClassVar[frozenset[str]] = frozenset()  # those of them that it keeps beside each parameter, too
+    for_none: ClassVar[dict[str, float]] = {}  # hyperparameters that are None there, and what they are
+    packed: ClassVar[dict[str, tuple[str, ...]]] = {}  # bitsandbytes' states that hold several slots, and their keys
     flat: ClassVar[frozenset[str]] = frozenset()  # what it keeps in one dimension
     instead = ""  # what takes sparse gradients
     by_row = False  # whether gradients may be sparse

@@ -68,9 +68,11 @@ class Newcomer(Fast, torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         for k, group in enumerate(state["param_groups"] if "_loaded" in self.__dict__ else ()):
             names = [each.name for each in fields(self.rule) if each.init and each.name not in self.extras]
-            if lacking := [name for name in names if name in self.defaults and name not in group]:
+            lacking = [f"no {name!r}" for name in names if name in self.defaults and name not in group]
+            strange = [repr(key) for key in self.of_group.values() if key in group]  # what a package has taken over
+            if differences := [*lacking, *strange]:
                 raise ValueError(
-                    f"state_dict['param_groups'][{k}] has no {lacking[0]!r}, expected the state of "
+                    f"state_dict['param_groups'][{k}] has {differences[0]}, expected the state of "
                     f"fastadam.torch.{type(self).__name__}: load_state_from takes what other libraries keep"
                 )
         super().__setstate__(state)
@@ -87,6 +89,8 @@ class AdEMAMix(Newcomer):
     """Adds to Adam's mean of gradients α times a slower one, Pagliardini, Ablin & Grangier 2025, Algorithm 1."""
 
     rule, slots = rules.AdEMAMix, {"m1": "exp_avg", "m2": "exp_avg_slow", "v": "exp_avg_sq"}
+    packed: ClassVar[dict[str, tuple[str, ...]]] = {"state1": ("exp_avg", "exp_avg_slow")}
+    for_none: ClassVar[dict[str, float]] = {"t_alpha": 0.0, "t_beta3": 0.0}  # no warm-up
 
 
 class Lion(Newcomer):
@@ -225,6 +229,7 @@ class Prodigy(Newcomer):
     rule, slots = rules.Prodigy, {**MOMENTS, "s": "s", "p0": "p0"}
     extras: ClassVar[dict[str, Any]] = {"slice_p": 1, "fsdp_in_use": False}
     of_group: ClassVar[dict[str, str]] = {"step": "k"}
+    of_each = frozenset({"step"})
     flat = frozenset({"s", "p0"})
 
     def for_package(self, group: dict[str, Any]) -> dict[str, Any]:

@@ -111,6 +111,10 @@ def test_state_goes_both_ways(chosen):
     alone = package.Prodigy(other, **chosen)
     with pytest.raises(ValueError, match=r"has no 'maximize', expected the state of .*Prodigy"):
         fat.Prodigy(mine, **chosen).load_state_dict(alone.state_dict())
+    through = package.Prodigy([{"params": mine[:1]}, {"params": mine[1:]}])
+    through.load_state_dict(fat.to_torch_state(ours))
+    with pytest.raises(ValueError, match=r"has 'k', expected the state of .*Prodigy: load_state_from"):
+        fat.Prodigy([{"params": mine[:1]}, {"params": mine[1:]}]).load_state_dict(through.state_dict())
     first, second = ours.param_groups[1]["d"], theirs.param_groups[1]["d"]
     assert first > 100 * ours.param_groups[0]["d0"]
     assert abs(first / second - 1) < 1e-9

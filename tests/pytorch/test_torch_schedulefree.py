@@ -70,6 +70,52 @@ def test_steps_and_modes_are_the_packages(name):
         step(optimizer, x, grads[0])
     for x in (q, p2, q2):
         np.testing.assert_allclose(p.detach(), x.detach(), rtol=0, atol=2 * limit)
+    # And back again, the package's steps counted.
+    p4, back = made(name, q2.detach())
+    with pytest.raises(ValueError, match=rf"has 'k', expected the state of .*{name}: load_state_from"):
+        back.load_state_dict(again.state_dict())
+    fat.load_state_from(back, again.state_dict())
+    assert back.state[p4]["step"] == STEPS + 1
+    for optimizer, x in ((opt, p), (back, p4)):
+        step(optimizer, x, grads[1])
+    np.testing.assert_allclose(p.detach(), p4.detach(), rtol=0, atol=2 * limit)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_new_state_begins_in_the_package(name):
+    package = pytest.importorskip("schedulefree", reason="needs the authors' package: pip install schedulefree")
+    start, g, _ = gradients(2)
+    p, opt = made(name, start)
+    q = Parameter(start.clone())
+    theirs = getattr(package, METHODS[name][0])([q], foreach=False)
+    theirs.load_state_dict(fat.to_torch_state(opt))
+    step(opt, p, g)
+    step(theirs, q, g)
+    np.testing.assert_allclose(p.detach(), q.detach(), rtol=0, atol=2 * 12 * 2.0**-53 * 4)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_state_as_the_package_has_it_counts_in_its_groups_alone(name):
+    """What a package takes over and leaves beside parameters would be the count of old."""
+    start, *grads = gradients(3)
+    p, opt = made(name, start)
+    fresh = fat.to_torch_state(opt)["param_groups"][0]
+    assert [fresh[key] for key in ("k", "weight_sum", "lr_max")] == [0, 0.0, 0.0]
+    for g in grads[:2]:
+        step(opt, p, g)
+    state = fat.to_torch_state(opt)
+    assert set(state["state"][0]) == set(opt.slots.values())
+    assert state["param_groups"][0]["k"] == 2
+    q, other = made(name, p.detach())
+    with pytest.raises(
+        ValueError, match=rf"param_groups'\]\[0\] has 'k', expected the state of .*{name}: load_state_from"
+    ):
+        other.load_state_dict(state)
+    assert not other.state
+    fat.load_state_from(other, state)
+    for optimizer, x in ((opt, p), (other, q)):
+        step(optimizer, x, grads[2])
+    assert torch.equal(p, q)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -179,8 +179,71 @@ def test_load_state_from_takes_means_that_are_one_state(bits):
     assert {name: opt.param_groups[0][name] for name in group if name != "params"} == {
         name: 0.0 if x is None else x for name, x in group.items() if name != "params"
     }
-    with pytest.raises(ValueError, match=r"state\['state'\]\[0\] has 3 slots, expected 2 of Adam"):
+    assert len({x.untyped_storage().data_ptr() for x in own.values()}) == 4  # of each its own, as files have them
+    with pytest.raises(ValueError, match=r"\['state1'\] has 600 numbers for a parameter of shape \(300,\)$"):
         fat.load_state_from(fat.Adam([Parameter(start)]), theirs)
+
+
+@pytest.mark.parametrize("bits", ["", "8bit"])
+def test_load_state_from_bitsandbytes_ademamix(bits):
+    """The next step is bitsandbytes' own: from what it decodes, within the roundings of numbers of size 1 and lr."""
+    bnb = pytest.importorskip("bitsandbytes", reason="needs bitsandbytes")
+    a = getattr(bnb.optim, f"AdEMAMix{bits}")(parameters(torch.float32), lr=0.01, weight_decay=0.1)
+    walk([a], 3)
+    b = fat.AdEMAMix([Parameter(p.clone()) for p in values(a)])
+    fat.load_state_from(b, a.state_dict())
+    assert b.param_groups[0]["t_alpha"] == 0.0
+    walk([a, b], 1, seed=1)
+    assert_close(values(a), values(b))
+
+
+def test_no_hyperparameter_of_another_method_is_taken():
+    """bitsandbytes' AdamW has AdEMAMix's in its groups, as None."""
+    opt = fat.AdamW([Parameter(torch.ones(3))])
+    group = {"lr": 0.5, "alpha": 0.0, "t_alpha": None, "t_beta3": None, "params": [0]}
+    names = set(opt.param_groups[0])
+    state = {"step": 3, "state1": torch.ones(3), "state2": torch.ones(3)}
+    fat.load_state_from(opt, {"state": {0: state}, "param_groups": [group]})
+    assert opt.param_groups[0]["lr"] == 0.5
+    assert set(opt.param_groups[0]) == names
+
+
+X, TWO, TWELVE = torch.ones(3, 2), torch.ones(2, 3, 2), torch.ones(12)
+SIZE = r"numbers for a parameter of shape \(3, 2\)"
+
+
+@pytest.mark.parametrize(
+    ("name", "state", "words"),
+    [
+        ("AdamW", {"state2": X}, "has 'step', 'state2', expected 'exp_avg' or 'state1'$"),
+        ("AdamW", {"state1": X}, "has 'step', 'state1', expected 'exp_avg_sq' or 'state2'$"),
+        ("AdamW", {"state1": TWO}, rf"\['state1'\] has 12 {SIZE}$"),
+        ("AdamW", {"state1": TWELVE, "state2": TWELVE}, rf"\['state1'\] has 12 {SIZE}$"),
+        ("AdamW", {"state1": X, "exp_avg_sq": TWELVE}, rf"\['exp_avg_sq'\] has 12 {SIZE}$"),
+        ("AdamW", {"state1": X, "state2": X, "state3": X}, "has 'state3', expected 'state1', 'state2' and no other of"),
+        ("AdEMAMix", {"state1": TWO}, "has 'step', 'state1', expected 'exp_avg_sq' or 'state2'$"),
+        ("AdEMAMix", {"state2": X}, "has 'step', 'state2', expected 'exp_avg' or 'state1'$"),
+        ("AdEMAMix", {"exp_avg": X, "state2": X}, "has 'step', 'exp_avg', 'state2', expected 'exp_avg_slow' or"),
+        ("AdEMAMix", {"state1": X, "state2": X}, rf"\['state1'\] has 6 {SIZE}, expected 2 for each of its own$"),
+        ("AdEMAMix", {"state1": X, "state2": X, "state3": X}, "has 'state3', expected 'state1', 'state2' and no other"),
+        ("RMSprop", {"state2": X}, "has 'state2', expected 'state1' and no other of RMSprop$"),
+        ("Lion", {"state1": X, "state2": X}, "has 'state2', expected 'state1' and no other of Lion$"),
+        ("ScheduleFreeAdamW", {"z": X}, "has 'step', 'z', expected 'exp_avg_sq' or 'state2'$"),
+    ],
+    ids=lambda x: "+".join(x) if isinstance(x, dict) else x if x.isalpha() else "",
+)  # fmt: skip
+def test_load_state_from_takes_no_slot_for_another(name, state, words):
+    opt = getattr(fat, name)([Parameter(torch.zeros(3, 2))])
+    with pytest.raises(ValueError, match=rf"state\['state'\]\[0\] ?{words}"):
+        fat.load_state_from(opt, {"state": {0: {"step": 3, **state}}, "param_groups": [{"params": [0]}]})
+    assert not opt.state
+
+
+def test_load_state_from_names_what_amsgrad_lacks():
+    opt = fat.AdamW([Parameter(torch.zeros(3, 2))], amsgrad=True)
+    group = {"params": [0], "amsgrad": True}
+    with pytest.raises(ValueError, match=r"has 'step', 'state1', 'state2', expected 'max_exp_avg_sq'$"):
+        fat.load_state_from(opt, {"state": {0: {"step": 3, "state1": X, "state2": X}}, "param_groups": [group]})
 
 
 def test_load_state_from_refuses_unknown_layouts():
