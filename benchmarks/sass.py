@@ -181,12 +181,17 @@ def row_of(step, registers, instructions, labels):
     return row | {"instructions": an_element, "a_byte": a_byte, "issue": a_byte / BOUND}
 
 
-def modelled(steps):
+def assembled(text):
+    """Return ({kernel: (instructions, labels)}, {kernel: registers}) of a program."""
+    _, code, log = as_cupy.compiled(text, *OPTIONS, f"-arch=sm_{ARCHITECTURE}", "-Xptxas=-v")
+    registers = re.findall(r"Compiling entry function '(\w+)'.*?Used (\d+) registers", log, re.DOTALL)
+    return disassembled(code), dict(registers)
+
+
+def modelled(steps, assemble=assembled):
     """Return {name: numbers} of these instantiations."""
     steps = list(dict.fromkeys(steps))
-    _, code, log = as_cupy.compiled(source(steps), *OPTIONS, f"-arch=sm_{ARCHITECTURE}", "-Xptxas=-v")
-    registers = dict(re.findall(r"Compiling entry function '(\w+)'.*?Used (\d+) registers", log, re.DOTALL))
-    kernels = disassembled(code)
+    kernels, registers = assemble(source(steps))
     return {
         step.name: row_of(step, int(registers[step.name]), *kernels[step.name]) | {"plain": plain_of(step)}
         for step in steps

@@ -1,13 +1,16 @@
 """The model of machine code: what it says of the plain kernels, of known code, and of the result that is committed."""
 
 import json
+from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 from cuda_host import plain_steps
+from kept import kept
 
-from fastadam.benchmarks import sass
+from fastadam.benchmarks import as_cupy, sass
 from fastadam.benchmarks.machine import ROOT
-from fastadam.kernels.cuda import Instantiation
+from fastadam.kernels.cuda import OPTIONS, Instantiation
 from fastadam.kernels.formats import BFLOAT16, CODES, FLOAT32
 
 pytest.importorskip("cuda.bindings.nvrtc", reason="no cuda-bindings: pip install '.[cuda-ci]'")
@@ -19,6 +22,21 @@ except RuntimeError as error:
 MOST = 0.75  # of what can be issued while memory is busy
 
 
+@pytest.fixture
+def assemble(pytestconfig):
+    """As sass.assembled, which takes 20 s of NVRTC's for all plain kernels; what it returned is kept."""
+    texts = [*map(Path.read_text, [Path(sass.__file__), Path(as_cupy.__file__)]), *OPTIONS]
+    versions = [as_cupy.version(), version("nvidia-cuda-nvdisasm")]
+
+    def assemble(text):
+        def write(new):
+            new.write_text(json.dumps(sass.assembled(text)))
+
+        return json.loads(kept(pytestconfig.cache.mkdir("sass"), [text, *texts, *versions], write).read_text())
+
+    return assemble
+
+
 def over(rows):
     """The plain kernels whose instructions come near to binding an H100; not what adds up their sums, see sass.py."""
     steps = [step for step in plain_steps() if step.name in rows and not step.chores.summing]
@@ -26,9 +44,9 @@ def over(rows):
     return {name: issue for name, issue in plain.items() if issue is None or issue > MOST}
 
 
-def test_memory_binds_every_plain_kernel_and_slots_of_8_bits_are_within_what_was_asked():
+def test_memory_binds_every_plain_kernel_and_slots_of_8_bits_are_within_what_was_asked(assemble):
     asked = {step: most for step, most in sass.ADAM.values() if most}
-    rows = sass.modelled([*plain_steps(), *asked])
+    rows = sass.modelled([*plain_steps(), *asked], assemble)
     assert rows.keys() == {step.name for step in (*plain_steps(), *asked)}
     assert over(rows) == {}
     assert [step.name for step, most in asked.items() if rows[step.name]["a_byte"] > most] == []
