@@ -1,24 +1,14 @@
 """What many tests share."""
 
 from dataclasses import fields
+from functools import cache
 from itertools import product
 from typing import Any
 
 import pytest
 
-from fastadam.tools.cover import (
-    METHODS,
-    elementwise,
-    hostile,
-    kernels_in_use,
-    pairwise,
-    same_bits,
-    state_arrays,
-    sums_first,
-    together,
-    variants,
-)
-from fastadam.tools.cover import label as name_of
+from fastadam.tools import cover
+from fastadam.tools.cover import METHODS, hostile, pairwise, same_bits, state_arrays, sums_first, together
 
 __all__ = [
     "LARGE",
@@ -46,6 +36,15 @@ LARGE = [100_003, 2**20 + 3]
 LATE = 10_000  # steps: what goes wrong only after a while has gone wrong by then
 
 
+def _once(listed: Any) -> Any:
+    """A list of variants, worked out once for all modules of tests; who asks gets dicts of their own."""
+    kept = cache(listed)
+    return lambda **fixed: [(method, dict(chosen)) for method, chosen in kept(**fixed)]
+
+
+variants, kernels_in_use, elementwise = map(_once, (cover.variants, cover.kernels_in_use, cover.elementwise))
+
+
 def defaults() -> list[Any]:
     """(method, hyperparameters) for every method as its users get it: BITING's values hide what small ones show."""
     return [(m, {each.name: each.default for each in fields(m.rule) if each.init}) for m in METHODS]
@@ -60,7 +59,7 @@ def needed(kernel: Any) -> list[Any]:
 def label(case: Any) -> str:
     """A test's name for a variant or a dtype."""
     is_variant = isinstance(case, tuple) and isinstance(case[0], type)
-    return name_of(case) if is_variant else getattr(case, "__name__", str(case))
+    return cover.label(case) if is_variant else getattr(case, "__name__", str(case))
 
 
 def crossed(**factors: Any) -> Any:
