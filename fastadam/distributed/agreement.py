@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass
 from functools import partial
 from hashlib import blake2b
 from typing import Any
@@ -34,22 +36,37 @@ def agree(everyone: Sequence[Sequence[tuple[str, Any]]]) -> None:
 
 
 def plain(value: Any) -> Any:
-    """Return a value as ranks compare it: numbers by what they are worth, whoever made them, and tuples as lists."""
+    """Return a value as ranks compare it: numbers by what they are worth, whoever made them, and tuples as lists.
+
+    What is an integer becomes an int below 2^64, and a float beyond it where it is one: 1e300 takes no 301 digits.
+    """
     if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
         value = value.item()
     if isinstance(value, list | tuple):
         return [plain(x) for x in value]
     if isinstance(value, dict):
         return {key: plain(x) for key, x in value.items()}
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**64:
+        return int(value)
+    if type(value) is int and 2**64 <= abs(value) <= sys.float_info.max and float(value) == value:
+        return float(value)
+    return value
 
 
 def shown(value: Any) -> str:
-    """Return what ranks compare an option by: a function's name, for its address is every process's own."""
+    """Return what ranks compare an option by: a function's name, for its address is every process's own.
+
+    Of what holds functions too: lists, the arguments of a partial, a schedule that another function goes on from.
+    """
     if isinstance(value, dict):
         return str({key: shown(x) for key, x in value.items()})
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(shown, value))}]"
     if isinstance(value, partial):
-        return f"{shown(value.func)} with {plain(value.args)}, {plain(value.keywords)}"
+        return f"{shown(value.func)} with {shown(value.args)}, {shown(value.keywords)}"
+    if is_dataclass(value) and not isinstance(value, type):
+        of_fields = ", ".join(f"{each.name}={shown(getattr(value, each.name))}" for each in fields(value))
+        return f"{type(value).__qualname__}({of_fields})"
     name = getattr(value, "__qualname__", None)
     if name is None and getattr(type(value), "__repr__", None) is object.__repr__:
         name = type(value).__qualname__

@@ -1,11 +1,14 @@
 """What ranks have unlike is named on all of them; nobody's mistake leaves others waiting or anything changed."""
 
+from functools import partial
+
 import ml_dtypes
 import numpy as np
 import pytest
 
 import fastadam as fa
-from fastadam.distributed.agreement import agree
+from fastadam.distributed.agreement import agree, shown
+from fastadam.schedules import Warmup
 from ranks.threads import refused, together
 
 SHARDED = fa.distributed.Sharded
@@ -201,6 +204,44 @@ def test_numbers_are_compared_by_what_they_are_worth():
         agree([[("seed", 2**53 + 1)], [("seed", 2**53)]])
     with pytest.raises(ValueError, match="rank 0 has skip True; rank 1 has skip 1"):
         agree([[("skip", True)], [("skip", 1)]])
+
+
+def test_functions_have_their_names_wherever_they_are():
+    """Each rank makes its own, at another address: in a partial's arguments, in lists, behind a schedule."""
+
+    def scheduled(schedules, t, **also):
+        return 0.1
+
+    def work(engine):
+        def warm(t):
+            return 0.25
+
+        before = [warm] * engine.rank  # no two ranks' lie where another's did
+        lr = partial(scheduled, [(warm,), {"then": warm}], also=Warmup(3, warm))
+        opt = made(engine, lr=lr, ema_decay=Warmup(1, warm))
+        opt.groups[0].lr = partial(lr, other=partial(warm))
+        opt.step(grads())
+        return opt.t, len(before)
+
+    assert together(3, work) == [(1, 0), (1, 1), (1, 2)]
+    for one, other in ((Warmup(3, 0.1), Warmup(4, 0.1)), (partial(max, 1), partial(max, 2)), ([min], [max])):
+        assert shown(one) != shown(other)
+    assert shown(partial(max, np.float64(1.0), key=(2, 3))) == shown(partial(max, 1, key=[2.0, np.int32(3)]))
+
+
+@pytest.mark.parametrize("number", [1e300, 2.0**64, -(2.0**70), 10.0**19])
+def test_large_numbers_are_shown_as_they_are_given(number):
+    """Not by the hundreds of digits of the integer that a float is; that integer is worth the same all the same."""
+    with pytest.raises(ValueError, match="rank 1 has grad_scale 1: expected") as raised:
+        agree([[("grad_scale", number)], [("grad_scale", 1.0)]])
+    given = raised.value.args[0].partition(";")[0].removeprefix("rank 0 has grad_scale ")
+    assert float(given) == number
+    assert len(given) <= 24
+    agree([[("x", number)], [("x", int(number))], [("x", np.float64(number))]])
+    with pytest.raises(ValueError, match="rank 1 has x"):
+        agree([[("x", number)], [("x", int(number) + 1)]])
+    with pytest.raises(ValueError, match="rank 1 has x"):
+        agree([[("x", 10**400)], [("x", 10**400 + 1)]])
 
 
 def test_the_value_of_a_decay_by_schedule_is_agreed_on():
