@@ -119,7 +119,8 @@ class Kernel(NamedTuple):
         """
         kernel, summing = self.switched(options), self.summed(options)
         c = self.Coefficients(*[1.0] * len(self.Coefficients._fields))  # type: ignore[attr-defined]
-        values: list[Any] = [1.0, 1.0, *(1.0 if kept else None for kept in present)]
+        # Numbers that differ, each an object of its own: a stream that becomes another one's value is written.
+        values: list[Any] = [1.0, 2.0, *(3.0 + k if kept else None for k, kept in enumerate(present))]
 
         def stepped(values: list[Any]) -> tuple[Any, Any, Any]:
             return kernel.stepped(summing, 0.0, values[0], values[1], values[2:], c)

@@ -4,6 +4,7 @@ import ast
 import inspect
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from cases import METHODS, same_bits, variants
 
 from fastadam import kernels
 from fastadam.kernels import chores
-from fastadam.kernels.contract import maximum, select, sign
+from fastadam.kernels.contract import Kernel, Signed, maximum, select, sign
 
 KERNELS = list(kernels.ALL.values())
 
@@ -182,6 +183,20 @@ def compiled(function):
         return a(a, b), lambda context, builder, signature, args: function(*(Number(builder, x) for x in args)).value
 
     return njit(error_model="numpy")(lambda a, b: written(a, b))
+
+
+def test_a_slot_that_becomes_another_number_is_written():
+    """Told from numbers that differ: of g, of p, of another slot or of a coefficient; not what stays as it was."""
+
+    class Coefficients(NamedTuple):
+        lr: float
+
+    def moved(p, g, m, v, u, w, x, c):
+        return p - c.lr * m, g, p, u, c.lr, u
+
+    slots = tuple(map(Signed, "mvuwx"))
+    written = Kernel("moved", moved, slots, Coefficients).walked(frozenset(), [True] * 5)[1]
+    assert written.slots == (True, True, False, True, True)
 
 
 def test_compiled_code_refuses_what_it_cannot_write():
