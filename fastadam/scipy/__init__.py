@@ -6,6 +6,7 @@ May import everything up to Optimizer, and SciPy. Where a step's arithmetic is c
 import inspect
 import math
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import repeat
 from typing import Any
@@ -154,9 +155,12 @@ def scaled(lr: Any, schedule: Callable[[int], float]) -> Callable[[int], float]:
 
 
 def real(name: str, x: Any) -> Array:
-    """Return a copy as an array. Raises TypeError for one that is complex."""
+    """Return a copy as an array of numbers. Raises TypeError for one of anything else, such as complex ones."""
     array = np.array(x)
-    if np.iscomplexobj(array):
+    if array.dtype == object:  # Python's own numbers, such as fractions
+        with suppress(TypeError, ValueError):
+            array = array.astype(np.float64)
+    if array.dtype.kind not in "biuf" and array.dtype.name not in FLOATS:
         raise TypeError(f"{name} is {array.dtype}{array.shape}, expected real numbers")
     return array
 
@@ -180,12 +184,17 @@ def limits(bounds: Any, x: Array) -> tuple[Any, Any]:
         k = crossed[0]
         raise ValueError(f"bounds[{k}] is ({low[k]}, {high[k]}), expected a low end that is not above the high one")
     inner = []
-    for exact, inwards in ((low, np.inf), (high, -np.inf)):
-        rounded = exact.astype(x.dtype)
-        outside = rounded < exact if inwards > 0 else rounded > exact
-        inner.append(np.where(outside, np.nextafter(rounded, x.dtype.type(inwards)), rounded))
+    with np.errstate(all="ignore"):  # a bound beyond this dtype's numbers becomes infinite, then the last of them
+        nearest = low.astype(x.dtype)
+        for exact, inwards in ((low, np.inf), (high, -np.inf)):
+            rounded = exact.astype(x.dtype)
+            outside = rounded < exact if inwards > 0 else rounded > exact
+            inner.append(np.where(outside, np.nextafter(rounded, x.dtype.type(inwards)), rounded))
     narrow = inner[0] > inner[1]  # no number of this dtype lies between the two: the nearest to the low one stands
-    return np.where(narrow, low.astype(x.dtype), inner[0]), np.where(narrow, low.astype(x.dtype), inner[1])
+    if (beyond := np.flatnonzero(narrow & ~np.isfinite(nearest))).size:
+        k = beyond[0]
+        raise ValueError(f"bounds[{k}] is ({low[k]}, {high[k]}), expected some {x.dtype} between the two, as x0 is")
+    return np.where(narrow, nearest, inner[0]), np.where(narrow, nearest, inner[1])
 
 
 def evaluation(fun: Callable[..., Any], jac: Callable[..., Any], x: Array) -> Callable[[tuple[Any, ...]], Any]:

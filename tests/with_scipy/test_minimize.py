@@ -2,6 +2,8 @@
 
 import importlib
 import math
+import warnings
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from scipy.optimize import Bounds, minimize, rosen, rosen_der
 
 import fastadam as fa
 from fastadam.schedules import Cosine
-from fastadam.scipy import Minimizer, adam
+from fastadam.scipy import Minimizer, adam, limits
 
 solvers = importlib.import_module("fastadam.scipy")
 rng = np.random.default_rng(0)
@@ -142,6 +144,28 @@ def test_bounds_hold_in_float32():
     assert [float(v) for v in short.x] == [below, float(np.float32(0.1)), float(np.float32(0.3))]
 
 
+def test_bounds_beyond_float32():
+    """Ends that are finite and no float32 are its largest number, without a warning; where none is between, refused."""
+    start, largest = np.ones(3, np.float32), float(np.finfo(np.float32).max)
+    with warnings.catch_warnings(), np.errstate(all="raise"):
+        warnings.simplefilter("error")
+        wide = minimize(square_32, start, jac=True, method=adam, bounds=[(-1e300, 1e300)] * 3, options={"maxiter": 5})
+        free = minimize(square_32, start, jac=True, method=adam, options={"maxiter": 5})
+        assert (wide.x == free.x).all()
+        tiny = minimize(square_32, start, jac=True, method=adam, bounds=[(1e-50, 1e-46)] * 3, options={"maxiter": 1})
+        assert (tiny.x == 0).all()  # the nearest to the low end
+        low, high = limits([(-1e300, 1e300), (-1e39, None), (None, 1e39)], start)
+        assert low.tolist() == [-largest, -largest, -math.inf]
+        assert high.tolist() == [largest, math.inf, largest]
+        for pair in ((1e39, 1e40), (-1e40, -1e39)):
+            with pytest.raises(ValueError, match=r"bounds\[1\] is \(-?1e\+.*\), expected some float32 between the two"):
+                minimize(square_32, start, jac=True, method=adam, bounds=[(0, 1), pair, (0, 1)])
+
+
+def square_32(x):
+    return (x * x).sum(), 2 * x
+
+
 def test_callbacks():
     seen, results = [], []
     minimize(squares, np.ones(5), jac=True, method=adam, callback=seen.append, options={"maxiter": 3})
@@ -201,6 +225,10 @@ def test_options_reach_the_optimizer():
         ({"tol": -1}, ValueError, "tol is -1, expected a finite number of at least 0"),
         ({"callback": 5}, TypeError, "callback is 5, expected a function"),
         ({"x0": np.ones(5, complex)}, TypeError, r"x0 is complex128\(5,\), expected real numbers"),
+        ({"x0": np.array(["a"] * 5)}, TypeError, r"x0 is <U1\(5,\), expected real numbers"),
+        ({"x0": np.array([object()] * 5)}, TypeError, r"x0 is object\(5,\), expected real numbers"),
+        ({"x0": np.array([1j] * 5, object)}, TypeError, r"x0 is object\(5,\), expected real numbers"),
+        ({"x0": np.ones(5, "M8[s]")}, TypeError, r"x0 is datetime64\[s\]\(5,\), expected real numbers"),
         ({"args": (A, B), "options": {"batch": 2, "seed": -1}}, ValueError, "seed is -1, expected an integer"),
         ({"options": {"schedule": 2}}, TypeError, "schedule is 2, expected a function"),
         ({"options": {"learning_rate": 2}}, TypeError, "Adam takes no 'learning_rate', expected any of .*lr, betas"),
@@ -219,5 +247,11 @@ def test_what_fun_returns_is_checked():
         minimize(lambda x: (0.0, x[:2]), np.ones(3), jac=True, method=adam)
     with pytest.raises(TypeError, match=r"what jac returned is complex128\(3,\), expected real numbers"):
         minimize(lambda x: (0.0, x * 1j), np.ones(3), jac=True, method=adam)
+    with pytest.raises(TypeError, match=r"what jac returned is <U1\(3,\), expected real numbers"):
+        minimize(lambda x: (0.0, ["a"] * 3), np.ones(3), jac=True, method=adam)
+    half = [Fraction(1, 2)] * 3
+    assert (
+        minimize(lambda x: (0.0, half), half, jac=True, method=solvers.sgd, options={"lr": 1, "maxiter": 1}).x == 0
+    ).all()
     with pytest.raises(ValueError, match=r"fun returned an array of shape \(3,\), expected a number"):
         minimize(lambda x: (x, x), np.ones(3), jac=True, method=adam)
