@@ -224,8 +224,10 @@ def _check_free(where: str, key: Any, rule: Rule) -> None:
     names, decided = hyperparameters(rule), {each.name for each in fields(rule)} | OF_OPTIMIZERS
     meant = [*names, "max_norm", "params", "learning_rate"]  # Keras's lr, which would be ignored without a word
     names_of_groups = {*dir(Group), *Group.__annotations__}  # what a group shows in their place
-    taken = isinstance(key, str) and (key.startswith("_") or key in names_of_groups)
-    if not isinstance(key, str) or taken or key in decided or get_close_matches(key, meant, 1, 0.8):
+    if isinstance(key, str) and (key.startswith("_") or key in names_of_groups):
+        reason = "begins with _" if key.startswith("_") else "is a name that groups have themselves"
+        raise TypeError(f"{where} has {key!r}, which {reason}: expected another name of your own")
+    if not isinstance(key, str) or key in decided or get_close_matches(key, meant, 1, 0.8):
         raise TypeError(
             f"{where} has {key!r}, expected 'params', 'max_norm', any of {', '.join(names)}, or a name of your own "
             "that is like none of them"

@@ -125,7 +125,8 @@ class Stepper:
         """
         t, scale = integer("t", t, low=1, most=2**63 - 1), number("grad_scale", grad_scale)
         if not isinstance(slots, Mapping):
-            raise TypeError(f"slots is {describe(slots)}, expected a dict of trees by {' and '.join(self._slots)}")
+            expected = f"a dict of trees by {' and '.join(self._slots)}" if self._slots else "{}, as this rule has none"
+            raise TypeError(f"slots is {describe(slots)}, expected {expected}")
         if twice := sorted(slots.keys() & beside.keys()):
             raise TypeError(f"{twice[0]} is given in slots and by name, expected one of both")
         self._group.call_with(None if lr is None else number("lr", lr, low=0))

@@ -821,6 +821,17 @@ def test_groups_that_are_none():
         ([{"params": a}, {"params": None}], TypeError, ["params[1] is NoneType"]),
         ([{"params": a, "betas": (0.9, 1.0)}], ValueError, ["params[0]", "betas[1] is 1.0"]),
         ([{"params": a, 3: 4}], TypeError, ["params[0]", "3"]),
+        (
+            [{"params": a, "leaves": 4}],
+            TypeError,
+            ["params[0] has 'leaves', which is a name that groups have themselves"],
+        ),
+        (
+            [{"params": a, "check": 4}],
+            TypeError,
+            ["params[0] has 'check', which is a name that groups have themselves"],
+        ),
+        ([{"params": a, "_mine": 4}], TypeError, ["params[0] has '_mine', which begins with _: expected another name"]),
         (iter([a]), TypeError, ["params is", "iterator"]),
         (None, TypeError, ["params is NoneType"]),
     ):

@@ -233,6 +233,15 @@ def test_what_is_refused_changes_nothing(changed, error, match, backend):
     assert not same_bits(arrays[0], before[0])
 
 
+def test_a_rule_without_slots_says_so(backend):
+    stepper, p = fa.Stepper(fa.rules.SGD(lr=0.5), np.ones(3), backend=backend), np.ones(3)
+    with pytest.raises(TypeError, match=r"^slots is NoneType, expected \{\}, as this rule has none$"):
+        stepper(p, np.ones(3), slots=None, t=1)
+    assert (p == 1).all()
+    stepper(p, np.ones(3), slots={}, t=1)
+    assert (p == 0.5).all()
+
+
 def test_shared_memory_is_refused(backend):
     x = np.ones(6)
     stepper = fa.Stepper(fa.rules.Lion(), x[:3], backend=backend)
