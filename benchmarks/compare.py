@@ -4,7 +4,8 @@ That commit is checked out beside this clone, and a process of each steps the sa
 that a machine that drifts slows both. Every such four give a ratio, new time over old; a pair of processes gives their
 median. Processes differ by where their memory and their code lie, so several pairs are started, and what is shown is
 the median over pairs and its confidence interval, by order statistics. Exit status: 1 where a whole interval lies above
-1.02, 2 where there is nothing to compare.
+1.02, 2 where there is nothing to compare. The suites of methods that older commits have not (lamb, stableadamw, muon)
+are compared where --rows names them; jax is not.
 """
 
 import argparse
@@ -30,7 +31,8 @@ ALLOWED = 1.02  # times the old time
 CONFIDENCE = 0.95
 PAIRS, SECONDS = 16, 0.4  # of processes, which differ by ±2 % (2^10, two Zen 4 cores); for each row in each pair
 FEWEST, MOST = 3, 60  # ratios of a row in a pair
-USUAL = ("core", "chain", "narrow", "pytorch")  # suites of what every commit can step
+USUAL = [name for name, suite in SUITES.items() if suite.compared]
+ROWS = f"suites, or rows: 'core 2^10'; else all suites but {', '.join(name for name in SUITES if name not in USUAL)}"
 QUICK = ("core 2^10", "core mlp", "pytorch mlp")
 
 
@@ -180,7 +182,7 @@ def main(argv=None):
     most = fastadam.get_num_threads()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--against", required=True, metavar="COMMIT", help="what is compared with")
-    parser.add_argument("--rows", nargs="+", default=USUAL, metavar="ROW", help="suites, or rows: 'core 2^10'")
+    parser.add_argument("--rows", nargs="+", default=USUAL, metavar="ROW", help=ROWS)
     parser.add_argument("--quick", action="store_const", const=QUICK, dest="rows", help=f"only {', '.join(QUICK)}")
     parser.add_argument("--pairs", type=options.count, default=PAIRS, metavar="N", help=f"of processes ({PAIRS})")
     parser.add_argument("--threads", type=options.count, default=most, metavar="N", help=f"{most}; 1 on a busy machine")

@@ -37,9 +37,10 @@ ROW = 48  # no divisor of a group
 def synthetic(steps, seed):
     """Yield gradients of all kinds, one after the other: 0.1 ± 1 standard deviation, of scales as exp(normal).
 
-    drift: shrinks 3-fold after a third of the steps and 10-fold after two. tails: Student's t of 2.5 degrees of
-    freedom. sparse: rows of 48, present at every step to one in 300. dead: scales as exp(2·normal); a quarter never has
-    a gradient, an eighth loses it after a sixth of the steps, and so does another, but after two thirds has it again.
+    Drift shrinks 3-fold after a third of the steps and 10-fold after two. Tails are Student's t of 2.5 degrees of
+    freedom. Sparse are rows of 48, present at every step to one in 300. Dead have scales as exp(2·normal); a quarter
+    never has a gradient, an eighth loses it after a sixth of the steps, and so does another, but after two thirds has
+    it again.
     """
     rng = np.random.default_rng(seed)
     scale = 1e-3 * np.exp(rng.standard_normal((4, SIZE)) * [[1], [1], [1], [2]])

@@ -43,6 +43,7 @@ class Suite(NamedTuple):
     rule: str = "Adam"
     rounds: int | None = None  # turns of each contestant; None: what time allows
     needs: int = 0  # bytes of memory per parameter that everyone takes together; 0: who has no room stays out
+    compared: bool = True  # by compare.py without --rows: every commit can step it, over arrays or under PyTorch
 
 
 def core(workload, backends):
@@ -93,10 +94,10 @@ SUITES = {
     "chain": Suite(chain, ("2^24",), rounds=15, needs=140),
     "narrow": Suite(narrow, ("2^24",), rounds=41, needs=140),
     "pytorch": Suite(pytorch, ("mlp", "2^20", "resnet50", "2^24 max_norm", "2^26"), "AdamW", rounds=25),
-    "jax": Suite(jax, ("2^10", "2^20", "2^24", "resnet50", "160-leaves"), rounds=25),
-    "lamb": Suite(lamb, ("resnet50", "2^24"), "LAMB-bias_correction", rounds=25),
-    "stableadamw": Suite(stableadamw, ("resnet50", "2^24"), "StableAdamW", rounds=25),
-    "muon": Suite(muon, ("gpt2-layer", "200-matrices"), "Muon", rounds=15),
+    "jax": Suite(jax, ("2^10", "2^20", "2^24", "resnet50", "160-leaves"), rounds=25, compared=False),
+    "lamb": Suite(lamb, ("resnet50", "2^24"), "LAMB-bias_correction", rounds=25, compared=False),
+    "stableadamw": Suite(stableadamw, ("resnet50", "2^24"), "StableAdamW", rounds=25, compared=False),
+    "muon": Suite(muon, ("gpt2-layer", "200-matrices"), "Muon", rounds=15, compared=False),
 }
 
 

@@ -30,7 +30,7 @@ PIECE = 4096
 def sample(shapes, rng, whole_leaves=False):
     """Choose elements: (leaf, slice) pieces of whole groups. The first and the last of every leaf are among them.
 
-    whole: of whole leaves alone, the shortest first, since what becomes of each element depends on all of its leaf; of
+    whole_leaves: of these alone, the shortest first, since what becomes of each element depends on all of its leaf; of
     a leaf longer than all that is held nothing is.
     """
     sizes = [int(np.prod(shape)) for shape in shapes]

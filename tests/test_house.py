@@ -441,6 +441,25 @@ def test_docstrings_begin_with_a_sentence():
     assert [f"{path.relative_to(ROOT)}:{node.lineno}: {node.name}" for path, node in found] == []
 
 
+ENTRY = re.compile(r"(?:^|\n\n|\.\n)([a-z]\w*(?:, [a-z]\w*)*): ")
+
+
+def entries_of_nothing(text):
+    """(function, word) where a docstring's line begins by explaining an argument that the function has not."""
+    for node in ast.walk(text):
+        if isinstance(node, ast.FunctionDef) and node.args.kwarg is None:
+            names = {each.arg for each in ast.walk(node.args) if isinstance(each, ast.arg)}
+            for words in ENTRY.findall(ast.get_docstring(node) or ""):
+                yield from ((node, word) for word in words.split(", ") if word not in names)
+
+
+def test_docstrings_explain_arguments_that_there_are():
+    (bad,) = entries_of_nothing(ast.parse('def f(a, b):\n    """Return.\n\n    a, c: what. b: that.\n    """'))
+    assert bad[1] == "c"
+    found = [(path, *one) for path in EVERYTHING for one in entries_of_nothing(tree(path))]
+    assert [f"{path.relative_to(ROOT)}:{node.lineno}: {word}" for path, node, word in found] == []
+
+
 # ---- sizes
 
 MOST_PARAMETERS = 7

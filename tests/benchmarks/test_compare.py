@@ -62,6 +62,19 @@ def test_a_slow_down_of_5_percent_is_caught_and_an_equal_one_is_not(seed, hand, 
     assert "1 compared, 0 slower" in capsys.readouterr().out
 
 
+def test_what_is_left_out_unless_it_is_named_is_said(capsys):
+    """In the help, in the module's first words and in the guide; rows of what is left out can be named."""
+    left_out = [name for name in compare.SUITES if name not in compare.USUAL]
+    assert left_out == ["jax", "lamb", "stableadamw", "muon"]
+    assert {row.partition(" ")[0] for row in compare.rows()} == {*compare.SUITES} - {"jax"}
+    with pytest.raises(SystemExit):
+        compare.main(["--help"])
+    guide = (ROOT / "benchmarks" / "README.md").read_text()
+    of_compare = guide[guide.index("compare.py --against") : guide.index("`--distributed` times")]
+    for text in (capsys.readouterr().out, compare.__doc__, of_compare):
+        assert all(name in text for name in left_out)
+
+
 def test_a_drift_that_favours_one_side_cancels(hand):
     """Calls that take ever longer, the new side's like the old side's: every four have a ratio near 1."""
 
