@@ -49,6 +49,11 @@ class Loading:
         self._take: Callable[[], None] = match.read()
 
     def take(self) -> Any:
-        """Change the optimizer; return what Folder.load does."""
+        """Change the optimizer as it is now; return what Folder.load does.
+
+        What the checkpoint has not, strict being False, stays as steps have left it since. Raises ValueError where
+        leaves have become arrays of other shapes or moments rest otherwise, RuntimeError where params hold averages;
+        then nothing has changed.
+        """
         self._take()
         return self.extra if self._strict else (self.extra, self._differences)
