@@ -1,10 +1,12 @@
 """Compiled code on disk: loaded where it is right, and never the cause of an error or of wrong code.
 
-Most tests keep a function of one line, in a directory of their own; a few step an optimizer in processes of their own.
+Most tests keep a function of one line, in a directory of their own, those of changed sources by copies of kernels/ that
+this process imports; a few step an optimizer in processes of their own.
 """
 
 import errno
 import fcntl
+import importlib
 import os
 import pwd
 import random
@@ -12,9 +14,13 @@ import re
 import shutil
 import signal
 import stat
+import sys
 import time
+from itertools import count
 from pathlib import Path
 
+import llvmlite
+import numba
 import pytest
 from numba import types
 
@@ -33,18 +39,17 @@ def directory(tmp_path, monkeypatch):
     return path
 
 
-def double(name):
-    return cache.native(name, lambda x: x + x, types.int64(types.int64)).entry_point
-
-
 @pytest.fixture
 def call(caplog):
-    """call(): keep and call a function as a new process would; whether that took "compiled" or "loaded" code."""
+    """call(): keep and call a function as a new process would; whether that took "compiled" or "loaded" code.
+
+    by: the cache of which copy of kernels/.
+    """
     caplog.set_level("DEBUG", "fastadam")
 
-    def run(name="double"):
+    def run(name="double", by=cache):
         caplog.clear()
-        assert double(name)(21) == 42
+        assert by.native(name, lambda x: x + x, types.int64(types.int64)).entry_point(21) == 42
         ((kept, how),) = USE.findall("\n".join(caplog.messages))
         assert kept == name
         return how
@@ -336,6 +341,7 @@ def test_without_a_home_nothing_is_left_in_the_working_directory(variables, tmp_
 
 LOG = """
 import logging, sys
+sys.modules["scipy"] = None  # where Numba looks for BLAS before it compiles anything, for 0.25 s
 logging.basicConfig(stream=sys.stdout, format="%(message)s")
 logging.getLogger("fastadam").setLevel("DEBUG")
 """
@@ -380,13 +386,38 @@ def copied(tmp_path):
     """copied(name): a copy of the library that a test may change."""
 
     def copy(name):
-        shutil.copytree(Path(fastadam.__file__).parent, tmp_path / name / "fastadam", ignore=NO_BYTECODE)
+        shutil.copytree(Path(fastadam.__file__).parent, tmp_path / name / "fastadam")
         return tmp_path / name
 
     return copy
 
 
-NO_BYTECODE = shutil.ignore_patterns("__pycache__")
+@pytest.fixture
+def imported(tmp_path, monkeypatch):
+    """imported(): a copy of kernels/, imported as a new process would: its cache.
+
+    edit(its folder) comes before that, later(its folder) between the import of kernels/ and of all that compiles.
+    """
+    monkeypatch.syspath_prepend(tmp_path)
+    names = (f"kernels_{k}" for k in count())
+
+    def copy(edit=lambda folder: None, later=lambda folder: None):
+        name = next(names)
+        shutil.copytree(Path(fastadam.__file__).parent / "kernels", tmp_path / name)
+        edit(tmp_path / name)
+        importlib.invalidate_caches()
+        importlib.import_module(name)
+        later(tmp_path / name)
+        return importlib.import_module(f"{name}.cpu.cache")
+
+    yield copy
+    for name in [name for name in sys.modules if name.startswith("kernels_")]:
+        del sys.modules[name]
+
+
+def appended(file):
+    """An edit of a copy: a comment at the end of a file."""
+    return lambda folder: (folder / file).write_text((folder / file).read_text() + "# changed\n")
 
 
 SOURCES = ["contract.py", "adam/__init__.py", "cpu/traversal.py", "cpu/elements.py"]
@@ -438,33 +469,24 @@ def check(**named):
     assert not uses(fresh(LOG + step + first + second))["compiled"]
 
 
-def test_a_change_of_any_source_compiles_anew(directory, start, copied, calling):
-    def changed(name, edit, text=calling):
-        package = copied(name)
-        edit(package / "fastadam" / "kernels")
-        return start(text, package=package)
-
-    def append(file):
-        return lambda kernels: (kernels / file).write_text((kernels / file).read_text() + "# changed\n")
-
-    assert uses(changed("unchanged", lambda kernels: None, LOG + CALL).output()) == COMPILED
-    processes = {
-        "unchanged elsewhere": changed("elsewhere", lambda kernels: None),
-        **{file: changed(file.replace("/", " "), append(file)) for file in SOURCES},
-        "added": changed("added", lambda kernels: (kernels / "adam" / "more.py").write_text("")),
-        "removed": changed("removed", lambda kernels: (kernels / "cpu" / "norm.py").unlink()),
-    }
-    found = {name: uses(process.output()) for name, process in processes.items()}
-    assert found == {name: LOADED if name == "unchanged elsewhere" else COMPILED for name in processes}
+CHANGES = {
+    **{file: appended(file) for file in SOURCES},
+    "added": lambda folder: (folder / "adam" / "more.py").write_text(""),
+    "removed": lambda folder: (folder / "cpu" / "norm.py").unlink(),
+}
 
 
-def test_code_compiled_from_before_a_change_is_not_kept_as_the_changed(directory, fresh, copied):
+def test_a_change_of_any_source_compiles_anew(directory, call, imported):
+    assert [call(), call(by=imported())] == ["compiled", "loaded"]
+    found = {name: call(by=imported(edit)) for name, edit in CHANGES.items()}
+    assert found == dict.fromkeys(CHANGES, "compiled")
+
+
+def test_code_compiled_from_before_a_change_is_not_kept_as_the_changed(directory, call, imported):
     """A session imports the library, someone changes or upgrades it, then the session compiles what it had imported."""
-    package = copied("package")
-    path = package / "fastadam" / "kernels" / "contract.py"
-    session = f"import fastadam\npath = {str(path)!r}\nopen(path, 'a').write('# changed')\n"
-    assert uses(fresh(session + LOG + CALL, package=package)) == COMPILED
-    assert uses(fresh(LOG + CALL, package=package)) == COMPILED
+    change = appended("contract.py")
+    session = imported(later=change)
+    assert [call(by=each) for each in (session, imported(change), imported())] == ["compiled"] * 3
 
 
 def test_bytecode_that_is_older_than_its_source_is_not_kept_as_the_source(directory, fresh, copied):
@@ -495,52 +517,57 @@ ODD = {
 
 
 @pytest.mark.parametrize("odd", ODD)
-def test_what_only_looks_like_a_source_changes_nothing(odd, directory, start, copied, calling):
-    assert uses(start(LOG + CALL).output()) == COMPILED
-    package = copied("package")
-    ODD[odd](package / "fastadam" / "kernels" / "adam" / ".#__init__.py")
-    assert uses(start(calling, package=package).output()) == LOADED
+def test_what_only_looks_like_a_source_changes_nothing(odd, directory, call, imported):
+    assert call() == "compiled"
+    assert call(by=imported(lambda folder: ODD[odd](folder / "adam" / ".#__init__.py"))) == "loaded"
 
 
-def test_a_source_that_cannot_be_read_costs_the_cache_alone(directory, fresh):
+def test_a_source_that_cannot_be_read_costs_the_cache_alone(directory, call, imported, monkeypatch):
     """Tests may run as root, for whom no mode forbids reading."""
-    refused = """
-import pathlib
-read = pathlib.Path.read_bytes
-def read_bytes(path):
-    if path.name == "contract.py":
-        raise PermissionError(13, "Permission denied", str(path))
-    return read(path)
-pathlib.Path.read_bytes = read_bytes
-"""
-    assert uses(fresh(refused + LOG + CALL)) == COMPILED
-    assert uses(fresh(refused + LOG + CALL)) == COMPILED
+    read = Path.read_bytes
+
+    def read_bytes(path):
+        if path.name == "contract.py":
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    assert [call(by=imported()), call(by=imported())] == ["compiled", "compiled"]
 
 
 def test_a_package_whose_sources_cannot_be_read_keeps_nothing(directory, fresh, copied, tmp_path):
     """In a zip file a change would go unnoticed."""
     archive = shutil.make_archive(str(tmp_path / "archive"), "zip", copied("package"))
     assert uses(fresh(LOG + CALL, package=archive)) == COMPILED
-    assert uses(fresh(LOG + CALL, package=archive)) == COMPILED
+    assert list(directory.iterdir()) == []
+
+
+VERSIONS = {"numba": (numba, "__version__"), "llvmlite": (llvmlite, "__version__"), "Python": (sys, "version")}
+
+
+@pytest.mark.parametrize("versions", VERSIONS)
+def test_what_another_version_compiled_is_not_loaded(versions, directory, call, imported, monkeypatch):
+    owner, name = VERSIONS[versions]
+    assert call() == "compiled"
+    with monkeypatch.context() as another:
+        another.setattr(owner, name, f"{getattr(owner, name)} of another build")
+        assert call(by=imported()) == "compiled"
+    assert call(by=imported()) == "loaded"
 
 
 OTHERS = {
-    "numba": ("import numba\nnumba.__version__ = '0.0.0'\n", {}),
-    "llvmlite": ("import numba, llvmlite\nllvmlite.__version__ = '0.0.0'\n", {}),
-    "Python": ("import numba, sys\nsys.version += ' of another build'\n", {}),
-    "processor": ("", {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}),
-    "unoptimized": ("", {"NUMBA_OPT": "0"}),
-    "with bounds checks": ("", {"NUMBA_BOUNDSCHECK": "1"}),
-    "for a debugger": ("", {"NUMBA_DEBUGINFO": "1"}),
+    "processor": {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""},
+    "unoptimized": {"NUMBA_OPT": "0"},
+    "with bounds checks": {"NUMBA_BOUNDSCHECK": "1"},
+    "for a debugger": {"NUMBA_DEBUGINFO": "1"},
 }
 
 
-def test_what_another_version_processor_or_option_compiled_is_not_loaded(directory, start, calling):
-    here = start(LOG + CALL)
-    assert uses(here.output()) == COMPILED
+def test_what_another_processor_or_option_compiled_is_not_loaded(directory, start, calling):
+    assert uses(start(LOG + CALL).output()) == COMPILED
     others = {
-        name: start(before + calling, strict=False, **variables)  # the debugger's code warns that it has no source
-        for name, (before, variables) in OTHERS.items()
+        name: start(calling, strict=False, **variables)  # the debugger's code warns that it has no source
+        for name, variables in OTHERS.items()
     }
     assert {name: uses(other.output()) for name, other in others.items()} == dict.fromkeys(OTHERS, COMPILED)
     assert uses(start(calling).output()) == LOADED
@@ -559,7 +586,7 @@ def test_of_processes_that_step_at_once_one_compiles_each_function(directory, st
     assert uses(output)["compiled"] == set()
 
 
-def test_a_process_killed_while_it_compiles_lets_the_next_one_compile(directory, start, fresh):
+def test_a_process_killed_while_it_compiles_lets_the_next_one_compile(directory, start, call):
     killed = """
 import os, signal
 from numba.core import compiler
@@ -567,7 +594,7 @@ compiler.compile_extra = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
 """
     assert start(killed + LOG + CALL).result()[0] == -signal.SIGKILL
     assert [path.suffix for path in directory.iterdir()] == [".claim"]
-    assert uses(fresh(LOG + CALL)) == COMPILED
+    assert call() == "compiled"
     assert only(directory)
 
 
@@ -632,6 +659,7 @@ def test_processes_that_keep_and_load_the_same_at_every_moment(directory, start)
     """Each of four goes through the same functions, in an order of its own, with nothing but the disk between them."""
     text = """
 import random, sys
+sys.modules["scipy"] = None
 from numba import types
 from fastadam.kernels.cpu import cache
 names = [f"double{k}" for k in range(12)]
@@ -654,8 +682,7 @@ def test_a_full_disk_is_no_error(directory, fresh):
     assert list(directory.iterdir()) == []
 
 
-def test_a_process_killed_while_it_writes_harms_no_other(directory, start, fresh):
+def test_a_process_killed_while_it_writes_harms_no_other(directory, start, call):
     killed = "import os, signal\nos.replace = lambda *files: os.kill(os.getpid(), signal.SIGKILL)\n"
     assert start(killed + LOG + CALL).result()[0] == -signal.SIGKILL
-    assert uses(fresh(LOG + CALL)) == COMPILED
-    assert uses(fresh(LOG + CALL)) == LOADED
+    assert [call(), call()] == ["compiled", "loaded"]
