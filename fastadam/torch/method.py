@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -126,6 +128,26 @@ def carried_by(opt: Method, table: Table) -> list[float]:
     table.judging()
     given = {name: plain(opt.param_groups[0].get(name, start)) for name, start in opt.rule.carried.items()}
     return [number(f"param_groups[0][{name!r}]", x, low=opt.rule.carried_least) for name, x in given.items()]
+
+
+@contextmanager
+def group_on_trial(opt: torch.optim.Optimizer, restore: Callable[[], None] | None = None) -> Iterator[None]:
+    """Within it a param group may be added: what is raised takes it back, and restore puts right what groups say."""
+    count = len(opt.param_groups)
+    try:
+        yield
+    except Exception:
+        del opt.param_groups[count:]
+        if restore is not None:
+            restore()
+        raise
+
+
+def listed(tensors: Any, name: str = "copy_to", each: str = ", one per parameter") -> list[Any]:
+    """Return tensors that may be read more than once. Raises TypeError where they are none, or a single one."""
+    if isinstance(tensors, torch.Tensor) or not isinstance(tensors, Iterable):
+        raise TypeError(f"{name} is {type(tensors).__name__}, expected an iterable of tensors{each}")
+    return list(tensors)
 
 
 def holds(opt: torch.optim.Optimizer, p: Any) -> bool:

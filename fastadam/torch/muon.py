@@ -13,9 +13,19 @@ from fastadam.checks import SEEDS, integer
 from fastadam.orthogonal import ADJUSTED
 from fastadam.torch.formats import describe
 from fastadam.torch.group import plain
-from fastadam.torch.method import drop_state, holds
+from fastadam.torch.method import drop_state, group_on_trial, holds
 from fastadam.torch.methods import SGD, AdamW
-from fastadam.torch.of_muon import check_asked, check_matrices, check_separate, is_matrix, orthogonalised
+from fastadam.torch.of_muon import (
+    arguments_of,
+    check_added,
+    check_asked,
+    check_matrices,
+    check_separate,
+    members_of,
+    orthogonalised,
+    parted,
+    tensor_of,
+)
 
 KEYS = "lr", "weight_decay", "momentum", "nesterov", "ns_coefficients", "eps", "ns_steps", "adjust_lr_fn"
 
@@ -62,25 +72,12 @@ class Muon(torch.optim.Optimizer):
         given = lr, weight_decay, momentum, nesterov, ns_coefficients, eps, ns_steps, adjust_lr_fn
         defaults: dict[str, Any] = dict(zip(KEYS, given, strict=True))
         torch.optim.Muon([torch.zeros(1, 1)], **defaults)  # refuses what torch refuses, in its words
-        items = list(params)
-        groups = items if items and isinstance(items[0], dict) else [{"params": items}]
-        matrices: list[dict[str, Any]] = []
-        others: list[dict[str, Any]] = []
-        for group in groups:
-            members = group["params"]
-            members = [members] if isinstance(members, torch.Tensor) else list(members)
-            chosen = [not group.get("aux") and is_matrix(x, muon) for x in members]
-            if chosen_members := [x for x, is_matrix in zip(members, chosen, strict=True) if is_matrix]:
-                matrices.append({**{key: x for key, x in group.items() if key != "aux"}, "params": chosen_members})
-            if rest := [x for x, is_matrix in zip(members, chosen, strict=True) if not is_matrix]:
-                kept = {key: x for key, x in group.items() if group.get("aux")}
-                others.append({**kept, "params": rest, "aux": True})
-        self._of_aux = dict(aux or {})
-        for group in matrices:
-            check_matrices(group)
+        matrices, others = parted(params, muon)
+        self._of_aux = arguments_of(aux)
         self._check_separate([*matrices, *others])
         self._adamw = AdamW(others, **self._shared, **self._of_aux) if others else None
         super().__init__([*matrices, *(self._adamw.param_groups if self._adamw else ())], defaults)
+        self._check_groups()
         self._share()
 
     def _choose(self, **options: Any) -> None:
@@ -92,31 +89,32 @@ class Muon(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of matrices as torch does, or with "aux": True one of AdamW's parameters.
 
-        Raises ValueError where a parameter is neither.
+        Raises ValueError where a parameter is neither. Where anything is raised, groups and steps stay as they were.
         """
         if "_moved" not in self.__dict__ or not isinstance(param_group, dict):  # under construction; torch refuses it
             super().add_param_group(param_group)
             return
         self.check_idle("a group added inside averaged() would not hold its average")
-        members, group, adamw = param_group["params"], dict(param_group), self._adamw
-        group["params"] = members = [members] if isinstance(members, torch.Tensor) else list(members)
+        group, adamw = {**param_group, "params": members_of(param_group)}, self._adamw
         if group.get("aux"):
-            adamw = adamw or AdamW(members, **self._shared, **self._of_aux)
-            group = {**adamw.defaults, **group}
-            if adamw is self._adamw and self._of_aux.get("copy_to") is not None:
-                raise ValueError(
-                    "aux has 'copy_to' for the parameters given first, expected another optimizer for more"
-                )
-        elif flat := [describe(p) for p in members if p.dim() < 2]:
-            raise ValueError(f"params has {flat[0]}, expected two dimensions, or a group with 'aux': True")
+            check_added(group, self._of_aux.get("copy_to") if adamw else None)
+        elif flat := [x for x in map(tensor_of, group["params"]) if isinstance(x, torch.Tensor) and x.dim() < 2]:
+            raise ValueError(f"params has {describe(flat[0])}, expected two dimensions, or a group with 'aux': True")
         else:
-            check_matrices(group)
+            check_matrices(f"param_groups[{len(self.param_groups)}]", group)
         self._check_separate([*self.param_groups, group])
-        super().add_param_group(group)
-        self._adamw = adamw
-        self._share()
+        if group.get("aux"):
+            adamw = adamw or AdamW(group["params"], **self._shared, **self._of_aux)
+            group = {**adamw.defaults, **group}
+        with group_on_trial(self, self._share):
+            super().add_param_group(group)
+            self._adamw = adamw
+            self._check_groups()
+            self._share()
+            if self._adamw is not None:
+                self._adamw.check_options()
 
-    def _check_options(self) -> None:
+    def check_options(self) -> None:
         """Do nothing: the walks have refused what does not fit."""
 
     @staticmethod
@@ -129,8 +127,9 @@ class Muon(torch.optim.Optimizer):
 
     def _share(self) -> None:
         """Let AdamW step its groups, and a walk move the matrices, with this optimizer's state."""
+        if not (groups := [group for group in self.param_groups if group.get("aux")]):
+            self._adamw = None
         if self._adamw is not None:
-            groups = [group for group in self.param_groups if group.get("aux")]
             self._adamw.__setstate__({"state": self.state, "param_groups": groups})
         # p - lr·ratio·(x + (λ / ratio)·p): matrices of one ratio are a group.
         self._moved: dict[tuple[int, float], dict[str, Any]] = {}
@@ -148,15 +147,13 @@ class Muon(torch.optim.Optimizer):
             self._moved = dict(zip(self._moved, self._moving.param_groups, strict=True))
 
     def _check_groups(self) -> None:
-        """Refuse hyperparameters that have been set to what no step takes; follow another adjust_lr_fn."""
+        """Refuse hyperparameters of matrices that no step takes."""
         for k, group in self._of_matrices():
             given = {"adjust" if key == "adjust_lr_fn" else key: plain(group[key]) for key in KEYS}
             try:
                 orthogonal.Muon(**given | {"adjust": given["adjust"] or "original"})
             except (TypeError, ValueError) as error:
                 raise type(error)(f"param_groups[{k}]: {error}") from None
-        if [group["adjust_lr_fn"] for _, group in self._of_matrices()] != self._adjusted:
-            self._share()
 
     def _of_matrices(self) -> list[tuple[int, dict[str, Any]]]:
         """Return the groups of matrices, numbered."""
@@ -229,6 +226,8 @@ class Muon(torch.optim.Optimizer):
                 loss = closure()
         self.check_idle("a step inside averaged() would be lost")
         self._check_groups()
+        if [group["adjust_lr_fn"] for _, group in self._of_matrices()] != self._adjusted:
+            self._share()
         present = [(group, p) for _, group in self._of_matrices() for p in group["params"] if p.grad is not None]
         for _, p in present:
             if p.grad.layout is not torch.strided or p.is_complex():

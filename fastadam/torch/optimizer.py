@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import chain
 from operator import is_
 from textwrap import fill
@@ -20,17 +21,11 @@ from fastadam.state.averages import Averaging
 from fastadam.torch.cuda import CudaWalk
 from fastadam.torch.formats import ORDER, SHORT, STORED, local
 from fastadam.torch.idle import with_zeros
-from fastadam.torch.method import OPTIONS, Options, drop_state, needing_one_device
+from fastadam.torch.method import OPTIONS, Options, drop_state, group_on_trial, listed, needing_one_device
 from fastadam.torch.replacing import Replacing
 from fastadam.torch.walk import Walk
 
 WALKS: dict[str, type[Walk]] = {"cpu": Walk, "cuda": CudaWalk}  # by the type of the device
-
-
-def _listed(tensors: Any, name: str = "copy_to", each: str = ", one per parameter") -> list[Any]:
-    if isinstance(tensors, torch.Tensor) or not isinstance(tensors, Iterable):
-        raise TypeError(f"{name} is {type(tensors).__name__}, expected an iterable of tensors{each}")
-    return list(tensors)
 
 
 def _moved(x: Any, device: Any) -> Any:
@@ -53,7 +48,7 @@ class Fast(Replacing):
         self._extra = {name: named.pop(name, default) for name, default in self.extras.items()}
         super().__init__(params, *args, **named)
         self.defaults |= self._extra
-        self._check_options()
+        self.check_options()
 
     def _choose(
         self, copy_to: Iterable[Any] | None = None, moments: str | None = None, master: str | None = None,
@@ -64,7 +59,7 @@ class Fast(Replacing):
         self._seed = integer("seed", seed, **SEEDS)
         self._chores, self._copy_to = Chores(**chores_asked), None
         if copy_to is not None:
-            self._copy_to = _listed(copy_to)
+            self._copy_to = listed(copy_to)
         self._walks: list[Walk] | None = None
         self._members: list[Any] = []  # the parameters that the walks are for, and how many each group has
         self._lengths: list[int] = []
@@ -72,7 +67,7 @@ class Fast(Replacing):
         self._averaging = False
         self.info: StepInfo = NOTHING
 
-    def _check_options(self) -> None:
+    def check_options(self) -> None:
         """Refuse now what does not fit of our options, and fill the copies."""
         self._built = True
         lazy = any(map(torch.nn.parameter.is_lazy, chain.from_iterable(g["params"] for g in self.param_groups)))
@@ -166,28 +161,32 @@ class Fast(Replacing):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a param group as torch's do; with copy_to the group's "copy_to" holds the copies of its parameters."""
+        Averaging.check_idle(self, "a group added inside averaged() would not hold its average")
         if not isinstance(param_group, dict):
             super().add_param_group(param_group)  # which refuses it
         group = {**self._extra, **param_group}
         self.check_group({**self.defaults, **group})
-        copies = group.pop("copy_to", None)
+        asked, copies = group.pop("copy_to", None), self._copy_to
         before = sum(len(group_before["params"]) for group_before in self.param_groups)
-        super().add_param_group(group)
-        added = len(self.param_groups[-1]["params"])
-        try:
-            if copies is not None and (self._copy_to is None or not self._built):
+        with group_on_trial(self, partial(self._take_copies, copies)):
+            super().add_param_group(group)
+            added = len(self.param_groups[-1]["params"])
+            if asked is not None and (copies is None or not self._built):
                 raise ValueError(
                     "a param group has 'copy_to', expected it in add_param_group of an optimizer with copy_to"
                 )
-            if self._copy_to is not None and self._built:
-                copies = _listed(copies if copies is not None else ())
-                if len(copies) != added or len(self._copy_to) != before:
-                    raise ValueError(f"the group's 'copy_to' has {len(copies)} tensors for {added} parameters")
-                self._copy_to += copies
-        except (TypeError, ValueError):
-            self.param_groups.pop()
-            raise
-        self._walks = None
+            if copies is not None and self._built:
+                more = listed(asked if asked is not None else ())
+                if len(more) != added or len(copies) != before:
+                    raise ValueError(f"the group's 'copy_to' has {len(more)} tensors for {added} parameters")
+                copies = [*copies, *more]
+            self._take_copies(copies)
+            if self._built:
+                self.check_options()
+
+    def _take_copies(self, copies: list[Any] | None) -> None:
+        """Let the walks that come be over these copies."""
+        self._copy_to, self._walks = copies, None
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Perform a single optimization step.
@@ -288,7 +287,7 @@ class Fast(Replacing):
         params: parameters of this optimizer. Raises ValueError where one is not; then nothing has changed.
         """
         self.check_idle("reset inside averaged() would lose what they were before")
-        drop_state(self, None if params is None else _listed(params, "params", ""))
+        drop_state(self, None if params is None else listed(params, "params", ""))
 
 
 def in_place_of(optimizer: torch.optim.Optimizer, method: type[Fast], options: dict[str, Any]) -> Fast:
@@ -296,5 +295,5 @@ def in_place_of(optimizer: torch.optim.Optimizer, method: type[Fast], options: d
     new = method.__new__(method)
     new._choose(**options)
     new.__setstate__(vars(optimizer))
-    new._check_options()
+    new.check_options()
     return new

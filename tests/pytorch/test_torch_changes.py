@@ -269,6 +269,57 @@ def test_copies_of_groups():
     assert "copy_to" not in opt.param_groups[1]
 
 
+@pytest.mark.parametrize(
+    ("options", "group", "words"),
+    [
+        ({"master": "remainder"}, {"params": [torch.ones(3, dtype=torch.float16)]}, r"params\[1\]\[0\] is float16"),
+        ({"moments": "float64"}, {"params": [torch.ones(3)]}, r"params\[1\]\[0\] is float32"),
+        ({"copies": 1}, {"params": [torch.ones(3)], "copy_to": [torch.zeros(4).bfloat16()]}, "copy_to has bfloat16"),
+        ({"copies": 1}, {"params": [torch.ones(3)], "copy_to": 3}, "copy_to is int"),
+        ({}, {"params": [torch.ones(3)], "copy_to": []}, "a param group has 'copy_to'"),
+        ({}, {"params": [torch.ones(3, requires_grad=True) * 1]}, "can't optimize a non-leaf"),
+    ],
+    ids=["master", "moments", "copy", "copies", "none", "leaf"],
+)
+def test_a_group_that_is_refused_leaves_no_trace(options, group, words):
+    """As at construction, formats and copies are looked at when it is added: steps go on without it."""
+    options = dict(options)
+    copies = [torch.zeros(5, dtype=torch.bfloat16) for _ in range(options.pop("copies", 0))]
+    dtype = torch.bfloat16 if "master" in options else torch.float64 if "moments" in options else torch.float32
+    p, q = (Parameter(torch.ones(5, dtype=dtype)) for _ in range(2))
+    opt, other = (fat.AdamW([x], lr=0.1, **options, copy_to=each) for x, each in ((p, copies or None), (q, None)))
+    for t in range(3):
+        for x, each in ((p, opt), (q, other)):
+            x.grad = torch.linspace(-1, t, 5).to(dtype)
+            each.step()
+        if t == 1:
+            with pytest.raises((TypeError, ValueError), match=words):
+                opt.add_param_group(group)
+            assert len(opt.param_groups) == 1
+    assert torch.equal(p, q)
+    assert all(torch.equal(x, p.detach().bfloat16()) for x in copies)
+
+
+def test_a_group_is_not_added_beside_averages():
+    a, b = (Parameter(torch.ones(5)) for _ in range(2))
+    c, d = (torch.zeros(5, dtype=torch.bfloat16) for _ in range(2))
+    opt = fat.Adam([a], lr=0.1, ema_decay=0.5, copy_to=[c])
+    a.grad = torch.ones(5)
+    opt.step()
+    with opt.averaged(), pytest.raises(RuntimeError, match=r"a group added inside averaged\(\) would not hold its ave"):
+        opt.add_param_group({"params": [b], "copy_to": [d]})
+    assert len(opt.param_groups) == 1
+    assert torch.equal(c, a.detach().bfloat16())
+
+
+def test_copies_of_a_group_are_filled_when_it_is_added():
+    a, b = (Parameter(torch.ones(5)) for _ in range(2))
+    c, d = (torch.zeros(5, dtype=torch.bfloat16) for _ in range(2))
+    opt = fat.Adam([a], copy_to=[c])
+    opt.add_param_group({"params": [b], "copy_to": [d]})
+    assert torch.equal(d, b.detach().bfloat16())
+
+
 def test_copies_that_cannot_be_right():
     a, b = (Parameter(torch.ones(5)) for _ in range(2))
     c = torch.zeros(5, dtype=torch.bfloat16)

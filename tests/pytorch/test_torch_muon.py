@@ -216,8 +216,17 @@ def test_what_matrices_have_not_is_refused_by_name():
     ):  # fmt: skip
         with pytest.raises(TypeError, match=words):
             fat.Muon([w], **named)
-    with pytest.raises(TypeError, match=f"a group of matrices has 'max_norm', {part}"):
-        fat.Muon([{"params": [w], "max_norm": 1.0}])
+    groups = [{"params": [Parameter(torch.ones(2, 2))]}, {"params": [w], "max_norm": 1.0}]
+    with pytest.raises(TypeError, match=rf"params\[1\]\['max_norm'\] is 1\.0, {part}"):
+        fat.Muon(groups)
+    with pytest.raises(TypeError, match=rf"param_groups\[1\]\['max_norm'\] is 1\.0, {part}"):
+        fat.Muon(groups[:1]).add_param_group(groups[1])
+    with pytest.raises(TypeError, match=r"params\[0\]\['moments'\] is '8bit', expected a group of matrices without"):
+        fat.Muon([{"params": [w], "moments": "8bit"}])
+    with pytest.raises(
+        ValueError, match=r"param_groups\[0\]: adjust is 'none', expected 'original' or 'match_rms_adamw'"
+    ):
+        fat.Muon([{"params": [w], "adjust_lr_fn": "none"}])
     opt, before = fat.Muon([w]), w.detach().clone()
     w.grad = torch.ones(3, 2).to_sparse()
     with pytest.raises(RuntimeError, match="Muon does not support sparse gradients"):
@@ -226,6 +235,98 @@ def test_what_matrices_have_not_is_refused_by_name():
     for function in (lambda: fat.to_torch_state(opt), lambda: fat.load_state_from(opt, opt.state_dict())):
         with pytest.raises(TypeError, match=r"opt is Muon, expected one of fastadam\.torch's methods"):
             function()
+
+
+def test_a_default_that_is_said_asks_for_nothing():
+    defaults = {"max_norm": None, "skip_nonfinite": False, "stats": None}
+    params = [Parameter(x) for x in drawn([(3, 2), (3,)], 0)]
+    opt = fat.Muon([{"params": params, **defaults, "seed": 0, "index_offset": 0}], aux=defaults, **defaults)
+    opt.add_param_group({"params": [Parameter(torch.ones(2, 2))], **defaults})
+    give(params, 1)
+    opt.step()
+    with pytest.raises(TypeError, match=r"params\[0\]\['max_norm'\] is 0\.0, which would see a part"):
+        fat.Muon([{"params": params, "max_norm": 0.0}])
+    with pytest.raises(TypeError, match="aux has 'max_norm', which would see a part"):
+        fat.Muon(params, aux={"max_norm": 0.0})
+
+
+HALF = torch.ones(2, 2, dtype=torch.float16)
+
+
+@pytest.mark.parametrize(
+    ("group", "error", "words"),
+    [
+        ({"params": [Parameter(HALF)]}, ValueError, r"master is 'remainder', params\[.\]\[0\] is float16\(2, 2\)"),
+        ({"params": [Parameter(HALF)], "aux": True}, ValueError, r"master is 'remainder', params\[.\]\[0\] is float16"),
+        ({"params": [HALF.requires_grad_() * 1]}, ValueError, "can't optimize a non-leaf Tensor"),
+        ({"params": [HALF.requires_grad_() * 1], "aux": True}, ValueError, "can't optimize a non-leaf Tensor"),
+        ({"params": [3]}, TypeError, "one of the params is int"),
+        ({"params": [("w", Parameter(HALF.bfloat16()))]}, ValueError, "cannot add param group with names"),
+        ({"params": [Parameter(HALF.bfloat16())], "adjust_lr_fn": "none"}, ValueError,
+         r"param_groups\[K\]: adjust is 'none', expected 'original' or"),
+        ({"params": [Parameter(HALF.bfloat16())], "aux": True, "moments": "8bit"}, ValueError,
+         "a param group has 'moments', expected it as an argument of the optimizer"),
+        ({"params": [Parameter(HALF.bfloat16())], "aux": True, "copy_to": []}, ValueError,
+         "a param group has 'copy_to', expected it in aux, for the parameters given first"),
+    ],
+    ids=["matrix", "aux", "leaf", "leaf of aux", "int", "names", "adjust_lr_fn", "moments", "copies"],
+)  # fmt: skip
+@pytest.mark.parametrize("shapes", [[(3, 2)], [(3, 2), (3,)]], ids=["matrices", "others"])
+def test_a_group_that_is_refused_leaves_no_trace(shapes, group, error, words):
+    """Steps go on as those of an optimizer that was never asked."""
+    words = words.replace("K", str(len(shapes)))  # the group's number
+    start = drawn(shapes, 0, torch.bfloat16)
+    (params, opt), (others, other) = (
+        (members, fat.Muon(members, lr=0.1, master="remainder"))
+        for members in ([Parameter(x.clone()) for x in start] for _ in range(2))
+    )
+    give(params, 1), give(others, 1)
+    opt.step(), other.step()
+    with pytest.raises(error, match=words):
+        opt.add_param_group(group)
+    assert len(opt.param_groups) == len(shapes)
+    for seed in (2, 3):
+        give(params, seed), give(others, seed)
+        opt.step(), other.step()
+    assert all(map(torch.equal, params, others))
+    added = [Parameter(HALF.bfloat16()) for _ in range(2)]
+    opt.add_param_group({"params": added[:1]})
+    opt.add_param_group({"params": added[1:], "aux": True, "lr": 0.1})
+    give([*params, *added], 4)
+    opt.step()
+    assert not any(torch.equal(p, HALF.bfloat16()) for p in added)
+
+
+def test_groups_that_are_added_may_have_names():
+    """As torch's own takes them, of matrices and of others, where the first have names."""
+    w, b, more, others = (Parameter(x) for x in drawn([(3, 2), (3,), (4, 2), (4,)], 0))
+    opt = fat.Muon([("w", w), ("b", b)], lr=0.1)
+    opt.add_param_group({"params": [("more", more)]})
+    opt.add_param_group({"params": [("others", others)], "aux": True})
+    assert [group["param_names"] for group in opt.param_groups] == [["w"], ["b"], ["more"], ["others"]]
+    before = [p.detach().clone() for p in (more, others)]
+    give([w, b, more, others], 1)
+    opt.step()
+    assert not any(map(torch.equal, before, (more, others)))
+    with pytest.raises(ValueError, match=r"params has float32\(2,\) on cpu, expected two dimensions"):
+        opt.add_param_group({"params": [("flat", Parameter(torch.ones(2)))]})
+    with pytest.raises(ValueError, match="cannot add param group without names"):
+        opt.add_param_group({"params": [Parameter(torch.ones(2, 2))]})
+
+
+def test_copies_of_the_others_are_any_iterable():
+    w, b, c = (Parameter(x) for x in drawn([(3, 2), (3,), (4,)], 0))
+    shorts = [torch.zeros(3, dtype=torch.bfloat16), torch.zeros(4, dtype=torch.bfloat16)]
+    opt = fat.Muon([w, b, c], aux={"lr": 0.5, "copy_to": (x for x in shorts)})
+    give([w, b, c], 1)
+    opt.step()
+    assert all(torch.equal(x, p.detach().bfloat16()) for x, p in zip(shorts, (b, c), strict=True))
+    late = fat.Muon([w], aux={"copy_to": iter(shorts[:1])})  # for the first group of others
+    late.add_param_group({"params": [b], "aux": True})
+    assert torch.equal(shorts[0], b.detach().bfloat16())
+    for copies, name in ((torch.zeros(3, dtype=torch.bfloat16), "Tensor"), (3, "int")):
+        with pytest.raises(TypeError, match=rf"aux\['copy_to'\] is {name}, expected an iterable of tensors"):
+            fat.Muon([w, b], aux={"copy_to": copies})
 
 
 @pytest.mark.parametrize("shared", ["both", "a copy", "a group that is added"])
