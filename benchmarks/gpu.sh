@@ -48,15 +48,15 @@ bench() { # bench NAME SECONDS OPTIONS...: it plans with three quarters of its t
     local name=$1 most=$2
     shift 2
     [ "$(left)" -lt "$most" ] && most=$(left)
-    run "$name" "$most" "$python" -m fastadam bench --seconds $((most > 4 ? most * 3 / 4 : 1)) --rounds 9 \
-        --json "$out/$name.json" ${plots:+--plot "$out/$name.png"} "$@"
+    run "$name" "$most" "$python" -m fastadam bench --seconds $((most > 4 ? most * 3 / 4 : 1)) --rounds $rounds \
+        --json "$out/$name.json" "$@"
 }
 
 # Only the files whose tests need a GPU are collected: others import what such a machine may lack.
 mapfile -t files < <(grep -rl --include="test_*.py" "pytest.mark.gpu" tests)
 sizes=2^10,2^14,2^17,2^20,2^22,2^24,2^26 large=2^28,2^30 workloads=mlp,resnet50,vit-b,gpt2,bert-large,gpt2-xl
-step=2^26 narrow=2^14,2^20,2^24,2^28
-[ -z "${QUICK:-}" ] || { sizes=2^10,2^14 large=2^11 workloads=mlp step=2^10 narrow=2^10; }
+step=2^26 narrow=2^14,2^20,2^24,2^28 rounds=9
+[ -z "${QUICK:-}" ] || { sizes=2^10,2^14 large=2^11 workloads=mlp step=2^10 narrow=2^10 rounds=2; }
 run tests 130 "$python" -m pytest -o addopts="--import-mode=importlib -ra --strict-markers" -m gpu -q ${QUICK:+--collect-only} "${files[@]}"
 bench float32-sizes 110 --backend cuda,numba --sizes "$sizes"
 bench chain 40 --suite chain --backend cuda --sizes "$step"
@@ -68,10 +68,15 @@ for k in $(seq 1 $((${#formats[@]} - 1))); do # the first is float32; what time 
     bench "${format//[:=]/-}-sizes" $(($(left) / (${#formats[@]} - k))) --backend cuda --format "$format" --sizes "$narrow"
 done
 
+shopt -s nullglob
+results=("$out"/*.json)
+: >"$out/report.txt"
+# All pictures by one process: matplotlib takes longer to import than to draw one.
+[ ${#results[@]} -eq 0 ] ||
+    "$python" benchmarks/report.py ${plots:+--png} --summary "${results[@]}" >"$out/report.txt" 2>&1 ||
+    failed+=("report: exit status $?; $(tail -n 1 "$out/report.txt")")
 {
-    shopt -s nullglob
-    results=("$out"/*.json)
-    [ ${#results[@]} -eq 0 ] || "$python" benchmarks/report.py --summary "${results[@]}"
+    cat "$out/report.txt"
     [ ! -e "$out/tests.txt" ] || tail -n 1 "$out/tests.txt"
     for text in "${notes[@]+"${notes[@]}"}"; do echo "$text"; done
     for text in "${failed[@]+"${failed[@]}"}"; do echo "FAILED $text"; done

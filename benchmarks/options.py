@@ -43,12 +43,13 @@ def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
 
 def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     import fastadam
+    from fastadam.backend import BACKENDS
 
     if args.distributed:
         from . import ranks
 
         return ranks.main([] if args.json is None else ["--json", str(args.json)])
-    most, status = fastadam.get_num_threads(), fastadam.backends()
+    most = fastadam.get_num_threads()
     args.threads = args.threads or most
     if args.threads > most:
         parser.error(f"argument --threads: {args.threads}, but this process may use {most}")
@@ -56,11 +57,11 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     one_of(parser, "--rule", [args.rule], cases.settings())
     one_of(parser, "--format", [args.format], cases.formats())
     one_of(parser, "--workload", args.workload, cases.MODELS)
-    ready = [name for name, text in status.items() if text == "ready"]
-    args.backends = args.backend or ready
-    one_of(parser, "--backend", args.backends, status)
+    one_of(parser, "--backend", args.backend or [], BACKENDS)
+    status = {name: BACKENDS[name].status() for name in args.backend or BACKENDS}  # which imports what it needs
+    args.backends = args.backend or [name for name, text in status.items() if text == "ready"]
     for name in args.backends:
-        if name not in ready:
+        if status[name] != "ready":
             parser.error(f"argument --backend: {name}: {status[name]}")
     if args.peers:
         from .everyone import everyone

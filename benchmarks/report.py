@@ -61,6 +61,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing; fail if a table differs from its result")
     parser.add_argument("--summary", nargs="+", metavar="FILE.json", help="print these results instead, in few lines")
+    parser.add_argument("--png", action="store_true", help="draw each of these as well, beside its file")
     parser.add_argument(
         "--plot",
         type=options.picture,
@@ -91,7 +92,7 @@ def _run(args):
     if args.check and (result := newest("core")) and label(result) not in PICTURE.read_bytes():
         raise files.Unusable(f"{PICTURE} is of another result: run python benchmarks/report.py --bars {PICTURE}")
     if args.summary:
-        return _summaries(args.summary)
+        return _summaries(args.summary, args.png)
     for path in FILES:
         before = path.read_text(encoding="utf-8")
         after = filled(before)
@@ -102,8 +103,8 @@ def _run(args):
     return 0
 
 
-def _summaries(paths):
-    """Print every result that can be read, and why another cannot; exit status 2 if there is one."""
+def _summaries(paths, png):
+    """Print every result that can be read, and why another cannot; exit status 2 if there is one. png: draw it, too."""
     status = 0
     for path in paths:
         try:
@@ -115,6 +116,10 @@ def _summaries(paths):
         SHOW[result["bench"]](result)
         if machine.unquiet(result["machine"]):
             print(machine.unquiet(result["machine"]))
+        if png and any(case.get("contestants") for case in result["cases"].values()):
+            from fastadam.benchmarks import plot  # which needs matplotlib
+
+            plot.draw(result, Path(path).with_suffix(".png"))
     return status
 
 
