@@ -1,5 +1,7 @@
 """Promise 1: the same bits on NumPy and on Numba, however memory is cut and however many threads walk it."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 from cases import LARGE, SIZES, elementwise, hostile, kernels_in_use, label, same_bits, state_arrays
@@ -7,6 +9,19 @@ from cases import LARGE, SIZES, elementwise, hostile, kernels_in_use, label, sam
 import fastadam as fa
 
 STEPS = 4
+
+
+@cache
+def pool(dtype, bad):
+    """Hostile numbers made once: to make them anew for every case takes as long as all its steps."""
+    return hostile(np.random.default_rng(6 + bad), LARGE[-1] + 2**18, dtype, bad)
+
+
+def taken(rng, n, dtype, bad):
+    """So many hostile numbers, from anywhere in the pool."""
+    numbers = pool(dtype, bad)
+    first = rng.integers(numbers.size - n)
+    return numbers[first : first + n].copy()
 
 
 def tree_of_offsets(rng, dtype, turn=None):
@@ -19,7 +34,7 @@ def tree_of_offsets(rng, dtype, turn=None):
         sizes = SIZES + (LARGE[:1] if offset in (0, 5) else []) + (LARGE[1:] if offset == 3 else [])
         for k, n in enumerate(sizes):
             if turn is None or (turn % 8 == 0 if n == LARGE[1] else n == LARGE[0] or (k + offset + turn) % 16 == 0):
-                tree.append(hostile(rng, n + offset, dtype, bad=False)[offset:])
+                tree.append(taken(rng, n + offset, dtype, bad=False)[offset:])
     return tree
 
 
@@ -27,7 +42,7 @@ def gradients_like(rng, tree):
     grads = []
     for k, p in enumerate(tree):
         offset = (7 * k) % 16
-        grads.append(hostile(rng, p.size + offset, p.dtype)[offset:].reshape(p.shape))
+        grads.append(taken(rng, p.size + offset, p.dtype.type, bad=True)[offset:].reshape(p.shape))
     return grads
 
 
