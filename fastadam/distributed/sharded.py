@@ -127,6 +127,11 @@ class Sharded(Collective):
         return self._tree
 
     @property
+    def paths(self) -> list[str]:
+        """Return each leaf's path in params as errors print it."""
+        return list(self._buffers.structure.names)
+
+    @property
     def groups(self) -> Any:
         """Return the groups, whose hyperparameters may be set between steps: on all ranks alike."""
         return self._opt.groups
@@ -148,8 +153,7 @@ class Sharded(Collective):
 
     @property
     def bytes_per_parameter(self) -> float:
-        """Return how many bytes this rank holds for each parameter so far: parameters and copies, state, room for
-        gradients."""
+        """Return this rank's bytes for each parameter so far: parameters and copies, state, room for gradients."""
         of_gradients = self._exchange.nbytes + (0 if self._arriving is None else self._arriving.nbytes)
         total: int = sum(x.nbytes for x in (*self._buffers, *self._pieces.beside)) + self.state_bytes + of_gradients
         return total / max(1, sum(buffer.n for buffer in self._buffers))
@@ -178,8 +182,7 @@ class Sharded(Collective):
         """
         if self._reproducible != "ranks":
             raise ValueError(f"reproducible is {self._reproducible!r}, expected 'ranks' for gradients by bucket")
-        paths = self._buffers.structure.names
-        chosen = [paths[k] for k in named(paths, [path], "path")]
+        chosen = [self.paths[k] for k in named(self.paths, [path], "path")]
 
         def take(grads: Tree) -> None:
             leaves = Structure(grads).leaves
@@ -231,12 +234,10 @@ class Sharded(Collective):
         everyone = together(self._engine, check)
         numbers, said, kinds = zip(*everyone, strict=True)
         agree(said)
-        given = [kind for kind in kinds if kind is not None]
-        agree(given)
+        agree(given := [kind for kind in kinds if kind is not None])
         if not given:
             raise ValueError("step() got no grads and no rank has accumulated any: expected some")
-        arriving = self._arriving
-        streams = arriving.arrived() if arriving else self._exchange.swap(items, numbers, given[0])
+        streams = self._arriving.arrived() if self._arriving else self._exchange.swap(items, numbers, given[0])
         try:
             info = self._take(streams, grad_scale, reduction)
         finally:
@@ -285,8 +286,7 @@ class Sharded(Collective):
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Let params hold the averaged weights on all ranks, which all call it, and give them their own bits back
-        afterwards: `with opt.averaged():`."""
+        """Let params hold the averaged weights inside `with opt.averaged():`, which all ranks enter; then their own."""
         try:
             with self._opt.averaged():
                 self._pieces.refresh()

@@ -290,6 +290,7 @@ def test_hooks_refuse():
     opt = SHARDED(fa.SGD, params(), lr=0.5)
     with pytest.raises(ValueError, match=r"path has \"\['x'\]\", expected a path"):
         opt.bucket("['x']")
+    assert opt.paths == ["['w']", "['b']"]
     hook = opt.bucket("['b']")
     with pytest.raises(ValueError, match=r"grads\['b'\] is float32\(8,\)"):
         hook(np.ones(8, np.float32))
