@@ -12,6 +12,7 @@ from ptx.streams import Clock
 
 GRAIN, WIDEST = 2, 16  # bytes of one place, of the widest access
 RED_ZONE = 512  # bytes before and after each array that belong to nobody
+ROOM = 1 << 18  # places that there are numbers for to begin with: zeros, which take no memory where nobody writes
 
 
 class Everything:
@@ -63,7 +64,8 @@ class Memory:
         self.between = Shadow(0)  # of a launch's blocks, of its threads where none can wait for another
         self.within = Shadow(0)  # of threads between barriers
         self.epoch = 0  # of the shadows
-        self.writers, self._readers = np.zeros(0, np.int32), defaultdict(lambda: np.zeros(len(self.writers), np.int32))
+        self.writers = np.zeros(ROOM, np.int32)
+        self._readers = defaultdict(lambda: np.zeros(len(self.writers), np.int32))
         self._raw = []  # freed arrays too, so that their addresses stay theirs
         self._table = None  # the extents' first, end and shift, where none has been added since
 
