@@ -29,8 +29,10 @@ class Fastadam(Contestant):
 
     @classmethod
     def missing(cls, setting):
-        status = fastadam.backends().get(cls.backend, "this version has none")
-        return status if status != "ready" else super().missing(setting)
+        if (why := super().missing(setting)) is None:
+            return None
+        status = fastadam.backends().get(cls.backend, "this version has none")  # which imports what each one needs
+        return status if status != "ready" else why
 
     def __init__(self, start, setting, threads):
         fastadam.set_num_threads(threads)
