@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -14,7 +14,7 @@ from fastadam.arrays.tree import Structure, Tree
 from fastadam.checks import at_count, positive
 from fastadam.kernels.contract import Slot
 from fastadam.kernels.formats import compute
-from fastadam.rule import Rule
+from fastadam.rule import Rule, hyperfields
 
 OF_OPTIMIZERS = {
     "backend", "moments", "master", "seed", "index_offset", "max_value", "ema_decay", "copy_to", "zero_grads",
@@ -88,7 +88,7 @@ class Group:
         rule = self.__dict__.get("rule")  # not there yet while a copy is made
         if name in self.__dict__.get("free", ()):
             return self.free[name]
-        if name not in {each.name for each in fields(rule)} if rule else True:
+        if rule is None or name not in hyperfields(type(rule)):
             raise AttributeError(f"{type(rule).__name__} has no hyperparameter {name!r}")
         return getattr(rule, name)
 
@@ -140,7 +140,7 @@ class Group:
         return rule
 
     def __dir__(self) -> list[str]:
-        return [*(each.name for each in fields(self.rule)), *self.free]
+        return [*hyperfields(type(self.rule)), *self.free]
 
     def __repr__(self) -> str:
         free = "".join(f", {key}={value!r}" for key, value in self.free.items())
@@ -188,7 +188,8 @@ def is_grouped(params: Tree) -> bool:
 
 def hyperparameters(rule: Rule | type[Rule]) -> list[str]:
     """Return the names that a method takes."""
-    return [each.name for each in fields(rule) if each.init]
+    kind = rule if isinstance(rule, type) else type(rule)
+    return [name for name, each in hyperfields(kind).items() if each.init]
 
 
 def make_groups(
@@ -221,7 +222,7 @@ def make_groups(
 
 def _check_free(where: str, key: Any, rule: Rule) -> None:
     """Refuse a key of a group that is no name, or looks as if something were meant that a group cannot say."""
-    names, decided = hyperparameters(rule), {each.name for each in fields(rule)} | OF_OPTIMIZERS
+    names, decided = hyperparameters(rule), hyperfields(type(rule)).keys() | OF_OPTIMIZERS
     meant = [*names, "max_norm", "params", "learning_rate"]  # Keras's lr, which would be ignored without a word
     names_of_groups = {*dir(Group), *Group.__annotations__}  # what a group shows in their place
     if isinstance(key, str) and (key.startswith("_") or key in names_of_groups):

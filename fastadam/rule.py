@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from typing import Any, ClassVar
 
 from fastadam.checks import flag, number
@@ -33,6 +33,16 @@ _AT_LEAST_0 = {
 }
 
 
+_HYPERFIELDS: dict[type[Any], dict[str, Field[Any]]] = {}
+
+
+def hyperfields(rule: type[Any]) -> dict[str, Field[Any]]:
+    """Return a rule's fields by their names, worked out once: every look at a group asks for them."""
+    if rule not in _HYPERFIELDS:
+        _HYPERFIELDS[rule] = {each.name: each for each in fields(rule)}
+    return _HYPERFIELDS[rule]
+
+
 @dataclass(frozen=True)
 class Rule:
     """Is what every method has. A rule is checked when it is made; all numbers become floats."""
@@ -51,7 +61,7 @@ class Rule:
     maximize: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
-        for each in fields(self):
+        for each in hyperfields(type(self)).values():
             value = getattr(self, each.name)
             if each.name == "lr":
                 checked: Any = value if callable(value) else number("lr", value, low=0)

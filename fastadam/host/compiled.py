@@ -19,6 +19,7 @@ from fastadam.plans.streams import Streams, labels
 
 G = Columns._fields.index("g")  # its place in a row of addresses
 THERE = np.uint8(1)  # what a tag holds for a flag that is set
+PIECES: dict[Any, int] = {}  # of all plans: addresses of compiled code by what it was compiled for
 
 
 class Calls(NamedTuple):
@@ -38,13 +39,13 @@ class NumbaPlan(Plan):
         self._elements, self._ndarray, self._norm = elements, ndarray, norm
         self._threads, self._traversal = threads, traversal
         self._lists: dict[int, Array] = {}  # per leaf, how many arrays its gradient comes as, and where they begin
-        self._pieces: dict[Any, int] = {}  # addresses of compiled code by what it was compiled for
+        self._pieces = PIECES
         super().__init__(*args)
         self._table = self._addresses()
         self._size = sum(self._sizes())
         self._objects, self._format = np.zeros(len(self._params), np.int64), Struct(f"{len(self._params)}q")
         self._look_at_grads()
-        threads.refresh()
+        threads.settle()
         self._prepare(1)  # the way out in a forked child, or while another thread walks, must not wait for a compiler
         self._prepare(threads.threads_for(self._size))
 
@@ -134,7 +135,7 @@ class NumbaPlan(Plan):
         return Calls(calls, arrays)
 
     def _piece(self, tag: Any) -> int:
-        """Return the address of the compiled piece for a tag. Only its types decide; a look at them takes 20 µs."""
+        """Return the address of the compiled piece for a tag. Only its types decide; a look at them takes 0.1 ms."""
         kind = type(tag), *tag
         if kind not in self._pieces:
             self._pieces[kind] = self._traversal.piece(tag)

@@ -162,6 +162,12 @@ def refresh() -> None:
 
 
 @cache
+def settle() -> None:
+    """Look again when the first plan has loaded Numba; to read the quota for each plan took a fifth of making it."""
+    refresh()
+
+
+@cache
 def _say_once(text: str) -> None:
     log.warning(text)
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import Any
 
 from fastadam.arrays.host import describe
 from fastadam.checks import SEEDS, integer, number
 from fastadam.group import Group, hyperparameters, is_grouped
 from fastadam.plans.table import Table
-from fastadam.rule import Rule
+from fastadam.rule import Rule, hyperfields
 from fastadam.state.slots import State
 
 VERSION = 1  # of the layout
@@ -24,7 +23,7 @@ def state_dict(state: State, table: Table, rule: type[Rule], copied: bool = True
         carried = dict(zip(rule.carried, table.carried[leaf].tolist(), strict=True))
         head = {"count": int(table.counts[leaf]), "format": str(p.dtype)}
         leaves[f"params{path}"] = {**head, **carried, **state.read(leaf, copied)}
-    groups = [{each.name: getattr(group, each.name) for each in fields(rule)} for group in table.groups]
+    groups = [{name: getattr(group, name) for name in hyperfields(rule)} for group in table.groups]
     for group in groups:
         group["lr"] = None if callable(group["lr"]) else group["lr"]
         group |= {name: list(value) for name, value in group.items() if isinstance(value, tuple)}
@@ -103,13 +102,13 @@ def check(state: State, table: Table, rule: type[Rule], saved: Any) -> list[Rule
 
 def rule_of_group(where: str, group: Group, rule: type[Rule], saved: Any) -> Rule:
     """Return the rule that a saved group's hyperparameters make; a schedule stays the group's own."""
-    _keys(where, saved, [each.name for each in fields(rule)])
+    _keys(where, saved, hyperfields(rule))
     if (saved["lr"] is None) != callable(group.lr):
         difference = f"{where}['lr'] is {saved['lr']!r}, this optimizer's is {group.lr!r}"
         raise ValueError(f"{difference}: expected two numbers or two schedules")
     changed = {name: saved[name] for name in hyperparameters(rule) if name != "lr" or saved["lr"] is not None}
     changed_rule = group.with_rule(where + ": ", **changed)
-    for name in {each.name for each in fields(rule)} - set(hyperparameters(rule)):
+    for name in hyperfields(rule).keys() - set(hyperparameters(rule)):
         _same(f"{where}[{name!r}]", saved[name], getattr(group, name))
     return changed_rule
 

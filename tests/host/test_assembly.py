@@ -10,6 +10,7 @@ from kept import kept
 from numba.core.registry import cpu_target
 
 import fastadam as fa
+from fastadam.host import compiled
 from fastadam.kernels.cpu import cache, traversal
 from fastadam.tools.cover import stored
 
@@ -64,6 +65,7 @@ def assembly_of(pytestconfig, monkeypatch):
     def last(act, **environment):
         with monkeypatch.context() as patch:
             patch.setattr(traversal, "pieces", {})
+            patch.setattr(compiled, "PIECES", {})
             for name, value in environment.items():
                 patch.setenv(name, value)
             act()
