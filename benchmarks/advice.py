@@ -33,7 +33,7 @@ def held():
     contestants, ratios, seconds = {}, {}, {}
     for format in HELD:
         setting = cases.setting("AdamW", format)
-        one = by_backend()["numba"](Start([(SIZE,)], setting.dtype), setting, fa.get_num_threads())
+        one = by_backend("numba")(Start([(SIZE,)], setting.dtype), setting, fa.get_num_threads())
         contestants[format] = one, count(), *clock.calibrated(one, count())
     names = {f"{way.params}:moments={way.moments}" + f":master={way.master}" * bool(way.master): way for way in WAYS}
     for _ in range(TURNS):

@@ -8,7 +8,7 @@ from .ours_jax import FastadamJax
 
 def everyone(backends):
     """Return all contestants for these backends; fastadam and the limits first, variants of fastadam last."""
-    cpu = [by_backend()[backend] for backend in backends if backend != "cuda"]
+    cpu = [by_backend(backend) for backend in backends if backend != "cuda"]
     cuda = "cuda" in backends
     main = [ours_cuda.MAIN] * cuda + sorted(cpu, key=lambda one: one.backend == "numpy")
     limits = [Limit] * bool(cpu) + [LimitCuda] * cuda

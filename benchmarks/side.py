@@ -39,7 +39,7 @@ def prepared(rule, case, name, format):
     """Return {"calls": of a turn, "bits": a checksum of p after two steps}, and a function that takes a turn."""
     kind = cases.Precision(format)
     setting = cases.Setting(rule, getattr(fastadam, rule), {}, kind, cases.chores(case))
-    cls = FastadamTorch if name == TORCH else by_backend()[name.rpartition(" ")[2]]
+    cls = FastadamTorch if name == TORCH else by_backend(name.rpartition(" ")[2])
     one = cls(Start(cases.shapes(case), kind.dtype), setting, fastadam.get_num_threads())
     steps, bits = count(), 0
     for _ in range(STEPS):

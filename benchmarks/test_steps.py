@@ -55,7 +55,7 @@ def test_step(benchmark, rule, backend, format, case):
         pytest.skip("the reference is timed on the smaller case only")
     setting = cases.setting(rule, format)
     start = Start(cases.shapes(case), setting.dtype)
-    one = (MAIN if backend == "cuda" else by_backend()[backend])(start, setting, THREADS)
+    one = (MAIN if backend == "cuda" else by_backend(backend))(start, setting, THREADS)
     ulps, wrong = truth.check([one], start, np.random.default_rng(0))
     assert not wrong
     benchmark.group = f"{rule} {format} {case}"

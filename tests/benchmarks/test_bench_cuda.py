@@ -30,10 +30,10 @@ RNG, TESTS = np.random.default_rng, Path(__file__).parents[1]
 def device(cupy):
     """The contestants that the stand-in brings."""
     caches = fastadam.backends.cache_clear if hasattr(fastadam.backends, "cache_clear") else lambda: None
-    for clear in (by_backend.cache_clear, limit_cuda.kernel.cache_clear, caches):
+    for clear in (limit_cuda.kernel.cache_clear, caches):
         clear()
     yield {one.name: one for one in everyone(["cuda"])}
-    for clear in (by_backend.cache_clear, limit_cuda.kernel.cache_clear, caches):
+    for clear in (limit_cuda.kernel.cache_clear, caches):
         clear()
 
 
@@ -104,7 +104,7 @@ def test_replays_go_on_beyond_the_window(device, monkeypatch):
     """More steps than lie ready equal as many on NumPy, to the bit."""
     setting, start = cases.setting("Adam"), Start([(70,), (7,)])
     graph = device["fastadam cuda, graph"](start, setting, 1)
-    numpy = by_backend()["numpy"](start, setting, 1)
+    numpy = by_backend("numpy")(start, setting, 1)
     for k in range(WINDOW + 5):
         for one in (graph, numpy):
             one.give(k)

@@ -12,7 +12,7 @@ from fastadam.benchmarks.peers_torch import TORCH
 from fastadam.tools.cli import main
 
 RNG = np.random.default_rng
-CONTESTANTS = by_backend()["numba"], FastadamTorch, TORCH[0]
+CONTESTANTS = by_backend("numba"), FastadamTorch, TORCH[0]
 
 
 def judged(cls, chores, n=5_000):
@@ -60,21 +60,21 @@ def copy_left(self):
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_told(step, chores, words, same_threads):
-    wrong = judged(named(by_backend()["numba"], "wrong", step=step), chores)
+    wrong = judged(named(by_backend("numba"), "wrong", step=step), chores)
     assert wrong["wrong"].startswith(words)
 
 
 def test_a_gradient_that_is_not_clipped_is_wrong(same_threads):
     """The second of two sets is ten times the first: only what is clipped moves as the oracle does."""
 
-    class Unclipped(by_backend()["numba"]):
+    class Unclipped(by_backend("numba")):
         def __init__(self, start, setting, threads):
             super().__init__(start, cases.setting("Adam"), threads)
             self.setting = setting
 
     setting, start = cases.setting("Adam", chores="max_norm"), Start([(3_000,)])
     start.grads[1] = [10 * g for g in start.grads[1]]
-    pair = [cls(start, setting, 1) for cls in (by_backend()["numba"], named(Unclipped, "unclipped"))]
+    pair = [cls(start, setting, 1) for cls in (by_backend("numba"), named(Unclipped, "unclipped"))]
     assert list(truth.check(pair, start, RNG(0))[1]) == ["unclipped"]
 
 
