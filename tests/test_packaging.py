@@ -76,5 +76,5 @@ def test_an_archive_installs_and_steps(built, kind, tmp_path, pytestconfig):
     beside = run(python, "-c", STEP % True, cwd=ROOT)  # ./fastadam shadows the installed one there, and must work
     assert Path(beside.strip()).is_relative_to(ROOT)
     assert "demo" in run(python, "-m", "fastadam", "--help", cwd=ROOT)
-    bench = "-m", "fastadam", "bench", "--sizes", "100", "--rounds", "1", "--peers", "plain NumPy"
+    bench = "-m", "fastadam", "bench", "--sizes", "100", "--rounds", "1", "--peers", "plain NumPy", "--threads", "1"
     assert "plain NumPy" in run(python, *bench, cwd=tmp_path)
