@@ -279,7 +279,7 @@ def same_bits(a: Array, b: Array) -> bool:
     """Return whether arrays are equal to the bit, the sign of zero included; all NaNs count as equal."""
     integer = np.dtype(f"u{a.dtype.itemsize}")
     equal = np.ascontiguousarray(a).view(integer) == np.ascontiguousarray(b).view(integer)
-    return a.dtype == b.dtype and a.shape == b.shape and bool(np.all(equal | (_is_nan(a) & _is_nan(b))))
+    return a.dtype == b.dtype and a.shape == b.shape and bool(equal.all() or np.all(equal | (_is_nan(a) & _is_nan(b))))
 
 
 def _is_nan(x: Array) -> Array:
