@@ -57,6 +57,24 @@ def call(caplog):
     return run
 
 
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """An entry that was compiled in another directory."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FASTADAM_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
+        cache.native("double", lambda x: x + x, types.int64(types.int64))
+        return only(cache.directory())
+
+
+@pytest.fixture
+def entry(directory, compiled, call):
+    """The entry of call(), which is there."""
+    directory.mkdir(mode=0o700)
+    path = Path(shutil.copy(compiled, directory))
+    assert call() == "loaded"
+    return path
+
+
 def only(directory):
     """The one file that lies there: a whole entry, and nothing that was on its way."""
     (path,) = directory.iterdir()
@@ -188,30 +206,23 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_file_costs_a_compilation(damage, directory, call):
-    call()
-    path = only(directory)
-    data = path.read_bytes()
-    path.write_bytes(DAMAGES[damage](data))
+def test_a_damaged_file_costs_a_compilation(damage, directory, entry, call):
+    entry.write_bytes(DAMAGES[damage](entry.read_bytes()))
     assert call() == "compiled"
-    assert only(directory) == path
+    assert only(directory) == entry
     assert call() == "loaded"  # and is whole again
 
 
-def test_a_directory_in_the_place_of_an_entry(directory, call):
-    call()
-    path = only(directory)
-    path.unlink()
-    path.mkdir()
+def test_a_directory_in_the_place_of_an_entry(directory, entry, call):
+    entry.unlink()
+    entry.mkdir()
     assert [call(), call()] == ["compiled", "compiled"]
-    assert only(directory) == path
+    assert only(directory) == entry
 
 
-def test_a_link_to_nowhere_in_the_place_of_an_entry(directory, call):
-    call()
-    path = only(directory)
-    path.unlink()
-    path.symlink_to(directory / "nowhere")
+def test_a_link_to_nowhere_in_the_place_of_an_entry(directory, entry, call):
+    entry.unlink()
+    entry.symlink_to(directory / "nowhere")
     assert [call(), call()] == ["compiled", "loaded"]
 
 
@@ -219,15 +230,13 @@ def test_a_link_to_nowhere_in_the_place_of_an_entry(directory, call):
 
 
 @pytest.mark.parametrize("mode", [0o666, 0o622, 0o660, 0o620, 0o602], ids=oct)
-def test_a_file_that_others_may_write_is_not_loaded(mode, directory, call):
-    call()
-    only(directory).chmod(mode)
+def test_a_file_that_others_may_write_is_not_loaded(mode, entry, call):
+    entry.chmod(mode)
     assert [call(), call()] == ["compiled", "loaded"]  # our own has taken its place
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o1777, 0o770, 0o720, 0o702], ids=oct)
-def test_nothing_is_loaded_from_a_directory_that_others_may_write(mode, directory, call):
-    call()
+def test_nothing_is_loaded_from_a_directory_that_others_may_write(mode, directory, entry, call):
     directory.chmod(mode)
     assert [call(), call()] == ["compiled", "compiled"]
     directory.chmod(0o755)
@@ -235,11 +244,10 @@ def test_nothing_is_loaded_from_a_directory_that_others_may_write(mode, director
 
 
 @pytest.mark.parametrize("which", ["file", "directory"])
-def test_nothing_is_loaded_that_someone_else_owns(which, directory, call):
+def test_nothing_is_loaded_that_someone_else_owns(which, directory, entry, call):
     if os.getuid() != 0:
         pytest.skip("only root can give a file away")
-    call()
-    os.chown(only(directory) if which == "file" else directory, 54321, -1)
+    os.chown(entry if which == "file" else directory, 54321, -1)
     assert call() == "compiled"
 
 
@@ -266,14 +274,14 @@ def test_a_directory_that_cannot_be_is_no_error(kind, tmp_path, monkeypatch, dir
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_read_only_directory_is_no_error(directory, call):
+def test_a_read_only_directory_is_no_error(directory, entry, call):
     if os.getuid() == 0:
         pytest.skip("root may write to any directory, whatever its mode")
-    call()
     directory.chmod(0o500)
     assert [call(), call("other")] == ["loaded", "compiled"]
     directory.chmod(0o700)
-    only(directory).chmod(0o200)
+    assert only(directory) == entry
+    entry.chmod(0o200)
     assert call() == "compiled"
 
 
@@ -296,10 +304,10 @@ FAULTS = {
 
 @pytest.mark.parametrize("before", [False, True], ids=["empty", "with an entry"])
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_disk_that_fails_is_no_error(fault, before, directory, call, monkeypatch):
+def test_a_disk_that_fails_is_no_error(fault, before, directory, call, monkeypatch, request):
     owner, name, error, loads = FAULTS[fault]
     if before:
-        call()
+        request.getfixturevalue("entry")
     with monkeypatch.context() as failing:
         failing.setattr(owner, name, refusing(error))
         how = [call(), call()]
@@ -476,8 +484,8 @@ CHANGES = {
 }
 
 
-def test_a_change_of_any_source_compiles_anew(directory, call, imported):
-    assert [call(), call(by=imported())] == ["compiled", "loaded"]
+def test_a_change_of_any_source_compiles_anew(entry, call, imported):
+    assert call(by=imported()) == "loaded"
     found = {name: call(by=imported(edit)) for name, edit in CHANGES.items()}
     assert found == dict.fromkeys(CHANGES, "compiled")
 
@@ -517,8 +525,7 @@ ODD = {
 
 
 @pytest.mark.parametrize("odd", ODD)
-def test_what_only_looks_like_a_source_changes_nothing(odd, directory, call, imported):
-    assert call() == "compiled"
+def test_what_only_looks_like_a_source_changes_nothing(odd, entry, call, imported):
     assert call(by=imported(lambda folder: ODD[odd](folder / "adam" / ".#__init__.py"))) == "loaded"
 
 
@@ -546,9 +553,8 @@ VERSIONS = {"numba": (numba, "__version__"), "llvmlite": (llvmlite, "__version__
 
 
 @pytest.mark.parametrize("versions", VERSIONS)
-def test_what_another_version_compiled_is_not_loaded(versions, directory, call, imported, monkeypatch):
+def test_what_another_version_compiled_is_not_loaded(versions, entry, call, imported, monkeypatch):
     owner, name = VERSIONS[versions]
-    assert call() == "compiled"
     with monkeypatch.context() as another:
         another.setattr(owner, name, f"{getattr(owner, name)} of another build")
         assert call(by=imported()) == "compiled"
@@ -629,16 +635,14 @@ assert numba.njit(lambda x: x + 1)(1) == 2
     assert uses(fresh(LOG + f"call = {CALL!r}" + interrupted)) == COMPILED
 
 
-def test_no_process_is_waited_for_for_ever(directory, call, monkeypatch):
+def test_no_process_is_waited_for_for_ever(entry, call, monkeypatch):
     """One that is stopped while it compiles holds its claim."""
-    call()
-    path = only(directory)
-    path.unlink()
-    with open(path.with_suffix(".claim"), "w") as claim:
+    entry.unlink()
+    with open(entry.with_suffix(".claim"), "w") as claim:
         fcntl.flock(claim, fcntl.LOCK_EX)
         monkeypatch.setattr(claims, "PATIENCE", 0.05)
         assert call() == "compiled"
-        assert path.with_suffix(".claim").exists()  # it is another's
+        assert entry.with_suffix(".claim").exists()  # it is another's
     assert call() == "loaded"
 
 
