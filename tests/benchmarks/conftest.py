@@ -1,5 +1,7 @@
 """The worker of `bench` in this process, so that a test can change what it does."""
 
+from contextlib import contextmanager
+
 import pytest
 
 import fastadam as fa
@@ -13,9 +15,9 @@ def same_threads():
         yield
 
 
-@pytest.fixture
-def in_process(monkeypatch, same_threads):
-    """What the worker says comes from this process."""
+@pytest.fixture(scope="session")
+def here():
+    """here(): within it, what the worker says comes from this process, whose count of threads stays as it is."""
 
     def events(task, env):
         said, interrupt = [], None
@@ -28,7 +30,20 @@ def in_process(monkeypatch, same_threads):
             raise interrupt
         yield {"ended": 0, "words": ""}
 
-    monkeypatch.setattr(bench, "events", events)
+    @contextmanager
+    def replaced():
+        with pytest.MonkeyPatch.context() as patch, fa.num_threads(fa.get_num_threads()):
+            patch.setattr(bench, "events", events)
+            yield
+
+    return replaced
+
+
+@pytest.fixture
+def in_process(here):
+    """What the worker says comes from this process, all through the test."""
+    with here():
+        yield
 
 
 @pytest.fixture

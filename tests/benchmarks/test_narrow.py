@@ -18,10 +18,11 @@ def run(*words):
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory):
+def written(tmp_path_factory, here):
     """A small run, and its result."""
     path = tmp_path_factory.mktemp("narrow") / "narrow-x.json"
-    assert run("--sizes", "5000", "--rounds", "2", "--json", str(path)) == 0
+    with here():
+        assert run("--sizes", "5000", "--rounds", "2", "--json", str(path)) == 0
     return path, json.loads(path.read_text())
 
 
