@@ -1,6 +1,7 @@
 """The functional steps: each equals its Optimizer to the bit, on arrays that the caller keeps."""
 
 import inspect
+from functools import cache
 
 import numpy as np
 import pytest
@@ -57,19 +58,26 @@ ARRANGED = {
 }
 
 
+@cache
+def numbers(arranged, dtype):
+    """Parameters and STEPS gradients, the last of them with infinities and NaN; for every method the same."""
+    shape, _ = ARRANGED[arranged]
+    rng = np.random.default_rng(13)
+    start = np.asarray(rng.standard_normal(shape), dtype)
+    return start, [hostile(rng, start.size, dtype, bad=t == STEPS).reshape(shape) for t in range(1, STEPS + 1)]
+
+
 @crossed(case=CASES, arranged=ARRANGED, backend=["numpy", "numba"])
 def test_a_function_equals_its_optimizer(case, arranged, backend):
     method, chosen = case
-    (shape, arrange), function = ARRANGED[arranged], FUNCTIONS[method]
+    (_, arrange), function = ARRANGED[arranged], FUNCTIONS[method]
     for dtype in (np.float32, np.float64):
-        rng = np.random.default_rng(13)
-        start = np.asarray(rng.standard_normal(shape), dtype)
+        start, grads = numbers(arranged, dtype)
         theirs, p = arrange(start.copy()), arrange(start.copy())
         slots, own = slots_for(method, chosen, p), translated(method, chosen)
         idle = method.rule(**chosen).idle  # which only the function keeps
         opt = method(theirs, backend=backend, **chosen)
-        for t in range(1, STEPS + 1):
-            g = hostile(rng, start.size, dtype, bad=t == STEPS).reshape(shape)
+        for t, g in enumerate((g.copy() for g in grads), start=1):
             before, scale = g.tobytes(), (1.0, 0.5, -3.0)[t % 3]
             opt.step(arrange(g), grad_scale=scale)
             returned = function(p, g, **slots, t=t, grad_scale=scale, backend=backend, **own)
