@@ -200,13 +200,14 @@ def test_a_changed_rule_is_caught(old, new):
     ]
     both.append((fa.SGD, {"lr": 1e-2, "momentum": 0.7, "dampening": 0.3, "lr_in_momentum": True}))  # three at once
     for (method, chosen), before in product(both, (0, LATE)):
-        rule, true = getattr(mutant, method.rule.__name__), method.rule(**chosen)
+        kind = getattr(mutant, method.rule.__name__)
+        rule, true = kind(**chosen), method.rule(**chosen)
         carried = [0.5] * len(true.carried)
-        if rule(**chosen).initial() != true.initial() or any(
-            rule(**chosen).coefficients(t, 1e-2, *carried) != true.coefficients(t, 1e-2, *carried)
+        if rule.initial() != true.initial() or any(
+            rule.coefficients(t, 1e-2, *carried) != true.coefficients(t, 1e-2, *carried)
             for t in range(before + 1, before + 9)
         ):  # only where the change can show
-            wrong = type(method.__name__, (Optimizer,), {"rule": rule})
+            wrong = type(method.__name__, (Optimizer,), {"rule": kind})
             found = max(found, worst_error(wrong, chosen, np.float32, "numpy", 3000, before)[0])
         if found > SLACK:
             break
