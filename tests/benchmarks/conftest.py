@@ -1,11 +1,21 @@
 """The worker of `bench` in this process, so that a test can change what it does."""
 
+import gc
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 
 import fastadam as fa
 from fastadam.benchmarks import bench, clock, worker
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_collection():
+    """A race begins without a full collection of garbage, which takes 0.5 s in a process that holds many tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clock, "gc", SimpleNamespace(collect=lambda: 0, disable=gc.disable, enable=gc.enable))
+        yield
 
 
 @pytest.fixture
