@@ -28,6 +28,12 @@ def tree(path):
     return ast.parse(path.read_text())
 
 
+@cache
+def nodes_of(text):
+    """Every node of a module's text, which is walked once for all questions."""
+    return tuple(ast.walk(text))
+
+
 def where(path, node):
     return f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)}"
 
@@ -63,7 +69,7 @@ def is_text(node):
 
 def sniffing(text):
     """Where a text compares dtypes, names of formats or sizes with one it names: to find out a format."""
-    for node in ast.walk(text):
+    for node in nodes_of(text):
         if isinstance(node, ast.Compare):
             sides = [node.left, *node.comparators]
             option = any(ast.unparse(side).rpartition(".")[2] == "master" for side in sides)  # has values of such names
@@ -104,7 +110,7 @@ TABLES = {  # displays of several kinds, each the only one of its processor or f
 
 def tables(text):
     """The displays with two or more kinds, but for arguments of calls."""
-    for node in ast.walk(text):
+    for node in nodes_of(text):
         if isinstance(node, ast.Dict):
             items = [*(key for key in node.keys if key is not None), *node.values]
         elif isinstance(node, ast.Tuple | ast.List | ast.Set):
@@ -194,7 +200,7 @@ def is_negative(index):
 
 def from_the_end(text):
     """Where a text counts a leaf's streams from the end, such as own[-3] or at[2:-3]."""
-    for node in ast.walk(text):
+    for node in nodes_of(text):
         if isinstance(node, ast.Subscript) and is_negative(node.slice):
             names = {getattr(part, "id", getattr(part, "attr", "")).strip("_") for part in ast.walk(node.value)}
             if names & STREAMS:
@@ -243,7 +249,7 @@ def test_columns_follow_from_names():
 
 def peeking(text):
     """Where a text reads a private attribute of an optimizer that it was given."""
-    for node in ast.walk(text):
+    for node in nodes_of(text):
         if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
             owner = getattr(node.value, "id", getattr(node.value, "attr", "")).strip("_")
             if owner in ("opt", "optimizer"):
@@ -294,7 +300,7 @@ def private(node):
 
 def prying(text):
     """Where a text reads or writes a private attribute of an object of another module."""
-    nodes = list(ast.walk(text))
+    nodes = nodes_of(text)
     kept_here = {node.attr for node in nodes if isinstance(node, ast.Attribute) and is_owner(node.value)}
     kept_here |= {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
     for node in nodes:
@@ -339,7 +345,7 @@ PUBLIC = {"fastadam/checkpoint/contents.py": {"whole"}}  # of a Shard, as users 
 
 def pronouns(text, file=""):
     """The names in a text, of values, attributes, functions and classes, that say of nothing what it is."""
-    for node in ast.walk(text):
+    for node in nodes_of(text):
         name = next(
             (x for field in ("id", "attr", "arg", "name") if isinstance(x := getattr(node, field, None), str)), ""
         )
@@ -426,7 +432,7 @@ AS_IN_EVERY_KERNEL = "One element, or whole arrays, of one step", "What the kern
 
 def fragments(text):
     """The classes and functions whose docstring begins as no sentence does that says what they are or do."""
-    for node in ast.walk(text):
+    for node in nodes_of(text):
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and (first := ast.get_docstring(node)):
             word = first.split()[0].strip(",:;.").lower()
             if (word in FRAGMENTS or not word.isidentifier()) and not first.startswith(AS_IN_EVERY_KERNEL):
@@ -446,7 +452,7 @@ ENTRY = re.compile(r"(?:^|\n\n|\.\n)([a-z]\w*(?:, [a-z]\w*)*): ")
 
 def entries_of_nothing(text):
     """(function, word) where a docstring's line begins by explaining an argument that the function has not."""
-    for node in ast.walk(text):
+    for node in nodes_of(text):
         if isinstance(node, ast.FunctionDef) and node.args.kwarg is None:
             names = {each.arg for each in ast.walk(node.args) if isinstance(each, ast.arg)}
             for words in ENTRY.findall(ast.get_docstring(node) or ""):
@@ -503,7 +509,7 @@ def test_functions_have_few_parameters():
     assert parameters(example) == 5
     many = {}
     for path in EVERYTHING:
-        for node in ast.walk(tree(path)):
+        for node in nodes_of(tree(path)):
             if (
                 isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
                 and parameters(node) > MOST_PARAMETERS
