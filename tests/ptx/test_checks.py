@@ -1,35 +1,13 @@
 """Each check of the interpreter: a kernel or an order of work that it must find, and its neighbour that is right."""
 
-import sys
-
 import numpy as np
 import pytest
 from cuda_host import fake_cupy
 
 from ptx.instructions import Fault
 from ptx.launch import Program
+from ptx.small import I, function, launch, two
 
-
-@pytest.fixture
-def device(ptx, monkeypatch):
-    """The stand-in for CuPy, whose kernels are PTX."""
-    module = fake_cupy.module(ptx)
-    monkeypatch.setitem(sys.modules, "cupy", module)
-    return module
-
-
-def function(device, body, parameters="float* x, const float* y, long long n", before=""):
-    text = f'{before}\nextern "C" __global__ void f({parameters}) {{ {body} }}\n'
-    return device.RawModule(text).get_function("f")
-
-
-def launch(device, body, x, y=None, n=0, grid=1, threads=64, **text):
-    """Run a kernel over x, y and n, and wait for it."""
-    function(device, body, **text)((grid,), (threads,), (x, x if y is None else y, np.array(n, np.int64)))
-    device.state.stream.synchronize()
-
-
-I = "const int i = blockIdx.x * blockDim.x + threadIdx.x;"  # noqa: E741
 EXCHANGE = "__shared__ float s[64]; s[threadIdx.x] = y[threadIdx.x]; {} x[threadIdx.x] = s[63 - threadIdx.x];"
 SUMS = "if (threadIdx.x == 0) x[0] = y[0]; {} if (threadIdx.x == 1) x[1] = x[0];"
 
@@ -247,13 +225,6 @@ def test_blocks_of_no_threads_and_grids_of_no_blocks(device):
     one((1,), (0,), (x,))
     with pytest.raises(Fault, match="1 blocks of 0 threads"):
         device.state.stream.synchronize()
-
-
-ADD = (I + "x[i] = y[i] + 1;", "int* x, const int* y")  # plain arithmetic of floats is flushed
-
-
-def two(device):
-    return device.zeros(64, np.int32), device.zeros(64, np.int32), function(device, *ADD)
 
 
 def test_memory_that_was_freed(device):

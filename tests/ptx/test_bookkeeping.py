@@ -1,0 +1,192 @@
+"""What memory.py, streams.py and races.py write down stays right: where rooms grow, views stride, streams are many."""
+
+import numpy as np
+import pytest
+
+from ptx.instructions import Fault
+from ptx.small import I, launch, two
+
+COPY = I + "x[i] = y[i];"
+EVERYTHING = 1 << 30  # a number beyond any task's
+
+
+@pytest.fixture
+def streams(device):
+    """Streams that nothing orders."""
+
+    def some(count):
+        device.state.stream.synchronize()
+        return [device.Stream(non_blocking=True) for _ in range(count)]
+
+    return some
+
+
+def growth(device):
+    """Allocate more than there are numbers for, and return the arrays."""
+    return [device.empty(1 << 20, np.float32) for _ in range(3)]
+
+
+def test_growth_keeps_who_wrote(device, streams):
+    x, y, add = two(device)
+    first, second = streams(2)
+    with first:
+        add((1,), (64,), (x, y))
+    first.drain(EVERYTHING)
+    more = growth(device)
+    with pytest.raises(Fault, match="wrote, and nothing orders"):
+        x.get(stream=second)
+    assert len(more) == 3
+
+
+def test_growth_keeps_who_read(device, streams):
+    x, y, add = two(device)
+    first, second = streams(2)
+    with first:
+        add((1,), (64,), (x, y))
+    first.drain(EVERYTHING)
+    more = growth(device)
+    with second:
+        y[...] = 3
+    with pytest.raises(Fault, match="read, and nothing orders"):
+        second.synchronize()
+    assert len(more) == 3
+
+
+def test_faults_in_memory_beyond_the_first_room(device):
+    more = growth(device)
+    x, y = device.zeros(64, np.float32), device.zeros(65, np.float32)
+    launch(device, COPY, x, y)
+    with pytest.raises(Fault, match="outside all arrays"):
+        launch(device, COPY, x, y, threads=65)
+    last = device.zeros(1 << 20, np.float32)
+    with pytest.raises(Fault, match="a race"):
+        launch(device, "x[(1 << 19) + threadIdx.x / 2] = y[0];", last, y)
+    with pytest.raises(Fault, match="memory that nobody has written"):
+        launch(device, COPY, x, more[0])
+
+
+VIEWS = {
+    "rows backwards": np.s_[::-1],
+    "every second column": np.s_[:, ::2],
+    "rows and columns backwards": np.s_[::-1, ::-2],
+    "some rows backwards": np.s_[7:3:-1],
+}
+
+
+@pytest.mark.parametrize("view", [*VIEWS, "transposed"])
+def test_strided_writes_are_in_an_order(view, device, streams):
+    x = device.zeros((8, 8), np.int32)
+    first, second = streams(2)
+    with first:
+        (x.transpose(1, 0) if view == "transposed" else x[VIEWS[view]])[...] = 5
+    first.drain(EVERYTHING)
+    with pytest.raises(Fault, match="wrote, and nothing orders"):
+        x.get(stream=second)
+
+
+def test_strided_writes_touch_nothing_between(device, streams):
+    x = device.zeros((8, 8), np.int32)
+    first, second = streams(2)
+    with first:
+        x[:, ::-2][...] = 5
+    first.drain(EVERYTHING)
+    with second:
+        x[:, ::2][...] = 6
+    second.drain(EVERYTHING)
+    assert x.host.tolist() == [[6, 5] * 4] * 8
+
+
+def test_a_copy_of_what_is_partly_written_is_as_partly_written(device):
+    x, z = device.empty((8, 8), np.float32), device.zeros(64, np.float32)
+    x[:, ::2][...] = 1.0
+    y = x.copy()
+    launch(device, I + "if (i % 2 == 0) x[i] = y[i];", z, y)
+    with pytest.raises(Fault, match="nobody has written"):
+        launch(device, COPY, z, y)
+
+
+def test_a_transposed_copy_is_unwritten_where_its_source_is(device):
+    x, y, z = device.empty((8, 8), np.float32), device.empty((8, 8), np.float32), device.zeros(64, np.float32)
+    x[1:][...] = 1.0
+    y[...] = x.transpose(1, 0)
+    launch(device, I + "if (i % 8) x[i] = y[i];", z, y)
+    with pytest.raises(Fault, match="nobody has written"):
+        launch(device, COPY, z, y)
+
+
+def test_what_one_unwritten_element_fills_is_unwritten(device):
+    x, y, z = device.empty(1, np.float32), device.zeros(64, np.float32), device.zeros(64, np.float32)
+    y[...] = x
+    with pytest.raises(Fault, match="nobody has written"):
+        launch(device, COPY, z, y)
+
+
+def test_an_array_of_an_odd_number_of_bytes_ends_there(device):
+    x = device.zeros(7, np.uint8)
+    launch(device, "((unsigned short*)x)[2] = 1;", x, threads=1)
+    with pytest.raises(Fault, match="outside all arrays"):
+        launch(device, "((unsigned short*)x)[3] = 1;", x, threads=1)
+
+
+def test_empty_arrays_hold_nothing_beside_their_neighbours(device):
+    before, x, after = device.zeros(0, np.float32), device.zeros(64, np.float32), device.zeros((3, 0), np.float32)
+    launch(device, COPY, x, device.zeros(64, np.float32))
+    for empty in (before, after):
+        with pytest.raises(Fault, match="outside all arrays"):
+            launch(device, "x[0] = 1;", empty, x, threads=1)
+
+
+@pytest.mark.parametrize("waited", [4, 5])
+def test_a_write_comes_after_all_who_read(waited, device, streams):
+    _, y, add = two(device)
+    targets = [device.zeros(64, np.int32) for _ in range(5)]
+    *readers, writer = streams(6)
+    for stream, x in zip(readers, targets, strict=True):
+        with stream:
+            add((1,), (64,), (x, y))
+        stream.drain(EVERYTHING)
+    for stream in readers[:waited]:
+        writer.wait_event(stream.record())
+    with writer:
+        y[...] = 1
+    if waited == 5:
+        writer.synchronize()
+    else:
+        with pytest.raises(Fault, match="read, and nothing orders"):
+            writer.synchronize()
+
+
+def test_a_stream_that_is_further_hides_no_other(device, streams):
+    """One stream's work is waited for in part, another's earlier work is not waited for at all."""
+    x, y, add = two(device)
+    first, second, reader = streams(3)
+    z = device.zeros(64, np.int32)
+    device.state.stream.synchronize()
+    for stream, target in ((first, x), (second, z)):
+        with stream:
+            add((1,), (64,), (target, y))
+        stream.drain(EVERYTHING)
+    reader.wait_event(second.record())
+    with second:
+        add((1,), (64,), (z, y))
+    with pytest.raises(Fault, match="wrote, and nothing orders"):
+        x.get(stream=reader)
+
+
+def test_bytes_beside_an_array_belong_to_nobody(device, monkeypatch):
+    """Where the host's memory for one array begins at the other's last byte, what runs over an end is in neither."""
+    room, taken = np.empty(1 << 14, np.uint8), 0
+
+    def full(size, value, dtype):
+        nonlocal taken
+        piece, taken = room[taken : taken + size], taken + size
+        piece.fill(value)
+        return piece.view(dtype)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "full", full)
+        x, y = (device.empty(64, np.float32) for _ in range(2))
+    for one in (x, y):
+        for at in (-128, -1, 64, 64 + 127):
+            with pytest.raises(Fault, match="outside all arrays"):
+                launch(device, f"x[{at}] = 1;", one, threads=1)
