@@ -8,6 +8,7 @@ as the host's compilation of the same text, which tells nothing of what it touch
 import ctypes
 import time
 import weakref
+from functools import partial
 from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
@@ -35,7 +36,7 @@ def not_in_a_capture():
 class Event:
     def __init__(self, block=False, disable_timing=False):
         self.past, self.clock, self.stream, self.disable_timing = True, Clock(), None, disable_timing
-        self.graph = None  # that it was recorded into
+        self.graph, self.records = None, 0  # that it was recorded into; how often
 
     @property
     def done(self):
@@ -45,13 +46,14 @@ class Event:
         return self.past
 
     def record(self, stream=None):
-        self.stream, self.past = stream or state.stream, False
+        self.stream, self.past, self.records = stream or state.stream, False, self.records + 1
         self.graph = self.stream.graph
-        self.stream.do(self._come)
+        self.stream.do(partial(self._come, self.records))
         self.clock = Clock(self.stream.clock)
 
-    def _come(self):
-        self.past, self.at = True, time.perf_counter()
+    def _come(self, record):
+        if record == self.records:  # whoever asks, asks of the last alone
+            self.past, self.at = True, time.perf_counter()
 
     def synchronize(self):
         self.stream.wait(self.clock)

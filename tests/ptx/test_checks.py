@@ -297,6 +297,24 @@ def test_the_host_reads_what_it_has_waited_for(device, waits):
     assert (x.get(stream=device.Stream(non_blocking=True)) == 1).all()
 
 
+def test_an_event_that_is_recorded_again_is_done_with_the_last(device):
+    x, y, add = two(device)
+    device.state.stream.synchronize()
+    other, event = device.Stream(non_blocking=True), device.cuda.Event()
+    for _ in range(2):
+        with other:
+            add((1,), (64,), (x, y))
+        event.record(other)
+    records = [task.number for task in other.queue[1::2]]
+    other.drain(records[0])
+    assert not event.done
+    with pytest.raises(Fault, match="nothing orders"):
+        x.get()
+    other.drain(records[1])
+    assert event.done
+    assert x.get().tolist() == [1] * 64
+
+
 def test_pinned_memory_is_used_again_once_the_device_has_copied_it(device):
     x, pinned = device.zeros(4, np.float32), np.frombuffer(device.cuda.alloc_pinned_memory(16), np.float32)
     event = device.cuda.Event()
