@@ -104,8 +104,11 @@ def _run(args):
 
 
 def _summaries(paths, png):
-    """Print every result that can be read, and why another cannot; exit status 2 if there is one. png: draw it, too."""
-    status = 0
+    """Print every result that can be read, and why another cannot; exit status 2 if there is one.
+
+    png: then draw each, too; what cannot be drawn is said as well.
+    """
+    status, drawn = 0, {}
     for path in paths:
         try:
             result = files.read(path, *SHOW)
@@ -117,9 +120,15 @@ def _summaries(paths, png):
         if machine.unquiet(result["machine"]):
             print(machine.unquiet(result["machine"]))
         if png and any(case.get("contestants") for case in result["cases"].values()):
-            from fastadam.benchmarks import plot  # which needs matplotlib
+            drawn[path] = result
+    for path, result in drawn.items():
+        from fastadam.benchmarks import plot  # which needs matplotlib
 
+        try:
             plot.draw(result, Path(path).with_suffix(".png"))
+        except Exception as error:  # of one picture, which holds up no other
+            print(f"report: no picture of {path}: {type(error).__name__}: {error}", file=sys.stderr)
+            status = 2
     return status
 
 

@@ -1,7 +1,6 @@
 """What many tests share."""
 
 from dataclasses import fields
-from functools import cache
 from itertools import product
 from typing import Any
 
@@ -36,13 +35,12 @@ LARGE = [100_003, 2**20 + 3]
 LATE = 10_000  # steps: what goes wrong only after a while has gone wrong by then
 
 
-def _once(listed: Any) -> Any:
-    """A list of variants, worked out once for all modules of tests; who asks gets dicts of their own."""
-    kept = cache(listed)
-    return lambda **fixed: [(method, dict(chosen)) for method, chosen in kept(**fixed)]
+def _apart(listed: Any) -> Any:
+    """A list of variants, whose dicts are the caller's own."""
+    return lambda **fixed: [(method, dict(chosen)) for method, chosen in listed(**fixed)]
 
 
-variants, kernels_in_use, elementwise = map(_once, (cover.variants, cover.kernels_in_use, cover.elementwise))
+variants, kernels_in_use, elementwise = map(_apart, (cover.variants, cover.kernels_in_use, cover.elementwise))
 
 
 def defaults() -> list[Any]:

@@ -9,7 +9,6 @@ import sys
 from collections import Counter
 from contextlib import suppress
 from datetime import date
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -216,17 +215,11 @@ def times(pytestconfig):
     return lambda n: n if pytestconfig.getoption("--all") else 2 * n // 5
 
 
-@cache
-def numbered():
-    """Each kernel with its optional slots, in their order."""
-    return kernels_in_use()
-
-
 @pytest.fixture
 def turn(pytestconfig, request):
     """None with --all; else a number that differs from kernel to kernel: each pair of kernel, size and offset is in
     some case."""
-    return None if pytestconfig.getoption("--all") else numbered().index(request.node.callspec.params["case"])
+    return None if pytestconfig.getoption("--all") else kernels_in_use().index(request.node.callspec.params["case"])
 
 
 @pytest.fixture(scope="session")

@@ -174,6 +174,12 @@ GRADIENT_LEAVES = {  # what stands for grads['dense']['bias'], whose parameter i
 }
 
 
+def test_masks_are_seen_whoever_has_loaded_them(monkeypatch):
+    monkeypatch.delitem(sys.modules, "numpy.ma", raising=False)
+    with pytest.raises(TypeError, match="grads is MaskedArray"):
+        fa.SGD(np.ones(3), lr=0.5).step(np.ma.array(np.ones(3), mask=[0, 1, 0]))
+
+
 @pytest.mark.parametrize("case", GRADIENT_LEAVES)
 def test_a_gradient_unlike_its_parameter(case, backend):
     make, error, words = GRADIENT_LEAVES[case]

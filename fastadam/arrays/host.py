@@ -4,7 +4,6 @@ device.py.
 What only rearranges axes works on both.
 """
 
-import sys
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
@@ -20,9 +19,9 @@ LINE, PAGE = 64, 4096  # bytes of a cache line, which is the widest vector, and 
 
 
 def is_array(x: Any) -> bool:
-    """Return whether x is a NumPy array without a mask. None has one before numpy.ma is loaded, which takes 30 ms."""
-    masked = getattr(sys.modules.get("numpy.ma"), "MaskedArray", ())
-    return isinstance(x, np.ndarray) and not isinstance(x, masked)
+    """Return whether x is a NumPy array without a mask. numpy.ma, which takes 30 ms to load, is asked of subclasses
+    alone."""
+    return type(x) is np.ndarray or (isinstance(x, np.ndarray) and not isinstance(x, np.ma.MaskedArray))
 
 
 def describe(x: Any) -> str:

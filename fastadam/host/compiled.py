@@ -45,7 +45,7 @@ class NumbaPlan(Plan):
         self._size = sum(self._sizes())
         self._objects, self._format = np.zeros(len(self._params), np.int64), Struct(f"{len(self._params)}q")
         self._look_at_grads()
-        threads.settle()
+        threads.refresh_if_old()
         self._prepare(1)  # the way out in a forked child, or while another thread walks, must not wait for a compiler
         self._prepare(threads.threads_for(self._size))
 
@@ -135,7 +135,7 @@ class NumbaPlan(Plan):
         return Calls(calls, arrays)
 
     def _piece(self, tag: Any) -> int:
-        """Return the address of the compiled piece for a tag. Only its types decide; a look at them takes 0.1 ms."""
+        """Return the address of the compiled piece for a tag. To look it up by the types of the tag takes 0.1 ms."""
         kind = type(tag), *tag
         if kind not in self._pieces:
             self._pieces[kind] = self._traversal.piece(tag)

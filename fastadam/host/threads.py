@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -151,6 +152,7 @@ def _fixed() -> dict[str, int]:
 
 
 _limits = _fixed()
+_looked_at = -math.inf  # seconds on the monotonic clock, when the first plan had loaded Numba or a later one was made
 
 
 def refresh() -> None:
@@ -161,10 +163,12 @@ def refresh() -> None:
         _say_once(f"NUMBA_THREADING_LAYER is {asked!r}, expected one of {', '.join(LAYERS)}: steps run on one thread")
 
 
-@cache
-def settle() -> None:
-    """Look again when the first plan has loaded Numba; to read the quota for each plan took a fifth of making it."""
-    refresh()
+def refresh_if_old() -> None:
+    """Look again for a plan that is made, once a second: to read the quota for each took a fifth of making it."""
+    global _looked_at
+    if (now := time.monotonic()) >= _looked_at + 1:
+        _looked_at = now
+        refresh()
 
 
 @cache

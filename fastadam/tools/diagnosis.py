@@ -5,6 +5,7 @@ import os
 import platform
 import re
 import textwrap
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -55,18 +56,20 @@ def _cpu(ready: bool) -> dict[str, Any]:
     }
 
 
+@cache  # Numba's LLVM keeps every module that it is given
 def _assembly_of_a_sum(codegen: Any) -> str:
     """Return what Numba's LLVM makes now of the loop a[i] += b[i] over float32.
 
     The loop is LLVM's already: before Numba compiles Python's, it registers all that it can compile, for half a second.
     """
+    name = "fastadam.tools.diagnosis.sum"  # that no other code of the process has
     from llvmlite import ir
     from numba.core.cgutils import for_range
     from numba.core.compiler_lock import global_compiler_lock
 
-    library = codegen.create_library("probe")
-    module, numbers = library.create_ir_module("probe"), ir.FloatType().as_pointer()
-    probe = ir.Function(module, ir.FunctionType(ir.VoidType(), [numbers, numbers, ir.IntType(64)]), "probe")
+    library = codegen.create_library(name)
+    module, numbers = library.create_ir_module(name), ir.FloatType().as_pointer()
+    probe = ir.Function(module, ir.FunctionType(ir.VoidType(), [numbers, numbers, ir.IntType(64)]), name)
     a, b, n = probe.args
     builder = ir.IRBuilder(probe.append_basic_block())
     with for_range(builder, n) as loop:

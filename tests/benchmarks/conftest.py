@@ -10,7 +10,7 @@ import fastadam as fa
 from fastadam.benchmarks import bench, clock, worker
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def no_collection():
     """A race begins without a full collection of garbage, which takes 0.5 s in a process that holds many tests."""
     with pytest.MonkeyPatch.context() as patch:

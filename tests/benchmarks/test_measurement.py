@@ -350,6 +350,15 @@ def test_a_race_heeds_its_seconds(hand):
     assert {len(times) for times in clock.race([one, other], 3, RNG(0), seconds=0.0).values()} == {3}
 
 
+def test_a_race_is_not_interrupted_by_collections_of_garbage(hand, monkeypatch):
+    said = []
+    for name in ("collect", "disable", "enable"):
+        monkeypatch.setattr(clock.gc, name, lambda name=name: said.append(name))
+    one = Free("one", 1e-3, hand, RNG(0), noise=0.0)
+    clock.race([one], 3, RNG(0), report=lambda *turn: said.append("turn"))
+    assert said == ["collect", "disable", *["turn"] * 3, "enable"]
+
+
 def test_a_race_ends_when_calls_turn_slow(hand):
     class Slowing(Free):
         def step(self):

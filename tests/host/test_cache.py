@@ -35,7 +35,11 @@ def directory(tmp_path, monkeypatch):
     """An empty cache directory, for this process and for those that it starts."""
     path = tmp_path / "cache"
     monkeypatch.setenv("FASTADAM_CACHE_DIR", str(path))
-    monkeypatch.delenv("FASTADAM_CACHE", raising=False)
+    for name in (
+        "FASTADAM_CACHE",
+        *(name for name in os.environ if name.startswith("NUMBA_")),
+    ):  # none of which they get
+        monkeypatch.delenv(name, raising=False)
     return path
 
 

@@ -543,6 +543,17 @@ def test_the_quota_of_a_container(files, count, machine):
     assert fa.get_num_threads() == count
 
 
+def test_a_quota_that_changes_holds_for_plans_made_a_second_later(monkeypatch):
+    monkeypatch.setattr(threads, "_limits", threads._limits)
+    monkeypatch.setattr(threads, "_looked_at", -np.inf)
+    seconds, quota = [100.0], [1.0]
+    monkeypatch.setattr(threads.time, "monotonic", lambda: seconds[0])
+    monkeypatch.setattr(threads, "_quota", lambda *at: quota[0])
+    for seconds[0], quota[0], limit in [(100.0, 1.0, 1), (100.9, 3.0, 1), (101.0, 3.0, 3), (102.0, np.inf, None)]:
+        fa.SGD(np.ones(8, np.float32), lr=0.1, backend="numba")
+        assert threads._limits.get("cgroup quota") == limit
+
+
 @pytest.mark.parametrize("chosen", [None, 1, 5])
 @pytest.mark.parametrize("asked", [None, 1, 4])
 @pytest.mark.parametrize("quota", [None, 2, 6])

@@ -339,7 +339,7 @@ def test_numpy_leaves_exact_rows_out_and_says_so(few_passages, undrawn, capsys):
 # ---- all methods side by side
 
 
-def test_methods_are_compared(tmp_path, monkeypatch, capsys):
+def test_methods_are_compared(tmp_path, monkeypatch, capsys, pytestconfig):
     pytest.importorskip("sklearn.datasets")
     pytest.importorskip("matplotlib")
     from fastadam.tools.demo import sweep
@@ -347,7 +347,8 @@ def test_methods_are_compared(tmp_path, monkeypatch, capsys):
     names = "Adam", "SGD", "momentum"
     monkeypatch.setattr(sweep, "METHODS", {name: sweep.METHODS[name] for name in names})
     monkeypatch.setattr(sweep, "SWEEP", (1e-3, 1e-1))
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0}, raising=False)  # one worker: starts take longest
+    if not pytestconfig.getoption("--all"):  # one worker: starts take longest
+        monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0}, raising=False)
     picture = tmp_path / "a.png"
     few = ["--model", "logistic", "--epochs", "3", "--seeds", "2", "--out", str(picture)]
     assert cli.main(["demo", "--compare", *few]) == 0

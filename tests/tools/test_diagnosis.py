@@ -26,6 +26,26 @@ def command(*words, **environment):
     )
 
 
+def test_info_leaves_no_name_to_code_that_is_compiled_later(fresh):
+    """Numba's LLVM is the process's: a program's external function is its own, however often info was asked."""
+    assert (
+        fresh(
+            """
+import ctypes
+from llvmlite import binding
+from numba import njit, types
+import fastadam as fa
+fa.info(), fa.info()
+probe = ctypes.CFUNCTYPE(ctypes.c_int64)(lambda: 7)
+binding.add_symbol("probe", ctypes.cast(probe, ctypes.c_void_p).value)
+external = types.ExternalFunction("probe", types.int64())
+print(njit(lambda: external())())
+"""
+        )
+        == "7\n"
+    )
+
+
 def test_info_says_the_same_as_json_as_text_and_in_python(tmp_path):
     done = command("info", "--json", FASTADAM_CACHE_DIR=str(tmp_path / "new"), NUMBA_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
