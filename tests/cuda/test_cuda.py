@@ -468,6 +468,22 @@ def test_a_strided_interface_is_taken_as_it_lies(cupy):
     assert (home.get() == 0).all()
 
 
+@pytest.mark.parametrize(
+    "part",
+    [np.s_[::-1], np.s_[:, ::-1], np.s_[::-2, ::-1], np.s_[::-1, 1:3], np.s_[1, ::-1], np.s_[:0:-1, 2]],
+    ids=repr,
+)
+def test_an_interface_that_runs_backwards_is_read_as_it_lies(part, cupy):
+    """The memory of another library is what lies between its first and its last byte, wherever its first element is."""
+    raw = np.arange(12, dtype=np.float32).reshape(3, 4)
+    view = raw[part]
+    foreign = SimpleNamespace(__cuda_array_interface__={**view.__array_interface__, "version": 3, "stream": None})
+    x = device.DEVICE.read(foreign)
+    (extent,) = cupy.state.memory.extents
+    assert (extent.first, extent.end) == np.lib.array_utils.byte_bounds(view)
+    assert x.get().tolist() == view.tolist()
+
+
 def test_each_optimizer_runs_on_its_own_device(cupy):
     with cupy.cuda.Device(1):
         p, g = cupy.asarray(np.ones(3, np.float32)), cupy.asarray(np.ones(3, np.float32))

@@ -188,8 +188,10 @@ class ndarray:
             allocated.append(SimpleNamespace(nbytes=self.host.nbytes))
         else:
             ends = [(n - 1) * stride for n, stride in zip(shape, strides or (), strict=False)]
-            span = int(np.prod(shape)) * dtype.itemsize if strides is None else sum(ends) + dtype.itemsize
-            self.host = np.ndarray(shape, dtype, (ctypes.c_char * span).from_address(memptr.ptr), strides=strides)
+            span = int(np.prod(shape)) * dtype.itemsize if strides is None else sum(map(abs, ends)) + dtype.itemsize
+            before = -sum(end for end in ends if end < 0)  # bytes of the array in front of its first element
+            buffer = (ctypes.c_char * span).from_address(memptr.ptr - before)
+            self.host = np.ndarray(shape, dtype, buffer, before, strides)
             self.number, self.keep = memptr.device_id, memptr.mem
 
     @classmethod
