@@ -1,4 +1,8 @@
-"""A device's arrays: which bytes may be touched, which have been written, and by whose work."""
+"""A device's arrays: which bytes may be touched, which have been written, and by whose work.
+
+RED_ZONE bytes before and after each array belong to nobody, so what runs over its ends is found; what leads further may
+meet another array. Borrowed arrays of other libraries have none: what runs from one into the next is not found.
+"""
 
 import weakref
 from bisect import bisect_right
