@@ -256,7 +256,14 @@ class ndarray:
     def get(self, stream=None, out=None):
         """Comes after what one stream has to do, and waits for that, as CuPy does."""
         stream, out = stream or state.stream, np.empty_like(self.host) if out is None else out
-        stream.do(lambda: np.copyto(out, self.host), reads=[self.host])
+
+        def act():
+            # The host's compilation of a kernel tells nothing of what it writes.
+            if (state.memory.epoch or not state.launches) and not state.memory.written(self.host):
+                raise Fault("the host reads memory that nobody has written")
+            np.copyto(out, self.host)
+
+        stream.do(act, reads=[self.host])
         stream.synchronize()
         return out
 

@@ -157,6 +157,10 @@ class Memory:
             alike = written.shape == self.writers[places].shape
             self.writers[places] *= written if alike else False
 
+    def written(self, array):
+        """Whether all of an array over device memory has been written, or is another library's."""
+        return bool(self.writers[self._of(array)[1]].all())
+
     def launched(self, task, epoch, touched, grain):
         """Take in what a launch has touched: of the extents by these numbers, the places of this epoch."""
         step = max(1, grain // GRAIN)

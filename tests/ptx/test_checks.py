@@ -95,6 +95,17 @@ def test_memory_that_nobody_has_written(device):
         launch(device, body, x, y.copy(), n=64)
 
 
+def test_the_host_reads_no_memory_that_nobody_has_written(device):
+    x, y = device.zeros(64, np.float32), device.empty(64, np.float32)
+    for one in (y, y[:1], y.copy()):
+        with pytest.raises(Fault, match="host reads memory that nobody has written"):
+            one.get()
+    launch(device, I + "if (i < n) x[i] = y[i];", y, x, n=63)
+    assert y[:63].get().tolist() == [0] * 63
+    with pytest.raises(Fault, match="host reads memory that nobody has written"):
+        y.get()
+
+
 def test_parameters(device):
     table = "struct Table { int n; int words[3]; };"
     told = np.zeros((), [("n", "i4"), ("words", "i4", 3)])
