@@ -190,3 +190,46 @@ def test_bytes_beside_an_array_belong_to_nobody(device, monkeypatch):
         for at in (-128, -1, 64, 64 + 127):
             with pytest.raises(Fault, match="outside all arrays"):
                 launch(device, f"x[{at}] = 1;", one, threads=1)
+
+
+def test_what_comes_right_after_an_event_is_not_over_by_it(device, streams):
+    x, y, add = two(device)
+    writer, reader = streams(2)
+    event = writer.record()
+    with writer:
+        add((1,), (64,), (x, y))
+    writer.drain(EVERYTHING)
+    reader.wait_event(event)
+    with pytest.raises(Fault, match="wrote, and nothing orders"):
+        x.get(stream=reader)
+
+
+def test_the_default_stream_orders_no_stream_that_is_not_blocking(device, streams):
+    x, y, add = two(device)
+    (reader,) = streams(1)
+    add((1,), (64,), (x, y))
+    device.state.stream.drain(EVERYTHING)
+    with pytest.raises(Fault, match="wrote, and nothing orders"):
+        x.get(stream=reader)
+
+
+def test_more_tasks_than_there_was_room_for_forget_no_stream(device, streams):
+    x, y, add = two(device)
+    writer, other, reader = streams(3)
+    with writer:
+        add((1,), (64,), (x, y))
+    for _ in range(1100):
+        other.record()
+    reader.wait_event(writer.record())
+    assert x.get(stream=reader).tolist() == [1] * 64
+
+
+def test_memory_of_other_libraries_counts_as_written(device):
+    raw, x = np.ones(64, np.float32), device.zeros(64, np.float32)
+    device.cuda.UnownedMemory(raw.ctypes.data, raw.nbytes, raw)
+    launch(device, COPY, x, np.array(raw.ctypes.data, np.uint64))
+    assert x.get().tolist() == raw.tolist()
+
+
+def test_arrays_begin_where_cuda_would_begin_them(device):
+    assert [device.empty(n, np.uint8).data.ptr % 256 for n in range(1, 40)] == [0] * 39
