@@ -171,17 +171,18 @@ def _work(block):
             k = take(block + WORD * NEXT_MEASURED)
         while share(block + WORD * DECIDED, 0) == 0:  # who does the rest is running: no chunk waits for a thread
             give_way()
-    k = take(block + WORD * NEXT)
+    k, done = take(block + WORD * NEXT), 0
     while k < count:
         call_piece(word(word(block, STEP_PIECES), word(chunks, CHUNK_WORDS * k)), job, k, k + 1)
-        if share(block + WORD * DONE, 1) == count - 1 and word(block, PROMISE) != 0:
-            args = room()
-            put_word(args, 0, 24)
-            put_word(args, 1, 0)
-            put_word(args, 2, word(block, PROMISE))
-            call(word(word(block, API), AVAILABLE), args)
+        done = share(block + WORD * DONE, 1) + 1
         k = take(block + WORD * NEXT)
-    restore(mode)
+    restore(mode)  # before the promise: XLA may run what follows within the call that fulfils it
+    if done == count and word(block, PROMISE) != 0:
+        args = room()
+        put_word(args, 0, 24)
+        put_word(args, 1, 0)
+        put_word(args, 2, word(block, PROMISE))
+        call(word(word(block, API), AVAILABLE), args)
     if share(block + WORD * USERS, -1) == 1:
         free(block)
 

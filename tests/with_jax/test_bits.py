@@ -182,13 +182,11 @@ def test_subnormal_numbers_are_kept_and_xlas_mode_restored():
         tiny = np.full(size, 1e-40, np.float32)
         theirs = tiny.copy()
         fa.SGD(theirs, lr=0.5, backend="numpy").step(tiny)
-        flushed = []
-        for _ in range(5):  # XLA may run what follows in a thread that does not flush: a mode left behind is in all
+        assert 0 < theirs[0] < tiny[0]
+        for _ in range(300):  # who does the last of a large step runs what follows, which is another thread at times
             new, halved = stepped_and_halved(jnp.array(tiny), jnp.array(tiny))
             assert same_bits(np.asarray(new), theirs)
-            flushed.append(not np.asarray(halved).any())
-        assert 0 < theirs[0] < tiny[0]
-        assert any(flushed)
+            assert not np.asarray(halved).any()
 
 
 def test_on_arm_the_mode_is_that_of_fpcr(monkeypatch):
