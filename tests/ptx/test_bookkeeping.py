@@ -26,30 +26,31 @@ def growth(device):
     return [device.empty(1 << 20, np.float32) for _ in range(3)]
 
 
-def test_growth_keeps_who_wrote(device, streams):
+@pytest.fixture
+def grown(device, streams):
+    """(x, y, a stream): another has written x and read y, before memory grew."""
     x, y, add = two(device)
     first, second = streams(2)
     with first:
         add((1,), (64,), (x, y))
     first.drain(EVERYTHING)
     more = growth(device)
-    with pytest.raises(Fault, match="wrote, and nothing orders"):
-        x.get(stream=second)
+    yield x, y, second
     assert len(more) == 3
 
 
-def test_growth_keeps_who_read(device, streams):
-    x, y, add = two(device)
-    first, second = streams(2)
-    with first:
-        add((1,), (64,), (x, y))
-    first.drain(EVERYTHING)
-    more = growth(device)
-    with second:
+def test_growth_keeps_who_wrote(grown):
+    x, _, stream = grown
+    with pytest.raises(Fault, match="wrote, and nothing orders"):
+        x.get(stream=stream)
+
+
+def test_growth_keeps_who_read(grown):
+    _, y, stream = grown
+    with stream:
         y[...] = 3
     with pytest.raises(Fault, match="read, and nothing orders"):
-        second.synchronize()
-    assert len(more) == 3
+        stream.synchronize()
 
 
 def test_faults_in_memory_beyond_the_first_room(device):
