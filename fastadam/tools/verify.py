@@ -21,12 +21,14 @@ from fastadam.backend import BACKENDS
 from fastadam.host import threads
 from fastadam.kernels.formats import FORMATS
 from fastadam.optimizer import Optimizer
+from fastadam.plans.plan import CHUNK
 from fastadam.tools import bounds, composed, cover, papers
 from fastadam.tools.cover import METHODS, Case, Stored, chores_for, hostile, same_bits, state_arrays
 from fastadam.tools.diagnosis import flushes_subnormals
 from fastadam.tools.second import Second
 
 N = threads.PARALLEL_FROM + 1_001  # elements: enough for the parallel walk
+SERIAL = 2 * CHUNK + 1_001  # enough for several chunks, of which the last is no whole one
 STEPS = 6
 SLACK = 1.001  # the bound is first order in each rounding, and the oracle rounds too, at 2^-29 or 2^-11 of a unit
 
@@ -156,11 +158,11 @@ def check(case: Case) -> tuple[float, float, bool]:
     with threads.exactly(case.threads):
         if method in composed.COMPOSED:
             return composed.check(case)
-        units = ulps = float("nan")
+        n, units, ulps = N if case.threads > 1 else SERIAL, float("nan"), float("nan")
         plain = not case.chores and not case.stored
         if plain and np.finfo(bounds.WIDER[np.dtype(dtype)]).eps < np.finfo(dtype).eps:
-            units, ulps = worst_error(method, chosen, dtype, case.backend)
-        return units, ulps, same_as_numpy(method, chosen, dtype, case.backend, case.chores, stored=case.stored)
+            units, ulps = worst_error(method, chosen, dtype, case.backend, n)
+        return units, ulps, same_as_numpy(method, chosen, dtype, case.backend, case.chores, n, case.stored)
 
 
 def _start_two_threads() -> None:
