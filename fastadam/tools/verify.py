@@ -28,7 +28,7 @@ from fastadam.tools.diagnosis import flushes_subnormals
 from fastadam.tools.second import Second
 
 N = threads.PARALLEL_FROM + 1_001  # elements: enough for the parallel walk
-SERIAL = 2 * CHUNK + 1_001  # enough for several chunks, of which the last is no whole one
+SERIAL = 2 * CHUNK + 1_001  # on one thread of the host: several chunks, of which the last is no whole one
 STEPS = 6
 SLACK = 1.001  # the bound is first order in each rounding, and the oracle rounds too, at 2^-29 or 2^-11 of a unit
 
@@ -158,7 +158,8 @@ def check(case: Case) -> tuple[float, float, bool]:
     with threads.exactly(case.threads):
         if method in composed.COMPOSED:
             return composed.check(case)
-        n, units, ulps = N if case.threads > 1 else SERIAL, float("nan"), float("nan")
+        n = SERIAL if case.threads == 1 and case.backend in cover.ON_HOST else N
+        units = ulps = float("nan")
         plain = not case.chores and not case.stored
         if plain and np.finfo(bounds.WIDER[np.dtype(dtype)]).eps < np.finfo(dtype).eps:
             units, ulps = worst_error(method, chosen, dtype, case.backend, n)
