@@ -14,7 +14,7 @@ from ..formats import key
 from ..streams import Columns
 from .frame import FLOAT64, attribute, buffer, elements, half
 from .program import run
-from .tracing import Word
+from .tracing import Unsigned
 from .traversal import Job
 from .words import call_three, float_at, number, put_int32, put_number, put_word, word
 
@@ -86,7 +86,7 @@ def key_of(typing, seed, count):
     """Return formats.key as a float64."""
 
     def generate(context, builder, signature, args):
-        bits = key(*(Word(builder, x) for x in args))
+        bits = key(*(Unsigned(builder, x) for x in args))
         return builder.uitofp(bits.value, ir.DoubleType())
 
     return types.float64(types.int64, types.int64), generate

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
+from numba import types
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
 
@@ -16,6 +17,11 @@ class Number(NDArrayOperatorsMixin):
 
     def __init__(self, builder: Any, value: Any) -> None:
         self.builder, self.value = builder, value
+
+    @property
+    def kind(self) -> Any:
+        """Return Numba's type of it."""
+        return KINDS[self.value.type]
 
     def constant(self, x: Any) -> Any:
         """Return the value of x, which may be a literal: in this number's type, a bare 0 must not widen float32 to
@@ -40,7 +46,8 @@ class Number(NDArrayOperatorsMixin):
         write = self.written.get(ufunc) if method == "__call__" else None
         if write is None:
             raise TypeError(f"compiled code has no numpy.{ufunc.__name__}: add it to {__name__}.WRITTEN")
-        return numbered(self.builder, write(self.builder, *map(self.constant, inputs)))
+        value = write(self.builder, *map(self.constant, inputs))
+        return type(self)(self.builder, value) if value.type == self.value.type else Number(self.builder, value)
 
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> "Number":
         if function is np.where:
@@ -55,17 +62,32 @@ class Number(NDArrayOperatorsMixin):
 class Whole(Number):
     """Is a signed whole number of 64 bits, known when the code runs, which wraps."""
 
+    kind = types.int64
+
     def constant(self, x: Any) -> Any:
-        return x.value if isinstance(x, Number) else ir.Constant(self.value.type, int(x))
+        if not isinstance(x, Number):
+            return ir.Constant(self.value.type, int(x))
+        if x.kind != self.kind:
+            raise TypeError(f"{x.kind} meets {self.kind}: say which is meant, by np.uint64")
+        return x.value
 
     @property
     def written(self) -> dict[Any, Any]:
         return WRITTEN_WHOLE
 
 
-def numbered(builder: Any, value: Any) -> Number:
-    """Return a value of LLVM's as a number."""
-    return (Whole if value.type == ir.IntType(64) else Number)(builder, value)
+class Unsigned(Whole):
+    """Is an unsigned one."""
+
+    kind = types.uint64
+
+    @property
+    def written(self) -> dict[Any, Any]:
+        return WRITTEN_UNSIGNED
+
+
+KINDS = {ir.DoubleType(): types.float64, ir.FloatType(): types.float32, ir.IntType(1): types.boolean}
+WHOLES = {types.int64: Whole, types.uint64: Unsigned}
 
 
 def _one(name: str) -> Any:
@@ -130,30 +152,12 @@ WRITTEN_WHOLE: dict[Any, Any] = {
     np.not_equal: lambda b, x, y: b.icmp_signed("!=", x, y),
 }
 
-
-class Word:
-    """Is an unsigned integer of 64 bits, known when the code runs: what is done to it appends instructions."""
-
-    def __init__(self, builder: Any, value: Any) -> None:
-        self.builder, self.value = builder, value
-
-    def _done(self, name: str, other: Any) -> "Word":
-        x = other.value if isinstance(other, Word) else ir.Constant(self.value.type, other)
-        return Word(self.builder, getattr(self.builder, name)(self.value, x))
-
-    def __add__(self, other: Any) -> "Word":
-        return self._done("add", other)
-
-    def __mul__(self, other: Any) -> "Word":
-        return self._done("mul", other)
-
-    def __xor__(self, other: Any) -> "Word":
-        return self._done("xor", other)
-
-    def __and__(self, other: Any) -> "Word":
-        return self._done("and_", other)
-
-    def __rshift__(self, other: Any) -> "Word":
-        return self._done("lshr", other)
-
-    __radd__, __rmul__ = __add__, __mul__
+WRITTEN_UNSIGNED: dict[Any, Any] = {
+    **{ufunc: WRITTEN_WHOLE[ufunc] for ufunc in (np.add, np.subtract, np.multiply, np.bitwise_and)},
+    np.bitwise_xor: lambda b, x, y: b.xor(x, y),
+    np.right_shift: lambda b, x, y: b.lshr(x, y),
+    np.floor_divide: lambda b, x, y: b.udiv(x, y),
+    np.remainder: lambda b, x, y: b.urem(x, y),
+    np.greater_equal: lambda b, x, y: b.icmp_unsigned(">=", x, y),
+    np.less: lambda b, x, y: b.icmp_unsigned("<", x, y),
+}

@@ -1,9 +1,10 @@
-"""Translates functions into code from their text, statement by statement: those whose values are all whole numbers of
-64 bits, float64 or truths.
+"""Translates functions into code from their text, statement by statement: those whose values are whole numbers of 64
+bits, float64, truths, or what intrinsics give and only intrinsics read.
 
 A name has the type of what is first stored in it, and what a function calls is put in the call's place, so nothing is
-inferred: that took Numba 2.5 s for what XLA calls. Texts mean what they mean in Python, except that whole numbers
-wrap, `and` and `or` give truths, ranges go up, and functions of `math` are the C library's. All else is refused.
+inferred: that took Numba 2.5 s for what XLA calls, and @@ of a piece. Texts mean what they mean in Python, except that
+whole numbers wrap, `and` and `or` give truths, ranges go up, and functions of `math` are the C library's; of an `if`
+whose truth is known when the code is made, only one side is code. All else is refused.
 """
 
 import ast
@@ -13,16 +14,18 @@ import operator
 import sys
 from collections.abc import Callable, Sequence
 from functools import cache
+from hashlib import sha256
 from types import BuiltinFunctionType, FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic
 
 from .cache import Code, native
-from .tracing import Number, numbered
+from .tracing import WHOLES, Number
 
 OPERATORS: dict[Any, Callable[..., Any]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
@@ -30,7 +33,8 @@ OPERATORS: dict[Any, Callable[..., Any]] = {
     ast.LShift: operator.lshift, ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Lt: operator.lt, ast.LtE: operator.le,
     ast.Gt: operator.gt, ast.GtE: operator.ge,
 }  # fmt: skip
-FLOAT, TRUTH, WHOLE = ir.DoubleType(), ir.IntType(1), ir.IntType(64)
+# What literals are of; in this order, for a bool is an int.
+LITERALS = (bool, types.boolean), (int, types.int64), (np.uint64, types.uint64), (float, types.float64)
 
 
 def syntax(function: FunctionType) -> Any:
@@ -57,50 +61,73 @@ def _texts(module: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     return {getattr(node, "name", ""): node for node in tree.body}, {getattr(x, "co_name", ""): x for x in codes}
 
 
+class Opaque(NamedTuple):
+    """Is a value of one of Numba's types that only intrinsics read."""
+
+    kind: Any
+    value: Any
+
+
+def typed(builder: Any, kind: Any, value: Any) -> Number | Opaque:
+    """Return a value of one of Numba's types: as a number, if it is one that has operators here."""
+    if kind in (types.float64, types.boolean):
+        return Number(builder, value)
+    return WHOLES[kind](builder, value) if kind in WHOLES else Opaque(kind, value)
+
+
 class Body:
     """Puts the statements of a function where a builder stands.
 
-    result: what the function returns, as a number; None where that is nothing.
+    known: what parameters are when the code is made, by name; arguments: what the others are.
+    result: what the function returns; None where that is nothing.
     """
 
-    def __init__(self, context: Any, builder: Any, function: FunctionType, arguments: Sequence[Any]) -> None:
-        self._context, self._builder, self._function = context, builder, function
+    def __init__(
+        self, context: Any, builder: Any, function: FunctionType, arguments: Sequence[Any], known: dict[str, Any]
+    ) -> None:
+        self._context, self._builder, self._function, self._known = context, builder, function, known
         # By name, its value's address on the stack, of which LLVM makes a register, and its type.
         self._homes: dict[Any, Any] = {}
         self._loops: list[Any] = []  # around a statement: where `continue` goes
         self._end = builder.append_basic_block(function.__name__)
         definition = syntax(function)
-        for parameter, x in zip(definition.args.args, arguments, strict=True):
-            self._put(parameter.arg, x)
+        parameters = [each.arg for each in definition.args.args if each.arg not in known]
+        for name, x in zip(parameters, arguments, strict=True):
+            self._put(name, x)
         self._statements(definition.body)
         self._go(self._end)
         builder.position_at_end(self._end)
         self.result = self._get("return") if "return" in self._homes else None
 
     def _put(self, name: Any, x: Any) -> None:
-        value = self._constant(x)
+        x = self._made(x)
         if name not in self._homes:
             with self._builder.goto_entry_block():
-                self._homes[name] = self._builder.alloca(value.type), value.type
+                self._homes[name] = self._builder.alloca(x.value.type), x.kind
         home, kind = self._homes[name]
-        if value.type != kind:
-            raise self._refused(f"{name} of type {kind}, then of {value.type}")
-        self._builder.store(value, home)
+        if x.kind != kind:
+            raise self._refused(f"{name} of type {kind}, then of {x.kind}")
+        self._builder.store(x.value, home)
 
-    def _get(self, name: Any) -> Number:
-        return numbered(self._builder, self._builder.load(self._homes[name][0]))
+    def _get(self, name: Any) -> Any:
+        home, kind = self._homes[name]
+        return typed(self._builder, kind, self._builder.load(home))
 
-    @staticmethod
-    def _constant(x: Any) -> Any:
-        """Return a number, or one that is known already, as a value of LLVM's."""
-        if isinstance(x, Number):
-            return x.value
-        return ir.Constant(TRUTH if isinstance(x, bool) else WHOLE if isinstance(x, int) else FLOAT, x)
+    def _made(self, x: Any) -> Any:
+        """Return what is known when the code is made as something that the code has; all else as it is."""
+        if isinstance(x, Number | Opaque):
+            return x
+        if x is None or isinstance(x, types.Type):  # a tag, of which intrinsics read nothing but the type
+            return Opaque(x or types.none, self._context.get_dummy_value())
+        kind = next((kind for python, kind in LITERALS if isinstance(x, python)), None)
+        if kind is None:
+            raise self._refused(f"{x!r} for a value")
+        return typed(self._builder, kind, ir.Constant(self._context.get_value_type(kind), x))
 
     def _truth(self, x: Any) -> Any:
-        """Return whether a number, or one that is known already, is not 0, as a value of LLVM's."""
-        value = self._constant(x)
-        return value if value.type == TRUTH else self._constant(x != 0)
+        """Return whether a number is not 0, as a value of LLVM's."""
+        x = self._made(x)
+        return x.value if x.kind == types.boolean else (x != 0).value
 
     def _go(self, block: Any) -> None:
         if not self._builder.block.is_terminated:
@@ -136,7 +163,11 @@ class Body:
                     self._put("return", self._value(value))
                 self._go(self._end)
             case ast.If(test, body, others):
-                self._either(test, lambda: self._statements(body), lambda: self._statements(others))
+                truth = self._value(test)
+                if isinstance(truth, bool):
+                    self._statements(body if truth else others)
+                else:
+                    self._either(truth, lambda: self._statements(body), lambda: self._statements(others))
             case ast.While(test, body, []):
                 self._loop(lambda: self._value(test), lambda: self._statements(body), lambda: None)
             case ast.For(ast.Name(name), ast.Call(ast.Name("range"), bounds), body, []):
@@ -146,8 +177,8 @@ class Body:
             case _:
                 raise self._refused(node)
 
-    def _either(self, test: Any, first: Callable[[], None], second: Callable[[], None]) -> None:
-        with self._builder.if_else(self._truth(self._value(test))) as (then, otherwise):
+    def _either(self, truth: Any, first: Callable[[], None], second: Callable[[], None]) -> None:
+        with self._builder.if_else(self._truth(truth)) as (then, otherwise):
             with then:
                 first()
             with otherwise:
@@ -186,15 +217,20 @@ class Body:
             case ast.Constant(x):
                 return x
             case ast.Name(name):
-                return self._get(name) if name in self._homes else self._of_module(name)
+                return self._get(name) if name in self._homes else self._from_outside(name)
             case ast.Attribute(ast.Name(name), attribute):
-                return getattr(self._of_module(name), attribute)
+                return getattr(self._from_outside(name), attribute)
             case ast.BinOp(x, operation, y) | ast.Compare(x, [operation], [y]) if type(operation) in OPERATORS:
                 return OPERATORS[type(operation)](self._value(x), self._value(y))
             case ast.UnaryOp(ast.USub(), x):
                 return -self._value(x)
             case ast.UnaryOp(ast.Not(), x):
-                return Number(self._builder, self._builder.not_(self._truth(self._value(x))))
+                truth = self._value(x)
+                return (
+                    not truth
+                    if isinstance(truth, bool)
+                    else Number(self._builder, self._builder.not_(self._truth(truth)))
+                )
             case ast.BoolOp(ast.And(), [x, *others]):
                 return self._chosen(node, x, ast.BoolOp(ast.And(), others) if others[1:] else others[0], False)
             case ast.BoolOp(ast.Or(), [x, *others]):
@@ -206,9 +242,10 @@ class Body:
             case _:
                 raise self._refused(node)
 
-    def _of_module(self, name: str) -> Any:
+    def _from_outside(self, name: str) -> Any:
+        """Return what a name is that the function does not store in: a known parameter, or the module's."""
         space = self._function.__globals__
-        return space[name] if name in space else getattr(builtins, name)
+        return self._known[name] if name in self._known else space[name] if name in space else getattr(builtins, name)
 
     def _chosen(self, node: Any, test: Any, x: Any, y: Any) -> Number:
         """Return what one of two expressions gives; of a truth that is known already, that."""
@@ -221,7 +258,7 @@ class Body:
                 logical = isinstance(node, ast.BoolOp)
                 self._put(node, Number(self._builder, self._truth(value)) if logical else value)
 
-        self._either(test, lambda: put(x), lambda: put(y))
+        self._either(self._value(test), lambda: put(x), lambda: put(y))
         return self._get(node)
 
     def _call(self, function: Any, arguments: Sequence[Any]) -> Any:
@@ -229,7 +266,7 @@ class Body:
         builder = self._builder
         match function:
             case FunctionType():
-                return Body(self._context, builder, function, arguments).result
+                return Body(self._context, builder, function, arguments, {}).result
             case types.ExternalFunction():
                 return self._c_function(function.symbol, function.sig, arguments)
             case BuiltinFunctionType(__module__="math"):
@@ -238,59 +275,75 @@ class Body:
         if function is abs:
             return abs(*arguments)
         if function is float:
-            return Number(builder, builder.sitofp(self._constant(*arguments), FLOAT))
+            return Number(builder, builder.sitofp(self._made(*arguments).value, ir.DoubleType()))
+        if function is np.uint64:
+            x = self._made(*arguments)
+            return typed(builder, types.uint64, x.value)
         if function is min:
-            x, y = arguments
-            return numbered(builder, builder.select(self._constant(x < y), self._constant(x), self._constant(y)))
+            x, y = map(self._made, arguments)
+            return typed(builder, x.kind, builder.select((x < y).value, x.value, y.value))
         if not hasattr(function, "_defn"):  # which intrinsics have
             raise self._refused(f"a call of {function!r}")
-        signature, generate = function._defn(None, *arguments)
-        values = self._converted(signature, arguments)
-        value = generate(self._context, builder, signature, values)
-        return None if signature.return_type == types.void else numbered(builder, value)
+        made = [self._made(x) for x in arguments]
+        signature, generate = function._defn(None, *(x.kind for x in made))
+        return self._result(signature, generate(self._context, builder, signature, self._converted(signature, made)))
 
     def _c_function(self, name: str, signature: Any, arguments: Sequence[Any]) -> Any:
-        values = self._converted(signature, arguments)
+        values = self._converted(signature, [self._made(x) for x in arguments])
         result = ir.VoidType()
         if signature.return_type != types.void:
             result = self._context.get_value_type(signature.return_type)
         kind = ir.FunctionType(result, [x.type for x in values])
-        value = self._builder.call(get_or_insert_function(self._builder.module, kind, name), values)
-        return None if signature.return_type == types.void else numbered(self._builder, value)
+        return self._result(
+            signature, self._builder.call(get_or_insert_function(self._builder.module, kind, name), values)
+        )
+
+    def _result(self, signature: Any, value: Any) -> Any:
+        return None if signature.return_type == types.void else typed(self._builder, signature.return_type, value)
 
     def _converted(self, signature: Any, arguments: Sequence[Any]) -> list[Any]:
         """Return arguments as values of LLVM's; truths are 0 or 1 where whole numbers are expected."""
-        values = []
-        for kind, x in zip(signature.args, arguments, strict=True):
-            value = self._constant(x)
-            wider = value.type == TRUTH and kind == types.int64
-            values.append(self._builder.zext(value, WHOLE) if wider else value)
-        return values
+        return [
+            self._builder.zext(x.value, ir.IntType(64)) if x.kind == types.boolean and kind in WHOLES else x.value
+            for kind, x in zip(signature.args, arguments, strict=True)
+        ]
 
 
-def translated(function: Any, signature: Any) -> Any:
-    """Return a function of the same numbers that Numba compiles, infers nothing in, and that does what a text says.
+def translated(function: Any, signature: Any, of: str, known: dict[str, Any]) -> Any:
+    """Return a function of the same parameters, less those known, that Numba compiles, infers nothing in, and that does
+    what a text says.
 
-    signature: Numba's, of the result and of the arguments: whole numbers and truths.
+    signature: Numba's, of the result and of the arguments: whole numbers and truths. of: tells it from others that are
+    made of the same text.
     """
 
     def define(typing, *kinds):
         return signature, generate
 
     def generate(context, builder, signature, args):
-        value = Body(context, builder, function, [numbered(builder, x) for x in args]).result
-        return context.get_dummy_value() if value is None else value.value
+        arguments = [typed(builder, *pair) for pair in zip(signature.args, args, strict=True)]
+        made = Body(context, builder, function, arguments, known).result
+        return context.get_dummy_value() if made is None else made.value
 
-    parameters = inspect.signature(function).parameters
-    names = inspect.Parameter("typing", inspect.Parameter.POSITIONAL_OR_KEYWORD), *parameters.values()
-    define.__signature__ = inspect.Signature(names)  # type: ignore[attr-defined]  # Numba asks how many there are
+    names = [each for each in inspect.signature(function).parameters.values() if each.name not in known]
+    first = inspect.Parameter("typing", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    define.__signature__ = inspect.Signature([first, *names])  # type: ignore[attr-defined]  # Numba asks how many there are
+    parameters = ", ".join(each.name for each in names)
     space = {"body": intrinsic(define)}
-    exec(f"def entry({', '.join(parameters)}): return body({', '.join(parameters)})", space)
+    exec(f"def entry({parameters}): return body({parameters})", space)
     entry: Any = space["entry"]
-    entry.__module__, entry.__qualname__ = function.__module__, function.__qualname__  # which name its code
+    # These name its code. Numba tells namesakes apart by a count that every process begins anew; of two in code from
+    # the disk one wins.
+    entry.__module__ = function.__module__
+    entry.__qualname__ = function.__qualname__ + (of and f"_{sha256(of.encode()).hexdigest()[:16]}")
     return entry
 
 
-def native_text(name: str, function: Any, signature: Any, for_c: bool = False, nogil: bool = True) -> Code:
-    """Return the compiled code of a function of whole numbers, loaded or translated now; see cache.native."""
-    return native(name, translated(function, signature), signature, for_c=for_c, nogil=nogil)
+def native_text(
+    name: str, function: Any, signature: Any, of: str = "", for_c: bool = False, nogil: bool = True, **known: Any
+) -> Code:
+    """Return the compiled code of a function, loaded or translated now; see cache.native.
+
+    known: what some of its parameters are when the code is made; `of` must say all that they decide.
+    """
+    return native(name, translated(function, signature, of, known), signature, of, for_c, nogil)

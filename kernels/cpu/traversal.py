@@ -9,7 +9,6 @@ the piece by its address, and advances the counts.
 import logging
 import os
 from functools import cache
-from hashlib import sha256
 from typing import Any, NamedTuple
 
 import numba
@@ -20,7 +19,7 @@ from numba import types
 from ..chores import BLOCK as BLOCK_ELEMENTS
 from ..chores import CHUNK_WORDS, NOTES, Numbers
 from .blocks import scratch
-from .cache import Code, native
+from .cache import Code
 from .codes import closed, opened
 from .draws import key, random_end, random_start
 from .elements import Accumulate, Measure, asked, coded
@@ -75,113 +74,93 @@ BLOCK, ONE, TWO, EXTRA_NUMBERS = u64(BLOCK_ELEMENTS), u64(1), u64(2), len(Number
 WHOLE = u64(1 << 62)
 
 
-def _step(tag):
-    """Return the piece that steps. Compiled for one tag, so what it lacks leaves no code."""
-    stats, in_pairs = asked(tag.type, "stats"), paired(tag.type)
-    in_scratch = stats or coded(tag.type) or asked(tag.type, "several")
-    stride = BLOCK if in_scratch else WHOLE  # elements between two looks: a block, or all
-    tag = tag.value
-
-    def step(job, low, high):
-        table, columns, zeros = word(job, TABLE), word(job, COLUMNS), word(job, LEAVES)
-        row, rows, width, room = word(job, ROW), word(job, ROWS), WORD * word(job, NUMBERS), scratch(tag)
-        for k in range(low, high):
-            chunk = word(job, CHUNKS) + CHUNK * k
-            leaf, first, n, missed = word(chunk, LEAF), word(chunk, FIRST), u64(word(chunk, COUNT)), word(chunk, MISSED)
-            r, note = word(row, leaf), word(job, NOTES_AT) + NOTE * k * word(job, BLOCKS)
-            if r >= 0:
-                for now in range(r - missed, r + 1):  # the steps it has missed, then this one
-                    at_row, row_end = rows + width * now, rows + width * (now + 1)
-                    c, x, drawn = coefficients(tag, at_row), numbers(tag, row_end), key(tag, row_end)
-                    g_leaf = word(chunk, G_LEAF) if now == r else zeros
-                    g_first = word(chunk, G_FIRST) if now == r else 0
-                    base = bases(tag, table, columns, leaf, first, g_leaf, g_first)
-                    index = first_index(base)
-                    for start in range(u64(0), n, stride):
-                        end = min(n, start + stride)
-                        if stats:
-                            before(tag, base, start, end, room, u64(note) + u64(NOTE) * (start // BLOCK))
-                        streams, at = opened(tag, base, room, start, end), start
-                        while at < end:
-                            bits = random_start(tag, drawn, index, at)
-                            until = random_end(tag, index, at, end)
-                            if in_pairs:
-                                pairs = (until - at) // TWO
-                                for j in range(pairs):
-                                    bits = move_two(tag, streams, at + TWO * j, c, x, bits)
-                                if at + TWO * pairs < until:
-                                    move(tag, streams, until - ONE, c, x, bits)
-                            else:
-                                for i in range(at, until):  # a signed range is not vectorised
-                                    bits = move(tag, streams, i, c, x, bits)
-                            at = until
-                        closed(tag, base, room, start, end, drawn)
-                        if stats:
-                            after(tag, base, start, end, room, u64(note) + u64(NOTE) * (start // BLOCK))
-                taken(tag, chunk)
-
-    return step
+# Pieces: each is made for one tag, which its text gets as what is known then, so what a tag lacks leaves no code.
 
 
-def _sum(tag):
-    """Return the piece that adds up what a step must know of whole leaves first."""
-    tag = tag.value
-
-    def sum_up(job, low, high):
-        table, columns, rows = word(job, TABLE), word(job, COLUMNS), word(job, ROWS)
-        width, room = WORD * word(job, NUMBERS), scratch(tag)
-        for k in range(low, high):
-            chunk = word(job, CHUNKS) + CHUNK * k
-            leaf, first, n = word(chunk, LEAF), word(chunk, FIRST), u64(word(chunk, COUNT))
-            r, note = word(word(job, ROW), leaf), u64(word(job, NOTES_AT) + NOTE * k * word(job, BLOCKS))
-            if r >= 0:
-                c, x = coefficients(tag, rows + width * r), numbers(tag, rows + width * (r + 1))
-                base = bases(tag, table, columns, leaf, first, word(chunk, G_LEAF), word(chunk, G_FIRST))
-                for start in range(u64(0), n, BLOCK):
-                    end = min(n, start + BLOCK)
-                    streams = opened(tag, base, room, start, end)
-                    laid = laid_from(tag, room, start)
-                    for i in range(start, end):
-                        lay(tag, streams, i, c, x, laid)
-                    summed(tag, room, end - start, note + u64(NOTE) * (start // BLOCK))
-
-    return sum_up
-
-
-def _measure(tag):
-    """Return the piece that sums squares of gradients and finds their largest magnitudes."""
-    tag = tag.value
-
-    def measure(job, low, high):
-        room = scratch(tag)
-        for k in range(low, high):
-            chunk = word(job, CHUNKS) + CHUNK * k
-            leaf, n = word(chunk, LEAF), u64(word(chunk, COUNT))
-            note = u64(word(job, NOTES_AT) + NOTE * k * word(job, BLOCKS))
-            if word(word(job, ROW), leaf) >= 0:
-                g_leaf, g_first = word(chunk, G_LEAF), word(chunk, G_FIRST)
-                base = bases(tag, word(job, TABLE), word(job, COLUMNS), leaf, 0, g_leaf, g_first)
-                for start in range(u64(0), n, BLOCK):
-                    measured(tag, base, start, n, room, note + u64(NOTE) * (start // BLOCK))
-
-    return measure
+def _step(tag, stats, in_pairs, stride, job, low, high):
+    """Step. stride: elements between two looks at scratch."""
+    table, columns, zeros = word(job, TABLE), word(job, COLUMNS), word(job, LEAVES)
+    row, rows, width, room = word(job, ROW), word(job, ROWS), WORD * word(job, NUMBERS), scratch(tag)
+    for k in range(low, high):
+        chunk = word(job, CHUNKS) + CHUNK * k
+        leaf, first, n, missed = word(chunk, LEAF), word(chunk, FIRST), u64(word(chunk, COUNT)), word(chunk, MISSED)
+        r, note = word(row, leaf), word(job, NOTES_AT) + NOTE * k * word(job, BLOCKS)
+        if r >= 0:
+            for now in range(r - missed, r + 1):  # the steps it has missed, then this one
+                at_row, row_end = rows + width * now, rows + width * (now + 1)
+                c, x, drawn = coefficients(tag, at_row), numbers(tag, row_end), key(tag, row_end)
+                g_leaf = word(chunk, G_LEAF) if now == r else zeros
+                g_first = word(chunk, G_FIRST) if now == r else 0
+                base = bases(tag, table, columns, leaf, first, g_leaf, g_first)
+                index = first_index(base)
+                for start in range(u64(0), n, stride):
+                    end = min(n, start + stride)
+                    if stats:
+                        before(tag, base, start, end, room, u64(note) + u64(NOTE) * (start // BLOCK))
+                    streams, at = opened(tag, base, room, start, end), start
+                    while at < end:
+                        bits = random_start(tag, drawn, index, at)
+                        until = random_end(tag, index, at, end)
+                        if in_pairs:
+                            pairs = (until - at) // TWO
+                            for j in range(u64(0), pairs):
+                                bits = move_two(tag, streams, at + TWO * j, c, x, bits)
+                            if at + TWO * pairs < until:
+                                move(tag, streams, until - ONE, c, x, bits)
+                        else:
+                            for i in range(at, until):  # a signed range is not vectorised
+                                bits = move(tag, streams, i, c, x, bits)
+                        at = until
+                    closed(tag, base, room, start, end, drawn)
+                    if stats:
+                        after(tag, base, start, end, room, u64(note) + u64(NOTE) * (start // BLOCK))
+            taken(tag, chunk)
 
 
-def _accumulate(tag):
-    """Return the piece that adds gradients up."""
-    tag = tag.value
+def _sum(tag, job, low, high):
+    """Add up what a step must know of whole leaves first."""
+    table, columns, rows = word(job, TABLE), word(job, COLUMNS), word(job, ROWS)
+    width, room = WORD * word(job, NUMBERS), scratch(tag)
+    for k in range(low, high):
+        chunk = word(job, CHUNKS) + CHUNK * k
+        leaf, first, n = word(chunk, LEAF), word(chunk, FIRST), u64(word(chunk, COUNT))
+        r, note = word(word(job, ROW), leaf), u64(word(job, NOTES_AT) + NOTE * k * word(job, BLOCKS))
+        if r >= 0:
+            c, x = coefficients(tag, rows + width * r), numbers(tag, rows + width * (r + 1))
+            base = bases(tag, table, columns, leaf, first, word(chunk, G_LEAF), word(chunk, G_FIRST))
+            for start in range(u64(0), n, BLOCK):
+                end = min(n, start + BLOCK)
+                streams = opened(tag, base, room, start, end)
+                laid = laid_from(tag, room, start)
+                for i in range(start, end):
+                    lay(tag, streams, i, c, x, laid)
+                summed(tag, room, end - start, note + u64(NOTE) * (start // BLOCK))
 
-    def accumulate(job, low, high):
-        for k in range(low, high):
-            chunk = word(job, CHUNKS) + CHUNK * k
-            leaf, first, n = word(chunk, LEAF), word(chunk, FIRST), u64(word(chunk, COUNT))
-            r = word(word(job, ROW), leaf)
-            if r >= 0:
-                base = bases(tag, word(job, TABLE), word(job, COLUMNS), leaf, first, leaf, first)
-                for i in range(u64(0), n):
-                    add(tag, base, i, r == 0)
 
-    return accumulate
+def _measure(tag, job, low, high):
+    """Sum squares of gradients and find their largest magnitudes."""
+    room = scratch(tag)
+    for k in range(low, high):
+        chunk = word(job, CHUNKS) + CHUNK * k
+        leaf, n = word(chunk, LEAF), u64(word(chunk, COUNT))
+        note = u64(word(job, NOTES_AT) + NOTE * k * word(job, BLOCKS))
+        if word(word(job, ROW), leaf) >= 0:
+            g_leaf, g_first = word(chunk, G_LEAF), word(chunk, G_FIRST)
+            base = bases(tag, word(job, TABLE), word(job, COLUMNS), leaf, 0, g_leaf, g_first)
+            for start in range(u64(0), n, BLOCK):
+                measured(tag, base, start, n, room, note + u64(NOTE) * (start // BLOCK))
+
+
+def _accumulate(tag, job, low, high):
+    """Add gradients up."""
+    for k in range(low, high):
+        chunk = word(job, CHUNKS) + CHUNK * k
+        leaf, first, n = word(chunk, LEAF), word(chunk, FIRST), u64(word(chunk, COUNT))
+        r = word(word(job, ROW), leaf)
+        if r >= 0:
+            base = bases(tag, word(job, TABLE), word(job, COLUMNS), leaf, first, leaf, first)
+            for i in range(u64(0), n):
+                add(tag, base, i, r == 0)
 
 
 def _walk(job):
@@ -216,13 +195,6 @@ def _share(spans, shares, strides, job):
                 k = take(victim)
 
 
-class Tagged(NamedTuple):
-    """Is a tag, and its type in compiled code."""
-
-    value: Any
-    type: Any
-
-
 pieces: dict[Any, Code] = {}  # by the types of their tags
 
 
@@ -230,12 +202,18 @@ def piece(tag: Any) -> int:
     """Return the address of the piece for a tag, compiled or loaded now."""
     kind = numba.typeof(tag)
     if kind not in pieces:
-        write = {Measure: _measure, Accumulate: _accumulate}.get(type(tag), _sum if asked(kind, "summing") else _step)
-        function = write(Tagged(tag, kind))
-        # Numba tells namesakes apart by a count that every process begins anew; of two in code from the disk one wins.
-        function.__qualname__ = f"{function.__name__}_{sha256(str(kind).encode()).hexdigest()[:16]}"
-        pieces[kind] = native(function.__name__, function, types.void(*[types.int64] * 3), of=str(kind), for_c=True)
+        pieces[kind] = _piece(type(tag), kind)
     return pieces[kind].address
+
+
+def _piece(tag: Any, kind: Any) -> Code:
+    signature, known = types.void(*[types.int64] * 3), {"tag": kind}
+    function = {Measure: _measure, Accumulate: _accumulate}.get(tag, _sum if asked(kind, "summing") else _step)
+    if function is _step:
+        stats = asked(kind, "stats")
+        in_scratch = stats or coded(kind) or asked(kind, "several")
+        known |= {"stats": stats, "in_pairs": paired(kind), "stride": BLOCK if in_scratch else WHOLE}
+    return native_text(function.__name__.strip("_"), function, signature, str(kind), for_c=True, **known)
 
 
 @cache

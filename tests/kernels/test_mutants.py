@@ -225,7 +225,7 @@ WALKS = [
     ("in range(at, until)", "in range(at + u64(1), until)"),
     ("while k < word(victim, END)", "while k + 1 < word(victim, END)"),  # the last chunk of every share
     ("word(spans, BEGIN), word(spans, END))", "word(spans, BEGIN), word(spans, END) - 1)"),  # of the only one
-    ("if r >= 0:\n                for now", "if r != 0:\n                for now"),
+    ("if r >= 0:\n            for now", "if r != 0:\n            for now"),
     ("range(r - missed, r + 1)", "range(r, r + 1)"),  # missed steps forgotten
     ("range(r - missed, r + 1)", "range(r - missed, r)"),
     ("if now == r else zeros", "if now == r else leaf"),  # missed steps with this step's gradient
