@@ -4,6 +4,7 @@ Running error analysis (Higham 2002, 3.3): every number carries a bound on its d
 kernel's element function, it yields the bound for exactly the operations that the kernel does.
 """
 
+from functools import cached_property
 from types import FunctionType
 from typing import Any
 
@@ -16,17 +17,28 @@ from fastadam.kernels.formats import FLOAT32, FLOAT64
 WIDER: dict[Any, Any] = {FLOAT32.compute: np.float64, FLOAT64.compute: np.longdouble}  # what stands for exact numbers
 
 
+def _plain(x):
+    """Return numbers as float64, which tell how large an error is: in longdouble all took three times as long."""
+    return x.astype(np.float64, copy=False) if isinstance(x, np.ndarray | np.longdouble) else x
+
+
 class Running:
-    """Is a value, in more precision than the kernel has, and a bound on the kernel's distance from it."""
+    """Is a value, in more precision than the kernel has, and a bound on the kernel's distance from it, in float64."""
 
     def __init__(self, value, error, unit):
-        self.value, self.error, self.unit = value, error, unit
+        self.value, self.error, self.unit = value, _plain(error), unit
 
     @classmethod
     def arithmetic(cls, dtype):
-        """Return unit roundoff, and half the smallest subnormal: what a result can lose to underflow."""
+        """Return unit roundoff, and the smallest subnormal, twice what a result can lose to underflow. In float64 two
+        of them, since the bound's own products are float64 too, and lose as much."""
         info = np.finfo(dtype)
-        return float(info.eps) / 2, float(info.smallest_subnormal)
+        return float(info.eps) / 2, float(info.smallest_subnormal) * (2 if info.dtype == np.float64 else 1)
+
+    @cached_property
+    def size(self):
+        """Return the value's magnitude as float64."""
+        return np.abs(_plain(self.value))
 
     @property
     def is_exact(self):
@@ -35,14 +47,14 @@ class Running:
 
     def _rounded(self, value, error, underflows=True):
         relative, absolute = self.unit
-        size = np.abs(value)
-        size += error  # in place: these are most of what `verify` does
+        result = Running(value, error, self.unit)
+        size = result.size + error
         size *= relative
         size += error
         if underflows:
-            # In value's own precision: a longdouble takes in a subnormal float64 thirty times slower than a normal one.
-            size += np.where(size > 0, size.dtype.type(absolute), 0)  # what comes of exact zeros is exact
-        return Running(value, size, self.unit)
+            size += np.where((value != 0) | (error > 0), absolute, 0)  # what comes of exact zeros is exact
+        result.error = size
+        return result
 
     def _other(self, x):
         return x if isinstance(x, Running) else Running(x, 0.0, self.unit)
@@ -58,28 +70,29 @@ class Running:
     def __mul__(self, x):
         x = self._other(x)
         if x.is_exact:
-            error = np.abs(x.value) * self.error
+            error = x.size * self.error
         elif self.is_exact:
-            error = np.abs(self.value) * x.error
+            error = self.size * x.error
         else:
-            error = np.abs(self.value) * x.error
-            error += (np.abs(x.value) + x.error) * self.error
+            error = self.size * x.error
+            error += (x.size + x.error) * self.error
         return self._rounded(self.value * x.value, error)
 
     def __truediv__(self, x):
         x = self._other(x)
         value = self.value / x.value
-        room = np.abs(x.value) - x.error  # how near to 0 the divisor can be
-        error = np.where(room > 0, (self.error + np.abs(value) * x.error) / np.where(room > 0, room, 1), np.inf)
-        return self._rounded(value, error)
+        room = x.size - x.error  # how near to 0 the divisor can be
+        error = (self.error + np.abs(_plain(value)) * x.error) / np.where(room > 0, room, 1)
+        return self._rounded(value, np.where(room > 0, error, np.inf))
 
     def __rtruediv__(self, x):
         return self._other(x) / self
 
     def sqrt(self):
         value = np.sqrt(self.value)
-        low, high = np.sqrt(np.maximum(self.value - self.error, 0)), np.sqrt(self.value + self.error)
-        return self._rounded(value, np.maximum(high - value, value - low))
+        root, low, high = _plain(value), np.sqrt(np.maximum(self.size - self.error, 0)), np.sqrt(self.size + self.error)
+        down, up = np.minimum(self.error, self.size) / (root + low), self.error / (high + root)
+        return self._rounded(value, np.where(high > 0, np.fmax(down, up), 0))
 
     def __gt__(self, x):
         return self.value > self._other(x).value
@@ -102,15 +115,15 @@ def _maximum(a, b):
 
 
 def _sign(x):
-    return Running(np.sign(x.value), np.where(np.abs(x.value) > x.error, 0.0, 2.0), x.unit)
+    return Running(np.sign(x.value), np.where(x.size > x.error, 0.0, 2.0), x.unit)
 
 
 def _select(x, a, b):
     a, b = a._other(a), a._other(b)
     value, other = np.where(x.value < 0, b.value, a.value), np.where(x.value < 0, a.value, b.value)
     error, of_other = np.where(x.value < 0, b.error, a.error), np.where(x.value < 0, a.error, b.error)
-    either = np.maximum(error, np.abs(other - value) + of_other)  # rounding may choose the other one
-    return Running(value, np.where(np.abs(x.value) > x.error, error, either), a.unit)
+    either = np.maximum(error, np.abs(_plain(other - value)) + of_other)  # rounding may choose the other one
+    return Running(value, np.where(x.size > x.error, error, either), a.unit)
 
 
 def _where(truth, a, b):
