@@ -62,7 +62,7 @@ class Number(NDArrayOperatorsMixin):
 class Whole(Number):
     """Is a signed whole number of 64 bits, known when the code runs, which wraps."""
 
-    kind = types.int64
+    kind: Any = types.int64
 
     def constant(self, x: Any) -> Any:
         if not isinstance(x, Number):

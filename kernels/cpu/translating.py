@@ -247,7 +247,7 @@ class Body:
         space = self._function.__globals__
         return self._known[name] if name in self._known else space[name] if name in space else getattr(builtins, name)
 
-    def _chosen(self, node: Any, test: Any, x: Any, y: Any) -> Number:
+    def _chosen(self, node: Any, test: Any, x: Any, y: Any) -> Any:
         """Return what one of two expressions gives; of a truth that is known already, that."""
 
         def put(each: Any) -> None:
