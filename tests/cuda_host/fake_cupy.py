@@ -162,9 +162,9 @@ class MemoryPointer:
 
 class UnownedMemory:
     def __init__(self, ptr, size, owner, device_id=-1):
-        self.ptr, self.size, self._owner = ptr, size, owner
+        self.ptr, self.size = ptr, size
         self.device_id = state.device if device_id == -1 else device_id
-        state.memory.borrow(ptr, ptr + size)
+        state.memory.borrow(ptr, ptr + size, owner)
 
 
 def alloc_pinned_memory(nbytes):
@@ -242,9 +242,10 @@ class ndarray:
     def __setitem__(self, key, value):
         assert self.number == state.device, "work on another device's array"
         assert not isinstance(value, ndarray) or value.number == state.device, "work on another device's array"
-        into = self.host[key]
+        into = unkept(self.host[key])
         if isinstance(value, ndarray):
-            state.stream.do(lambda: copied(value.host, into), [value.host], [into])
+            source = unkept(value.host)
+            state.stream.do(lambda: copied(source, into), [source], [into])
         else:
             state.stream.do(lambda: np.copyto(into, value), writes=[into])
 
@@ -257,7 +258,7 @@ class ndarray:
         """Comes after what one stream has to do, and waits for that, as CuPy does."""
         stream, out = stream or state.stream, np.empty_like(self.host) if out is None else out
 
-        def act():
+        def act():  # at once, so the array lives
             # The host's compilation of a kernel tells nothing of what it writes.
             if (state.memory.epoch or not state.launches) and not state.memory.written(self.host):
                 raise Fault("the host reads memory that nobody has written")
@@ -271,20 +272,25 @@ class ndarray:
         assert (values.dtype, values.shape, values.flags.c_contiguous) == (self.dtype, self.shape, True)
         if not self.host.flags.c_contiguous:
             raise RuntimeError("Cannot set to non-contiguous array")
-        given, pinned = values.copy(), is_pinned(values)
+        given, pinned, into = values.copy(), is_pinned(values), unkept(self.host)
 
         def act():
             if pinned and values.tobytes() != given.tobytes():
                 raise Fault("pinned memory was written over before the device had copied it")
-            np.copyto(self.host, given)
+            np.copyto(into, given)
 
-        (stream or state.stream).do(act, writes=[self.host])
+        (stream or state.stream).do(act, writes=[into])
 
     def __reduce__(self):
         return asarray, (self.get(),)
 
 
 ndarray.__module__ = "cupy"
+
+
+def unkept(host):
+    """Return an array of a device as work that was put off has it: freed meanwhile, unless another library's."""
+    return state.memory.unkept(host)
 
 
 def copied(source, target):
@@ -298,7 +304,8 @@ def empty(shape, dtype=float):
 
 def zeros(shape, dtype=float):
     made = ndarray(shape, dtype)
-    state.stream.do(lambda: made.host.fill(0), writes=[made.host])
+    into = unkept(made.host)
+    state.stream.do(lambda: into.fill(0), writes=[into])
     return made
 
 
@@ -360,8 +367,9 @@ class Function:
 
 
 def finish():
-    """Do all that has been put off, so that whatever is wrong with it shows; not over memory of other libraries."""
-    if all(extent.stream for extent in state.memory.extents):
+    """Do all that has been put off, so that whatever is wrong with it shows; not where another library's memory may be
+    gone."""
+    if not any(owner is None for extent in state.memory.extents for owner in extent.owners):
         for stream in streams:
             stream.synchronize()
 

@@ -44,11 +44,12 @@ class Extent:
     """Bytes from `first` to `end` that may be touched. An address there is the place address // GRAIN + shift.
 
     stream: whose work gets the memory next once it is freed; None for another library's. freed: what is over before
-    that work; None as long as there is an array.
+    that work; None as long as there is an array. owners: what keeps another library's memory in use, None for whom
+    nobody knows.
     """
 
     def __init__(self, first, end, base, stream):
-        self.first, self.end, self.stream, self.freed = first, end, stream, None
+        self.first, self.end, self.stream, self.freed, self.owners = first, end, stream, None, []
         # So that an access's first place is a multiple of its count.
         self.shift = base - first // WIDEST * WIDEST // GRAIN
 
@@ -87,12 +88,13 @@ class Memory:
             weakref.finalize(owner, self._free, weakref.ref(self), extent).atexit = False
         return array
 
-    def borrow(self, first, end):
+    def borrow(self, first, end, owner=None):
         """Let another library's bytes be touched; nothing is known of who wrote them."""
         near = self._near(first, end)
         if any(x.first <= first and end <= x.end for x in near):
             return
         extent = self.add(min([first, *(x.first for x in near)]), max([end, *(x.end for x in near)]), None)
+        extent.owners = [owner, *(each for x in near for each in x.owners)]
         self.writers[extent.places] = self.timeline.OUTSIDE
 
     def _near(self, first, end):
@@ -170,6 +172,11 @@ class Memory:
             accessed, stored = self.between.touched(slice(first, end, step), epoch)
             loads, stores = each[accessed & ~stored].reshape(-1), each[stored].reshape(-1)
             self._take(task, [(extent, loads, False), (extent, stores, True)])
+
+    def unkept(self, array):
+        """A NumPy array over the same device memory, which does not keep it in use; another library's as it is."""
+        extent = next(iter(self._near(array.ctypes.data, array.ctypes.data + 1)), None)
+        return array if extent is None or extent.stream is None else np.asarray(Owner(array)).view(array.dtype)
 
     def _of(self, array):
         """(extent, places) of a NumPy array over device memory; places: in its order, as indices or as a slice."""

@@ -1,7 +1,10 @@
 """What memory.py, streams.py and races.py write down stays right: where rooms grow, views stride, streams are many."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+from cuda_host import fake_cupy
 
 from ptx.instructions import Fault
 from ptx.small import I, launch, two
@@ -230,6 +233,45 @@ def test_memory_of_other_libraries_counts_as_written(device):
     device.cuda.UnownedMemory(raw.ctypes.data, raw.nbytes, raw)
     launch(device, COPY, x, np.array(raw.ctypes.data, np.uint64))
     assert x.get().tolist() == raw.tolist()
+
+
+def test_neighbours_of_other_libraries_stay_apart(device):
+    raw, before = np.ones(64, np.float32), len(device.state.memory.extents)
+    for half in (raw[:32], raw[32:]):
+        device.cuda.UnownedMemory(half.ctypes.data, half.nbytes, raw)
+    assert len(device.state.memory.extents) == before + 2
+    device.cuda.UnownedMemory(raw.ctypes.data + 64, 128, raw)
+    assert len(device.state.memory.extents) == before + 1
+
+
+def test_what_others_see_of_our_memory_is_ours(device):
+    x = device.empty(64, np.float32)
+    device.cuda.UnownedMemory(x.data.ptr, x.nbytes, x)
+    with pytest.raises(Fault, match="nobody has written"):
+        launch(device, COPY, device.zeros(64, np.float32), x)
+
+
+def test_memory_that_is_others_and_ours_is_refused(device):
+    x = device.empty(64, np.float32)
+    with pytest.raises(AssertionError, match="arrays overlap"):
+        device.cuda.UnownedMemory(x.data.ptr + 4, x.nbytes, x)
+
+
+def test_an_array_that_leaves_its_memory_is_found(device):
+    x = device.zeros(64, np.float32)
+    device.state.stream.synchronize()
+    longer = {**x.host.__array_interface__, "shape": (65,)}
+    device.state.stream.do(lambda: None, reads=[np.asarray(SimpleNamespace(__array_interface__=longer))])
+    with pytest.raises(Fault, match="leaves the device's memory"):
+        device.state.stream.synchronize()
+
+
+def test_what_is_put_off_over_other_libraries_memory_is_done_in_the_end(device):
+    x = device.cuda.UnownedMemory((raw := np.ones(64, np.float32)).ctypes.data, raw.nbytes, raw)
+    other = device.ndarray((64,), np.float32, device.cuda.MemoryPointer(x, 0))
+    other[...] = 3
+    fake_cupy.finish()
+    assert raw.tolist() == [3] * 64
 
 
 def test_arrays_begin_where_cuda_would_begin_them(device):

@@ -266,6 +266,27 @@ def test_memory_that_was_freed_while_another_stream_works_on_it(device):
                 other.synchronize()
 
 
+PUT_OFF = {
+    "set": lambda x, y: y.set(np.ones(64, np.int32)),
+    "read": lambda x, y: x.__setitem__(..., y),
+    "write": lambda x, y: y.__setitem__(..., x),
+    "fill": lambda x, y: y.__setitem__(..., 3),
+}
+
+
+@pytest.mark.parametrize("name", PUT_OFF)
+def test_work_that_was_put_off_keeps_no_memory(name, device):
+    """The pool may give what is freed to its own stream at once, while another has not copied it yet."""
+    x, y, _ = two(device)
+    device.state.stream.synchronize()
+    other = device.Stream(non_blocking=True)
+    with other:
+        PUT_OFF[name](x, y)
+    del y
+    with pytest.raises(Fault, match="was freed before"):
+        other.synchronize()
+
+
 @pytest.mark.parametrize("order", ["none", "event", "event of before", "default", "host"])
 def test_work_on_two_streams_is_in_order(order, device):
     x, y, add = two(device)
