@@ -12,7 +12,7 @@ import numpy as np
 
 from fastadam.kernels.chores import BLOCK, LANES
 from fastadam.kernels.contract import Euclidean, agreement, inverse_share
-from fastadam.kernels.formats import FLOAT32, FLOAT64
+from fastadam.kernels.formats import FLOAT32, FLOAT64, format_of
 
 WIDER: dict[Any, Any] = {FLOAT32.compute: np.float64, FLOAT64.compute: np.longdouble}  # what stands for exact numbers
 
@@ -33,7 +33,7 @@ class Running:
         """Return unit roundoff, and the smallest subnormal, twice what a result can lose to underflow. In float64 two
         of them, since the bound's own products are float64 too, and lose as much."""
         info = np.finfo(dtype)
-        return float(info.eps) / 2, float(info.smallest_subnormal) * (2 if info.dtype == np.float64 else 1)
+        return float(info.eps) / 2, float(info.smallest_subnormal) * (2 if format_of(np.dtype(dtype)) is FLOAT64 else 1)
 
     @cached_property
     def size(self):
@@ -91,7 +91,8 @@ class Running:
     def sqrt(self):
         value = np.sqrt(self.value)
         root, low, high = _plain(value), np.sqrt(np.maximum(self.size - self.error, 0)), np.sqrt(self.size + self.error)
-        down, up = np.minimum(self.error, self.size) / (root + low), self.error / (high + root)
+        with np.errstate(invalid="ignore"):  # 0 / 0, where an exact 0 has no way down
+            down, up = np.minimum(self.error, self.size) / (root + low), self.error / (high + root)
         return self._rounded(value, np.where(high > 0, np.fmax(down, up), 0))
 
     def __gt__(self, x):

@@ -13,15 +13,12 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 
 
 class Number(NDArrayOperatorsMixin):
-    """Is a number known when the code runs; or, of one bit, a truth. NumPy's functions of it append instructions."""
+    """Is a float known when the code runs. NumPy's functions of it append instructions."""
+
+    kind: Any = None  # Numba's type, of those that one class has
 
     def __init__(self, builder: Any, value: Any) -> None:
         self.builder, self.value = builder, value
-
-    @property
-    def kind(self) -> Any:
-        """Return Numba's type of it."""
-        return KINDS[self.value.type]
 
     def constant(self, x: Any) -> Any:
         """Return the value of x, which may be a literal: in this number's type, a bare 0 must not widen float32 to
@@ -47,7 +44,7 @@ class Number(NDArrayOperatorsMixin):
         if write is None:
             raise TypeError(f"compiled code has no numpy.{ufunc.__name__}: add it to {__name__}.WRITTEN")
         value = write(self.builder, *map(self.constant, inputs))
-        return type(self)(self.builder, value) if value.type == self.value.type else Number(self.builder, value)
+        return (type(self) if value.type == self.value.type else Boolean)(self.builder, value)
 
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> "Number":
         if function is np.where:
@@ -59,17 +56,22 @@ class Number(NDArrayOperatorsMixin):
         raise TypeError(f"compiled code has no numpy.{function.__name__}")
 
 
+class Boolean(Number):
+    """Is a truth known when the code runs."""
+
+    kind = types.boolean
+
+
 class Whole(Number):
     """Is a signed whole number of 64 bits, known when the code runs, which wraps."""
 
     kind: Any = types.int64
 
     def constant(self, x: Any) -> Any:
-        if not isinstance(x, Number):
-            return ir.Constant(self.value.type, int(x))
-        if x.kind != self.kind:
-            raise TypeError(f"{x.kind} meets {self.kind}: say which is meant, by np.uint64")
-        return x.value
+        kind = x.kind if isinstance(x, Number) else types.uint64 if isinstance(x, np.uint64) else self.kind
+        if kind != self.kind:
+            raise TypeError(f"{kind} meets {self.kind}: say which is meant, by np.uint64")
+        return x.value if isinstance(x, Number) else ir.Constant(self.value.type, int(x))
 
     @property
     def written(self) -> dict[Any, Any]:
@@ -84,10 +86,6 @@ class Unsigned(Whole):
     @property
     def written(self) -> dict[Any, Any]:
         return WRITTEN_UNSIGNED
-
-
-KINDS = {ir.DoubleType(): types.float64, ir.FloatType(): types.float32, ir.IntType(1): types.boolean}
-WHOLES = {types.int64: Whole, types.uint64: Unsigned}
 
 
 def _one(name: str) -> Any:

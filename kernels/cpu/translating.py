@@ -11,12 +11,10 @@ import ast
 import builtins
 import inspect
 import operator
-import sys
 from collections.abc import Callable, Sequence
-from functools import cache
 from hashlib import sha256
 from types import BuiltinFunctionType, FunctionType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from llvmlite import ir
@@ -25,7 +23,9 @@ from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic
 
 from .cache import Code, native
-from .tracing import WHOLES, Number
+from .syntax import syntax_of
+from .tracing import Boolean, Unsigned
+from .values import Real, converted, typed, value_of
 
 OPERATORS: dict[Any, Callable[..., Any]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
@@ -33,65 +33,25 @@ OPERATORS: dict[Any, Callable[..., Any]] = {
     ast.LShift: operator.lshift, ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Lt: operator.lt, ast.LtE: operator.le,
     ast.Gt: operator.gt, ast.GtE: operator.ge,
 }  # fmt: skip
-# What literals are of; in this order, for a bool is an int.
-LITERALS = (bool, types.boolean), (int, types.int64), (np.uint64, types.uint64), (float, types.float64)
-
-
-def syntax(function: FunctionType) -> Any:
-    """Return the text of a module's function as syntax.
-
-    Raises RuntimeError where the text is not what was imported, or there is none, as in a program that was frozen.
-    """
-    module = sys.modules[function.__module__]
-    definitions, codes = _texts(module)
-    if codes.get(function.__name__) != function.__code__:
-        raise RuntimeError(f"{module.__file__} has changed since {function.__name__} was imported from it")
-    return definitions[function.__name__]
-
-
-@cache
-def _texts(module: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return a module's functions by name, as syntax and as Python's code."""
-    try:
-        text = inspect.getsource(module)
-    except OSError:
-        raise RuntimeError(f"{module.__name__} has no text, expected its .py file: code is compiled from it") from None
-    tree = ast.parse(text)
-    codes = compile(tree, str(module.__file__), "exec").co_consts
-    return {getattr(node, "name", ""): node for node in tree.body}, {getattr(x, "co_name", ""): x for x in codes}
-
-
-class Opaque(NamedTuple):
-    """Is a value of one of Numba's types that only intrinsics read."""
-
-    kind: Any
-    value: Any
-
-
-def typed(builder: Any, kind: Any, value: Any) -> Number | Opaque:
-    """Return a value of one of Numba's types: as a number, if it is one that has operators here."""
-    if kind in (types.float64, types.boolean):
-        return Number(builder, value)
-    return WHOLES[kind](builder, value) if kind in WHOLES else Opaque(kind, value)
 
 
 class Body:
     """Puts the statements of a function where a builder stands.
 
-    known: what parameters are when the code is made, by name; arguments: what the others are.
+    constants: what parameters are when the code is made, by name; arguments: what the others are.
     result: what the function returns; None where that is nothing.
     """
 
     def __init__(
-        self, context: Any, builder: Any, function: FunctionType, arguments: Sequence[Any], known: dict[str, Any]
+        self, context: Any, builder: Any, function: FunctionType, arguments: Sequence[Any], constants: dict[str, Any]
     ) -> None:
-        self._context, self._builder, self._function, self._known = context, builder, function, known
+        self._context, self._builder, self._function, self._constants = context, builder, function, constants
         # By name, its value's address on the stack, of which LLVM makes a register, and its type.
         self._homes: dict[Any, Any] = {}
         self._loops: list[Any] = []  # around a statement: where `continue` goes
         self._end = builder.append_basic_block(function.__name__)
-        definition = syntax(function)
-        parameters = [each.arg for each in definition.args.args if each.arg not in known]
+        definition = syntax_of(function)
+        parameters = [each.arg for each in definition.args.args if each.arg not in constants]
         for name, x in zip(parameters, arguments, strict=True):
             self._put(name, x)
         self._statements(definition.body)
@@ -100,7 +60,7 @@ class Body:
         self.result = self._get("return") if "return" in self._homes else None
 
     def _put(self, name: Any, x: Any) -> None:
-        x = self._made(x)
+        x = self._value_of(x)
         if name not in self._homes:
             with self._builder.goto_entry_block():
                 self._homes[name] = self._builder.alloca(x.value.type), x.kind
@@ -113,21 +73,16 @@ class Body:
         home, kind = self._homes[name]
         return typed(self._builder, kind, self._builder.load(home))
 
-    def _made(self, x: Any) -> Any:
-        """Return what is known when the code is made as something that the code has; all else as it is."""
-        if isinstance(x, Number | Opaque):
-            return x
-        if x is None or isinstance(x, types.Type):  # a tag, of which intrinsics read nothing but the type
-            return Opaque(x or types.none, self._context.get_dummy_value())
-        kind = next((kind for python, kind in LITERALS if isinstance(x, python)), None)
-        if kind is None:
+    def _value_of(self, x: Any) -> Any:
+        value = value_of(self._context, self._builder, x)
+        if value is None:
             raise self._refused(f"{x!r} for a value")
-        return typed(self._builder, kind, ir.Constant(self._context.get_value_type(kind), x))
+        return value
 
     def _truth(self, x: Any) -> Any:
         """Return whether a number is not 0, as a value of LLVM's."""
-        x = self._made(x)
-        return x.value if x.kind == types.boolean else (x != 0).value
+        x = self._value_of(x)
+        return x.value if x.kind == Boolean.kind else (x != 0).value
 
     def _go(self, block: Any) -> None:
         if not self._builder.block.is_terminated:
@@ -229,7 +184,7 @@ class Body:
                 return (
                     not truth
                     if isinstance(truth, bool)
-                    else Number(self._builder, self._builder.not_(self._truth(truth)))
+                    else Boolean(self._builder, self._builder.not_(self._truth(truth)))
                 )
             case ast.BoolOp(ast.And(), [x, *others]):
                 return self._chosen(node, x, ast.BoolOp(ast.And(), others) if others[1:] else others[0], False)
@@ -244,8 +199,8 @@ class Body:
 
     def _from_outside(self, name: str) -> Any:
         """Return what a name is that the function does not store in: a known parameter, or the module's."""
-        space = self._function.__globals__
-        return self._known[name] if name in self._known else space[name] if name in space else getattr(builtins, name)
+        spaces = self._constants, self._function.__globals__, vars(builtins)
+        return next(space[name] for space in spaces if name in space)
 
     def _chosen(self, node: Any, test: Any, x: Any, y: Any) -> Any:
         """Return what one of two expressions gives; of a truth that is known already, that."""
@@ -256,7 +211,7 @@ class Body:
             else:
                 value = self._value(each)
                 logical = isinstance(node, ast.BoolOp)
-                self._put(node, Number(self._builder, self._truth(value)) if logical else value)
+                self._put(node, Boolean(self._builder, self._truth(value)) if logical else value)
 
         self._either(self._value(test), lambda: put(x), lambda: put(y))
         return self._get(node)
@@ -275,41 +230,36 @@ class Body:
         if function is abs:
             return abs(*arguments)
         if function is float:
-            return Number(builder, builder.sitofp(self._made(*arguments).value, ir.DoubleType()))
+            return Real(builder, builder.sitofp(self._value_of(*arguments).value, ir.DoubleType()))
         if function is np.uint64:
-            x = self._made(*arguments)
-            return typed(builder, types.uint64, x.value)
+            return Unsigned(builder, self._value_of(*arguments).value)
         if function is min:
-            x, y = map(self._made, arguments)
+            x, y = map(self._value_of, arguments)
             return typed(builder, x.kind, builder.select((x < y).value, x.value, y.value))
         if not hasattr(function, "_defn"):  # which intrinsics have
             raise self._refused(f"a call of {function!r}")
-        made = [self._made(x) for x in arguments]
-        signature, generate = function._defn(None, *(x.kind for x in made))
-        return self._result(signature, generate(self._context, builder, signature, self._converted(signature, made)))
+        arguments = [self._value_of(x) for x in arguments]
+        signature, generate = function._defn(None, *(x.kind for x in arguments))
+        values = self._converted(signature, arguments)
+        return self._result(signature, generate(self._context, builder, signature, values))
 
     def _c_function(self, name: str, signature: Any, arguments: Sequence[Any]) -> Any:
-        values = self._converted(signature, [self._made(x) for x in arguments])
+        values = self._converted(signature, [self._value_of(x) for x in arguments])
         result = ir.VoidType()
         if signature.return_type != types.void:
             result = self._context.get_value_type(signature.return_type)
         kind = ir.FunctionType(result, [x.type for x in values])
-        return self._result(
-            signature, self._builder.call(get_or_insert_function(self._builder.module, kind, name), values)
-        )
+        called = get_or_insert_function(self._builder.module, kind, name)
+        return self._result(signature, self._builder.call(called, values))
 
     def _result(self, signature: Any, value: Any) -> Any:
         return None if signature.return_type == types.void else typed(self._builder, signature.return_type, value)
 
     def _converted(self, signature: Any, arguments: Sequence[Any]) -> list[Any]:
-        """Return arguments as values of LLVM's; truths are 0 or 1 where whole numbers are expected."""
-        return [
-            self._builder.zext(x.value, ir.IntType(64)) if x.kind == types.boolean and kind in WHOLES else x.value
-            for kind, x in zip(signature.args, arguments, strict=True)
-        ]
+        return [converted(self._builder, x, kind) for kind, x in zip(signature.args, arguments, strict=True)]
 
 
-def translated(function: Any, signature: Any, of: str, known: dict[str, Any]) -> Any:
+def translated(function: Any, signature: Any, of: str, constants: dict[str, Any]) -> Any:
     """Return a function of the same parameters, less those known, that Numba compiles, infers nothing in, and that does
     what a text says.
 
@@ -322,10 +272,10 @@ def translated(function: Any, signature: Any, of: str, known: dict[str, Any]) ->
 
     def generate(context, builder, signature, args):
         arguments = [typed(builder, *pair) for pair in zip(signature.args, args, strict=True)]
-        made = Body(context, builder, function, arguments, known).result
-        return context.get_dummy_value() if made is None else made.value
+        result = Body(context, builder, function, arguments, constants).result
+        return context.get_dummy_value() if result is None else result.value
 
-    names = [each for each in inspect.signature(function).parameters.values() if each.name not in known]
+    names = [each for each in inspect.signature(function).parameters.values() if each.name not in constants]
     first = inspect.Parameter("typing", inspect.Parameter.POSITIONAL_OR_KEYWORD)
     define.__signature__ = inspect.Signature([first, *names])  # type: ignore[attr-defined]  # Numba asks how many there are
     parameters = ", ".join(each.name for each in names)
@@ -340,10 +290,10 @@ def translated(function: Any, signature: Any, of: str, known: dict[str, Any]) ->
 
 
 def native_text(
-    name: str, function: Any, signature: Any, of: str = "", for_c: bool = False, nogil: bool = True, **known: Any
+    name: str, function: Any, signature: Any, of: str = "", for_c: bool = False, nogil: bool = True, **constants: Any
 ) -> Code:
     """Return the compiled code of a function, loaded or translated now; see cache.native.
 
-    known: what some of its parameters are when the code is made; `of` must say all that they decide.
+    constants: what some of its parameters are when the code is made; `of` must say all that they decide.
     """
-    return native(name, translated(function, signature, of, known), signature, of, for_c, nogil)
+    return native(name, translated(function, signature, of, constants), signature, of, for_c, nogil)

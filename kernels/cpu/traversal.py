@@ -207,13 +207,13 @@ def piece(tag: Any) -> int:
 
 
 def _piece(tag: Any, kind: Any) -> Code:
-    signature, known = types.void(*[types.int64] * 3), {"tag": kind}
+    signature, constants = types.void(*[types.int64] * 3), {"tag": kind}
     function = {Measure: _measure, Accumulate: _accumulate}.get(tag, _sum if asked(kind, "summing") else _step)
     if function is _step:
         stats = asked(kind, "stats")
         in_scratch = stats or coded(kind) or asked(kind, "several")
-        known |= {"stats": stats, "in_pairs": paired(kind), "stride": BLOCK if in_scratch else WHOLE}
-    return native_text(function.__name__.strip("_"), function, signature, str(kind), for_c=True, **known)
+        constants |= {"stats": stats, "in_pairs": paired(kind), "stride": BLOCK if in_scratch else WHOLE}
+    return native_text(function.__name__.strip("_"), function, signature, str(kind), for_c=True, **constants)
 
 
 @cache

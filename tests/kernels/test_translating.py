@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from numba import types
 
-from fastadam.kernels.cpu import translating
+from fastadam.kernels.cpu import syntax, translating
 from fastadam.kernels.cpu.words import number, put_number, put_word, share, word
 
+u64, ONE = np.uint64, np.uint64(1)
 PAIRS, RESULTS, EACH = 100, 1 + 2 * 100, 16  # a table of pairs, then what is made of each
 
 
@@ -79,14 +80,38 @@ def real(at):
         put_number(to, 11, -x)
 
 
+def unsigned(at):
+    for i in range(PAIRS):
+        x, y, to = u64(word(at, 1 + 2 * i)), u64(word(at, 2 + 2 * i)), at + 8 * (RESULTS + EACH * i)
+        put_word(to, 0, x // y)
+        put_word(to, 1, x % y)
+        put_word(to, 2, min(x, y) - u64(3) * (x & u64(0xFF)))
+        put_word(to, 3, 1 if x < y else 2)
+        put_word(to, 4, 1 if x >= y else 2)
+        put_word(to, 5, x - y)
+        for j in range(u64(i), u64(i) + u64(8), u64(3)):
+            put_word(to, 6, u64(word(to, 6)) + j)
+
+
+def asked(flag, count, at):
+    if flag:
+        put_word(at, 0, count)
+    else:
+        put_word(at, 0, [])
+    return 0 if not flag else 1
+
+
 class PythonWords:
-    """The functions of words.py that these use, in Python."""
+    """The functions of words.py that these use, in Python, and u64 as compiled code has it."""
+
+    def u64(x):
+        return np.uint64(int(x) % 2**64)
 
     def word(at, k):
         return ctypes.c_int64.from_address(at + 8 * k).value
 
     def put_word(at, k, x):
-        ctypes.c_int64.from_address(at + 8 * k).value = x
+        ctypes.c_int64.from_address(at + 8 * k).value = int(x)
 
     def share(at, n):
         before = ctypes.c_int64.from_address(at).value
@@ -132,6 +157,40 @@ def test_real_numbers(monkeypatch):
     assert len(np.unique(theirs)) > 5 * PAIRS
 
 
+def test_unsigned_numbers(monkeypatch):
+    memory = np.zeros(RESULTS + EACH * PAIRS, np.int64)
+    memory[1:RESULTS] = np.random.default_rng(2).integers(-9, 9, 2 * PAIRS) | 1
+    ours, theirs = memory.copy(), memory.copy()
+    compiled(unsigned, types.void, monkeypatch)(ours.ctypes.data)
+    with np.errstate(over="ignore"):
+        in_python(unsigned, theirs)
+    np.testing.assert_array_equal(ours, theirs)
+    assert len(np.unique(theirs)) > 50
+
+
+def test_of_what_is_known_before_only_one_side_is_translated(monkeypatch):
+    monkeypatch.setenv("FASTADAM_CACHE", "0")
+    kind, memory = types.int64(types.int64), np.zeros(1, np.int64)
+    code = translating.native_text("translated", asked, kind, "asked", flag=True, count=7)
+    assert (code.entry_point(memory.ctypes.data), *memory) == (1, 7)
+    with pytest.raises(NotImplementedError, match=r"asked has '\[\]'"):
+        translating.native_text("translated", asked, kind, "not asked", flag=False, count=7)
+
+
+def with_an_unsigned_literal(at):
+    return at + ONE
+
+
+def with_an_unsigned_number(at):
+    return at + u64(word(at, 0))
+
+
+@pytest.mark.parametrize("function", [with_an_unsigned_literal, with_an_unsigned_number])
+def test_signed_and_unsigned_numbers_do_not_meet_unsaid(function, monkeypatch):
+    with pytest.raises(TypeError, match=r"int64 meets u?int64"):
+        compiled(function, types.int64, monkeypatch)
+
+
 def with_list(at):
     return [at]
 
@@ -175,7 +234,7 @@ def test_a_text_that_has_changed_is_refused():
     changed = FunctionType(with_list.__code__.replace(co_consts=(None, 7)), globals(), "with_list")
     changed.__module__ = __name__
     with pytest.raises(RuntimeError, match="has changed since with_list was imported"):
-        translating.syntax(changed)
+        syntax.syntax_of(changed)
 
 
 def test_a_module_without_a_text_is_refused(monkeypatch):
@@ -186,4 +245,4 @@ def test_a_module_without_a_text_is_refused(monkeypatch):
     function = FunctionType(with_list.__code__, vars(module), "with_list")
     assert function.__module__ == "frozen_module"
     with pytest.raises(RuntimeError, match=r"frozen_module has no text, expected its \.py file"):
-        translating.syntax(function)
+        syntax.syntax_of(function)
