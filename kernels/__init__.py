@@ -9,20 +9,25 @@ from pathlib import Path
 from uuid import uuid4
 
 
-def sources() -> str:
-    """Return a hash of every source file under kernels/, as they are on disk now; never the same where they cannot be
-    read."""
-    digest, root = hashlib.sha256(), Path(__file__).parent
+def sources() -> dict[Path, bytes]:
+    """Return every source file under kernels/ as it is on disk now; none where they cannot be read."""
     try:
-        files = sorted(path for path in root.rglob("*.py") if path.is_file())  # an editor's lock is a link to nowhere
-        for path in files:
-            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+        files = (path for path in Path(__file__).parent.rglob("*.py") if path.is_file())  # an editor's lock is a link
+        return {path: path.read_bytes() for path in sorted(files)}
     except OSError:
-        files = []
-    return digest.hexdigest() if files else uuid4().hex  # from a zip file too, nothing compiled may be kept
+        return {}
 
 
-LOADED = sources()  # before the first of them is imported: what is compiled later is compiled from these
+def hashed(files: dict[Path, bytes]) -> str:
+    """Return a hash of source files; of none, as from a zip file, never the same: nothing compiled may be kept then."""
+    digest, root = hashlib.sha256(), Path(__file__).parent
+    for path, text in files.items():
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + text)
+    return digest.hexdigest() if files else uuid4().hex
+
+
+IMPORTED = sources()  # before the first of them is imported: what is compiled later is compiled from these
+LOADED = hashed(IMPORTED)
 
 # ruff: noqa: E402
 from . import (

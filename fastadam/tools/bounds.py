@@ -12,14 +12,15 @@ import numpy as np
 
 from fastadam.kernels.chores import BLOCK, LANES
 from fastadam.kernels.contract import Euclidean, agreement, inverse_share
-from fastadam.kernels.formats import FLOAT32, FLOAT64, format_of
+from fastadam.kernels.formats import FLOAT32, FLOAT64
 
 WIDER: dict[Any, Any] = {FLOAT32.compute: np.float64, FLOAT64.compute: np.longdouble}  # what stands for exact numbers
 
 
 def _plain(x):
     """Return numbers as float64, which tell how large an error is: in longdouble all took three times as long."""
-    return x.astype(np.float64, copy=False) if isinstance(x, np.ndarray | np.longdouble) else x
+    with np.errstate(over="ignore"):
+        return x.astype(np.float64, copy=False) if isinstance(x, np.ndarray | np.longdouble) else x
 
 
 class Running:
@@ -30,10 +31,10 @@ class Running:
 
     @classmethod
     def arithmetic(cls, dtype):
-        """Return unit roundoff, and the smallest subnormal, twice what a result can lose to underflow. In float64 two
-        of them, since the bound's own products are float64 too, and lose as much."""
+        """Return unit roundoff, and the smallest subnormal: twice what a result can lose to underflow, for the bound's
+        own products, float64 too, may lose as much."""
         info = np.finfo(dtype)
-        return float(info.eps) / 2, float(info.smallest_subnormal) * (2 if format_of(np.dtype(dtype)) is FLOAT64 else 1)
+        return float(info.eps) / 2, float(info.smallest_subnormal)
 
     @cached_property
     def size(self):
@@ -91,9 +92,10 @@ class Running:
     def sqrt(self):
         value = np.sqrt(self.value)
         root, low, high = _plain(value), np.sqrt(np.maximum(self.size - self.error, 0)), np.sqrt(self.size + self.error)
-        with np.errstate(invalid="ignore"):  # 0 / 0, where an exact 0 has no way down
-            down, up = np.minimum(self.error, self.size) / (root + low), self.error / (high + root)
-        return self._rounded(value, np.where(high > 0, np.fmax(down, up), 0))
+        with np.errstate(divide="ignore", invalid="ignore"):  # by 0, in what is not chosen
+            down = np.where(low > 0, self.error / (root + low), root)
+            up = np.where(high > 0, self.error / (high + root), 0)
+        return self._rounded(value, np.maximum(down, up))
 
     def __gt__(self, x):
         return self.value > self._other(x).value

@@ -29,7 +29,7 @@ from numba.core.registry import cpu_target
 from numba.core.serialize import dumps
 from numba.misc.appdirs import AppDirs
 
-from .. import LOADED, sources
+from .. import LOADED, hashed, sources
 from .claims import claimed, lock
 
 PACKAGE = __package__.rpartition(".")[0]  # this copy of kernels/, whatever it is called
@@ -229,7 +229,7 @@ def _keep(path: Path, name: str, of: str, result: Any) -> None:
     """Write compiled code to a file, which appears whole or not at all."""
     temporary = None
     try:
-        if sources() != LOADED or not as_written():
+        if hashed(sources()) != LOADED or not as_written():
             raise RuntimeError("a source file has changed since it was imported")
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         if not _private(path.parent):

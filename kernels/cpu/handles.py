@@ -5,8 +5,8 @@ from typing import Any
 
 from numba import types
 
+from .entry import native_text
 from .ndarray import TYPE
-from .translating import native_text
 from .words import ask, put_word, word
 
 FAILED = -1

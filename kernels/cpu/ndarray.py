@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import types
 
-from .translating import native_text
+from .entry import native_text
 from .words import put_word, word
 
 _HEAD = object.__basicsize__  # reference count and type

@@ -6,7 +6,7 @@ from typing import Any
 from numba import types
 
 from ..chores import BLOCK, CHUNK_WORDS, NOTES
-from .translating import native_text
+from .entry import native_text
 from .words import number, put_number, word
 
 LAST = NOTES - 1

@@ -1,11 +1,14 @@
-"""Reads functions of modules as syntax, from the text on disk that was imported."""
+"""Reads functions of modules as syntax, from the text that was imported."""
 
 import ast
 import inspect
 import sys
 from functools import cache
+from pathlib import Path
 from types import FunctionType
 from typing import Any
+
+from .. import IMPORTED
 
 
 def syntax_of(function: FunctionType) -> Any:
@@ -14,19 +17,32 @@ def syntax_of(function: FunctionType) -> Any:
     Raises RuntimeError where the text is not what was imported, or there is none, as in a program that was frozen.
     """
     module = sys.modules[function.__module__]
-    definitions, codes = _texts(module)
-    if codes.get(function.__name__) != function.__code__:
-        raise RuntimeError(f"{module.__file__} has changed since {function.__name__} was imported from it")
-    return definitions[function.__name__]
+    texts = [text for text in (_kept(module), _on_disk(module)) if text is not None]
+    if not texts:
+        raise RuntimeError(f"{module.__name__} has no text, expected its .py file: code is compiled from it")
+    for text in texts:
+        definitions, codes = _read(text, str(module.__file__))
+        if codes.get(function.__name__) == function.__code__:
+            return definitions[function.__name__]
+    raise RuntimeError(f"{module.__file__} has changed since {function.__name__} was imported from it")
+
+
+def _kept(module: Any) -> str | None:
+    """Return a module's text as it was when this package was imported: the library may be upgraded under a session."""
+    text = IMPORTED.get(Path(module.__file__))
+    return None if text is None else text.decode()
+
+
+def _on_disk(module: Any) -> str | None:
+    try:
+        return inspect.getsource(module)
+    except OSError:
+        return None
 
 
 @cache
-def _texts(module: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return a module's functions by name, as syntax and as Python's code."""
-    try:
-        text = inspect.getsource(module)
-    except OSError:
-        raise RuntimeError(f"{module.__name__} has no text, expected its .py file: code is compiled from it") from None
+def _read(text: str, file: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a text's functions by name, as syntax and as Python's code."""
     tree = ast.parse(text)
-    codes = compile(tree, str(module.__file__), "exec").co_consts
+    codes = compile(tree, file, "exec").co_consts
     return {getattr(node, "name", ""): node for node in tree.body}, {getattr(x, "co_name", ""): x for x in codes}

@@ -42,7 +42,8 @@ class Number(NDArrayOperatorsMixin):
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any) -> "Number":
         write = self.written.get(ufunc) if method == "__call__" else None
         if write is None:
-            raise TypeError(f"compiled code has no numpy.{ufunc.__name__}: add it to {__name__}.WRITTEN")
+            name = f"numpy.{ufunc.__name__} of a {type(self).__name__}"
+            raise TypeError(f"compiled code has no {name}: add it to what {__name__} has written")
         value = write(self.builder, *map(self.constant, inputs))
         return (type(self) if value.type == self.value.type else Boolean)(self.builder, value)
 
@@ -71,7 +72,11 @@ class Whole(Number):
         kind = x.kind if isinstance(x, Number) else types.uint64 if isinstance(x, np.uint64) else self.kind
         if kind != self.kind:
             raise TypeError(f"{kind} meets {self.kind}: say which is meant, by np.uint64")
-        return x.value if isinstance(x, Number) else ir.Constant(self.value.type, int(x))
+        if isinstance(x, Number):
+            return x.value
+        if not isinstance(x, int | np.uint64) or (x < 0 and self.kind == types.uint64):
+            raise TypeError(f"{x!r} meets {self.kind}: say which is meant, by float or np.uint64")
+        return ir.Constant(self.value.type, int(x))
 
     @property
     def written(self) -> dict[Any, Any]:
@@ -151,7 +156,10 @@ WRITTEN_WHOLE: dict[Any, Any] = {
 }
 
 WRITTEN_UNSIGNED: dict[Any, Any] = {
-    **{ufunc: WRITTEN_WHOLE[ufunc] for ufunc in (np.add, np.subtract, np.multiply, np.bitwise_and)},
+    **{
+        ufunc: WRITTEN_WHOLE[ufunc]
+        for ufunc in (np.add, np.subtract, np.multiply, np.bitwise_and, np.equal, np.not_equal)
+    },
     np.bitwise_xor: lambda b, x, y: b.xor(x, y),
     np.right_shift: lambda b, x, y: b.lshr(x, y),
     np.floor_divide: lambda b, x, y: b.udiv(x, y),

@@ -4,15 +4,13 @@ bits, float64, truths, or what intrinsics give and only intrinsics read.
 A name has the type of what is first stored in it, and what a function calls is put in the call's place, so nothing is
 inferred: that took Numba 2.5 s for what XLA calls, and three fifths of the time that a piece took. Texts mean what they
 mean in Python, except that whole numbers wrap, `and` and `or` give truths, ranges go up, and functions of `math` are
-the C library's; of an `if` whose truth is known when the code is made, only one side is code. All else is refused.
+the C library's. Of a choice whose truth is known when the code is made, only one side is code. All else is refused.
 """
 
 import ast
 import builtins
-import inspect
 import operator
 from collections.abc import Callable, Sequence
-from hashlib import sha256
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
@@ -20,12 +18,10 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core.cgutils import get_or_insert_function
-from numba.extending import intrinsic
 
-from .cache import Code, native
 from .syntax import syntax_of
-from .tracing import Boolean, Unsigned
-from .values import Real, converted, typed, value_of
+from .tracing import Boolean, Number, Unsigned, Whole
+from .values import Opaque, Real, converted, typed, value_of
 
 OPERATORS: dict[Any, Callable[..., Any]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
@@ -60,13 +56,16 @@ class Body:
         self.result = self._get("return") if "return" in self._homes else None
 
     def _put(self, name: Any, x: Any) -> None:
+        if name in self._constants:
+            raise self._refused(f"{name}, a constant, stored to")
         x = self._value_of(x)
         if name not in self._homes:
             with self._builder.goto_entry_block():
                 self._homes[name] = self._builder.alloca(x.value.type), x.kind
         home, kind = self._homes[name]
         if x.kind != kind:
-            raise self._refused(f"{name} of type {kind}, then of {x.kind}")
+            what = ast.unparse(name) if isinstance(name, ast.AST) else name
+            raise self._refused(f"{what} of type {kind}, then of {x.kind}")
         self._builder.store(x.value, home)
 
     def _get(self, name: Any) -> Any:
@@ -82,7 +81,15 @@ class Body:
     def _truth(self, x: Any) -> Any:
         """Return whether a number is not 0, as a value of LLVM's."""
         x = self._value_of(x)
+        if not isinstance(x, Number):
+            raise self._refused(f"a value of type {x.kind} for a truth")
         return x.value if x.kind == Boolean.kind else (x != 0).value
+
+    def _done(self, node: Any, operation: Any, *operands: Any) -> Any:
+        """Return what an operator gives of numbers."""
+        if any(isinstance(x, Opaque) for x in operands):
+            raise self._refused(node)
+        return OPERATORS[type(operation)](*operands)
 
     def _go(self, block: Any) -> None:
         if not self._builder.block.is_terminated:
@@ -112,7 +119,7 @@ class Body:
                 for target, x in zip(targets, numbers, strict=True):
                     self._put(target.id, x)  # type: ignore[attr-defined]
             case ast.AugAssign(ast.Name(name), operation, value) if type(operation) in OPERATORS:
-                self._put(name, OPERATORS[type(operation)](self._get(name), self._value(value)))
+                self._put(name, self._done(node, operation, self._get(name), self._value(value)))
             case ast.Return(value):
                 if value is not None:
                     self._put("return", self._value(value))
@@ -176,7 +183,7 @@ class Body:
             case ast.Attribute(ast.Name(name), attribute):
                 return getattr(self._from_outside(name), attribute)
             case ast.BinOp(x, operation, y) | ast.Compare(x, [operation], [y]) if type(operation) in OPERATORS:
-                return OPERATORS[type(operation)](self._value(x), self._value(y))
+                return self._done(node, operation, self._value(x), self._value(y))
             case ast.UnaryOp(ast.USub(), x):
                 return -self._value(x)
             case ast.UnaryOp(ast.Not(), x):
@@ -199,21 +206,23 @@ class Body:
 
     def _from_outside(self, name: str) -> Any:
         """Return what a name is that the function does not store in: a known parameter, or the module's."""
-        spaces = self._constants, self._function.__globals__, vars(builtins)
-        return next(space[name] for space in spaces if name in space)
+        for space in (self._constants, self._function.__globals__, vars(builtins)):
+            if name in space:
+                return space[name]
+        raise self._refused(f"{name}, which nothing defines")
 
     def _chosen(self, node: Any, test: Any, x: Any, y: Any) -> Any:
-        """Return what one of two expressions gives; of a truth that is known already, that."""
+        """Return what one of two expressions gives: of a truth that is known already, that alone is code."""
 
-        def put(each: Any) -> None:
-            if isinstance(each, bool):
-                self._put(node, each)
-            else:
-                value = self._value(each)
-                logical = isinstance(node, ast.BoolOp)
-                self._put(node, Boolean(self._builder, self._truth(value)) if logical else value)
+        def get(each: Any) -> Any:
+            x = each if isinstance(each, bool) else self._value(each)
+            whether = isinstance(node, ast.BoolOp) and not isinstance(x, bool)
+            return Boolean(self._builder, self._truth(x)) if whether else x
 
-        self._either(self._value(test), lambda: put(x), lambda: put(y))
+        truth = self._value(test)
+        if isinstance(truth, bool):
+            return get(x if truth else y)
+        self._either(truth, lambda: self._put(node, get(x)), lambda: self._put(node, get(y)))
         return self._get(node)
 
     def _call(self, function: Any, arguments: Sequence[Any]) -> Any:
@@ -230,9 +239,11 @@ class Body:
         if function is abs:
             return abs(*arguments)
         if function is float:
-            return Real(builder, builder.sitofp(self._value_of(*arguments).value, ir.DoubleType()))
-        if function is np.uint64:
-            return Unsigned(builder, self._value_of(*arguments).value)
+            (x,) = map(self._value_of, arguments)
+            signed = isinstance(x, Whole) and not isinstance(x, Unsigned)
+            return Real(builder, (builder.sitofp if signed else builder.uitofp)(x.value, ir.DoubleType()))
+        if function is np.uint64 and isinstance(x := self._value_of(*arguments), Whole):
+            return Unsigned(builder, x.value)
         if function is min:
             x, y = map(self._value_of, arguments)
             return typed(builder, x.kind, builder.select((x < y).value, x.value, y.value))
@@ -256,44 +267,7 @@ class Body:
         return None if signature.return_type == types.void else typed(self._builder, signature.return_type, value)
 
     def _converted(self, signature: Any, arguments: Sequence[Any]) -> list[Any]:
-        return [converted(self._builder, x, kind) for kind, x in zip(signature.args, arguments, strict=True)]
-
-
-def translated(function: Any, signature: Any, of: str, constants: dict[str, Any]) -> Any:
-    """Return a function of the same parameters, less those known, that Numba compiles, infers nothing in, and that does
-    what a text says.
-
-    signature: Numba's, of the result and of the arguments: whole numbers and truths. of: tells it from others that are
-    made of the same text.
-    """
-
-    def define(typing, *kinds):
-        return signature, generate
-
-    def generate(context, builder, signature, args):
-        arguments = [typed(builder, *pair) for pair in zip(signature.args, args, strict=True)]
-        result = Body(context, builder, function, arguments, constants).result
-        return context.get_dummy_value() if result is None else result.value
-
-    names = [each for each in inspect.signature(function).parameters.values() if each.name not in constants]
-    first = inspect.Parameter("typing", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    define.__signature__ = inspect.Signature([first, *names])  # type: ignore[attr-defined]  # Numba asks how many there are
-    parameters = ", ".join(each.name for each in names)
-    space = {"body": intrinsic(define)}
-    exec(f"def entry({parameters}): return body({parameters})", space)
-    entry: Any = space["entry"]
-    # These name its code. Numba tells namesakes apart by a count that every process begins anew; of two in code from
-    # the disk one wins.
-    entry.__module__ = function.__module__
-    entry.__qualname__ = function.__qualname__ + (of and f"_{sha256(of.encode()).hexdigest()[:16]}")
-    return entry
-
-
-def native_text(
-    name: str, function: Any, signature: Any, of: str = "", for_c: bool = False, nogil: bool = True, **constants: Any
-) -> Code:
-    """Return the compiled code of a function, loaded or translated now; see cache.native.
-
-    constants: what some of its parameters are when the code is made; `of` must say all that they decide.
-    """
-    return native(name, translated(function, signature, of, constants), signature, of, for_c, nogil)
+        values = [converted(self._builder, x, kind) for kind, x in zip(signature.args, arguments, strict=True)]
+        if None in values:
+            raise self._refused(f"a call with {', '.join(str(x.kind) for x in arguments)} for {signature}")
+        return values

@@ -23,10 +23,10 @@ from .cache import Code
 from .codes import closed, opened
 from .draws import key, random_end, random_start
 from .elements import Accumulate, Measure, asked, coded
+from .entry import native_text
 from .memory import add, bases, coefficients, first_index, move, numbers, taken
 from .pairs import move_two, paired
 from .statistics import after, before, laid_from, lay, measured, summed
-from .translating import native_text
 from .words import call_piece, call_workers, put_word, take, word
 
 log = logging.getLogger("fastadam")
@@ -213,7 +213,7 @@ def _piece(tag: Any, kind: Any) -> Code:
         stats = asked(kind, "stats")
         in_scratch = stats or coded(kind) or asked(kind, "several")
         constants |= {"stats": stats, "in_pairs": paired(kind), "stride": BLOCK if in_scratch else WHOLE}
-    return native_text(function.__name__.strip("_"), function, signature, str(kind), for_c=True, **constants)
+    return native_text(function.__name__.strip("_"), function, signature, str(kind), for_c=True, constants=constants)
 
 
 @cache

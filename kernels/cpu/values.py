@@ -43,7 +43,9 @@ def value_of(context: Any, builder: Any, x: Any) -> Any:
 
 
 def converted(builder: Any, x: Any, kind: Any) -> Any:
-    """Return a value as LLVM's where one of a type of Numba's is expected: truths as 0 or 1 for whole numbers."""
-    if x.kind == Boolean.kind and kind in (Whole.kind, Unsigned.kind):
+    """Return a value as LLVM's where one of a type of Numba's is expected: truths as 0 or 1 for signed numbers, whose
+    bits unsigned ones share. None: it cannot be that."""
+    if x.kind == Boolean.kind and kind == Whole.kind:
         return builder.zext(x.value, ir.IntType(64))
-    return x.value
+    alike = x.kind == kind or {x.kind, kind} == {Whole.kind, Unsigned.kind}
+    return x.value if alike else None

@@ -58,6 +58,7 @@ from .call_memory import (
     lay_out,
     prepare,
 )  # fmt: skip
+from .entry import native_text
 from .frame import (
     AVAILABLE,
     EXECUTE,
@@ -76,7 +77,6 @@ from .frame import (
 )  # fmt: skip
 from .norm import of_leaves
 from .subnormals import gradual, restore
-from .translating import native_text
 from .words import (
     call,
     call_nothing,

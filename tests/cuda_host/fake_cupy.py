@@ -162,7 +162,7 @@ class MemoryPointer:
 
 class UnownedMemory:
     def __init__(self, ptr, size, owner, device_id=-1):
-        self.ptr, self.size = ptr, size
+        self.ptr, self.size, self._owner = ptr, size, owner
         self.device_id = state.device if device_id == -1 else device_id
         state.memory.borrow(ptr, ptr + size, owner)
 
@@ -289,7 +289,7 @@ ndarray.__module__ = "cupy"
 
 
 def unkept(host):
-    """Return an array of a device as work that was put off has it: freed meanwhile, unless another library's."""
+    """A device's array for work that is put off, which the program may free meanwhile."""
     return state.memory.unkept(host)
 
 

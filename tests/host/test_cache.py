@@ -501,6 +501,29 @@ def test_code_compiled_from_before_a_change_is_not_kept_as_the_changed(directory
     assert [call(by=each) for each in (session, imported(change), imported())] == ["compiled"] * 3
 
 
+UPGRADED = """
+import numpy as np, pathlib
+import fastadam as fa
+p = np.ones(8, np.float32)
+fa.SGD(p, lr=0.5, backend="numba").step(p.copy())
+path = pathlib.Path(fa.kernels.__file__).parent / "cpu" / "traversal.py"
+text = path.read_text()
+path.write_text("# upgraded\\n" + text)
+fa.Lion(p, lr=0.5, backend="numba").step(p.copy())
+path.write_text(text)
+print(p[0])
+"""
+
+
+def test_an_upgrade_under_a_session_stops_no_new_kind_of_step(directory, fresh, copied):
+    """Code is made from the texts that were imported, also where none was made before them from the cache."""
+    package = copied("package")
+    outputs = [fresh(LOG + UPGRADED, package=package) for _ in range(2)]
+    assert [output.splitlines()[-1] for output in outputs] == ["0.0"] * 2
+    assert [uses(output)["compiled"] >= {"step"} for output in outputs] == [True] * 2
+    assert "step" in uses(outputs[1])["loaded"]
+
+
 def test_bytecode_that_is_older_than_its_source_is_not_kept_as_the_source(directory, fresh, copied):
     """Python takes bytecode for current by its source's size and second: an edit can keep both."""
     package = copied("package")

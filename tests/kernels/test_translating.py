@@ -8,8 +8,9 @@ from types import FunctionType, ModuleType
 import numpy as np
 import pytest
 from numba import types
+from numba.extending import intrinsic
 
-from fastadam.kernels.cpu import syntax, translating
+from fastadam.kernels.cpu import entry, syntax
 from fastadam.kernels.cpu.words import number, put_number, put_word, share, word
 
 u64, ONE = np.uint64, np.uint64(1)
@@ -89,6 +90,10 @@ def unsigned(at):
         put_word(to, 3, 1 if x < y else 2)
         put_word(to, 4, 1 if x >= y else 2)
         put_word(to, 5, x - y)
+        k = ONE
+        put_word(to, 7, k + x if x != y else y)
+        put_number(to, 8, float(x))
+        put_number(to, 9, float(x < y))
         for j in range(u64(i), u64(i) + u64(8), u64(3)):
             put_word(to, 6, u64(word(to, 6)) + j)
 
@@ -134,7 +139,7 @@ def in_python(function, memory):
 
 def compiled(function, result, monkeypatch):
     monkeypatch.setenv("FASTADAM_CACHE", "0")
-    return translating.native_text("translated", function, result(types.int64)).entry_point
+    return entry.native_text("translated", function, result(types.int64)).entry_point
 
 
 def test_whole_numbers(monkeypatch):
@@ -171,10 +176,56 @@ def test_unsigned_numbers(monkeypatch):
 def test_of_what_is_known_before_only_one_side_is_translated(monkeypatch):
     monkeypatch.setenv("FASTADAM_CACHE", "0")
     kind, memory = types.int64(types.int64), np.zeros(1, np.int64)
-    code = translating.native_text("translated", asked, kind, "asked", flag=True, count=7)
+    code = entry.native_text("translated", asked, kind, "asked", constants={"flag": True, "count": 7})
     assert (code.entry_point(memory.ctypes.data), *memory) == (1, 7)
     with pytest.raises(NotImplementedError, match=r"asked has '\[\]'"):
-        translating.native_text("translated", asked, kind, "not asked", flag=False, count=7)
+        entry.native_text("translated", asked, kind, "not asked", constants={"flag": False, "count": 7})
+
+
+def stored(count, at):
+    total = 0
+    for _ in range(3):
+        total += count
+        count = 2 * count
+    return total
+
+
+def test_a_constant_is_not_stored_to():
+    with pytest.raises(NotImplementedError, match="stored has count, a constant, stored to"):
+        entry.native_text("translated", stored, types.int64(types.int64), "stored", constants={"count": 1})
+
+
+def inner(count, x):
+    return count + x
+
+
+def chosen(flag, count, math, at):
+    put_word(at, 0, (word(at, 0) if flag else nothing) + inner(10, 1))  # noqa: F821
+    if not flag or (flag and word(at, 1) < 0):
+        put_word(at, 1, math)
+    return count if word(at, 2) else -count
+
+
+def test_constants_hide_the_modules_names_and_reach_no_other_function(monkeypatch):
+    monkeypatch.setenv("FASTADAM_CACHE", "0")
+    memory, given = np.array([5, -1, -1]), {"flag": True, "count": 7, "math": 3}
+    code = entry.native_text("translated", chosen, types.int64(types.int64), "chosen", constants=given)
+    assert code.entry_point(memory.ctypes.data) == 7
+    assert memory.tolist() == [16, 3, -1]
+
+
+def with_a_real_literal(at):
+    return word(at, 0) * 0.5
+
+
+def with_a_negative_literal(at):
+    return 1 if u64(at) < -1 else 0
+
+
+@pytest.mark.parametrize("function", [with_a_real_literal, with_a_negative_literal])
+def test_a_literal_of_another_kind_is_refused(function, monkeypatch):
+    with pytest.raises(TypeError, match="say which is meant"):
+        compiled(function, types.int64, monkeypatch)
 
 
 def with_an_unsigned_literal(at):
@@ -215,13 +266,54 @@ def with_another_function(at):
     return max(at, 0)
 
 
+def with_two_signs(at):
+    x = word(at, 0)
+    x = u64(x)
+    return x
+
+
+def with_an_operator_of_what_has_none(at):
+    return 1 if gathered(at) == gathered(at) else 0
+
+
+def with_a_truth_of_what_has_none(at):
+    return 1 if gathered(at) else 0
+
+
+def with_a_whole_number_for_a_real(at):
+    put_number(at, 0, 1)
+
+
+def with_an_unknown_name(at):
+    return at + nothing  # noqa: F821
+
+
 def with_two_types(at):
     x = 1
     x = 2.0
     return x
 
 
-REFUSED = with_list, with_else, with_tuple_of_many, with_chain, with_two_types, with_another_function
+@intrinsic
+def gathered(typing, at):
+    """Return something that only intrinsics read."""
+    kind = types.UniTuple(types.int64, 1)
+    return kind(types.int64), lambda cx, builder, sig, args: cx.make_tuple(builder, kind, args)
+
+
+REFUSED = (
+    with_list,
+    with_two_signs,
+    with_an_operator_of_what_has_none,
+    with_a_truth_of_what_has_none,
+    with_an_unknown_name,
+    with_a_whole_number_for_a_real,
+    with_else,
+    with_tuple_of_many,
+    with_chain,
+    with_two_types,
+    with_another_function,
+)
 
 
 @pytest.mark.parametrize("function", REFUSED)

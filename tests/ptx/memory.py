@@ -1,12 +1,14 @@
 """A device's arrays: which bytes may be touched, which have been written, and by whose work.
 
 RED_ZONE bytes before and after each array belong to nobody, so what runs over its ends is found; what leads further may
-meet another array. Borrowed arrays of other libraries have none: what runs from one into the next is not found.
+meet another array. Borrowed arrays of other libraries have none: what runs from one into the next is not found, nor
+whether they are let go too early, since whoever owns one is kept until the end.
 """
 
 import weakref
 from bisect import bisect_right
 from collections import defaultdict
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -91,8 +93,10 @@ class Memory:
     def borrow(self, first, end, owner=None):
         """Let another library's bytes be touched; nothing is known of who wrote them."""
         near = self._near(first, end)
-        if any(x.first <= first and end <= x.end for x in near):
-            return
+        for x in near:
+            if x.first <= first and end <= x.end:
+                x.owners += [owner] if x.stream is None else []
+                return
         extent = self.add(min([first, *(x.first for x in near)]), max([end, *(x.end for x in near)]), None)
         extent.owners = [owner, *(each for x in near for each in x.owners)]
         self.writers[extent.places] = self.timeline.OUTSIDE
@@ -174,9 +178,11 @@ class Memory:
             self._take(task, [(extent, loads, False), (extent, stores, True)])
 
     def unkept(self, array):
-        """A NumPy array over the same device memory, which does not keep it in use; another library's as it is."""
+        """A NumPy array over the same memory of ours, which does not keep it in use; another library's as it is."""
         extent = next(iter(self._near(array.ctypes.data, array.ctypes.data + 1)), None)
-        return array if extent is None or extent.stream is None else np.asarray(Owner(array)).view(array.dtype)
+        if extent is None or extent.stream is None:
+            return array
+        return np.asarray(SimpleNamespace(__array_interface__=array.__array_interface__)).view(array.dtype)
 
     def _of(self, array):
         """(extent, places) of a NumPy array over device memory; places: in its order, as indices or as a slice."""

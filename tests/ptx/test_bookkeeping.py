@@ -1,5 +1,6 @@
 """What memory.py, streams.py and races.py write down stays right: where rooms grow, views stride, streams are many."""
 
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -249,6 +250,10 @@ def test_what_others_see_of_our_memory_is_ours(device):
     device.cuda.UnownedMemory(x.data.ptr, x.nbytes, x)
     with pytest.raises(Fault, match="nobody has written"):
         launch(device, COPY, device.zeros(64, np.float32), x)
+    alive = weakref.ref(x.host.base)
+    del x
+    device.state.launches.clear()
+    assert alive() is None
 
 
 def test_memory_that_is_others_and_ours_is_refused(device):
@@ -272,6 +277,35 @@ def test_what_is_put_off_over_other_libraries_memory_is_done_in_the_end(device):
     other[...] = 3
     fake_cupy.finish()
     assert raw.tolist() == [3] * 64
+
+
+def test_what_is_put_off_is_left_where_nobody_keeps_the_memory(device):
+    raw, owner = np.ones(128, np.float32), SimpleNamespace()
+    device.state.memory.borrow(raw.ctypes.data, raw.ctypes.data + 256)
+    device.cuda.UnownedMemory(raw.ctypes.data + 128, 384, owner)  # what holds both has both owners
+    device.state.stream.do(lambda: raw.fill(3))
+    fake_cupy.finish()
+    assert raw.tolist() == [1] * 128
+    device.state.stream.synchronize()
+    assert raw.tolist() == [3] * 128
+
+
+def test_whoever_owns_borrowed_memory_is_kept(device):
+    raw, owners = np.ones(64, np.float32), [np.zeros(1) for _ in range(3)]
+    seen = [weakref.ref(owner) for owner in owners]
+    for owner, (first, n) in zip(owners, ((0, 128), (64, 32), (64, 192)), strict=True):
+        device.cuda.UnownedMemory(raw.ctypes.data + first, n, owner)
+    del owners, owner
+    assert None not in [owner() for owner in seen]
+
+
+def test_zeros_that_are_put_off_keep_no_memory(device, streams):
+    (other,) = streams(1)
+    with other:
+        y = device.zeros(64, np.float32)
+        alive = weakref.ref(y.host.base)
+    del y
+    assert alive() is None
 
 
 def test_arrays_begin_where_cuda_would_begin_them(device):

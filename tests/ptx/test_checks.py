@@ -1,5 +1,6 @@
 """Each check of the interpreter: a kernel or an order of work that it must find, and its neighbour that is right."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 from cuda_host import fake_cupy
@@ -271,6 +272,7 @@ PUT_OFF = {
     "read": lambda x, y: x.__setitem__(..., y),
     "write": lambda x, y: y.__setitem__(..., x),
     "fill": lambda x, y: y.__setitem__(..., 3),
+    "shorts": lambda x, y: y.view(ml_dtypes.bfloat16).__setitem__(..., x.view(ml_dtypes.bfloat16)),
 }
 
 
