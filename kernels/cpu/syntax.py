@@ -17,13 +17,13 @@ def syntax_of(function: FunctionType) -> Any:
     Raises RuntimeError where the text is not what was imported, or there is none, as in a program that was frozen.
     """
     module = sys.modules[function.__module__]
-    texts = [text for text in (_kept(module), _on_disk(module)) if text is not None]
-    if not texts:
+    for text_of in (_kept, _on_disk):
+        if (text := text_of(module)) is not None:
+            definitions, codes = _read(text, str(module.__file__))
+            if codes.get(function.__name__) == function.__code__:
+                return definitions[function.__name__]
+    if text is None:
         raise RuntimeError(f"{module.__name__} has no text, expected its .py file: code is compiled from it")
-    for text in texts:
-        definitions, codes = _read(text, str(module.__file__))
-        if codes.get(function.__name__) == function.__code__:
-            return definitions[function.__name__]
     raise RuntimeError(f"{module.__file__} has changed since {function.__name__} was imported from it")
 
 

@@ -242,9 +242,9 @@ class ndarray:
     def __setitem__(self, key, value):
         assert self.number == state.device, "work on another device's array"
         assert not isinstance(value, ndarray) or value.number == state.device, "work on another device's array"
-        into = unkept(self.host[key])
+        into = state.memory.unkept(self.host[key])
         if isinstance(value, ndarray):
-            source = unkept(value.host)
+            source = state.memory.unkept(value.host)
             state.stream.do(lambda: copied(source, into), [source], [into])
         else:
             state.stream.do(lambda: np.copyto(into, value), writes=[into])
@@ -272,7 +272,7 @@ class ndarray:
         assert (values.dtype, values.shape, values.flags.c_contiguous) == (self.dtype, self.shape, True)
         if not self.host.flags.c_contiguous:
             raise RuntimeError("Cannot set to non-contiguous array")
-        given, pinned, into = values.copy(), is_pinned(values), unkept(self.host)
+        given, pinned, into = values.copy(), is_pinned(values), state.memory.unkept(self.host)
 
         def act():
             if pinned and values.tobytes() != given.tobytes():
@@ -288,11 +288,6 @@ class ndarray:
 ndarray.__module__ = "cupy"
 
 
-def unkept(host):
-    """A device's array for work that is put off, which the program may free meanwhile."""
-    return state.memory.unkept(host)
-
-
 def copied(source, target):
     np.copyto(target, source)
     state.memory.copied(source, target)
@@ -304,7 +299,7 @@ def empty(shape, dtype=float):
 
 def zeros(shape, dtype=float):
     made = ndarray(shape, dtype)
-    into = unkept(made.host)
+    into = state.memory.unkept(made.host)
     state.stream.do(lambda: into.fill(0), writes=[into])
     return made
 
