@@ -12,7 +12,7 @@ import numpy as np
 
 from fastadam.kernels.chores import BLOCK, LANES
 from fastadam.kernels.contract import Euclidean, agreement, inverse_share
-from fastadam.kernels.formats import FLOAT32, FLOAT64
+from fastadam.kernels.formats import FLOAT32, FLOAT64, format_of
 
 WIDER: dict[Any, Any] = {FLOAT32.compute: np.float64, FLOAT64.compute: np.longdouble}  # what stands for exact numbers
 
@@ -32,10 +32,11 @@ class Running:
 
     @classmethod
     def arithmetic(cls, dtype):
-        """Return unit roundoff, and the smallest subnormal: twice what a result can lose to underflow, for the bound's
-        own products, float64 too, may lose as much."""
+        """Return unit roundoff, and the smallest subnormal: twice what a result can lose to underflow. Twice that in
+        float64, for three of the bound's own products, float64 too, may each lose as much."""
         info = np.finfo(dtype)
-        return float(info.eps) / 2, float(info.smallest_subnormal)
+        losses = 2 if format_of(np.dtype(dtype)) is FLOAT64 else 1
+        return float(info.eps) / 2, losses * float(info.smallest_subnormal)
 
     @cached_property
     def size(self):
@@ -96,7 +97,7 @@ class Running:
         with np.errstate(divide="ignore", invalid="ignore"):  # by 0, in what is not chosen
             down = np.where(low > 0, self.error / (root + low), root)
             up = np.where(high > 0, self.error / (high + root), 0)
-        return self._rounded(value, np.maximum(down, up))
+        return self._rounded(value, np.where(np.isfinite(self.error), np.maximum(down, up), np.inf))
 
     def __gt__(self, x):
         return self.value > self._other(x).value

@@ -4,7 +4,7 @@ bits, float64, truths, or what intrinsics give and only intrinsics read.
 A name has the type of what is first stored in it, and what a function calls is put in the call's place, so nothing is
 inferred: that took Numba 2.5 s for what XLA calls, and three fifths of the time that a piece took. Texts mean what they
 mean in Python, except that whole numbers wrap, `and` and `or` give truths, ranges go up, and functions of `math` are
-the C library's. Of a choice whose truth is known when the code is made, only one side is code. All else is refused.
+the C library's. Of a choice by a bool that is known when the code is made, only one side is code. All else is refused.
 """
 
 import ast
@@ -118,7 +118,9 @@ class Body:
                 numbers = [self._value(x) for x in values]
                 for target, x in zip(targets, numbers, strict=True):
                     self._put(target.id, x)  # type: ignore[attr-defined]
-            case ast.AugAssign(ast.Name(name), operation, value) if type(operation) in OPERATORS:
+            case ast.AugAssign(ast.Name(name), operation, value) if (
+                name in self._homes and type(operation) in OPERATORS
+            ):
                 self._put(name, self._done(node, operation, self._get(name), self._value(value)))
             case ast.Return(value):
                 if value is not None:
@@ -205,7 +207,7 @@ class Body:
                 raise self._refused(node)
 
     def _from_outside(self, name: str) -> Any:
-        """Return what a name is that the function does not store in: a known parameter, or the module's."""
+        """Return what a name is that the function does not store in: a constant, or the module's."""
         for space in (self._constants, self._function.__globals__, vars(builtins)):
             if name in space:
                 return space[name]
@@ -240,13 +242,15 @@ class Body:
             return abs(*arguments)
         if function is float:
             (x,) = map(self._value_of, arguments)
-            signed = isinstance(x, Whole) and not isinstance(x, Unsigned)
-            return Real(builder, (builder.sitofp if signed else builder.uitofp)(x.value, ir.DoubleType()))
+            if not isinstance(x, Whole | Boolean):
+                raise self._refused(f"a float of type {x.kind}")
+            convert = builder.uitofp if isinstance(x, Unsigned | Boolean) else builder.sitofp
+            return Real(builder, convert(x.value, ir.DoubleType()))
         if function is np.uint64 and isinstance(x := self._value_of(*arguments), Whole):
             return Unsigned(builder, x.value)
         if function is min:
             x, y = map(self._value_of, arguments)
-            return typed(builder, x.kind, builder.select((x < y).value, x.value, y.value))
+            return typed(builder, x.kind, builder.select((y < x).value, y.value, x.value))
         if not hasattr(function, "_defn"):  # which intrinsics have
             raise self._refused(f"a call of {function!r}")
         arguments = [self._value_of(x) for x in arguments]

@@ -79,6 +79,7 @@ def real(at):
         put_number(to, 9, float(word(at, 1 + 2 * i) // 1024))
         put_number(to, 10, 1.0 if not x <= y else -1.0)
         put_number(to, 11, -x)
+        put_number(to, 12, min(x, y))
 
 
 def unsigned(at):
@@ -284,6 +285,15 @@ def with_a_whole_number_for_a_real(at):
     put_number(at, 0, 1)
 
 
+def with_a_float_of_what_has_no_number(at):
+    return float(gathered(at))
+
+
+def with_an_addition_to_an_unknown_name(at):
+    unknown += at  # noqa: F821, F841
+    return at
+
+
 def with_an_unknown_name(at):
     return at + nothing  # noqa: F821
 
@@ -307,6 +317,8 @@ REFUSED = (
     with_an_operator_of_what_has_none,
     with_a_truth_of_what_has_none,
     with_an_unknown_name,
+    with_a_float_of_what_has_no_number,
+    with_an_addition_to_an_unknown_name,
     with_a_whole_number_for_a_real,
     with_else,
     with_tuple_of_many,
@@ -329,10 +341,12 @@ def test_a_text_that_has_changed_is_refused():
         syntax.syntax_of(changed)
 
 
-def test_a_module_without_a_text_is_refused(monkeypatch):
+@pytest.mark.parametrize("file", ["/nowhere/frozen_module.pyc", None])
+def test_a_module_without_a_text_is_refused(file, monkeypatch):
     """As in a program that was frozen with bytecode only."""
     module = ModuleType("frozen_module")
-    module.__file__ = "/nowhere/frozen_module.pyc"
+    if file is not None:
+        module.__file__ = file
     monkeypatch.setitem(sys.modules, "frozen_module", module)
     function = FunctionType(with_list.__code__, vars(module), "with_list")
     assert function.__module__ == "frozen_module"

@@ -77,6 +77,21 @@ def test_a_quotient_has_no_bound_where_its_divisor_may_be_zero():
     assert np.all(np.isinf((near(1.0, 0.0) / near(0.5, 0.75)).error))
 
 
+@WIDE
+def test_a_product_of_inexact_numbers_that_underflows_stays_within():
+    """Its bound is a sum of products, each of which underflows too."""
+    rng, unit, small = np.random.default_rng(0), Running.arithmetic(np.float64), 2.0**-537
+    a, b, off = (100 + rng.random(20_000)) * small, (100 + rng.random(20_000)) * small, 0.0048 * small
+    rounded = (a + off) * (b + off)
+    x, y = (Running(each.astype(np.longdouble), ((each + off) - each) * (1 + 1e-7), unit) for each in (a, b))
+    product = x * y
+    assert np.all(np.abs(rounded.astype(np.longdouble) - product.value) <= SLACK * product.error)
+
+
+def test_a_root_of_what_has_no_bound_has_none():
+    assert np.all(np.isinf((near(1.0, 0.0) / near(0.5, 0.75)).sqrt().error))
+
+
 def test_errors_of_longdouble_values_are_float64():
     x = Running(np.full(3, 1e300, np.longdouble), np.full(3, 0.5, np.longdouble), Running.arithmetic(np.float64))
     for each in (x * x, x / 3, x.sqrt(), x + x):
