@@ -26,6 +26,7 @@ from .elements import Accumulate, Measure, asked, coded
 from .entry import native_text
 from .memory import add, bases, coefficients, first_index, move, numbers, taken
 from .pairs import move_two, paired
+from .prefetch import PERIOD, prefetch
 from .statistics import after, before, laid_from, lay, measured, summed
 from .words import call_piece, call_workers, put_word, take, word
 
@@ -77,6 +78,12 @@ WHOLE = u64(1 << 62)
 # Pieces: each is made for one tag, which its text gets as what is known then, so what a tag lacks leaves no code.
 
 
+def _period(job, n):
+    """Return after how many elements of a chunk of n memory is asked for again; never where its leaf may end behind
+    it."""
+    return u64(PERIOD) if n == BLOCK * u64(word(job, BLOCKS)) else WHOLE
+
+
 def _step(tag, stats, in_pairs, stride, job, low, high):
     """Step. stride: elements between two looks at scratch."""
     table, columns, zeros = word(job, TABLE), word(job, COLUMNS), word(job, LEAVES)
@@ -85,6 +92,7 @@ def _step(tag, stats, in_pairs, stride, job, low, high):
         chunk = word(job, CHUNKS) + CHUNK * k
         leaf, first, n, missed = word(chunk, LEAF), word(chunk, FIRST), u64(word(chunk, COUNT)), word(chunk, MISSED)
         r, note = word(row, leaf), word(job, NOTES_AT) + NOTE * k * word(job, BLOCKS)
+        period = _period(job, n)
         if r >= 0:
             for now in range(r - missed, r + 1):  # the steps it has missed, then this one
                 at_row, row_end = rows + width * now, rows + width * (now + 1)
@@ -99,8 +107,10 @@ def _step(tag, stats, in_pairs, stride, job, low, high):
                         before(tag, base, start, end, room, u64(note) + u64(NOTE) * (start // BLOCK))
                     streams, at = opened(tag, base, room, start, end), start
                     while at < end:
+                        if end - at >= period:  # of period alone, LLVM would make this walk twice
+                            prefetch(tag, base, at)
                         bits = random_start(tag, drawn, index, at)
-                        until = random_end(tag, index, at, end)
+                        until = random_end(tag, index, at, min(end, at + period))
                         if in_pairs:
                             pairs = (until - at) // TWO
                             for j in range(u64(0), pairs):
@@ -124,6 +134,7 @@ def _sum(tag, job, low, high):
     for k in range(low, high):
         chunk = word(job, CHUNKS) + CHUNK * k
         leaf, first, n = word(chunk, LEAF), word(chunk, FIRST), u64(word(chunk, COUNT))
+        period = _period(job, n)
         r, note = word(word(job, ROW), leaf), u64(word(job, NOTES_AT) + NOTE * k * word(job, BLOCKS))
         if r >= 0:
             c, x = coefficients(tag, rows + width * r), numbers(tag, rows + width * (r + 1))
@@ -132,8 +143,11 @@ def _sum(tag, job, low, high):
                 end = min(n, start + BLOCK)
                 streams = opened(tag, base, room, start, end)
                 laid = laid_from(tag, room, start)
-                for i in range(start, end):
-                    lay(tag, streams, i, c, x, laid)
+                for at in range(start, end, period):
+                    if end - at >= period:
+                        prefetch(tag, base, at)
+                    for i in range(at, min(end, at + period)):
+                        lay(tag, streams, i, c, x, laid)
                 summed(tag, room, end - start, note + u64(NOTE) * (start // BLOCK))
 
 
@@ -156,11 +170,14 @@ def _accumulate(tag, job, low, high):
     for k in range(low, high):
         chunk = word(job, CHUNKS) + CHUNK * k
         leaf, first, n = word(chunk, LEAF), word(chunk, FIRST), u64(word(chunk, COUNT))
-        r = word(word(job, ROW), leaf)
+        r, period = word(word(job, ROW), leaf), _period(job, n)
         if r >= 0:
             base = bases(tag, word(job, TABLE), word(job, COLUMNS), leaf, first, leaf, first)
-            for i in range(u64(0), n):
-                add(tag, base, i, r == 0)
+            for at in range(u64(0), n, period):
+                if n - at >= period:
+                    prefetch(tag, base, at)
+                for i in range(at, min(n, at + period)):
+                    add(tag, base, i, r == 0)
 
 
 def _walk(job):

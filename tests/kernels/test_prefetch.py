@@ -1,0 +1,114 @@
+"""What a walk asks for ahead: the streams that it reads or writes, and nothing that may not be asked for."""
+
+import ctypes
+import mmap
+import sys
+
+import numba
+import numpy as np
+import pytest
+from cases import same_bits
+from ml_dtypes import bfloat16
+
+import fastadam as fa
+from fastadam.kernels.contract import Kernel, Signed
+from fastadam.kernels.cpu.elements import Accumulate
+from fastadam.kernels.cpu.prefetch import walked
+from fastadam.kernels.formats import FLOAT32
+
+F32, N = np.float32, 4_096
+
+
+def asked_for(opt, tag):
+    """The names of the streams that the walk of a tag asks for."""
+    names = opt._plan._kernel.streams.row
+    return " ".join(names[k] for k in walked(numba.typeof(tag)))
+
+
+@pytest.mark.parametrize(
+    ("method", "chosen", "dtype", "step", "sums"),
+    [
+        (fa.AdamW, {}, F32, "p g m v", None),
+        (fa.AdamW, {"amsgrad": True, "ema_decay": 0.9}, F32, "p g m v vmax ema", None),
+        (fa.Adam, {"betas": (0.0, 0.9)}, F32, "p g v", None),
+        (fa.Lion, {}, F32, "p g m", None),
+        (fa.AdamW, {"moments": "8bit"}, F32, "p g m v", None),
+        (fa.AdamW, {"moments": "bfloat16", "master": "remainder"}, bfloat16, "p g m v low", None),
+        (fa.AdamW, {"master": "float32"}, bfloat16, "p g m v rounded", None),
+        (fa.LAMB, {"ema_decay": 0.9}, F32, "p g m v ema", "p g m v"),
+        (fa.LAMB, {"master": "remainder"}, bfloat16, "p g m v low", "p g m v low"),
+        (fa.LARS, {}, F32, "p g m", "p g"),
+        (fa.StableAdamW, {"master": "remainder"}, bfloat16, "p g m v low", "g v"),
+        (fa.StableAdamW, {"moments": "8bit"}, F32, "p g m v", "g m v"),  # all blocks are decoded
+        (fa.Prodigy, {}, F32, "p g m v s", "p g s p0"),
+        (fa.AdamW, {"cautious": True}, F32, "p g m v", "p g m"),
+    ],
+)
+def test_streams_that_are_walked_are_asked_for(method, chosen, dtype, step, sums):
+    opt = method(np.ones(N, dtype), backend="numba", **chosen)
+    (tag,) = opt._plan._tags
+    assert asked_for(opt, tag) == step
+    if sums is not None:
+        (work,) = opt._plan._summing
+        assert asked_for(opt, opt._plan._summing_tag(work)) == sums
+
+
+def test_what_has_no_address_is_not_asked_for():
+    """A copy is asked for where it is written, several arrays where they are added up."""
+    opt = fa.AdamW(np.ones(N, F32), backend="numba", copy_to=np.zeros(N, bfloat16))
+    (tag,) = opt._plan._tags
+    assert asked_for(opt, tag) == "p g m v copy"
+    assert asked_for(opt, tag._replace(several=np.uint8(1))) == "p m v copy"
+    assert list(walked(numba.typeof(Accumulate(FLOAT32, FLOAT32, None)))) == [0, 1]
+
+
+def test_what_a_step_reads_is_told_from_numbers():
+    """x becomes u, v becomes p: both are read; w is replaced unread, u and m stay."""
+
+    class Coefficients(fa.kernels.contract.NamedTuple):
+        lr: float
+
+    def moved(p, g, m, v, u, w, x, c):
+        return p - c.lr * m, m, p, u, c.lr, u
+
+    kernel = Kernel("moved", moved, tuple(map(Signed, "mvuwx")), Coefficients)
+    summed, read, written = kernel.reached(False, [True] * 5)
+    assert read.row[:7] == (True, False, True, False, True, False, False)
+    assert written.slots == (False, True, False, True, True)
+    assert not any(summed.row[:7])
+
+
+class Fenced:
+    """Arrays that end where memory does: behind them lies a page that nobody may read."""
+
+    def __init__(self):
+        self._maps = []
+
+    def array(self, values):
+        page = mmap.PAGESIZE
+        size = -(-values.nbytes // page) * page
+        memory = mmap.mmap(-1, size + page)
+        start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        assert ctypes.CDLL(None, use_errno=True).mprotect(ctypes.c_void_p(start + size), page, 0) == 0
+        self._maps.append(memory)
+        x = np.frombuffer(memory, values.dtype, len(values), size - values.nbytes)
+        x[:] = values
+        return x
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the test takes a page's rights away by mprotect")
+@pytest.mark.parametrize("n", [1, 63, 64, 65, 8_191, 8_192, 40_001])
+@pytest.mark.parametrize(
+    ("dtype", "chosen"), [(F32, {}), (bfloat16, {"moments": "bfloat16"}), (F32, {"moments": "8bit"})]
+)
+def test_asking_beyond_the_end_of_memory_harms_nobody(dtype, chosen, n):
+    rng, fence = np.random.default_rng(n), Fenced()
+    start, gradients = rng.standard_normal(n).astype(dtype), rng.standard_normal((3, n)).astype(dtype)
+    p, q = fence.array(start), start.copy()
+    opt, plain = fa.AdamW(p, backend="numba", **chosen), fa.AdamW(q, backend="numpy", **chosen)
+    for g in gradients:
+        opt.step(fence.array(g))
+        plain.step(g)
+    opt.step(streams=[fence.array(g) for g in gradients])
+    plain.step(streams=list(gradients))
+    assert same_bits(p, q)
