@@ -18,7 +18,8 @@ from .words import I32
 
 _I16 = ir.IntType(16)
 # LLVM prefers vectors of 256 bits for Intel's processors, in which the halves of words run out of registers: on two
-# Xeon cores (AMX) AdamW took 1.5 times as long, 1.35 in the caches. AMD's get 512 unasked.
+# Xeon cores (AMX) AdamW took 1.5 times as long, 1.35 in the caches. AMD's get 512 unasked; Intel's without AMX, which
+# may slow down under such vectors, were not measured.
 WIDE = '"prefer-vector-width"="512"'
 
 

@@ -79,8 +79,8 @@ WHOLE = u64(1 << 62)
 
 
 def _period(job, n):
-    """Return after how many elements of a chunk of n memory is asked for again; never where its leaf may end behind
-    it."""
+    """Return after how many elements of a chunk of n memory is asked for again: never in one shorter than the others,
+    behind which its leaf ends."""
     return u64(PERIOD) if n == BLOCK * u64(word(job, BLOCKS)) else WHOLE
 
 
@@ -107,7 +107,7 @@ def _step(tag, stats, in_pairs, stride, job, low, high):
                         before(tag, base, start, end, room, u64(note) + u64(NOTE) * (start // BLOCK))
                     streams, at = opened(tag, base, room, start, end), start
                     while at < end:
-                        if end - at >= period:  # of period alone, LLVM would make this walk twice
+                        if end - at >= period:  # asked of `period` alone, LLVM makes all loops twice
                             prefetch(tag, base, at)
                         bits = random_start(tag, drawn, index, at)
                         until = random_end(tag, index, at, min(end, at + period))

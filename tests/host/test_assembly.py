@@ -125,8 +125,9 @@ def test_memory_is_asked_for_ahead(dtype, moments, lines, assembly_of):
     asked = [int(m[1] or 0) for m in re.finditer(r"\tprefetcht0\t(\d*)\(", text)]
     assert len(asked) == lines
     assert set(asked) == {2_048 + 64 * k for k in range(p.itemsize)}
-    (hot,) = (body for body in innermost_loops(text) if "sqrtps" in body)
-    assert "prefetch" not in hot, "asked for at every vector"
+    hot = [body for body in innermost_loops(text) if "sqrtps" in body]
+    assert hot
+    assert not any("prefetch" in body for body in hot), "asked for at every vector"
 
 
 @pytest.mark.skipif(
@@ -135,6 +136,6 @@ def test_memory_is_asked_for_ahead(dtype, moments, lines, assembly_of):
 def test_words_are_stepped_in_vectors_of_512_bits(assembly_of):
     p = np.ones(32_768, "bfloat16")
     text = assembly_of(lambda: fa.AdamW(p, backend="numba", moments="bfloat16").step(p.copy()))
-    (body,) = (body for body in innermost_loops(text) if "sqrtps" in body)
-    assert len(re.findall(r"\tvmovdqu64\t%zmm\d+, \(", body)) == 3, "p, m and v are not stored 64 bytes at a time"
-    assert not re.search(r"\tv(?:sqrt|div)ps\t.*%ymm", body)
+    hot = max((body for body in innermost_loops(text) if "sqrtps" in body), key=len)
+    assert len(re.findall(r"\tvmovdqu64\t%zmm\d+, \(", hot)) == 3, "p, m and v are not stored 64 bytes at a time"
+    assert not re.search(r"\tv(?:sqrt|div)ps\t.*%ymm", hot)

@@ -3,6 +3,7 @@
 import ctypes
 import mmap
 import sys
+from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -11,9 +12,12 @@ from cases import same_bits
 from ml_dtypes import bfloat16
 
 import fastadam as fa
+from fastadam.host import compiled
 from fastadam.kernels.contract import Kernel, Signed
+from fastadam.kernels.cpu import prefetch, traversal
 from fastadam.kernels.cpu.elements import Accumulate
 from fastadam.kernels.cpu.prefetch import walked
+from fastadam.kernels.cpu.words import I64, place
 from fastadam.kernels.formats import FLOAT32
 
 F32, N = np.float32, 4_096
@@ -63,9 +67,9 @@ def test_what_has_no_address_is_not_asked_for():
 
 
 def test_what_a_step_reads_is_told_from_numbers():
-    """x becomes u, v becomes p: both are read; w is replaced unread, u and m stay."""
+    """p is made of p and m, x of u; v, w and x are replaced unread, and nobody reads g."""
 
-    class Coefficients(fa.kernels.contract.NamedTuple):
+    class Coefficients(NamedTuple):
         lr: float
 
     def moved(p, g, m, v, u, w, x, c):
@@ -76,6 +80,90 @@ def test_what_a_step_reads_is_told_from_numbers():
     assert read.row[:7] == (True, False, True, False, True, False, False)
     assert written.slots == (False, True, False, True, True)
     assert not any(summed.row[:7])
+
+
+class Asked:
+    """Lets walks write down what they ask for: the addresses of lines, in their order."""
+
+    def __init__(self, monkeypatch):
+        self._noted = np.zeros(2**20, np.uint64)  # the first says how many follow
+
+        def note(builder, address):
+            start = place(builder, I64(self._noted.ctypes.data), I64)
+            count = builder.add(builder.load(start), I64(1))
+            builder.store(count, start)
+            builder.store(address, builder.gep(start, [count]))
+
+        monkeypatch.setattr(prefetch, "ask_for_line", note)
+        monkeypatch.setattr(traversal, "pieces", {})
+        monkeypatch.setattr(compiled, "PIECES", {})
+        monkeypatch.setenv("FASTADAM_CACHE", "0")
+
+    def during(self, act):
+        """The addresses that act() asks for."""
+        fa.set_num_threads(1)
+        self._noted[0] = 0
+        act()
+        return self._noted[1 : 1 + int(self._noted[0])]
+
+
+def begins(opt, name):
+    """Where a stream of the only leaf begins."""
+    return int(opt._plan._table[0, opt._plan._kernel.streams.row.index(name)])
+
+
+def check(asked, streams):
+    """Hold what was asked for against the whole chunks of streams, each (where it begins, bytes of a chunk of 8,192
+    elements): AHEAD of each element, every line of it, and nothing else."""
+    asked, expected = set((asked // 64).tolist()), set()
+    for start, size in streams:
+        lines = set(range((start + 2_048) // 64, (start + 2_048 + CHUNKS * size - 1) // 64 + 1))
+        assert lines <= asked | {max(lines)}  # the last begins behind the last 64 bytes that are asked for
+        expected |= lines | {max(lines) + 1}
+    assert asked <= expected
+
+
+CHUNKS, REST = 3, 1_000  # whole chunks, and elements of one that is not
+
+
+@pytest.mark.parametrize(
+    ("dtype", "chosen", "sizes"),  # bytes of an element of p, g, m and v
+    [
+        (F32, {}, (4, 4, 4, 4)),
+        (bfloat16, {"moments": "bfloat16"}, (2, 2, 2, 2)),
+        (bfloat16, {}, (2, 2, 4, 4)),
+        (F32, {"moments": "8bit"}, (4, 4, 1.0625, 1.0625)),
+        (F32, {"max_norm": 1.0, "stats": "group"}, (4, 4, 4, 4)),
+    ],
+)
+def test_whole_chunks_are_asked_for(dtype, chosen, sizes, monkeypatch):
+    asked, n = Asked(monkeypatch), CHUNKS * 8_192 + REST
+    opt, g = fa.AdamW(np.ones(n, dtype), backend="numba", **chosen), np.ones(n, dtype)
+    lines = asked.during(lambda: opt.step(g))
+    check(lines, [(begins(opt, name), int(8_192 * size)) for name, size in zip("pgmv", sizes, strict=True)])
+    other = fa.AdamW(np.ones(8_191, dtype), backend="numba", **chosen)
+    assert len(asked.during(lambda: other.step(np.ones(8_191, dtype)))) == 0
+
+
+def test_sums_and_totals_are_asked_for(monkeypatch):
+    asked, n = Asked(monkeypatch), CHUNKS * 8_192 + REST
+    opt, g = fa.StableAdamW(np.ones(n, F32), backend="numba"), np.ones(n, F32)
+    lines = asked.during(lambda: opt.step(g))
+    sums, steps = lines[: len(lines) // 3], lines[len(lines) // 3 :]  # of g and v, then of four
+    check(sums, [(begins(opt, name), 4 * 8_192) for name in "gv"])
+    check(steps, [(begins(opt, name), 4 * 8_192) for name in "pgmv"])
+    opt.accumulate(g)
+    lines = asked.during(lambda: opt.accumulate(g))
+    _, totals = opt.accumulated
+    check(lines, [(x.ctypes.data, 4 * 8_192) for x in (g, *totals.values())])
+
+
+def test_several_gradients_are_asked_for(monkeypatch):
+    asked, n = Asked(monkeypatch), CHUNKS * 8_192
+    opt, gradients = fa.Lion(np.ones(n, F32), backend="numba"), [np.ones(n, F32), np.ones(n, F32)]
+    lines = asked.during(lambda: opt.step(streams=gradients))
+    homes = [begins(opt, "p"), begins(opt, "m"), *(g.ctypes.data for g in gradients)]
+    check(lines, [(start, 4 * 8_192) for start in homes])
 
 
 class Fenced:
