@@ -21,6 +21,7 @@ from ..chores import CHUNK_WORDS, NOTES, Numbers
 from .blocks import scratch
 from .cache import Code
 from .codes import closed, opened
+from .cores import core, leave, spreading, thread
 from .draws import key, random_end, random_start
 from .elements import Accumulate, Measure, asked, coded
 from .entry import native_text
@@ -67,7 +68,7 @@ class Job(NamedTuple):
     NUMBERS, COUNTS, COUNTED, CARRIED, CARRIES, NOTES_AT, BLOCKS,
 ) = range(len(Job._fields))  # fmt: skip
 LEAF, FIRST, COUNT, G_LEAF, G_FIRST, MISSED = range(6)  # of a chunk
-NEXT, BEGIN, END = range(3)  # of a span
+NEXT, BEGIN, END, THREAD, CORE = range(5)  # of a span; of the first, who walks, and where
 
 u64 = np.uint64
 WORD, CHUNK, SPAN, NOTE = 8, CHUNK_WORDS * 8, 8 * 8, NOTES * 8  # bytes
@@ -180,14 +181,18 @@ def _accumulate(tag, job, low, high):
                     add(tag, base, i, r == 0)
 
 
-def _walk(job):
-    """Give every chunk of a job to its piece once, then advance the counts."""
+def _walk(spread, job):
+    """Give every chunk of a job to its piece once, then advance the counts. spread: whether workers choose their
+    core."""
     spans, workers = word(job, SPANS), word(job, WORKERS)
     if workers == 1:
         call_piece(word(job, PIECE), job, word(spans, BEGIN), word(spans, END))
     else:
         for w in range(workers):
             put_word(spans + SPAN * w, NEXT, word(spans + SPAN * w, BEGIN))
+        if spread:
+            put_word(spans, THREAD, thread())
+            put_word(spans, CORE, core())
         parallel_for, get_threads, set_threads = word(job, PARALLEL_FOR), word(job, GET_THREADS), word(job, SET_THREADS)
         call_workers(parallel_for, get_threads, set_threads, word(job, SHARE), spans, SPAN, workers, job)
     width, carries, carried = word(job, NUMBERS), word(job, CARRIES), word(job, CARRIED)
@@ -200,9 +205,11 @@ def _walk(job):
                 put_word(carried, carries * leaf + j, word(numbers_end, j))
 
 
-def _share(spans, shares, strides, job):
+def _share(spread, spans, shares, strides, job):
     """Do what the threading layer asks of some workers, shares[0] of them from the one whose span spans[0] names."""
     workers, all_spans, piece = word(job, WORKERS), word(job, SPANS), word(job, PIECE)
+    if spread and core() == word(all_spans, CORE) and thread() != word(all_spans, THREAD):
+        leave(word(all_spans, CORE))
     for w in range((word(spans, 0) - all_spans) // SPAN, (word(spans, 0) - all_spans) // SPAN + word(shares, 0)):
         for turn in range(workers):  # its own span first, which its cache may still hold, then what others have left
             victim = all_spans + SPAN * ((w + turn) % workers)
@@ -237,7 +244,12 @@ def _piece(tag: Any, kind: Any) -> Code:
 def walk() -> Any:
     """Return the driver, to be called with a job's address: serial and parallel, for it never names a threading
     layer."""
-    return native_text("walk", _walk, types.void(types.int64)).entry_point
+    return _driver("walk", _walk, 1).entry_point
+
+
+def _driver(name: str, function: Any, arguments: int, **how: Any) -> Code:
+    spread, signature = spreading(), types.void(*[types.int64] * arguments)
+    return native_text(name, function, signature, "spread" * spread, constants={"spread": spread}, **how)
 
 
 class ThreadingLayer(NamedTuple):
@@ -279,6 +291,6 @@ def layer() -> ThreadingLayer | None:
     except ValueError as error:
         log.warning("no threading layer: %s. Steps run on one thread", error)
         return None
-    share = native_text("share", _share, types.void(*[types.int64] * 4), for_c=True)
+    share = _driver("share", _share, 4, for_c=True)
     symbols = map(address_of_symbol, ("numba_parallel_for", "get_num_threads", "set_num_threads"))
     return ThreadingLayer(share.address, *symbols)
