@@ -264,9 +264,10 @@ class ThreadingLayer(NamedTuple):
 # GNU's OpenMP lets a thread that is done pause 300,000 times before it sleeps: 6 to 14 ms, in which it holds a core
 # that BLAS needs for the next product. On two Zen 4 cores an epoch of scikit-learn's MLP stepped here was 0.68 times as
 # fast as with scikit-learn's Adam, with 3,000 pauses 1.36 times. Steps in a row are as fast as before: 2^16 took 40 µs
-# with 0 pauses, 29 with 300, 21 with 3,000 and with 300,000. On two Intel Xeon cores 2^20 took 368 µs after a rest with
-# 3,000, 348 with 6,000, 347 with 300,000; scikit-learn's epoch took 1.60, 1.55 and 0.84 times as long as this one's.
-PAUSES = "6000"
+# with 0 pauses, 29 with 300, 21 with 3,000 and with 300,000. On two Intel Xeon cores a step over 2^20 parameters of
+# PyTorch took 460 µs with 6,000, 425 with 10,000 and with 300,000, where scikit-learn's epoch took 1.55, 1.50 and 0.84
+# times as long as this one's.
+PAUSES = "10000"
 
 
 def load_layer() -> None:
