@@ -21,7 +21,7 @@ from ..chores import CHUNK_WORDS, NOTES, Numbers
 from .blocks import scratch
 from .cache import Code
 from .codes import closed, opened
-from .cores import core, leave, spreading, thread
+from .cores import allowed, core, leave, spreading, thread
 from .draws import key, random_end, random_start
 from .elements import Accumulate, Measure, asked, coded
 from .entry import native_text
@@ -38,7 +38,7 @@ class Job(NamedTuple):
     """Holds what a piece and the driver get: all that one signature's work is, as numbers and addresses of int64 or
     float64.
 
-    The arrays: see fastadam.plans.plan.Plan; spans: (workers, 8), see fastadam.host.compiled.
+    The arrays: see fastadam.plans.plan.Plan; spans: see fastadam.host.compiled.
     """
 
     piece: int  # the function for a range of chunks
@@ -68,7 +68,8 @@ class Job(NamedTuple):
     NUMBERS, COUNTS, COUNTED, CARRIED, CARRIES, NOTES_AT, BLOCKS,
 ) = range(len(Job._fields))  # fmt: skip
 LEAF, FIRST, COUNT, G_LEAF, G_FIRST, MISSED = range(6)  # of a chunk
-NEXT, BEGIN, END, THREAD, CORE = range(5)  # of a span; of the first, who walks, and where
+NEXT, BEGIN, END, THREAD, CORE = range(5)  # of a span; of the first, who walks, and where; behind all, where it may
+NOWHERE = -2
 
 u64 = np.uint64
 WORD, CHUNK, SPAN, NOTE = 8, CHUNK_WORDS * 8, 8 * 8, NOTES * 8  # bytes
@@ -192,7 +193,7 @@ def _walk(spread, job):
             put_word(spans + SPAN * w, NEXT, word(spans + SPAN * w, BEGIN))
         if spread:
             put_word(spans, THREAD, thread())
-            put_word(spans, CORE, core())
+            put_word(spans, CORE, core() if allowed(spans + SPAN * workers) == 0 else NOWHERE)
         parallel_for, get_threads, set_threads = word(job, PARALLEL_FOR), word(job, GET_THREADS), word(job, SET_THREADS)
         call_workers(parallel_for, get_threads, set_threads, word(job, SHARE), spans, SPAN, workers, job)
     width, carries, carried = word(job, NUMBERS), word(job, CARRIES), word(job, CARRIED)
@@ -209,7 +210,7 @@ def _share(spread, spans, shares, strides, job):
     """Do what the threading layer asks of some workers, shares[0] of them from the one whose span spans[0] names."""
     workers, all_spans, piece = word(job, WORKERS), word(job, SPANS), word(job, PIECE)
     if spread and core() == word(all_spans, CORE) and thread() != word(all_spans, THREAD):
-        leave(word(all_spans, CORE))
+        leave(word(all_spans, CORE), all_spans + SPAN * workers)
     for w in range((word(spans, 0) - all_spans) // SPAN, (word(spans, 0) - all_spans) // SPAN + word(shares, 0)):
         for turn in range(workers):  # its own span first, which its cache may still hold, then what others have left
             victim = all_spans + SPAN * ((w + turn) % workers)
@@ -244,11 +245,11 @@ def _piece(tag: Any, kind: Any) -> Code:
 def walk() -> Any:
     """Return the driver, to be called with a job's address: serial and parallel, for it never names a threading
     layer."""
-    return _driver("walk", _walk, 1).entry_point
+    return _driver("walk", _walk, 1, spreading()).entry_point
 
 
-def _driver(name: str, function: Any, arguments: int, **how: Any) -> Code:
-    spread, signature = spreading(), types.void(*[types.int64] * arguments)
+def _driver(name: str, function: Any, arguments: int, spread: bool, **how: Any) -> Code:
+    signature = types.void(*[types.int64] * arguments)
     return native_text(name, function, signature, "spread" * spread, constants={"spread": spread}, **how)
 
 
@@ -293,6 +294,7 @@ def layer() -> ThreadingLayer | None:
     except ValueError as error:
         log.warning("no threading layer: %s. Steps run on one thread", error)
         return None
-    share = _driver("share", _share, 4, for_c=True)
+    spread = spreading() and numba.threading_layer() != "workqueue"  # type: ignore[attr-defined]  # where who walks waits
+    share = _driver("share", _share, 4, spread, for_c=True)
     symbols = map(address_of_symbol, ("numba_parallel_for", "get_num_threads", "set_num_threads"))
     return ThreadingLayer(share.address, *symbols)
