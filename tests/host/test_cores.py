@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import numpy as np
 import pytest
@@ -25,6 +26,19 @@ def _seen(address):
     put_word(address, 1, cores.thread())
 
 
+@cache
+def seen():
+    """Stores on which core it runs and in which thread."""
+    return native_text("seen", _seen, types.void(types.int64), "test")
+
+
+@cache
+def share(spread):
+    """The driver's, under a name that no other code has."""
+    signature = types.void(*[types.int64] * 4)
+    return native_text("share", traversal._share, signature, f"test {spread}", for_c=True, constants={"spread": spread})
+
+
 @pytest.fixture(autouse=True)
 def unbound(monkeypatch):
     """An environment that binds no threads, asked anew."""
@@ -41,13 +55,12 @@ def shared_by(at, walker, may=ALLOWED, spread=True):
 
     walker: (core, whether it is this thread itself); may: where the walker may run.
     """
-    share = traversal._driver("share", traversal._share, 4, spread, for_c=True)
-    seen = native_text("seen", _seen, types.void(types.int64), "test")
+    code, where = share(spread), seen()
 
     def act():
         os.sched_setaffinity(0, {at})
         numbers, spans, shares = np.zeros(2, np.int64), np.zeros((1 + compiled.MORE, 8), np.int64), np.ones(1, np.int64)
-        seen.entry_point(numbers.ctypes.data)
+        where.entry_point(numbers.ctypes.data)
         assert numbers[0] == at
         core, same = walker
         spans[0, traversal.CORE], spans[0, traversal.THREAD] = core, numbers[1] if same else 0
@@ -56,7 +69,7 @@ def shared_by(at, walker, may=ALLOWED, spread=True):
         job = np.zeros(len(traversal.Job._fields), np.int64)
         job[traversal.WORKERS], job[traversal.SPANS] = 1, spans.ctypes.data
         first = np.array([spans.ctypes.data])
-        function = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)(share.address)
+        function = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)(code.address)
         function(first.ctypes.data, shares.ctypes.data, 0, job.ctypes.data)
         return os.sched_getaffinity(0)
 

@@ -3,6 +3,7 @@
 import ctypes
 import mmap
 import sys
+from itertools import count
 from typing import NamedTuple
 
 import numba
@@ -21,6 +22,7 @@ from fastadam.kernels.cpu.words import I64, place
 from fastadam.kernels.formats import FLOAT32
 
 F32, N = np.float32, 4_096
+NUMBERS = count()
 
 
 def asked_for(opt, tag):
@@ -86,7 +88,7 @@ class Asked:
     """Lets walks write down what they ask for: the addresses of lines, in their order."""
 
     def __init__(self, monkeypatch):
-        self._noted = np.zeros(2**20, np.uint64)  # the first says how many follow
+        self._noted = np.zeros(2**15, np.uint64)  # the first says how many follow
 
         def note(builder, address):
             start = place(builder, I64(self._noted.ctypes.data), I64)
@@ -94,6 +96,13 @@ class Asked:
             builder.store(count, start)
             builder.store(address, builder.gep(start, [count]))
 
+        # Numba takes code of the same name for the same, as long as any is there: these pieces have names of their own.
+        native_text, number = traversal.native_text, next(NUMBERS)
+
+        def named(name, function, signature, of="", **how):
+            return native_text(name, function, signature, f"{of}, noted {number}", **how)
+
+        monkeypatch.setattr(traversal, "native_text", named)
         monkeypatch.setattr(prefetch, "ask_for_line", note)
         monkeypatch.setattr(traversal, "pieces", {})
         monkeypatch.setattr(compiled, "PIECES", {})
