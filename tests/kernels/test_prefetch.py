@@ -23,6 +23,7 @@ from fastadam.kernels.formats import FLOAT32
 
 F32, N = np.float32, 4_096
 NUMBERS = count()
+alive = []  # code, and the memory that it writes to
 
 
 def asked_for(opt, tag):
@@ -106,6 +107,7 @@ class Asked:
         monkeypatch.setattr(prefetch, "ask_for_line", note)
         monkeypatch.setattr(traversal, "pieces", {})
         monkeypatch.setattr(compiled, "PIECES", {})
+        alive.append((self._noted, traversal.pieces))
         monkeypatch.setenv("FASTADAM_CACHE", "0")
 
     def during(self, act):
