@@ -28,6 +28,14 @@ class Calls(NamedTuple):
     calls: list[tuple[Any, ...]]
     arrays: list[Any]
 
+    def run(self, after: Sequence[tuple[Any, Any, Any]] = ()) -> None:
+        """Make the calls, then x[where] = values for each of `after`, in C from the first to the last: no signal
+        handler runs between two signatures of one step.
+
+        While this runs, the arrays live: memory that is free a moment too early looks untouched for long.
+        """
+        deque(chain(starmap(call, self.calls), starmap(setitem, after)), maxlen=0)
+
 
 class NumbaPlan(Plan):
     """Steps by addresses in a table and by one native call per signature, which also advances the counts."""
@@ -145,8 +153,7 @@ class NumbaPlan(Plan):
         """Run a walk with these tags over this work, on as many threads as it is worth, then `after`, in one go."""
 
         def run(workers: int) -> None:
-            walks = self._calls_for(workers, work, tags, *where)
-            deque(starmap(call, [*walks.calls, *((setitem, *one) for one in after)]), maxlen=0)
+            self._calls_for(workers, work, tags, *where).run(after)
 
         self._on_threads(run, _elements(work))
 
@@ -181,12 +188,12 @@ class NumbaPlan(Plan):
             self._on_threads(lambda workers: self._run(workers, after), self._size)
 
     def _run(self, workers: int, after: Sequence[tuple[Any, Any, Any]]) -> None:
-        calls = (self._calls.get(workers) or self._prepare(workers)).calls
-        if len(calls) == 1 and not after:
-            walk, job = calls[0]
+        walks = self._calls.get(workers) or self._prepare(workers)
+        if len(walks.calls) == 1 and not after:
+            walk, job = walks.calls[0]
             walk(job)
-        else:  # in C from the first call to the last: no signal handler runs between two signatures of one step
-            deque(chain(starmap(call, calls), starmap(setitem, after)), maxlen=0)
+        else:
+            walks.run(after)
 
     def launch_some(
         self, work: Sequence[Work], row: Array, rows: Array, after: Sequence[tuple[Any, Any, Any]], counted: bool = True
@@ -204,7 +211,7 @@ class NumbaPlan(Plan):
 
         def run(workers: int) -> None:
             key = "measure", squares, largest, workers
-            deque(starmap(call, self._once(key, work, row, lambda: make(workers)).calls), maxlen=0)
+            self._once(key, work, row, lambda: make(workers)).run()
 
         self._on_threads(run, self._size if work[0].chunks is self.everything[0].chunks else _elements(work))
 
@@ -220,7 +227,7 @@ class NumbaPlan(Plan):
         def run(workers: int) -> None:
             if ("summing", workers) not in self._calls:
                 self._calls["summing", workers] = make(workers)
-            deque(starmap(call, self._calls["summing", workers].calls), maxlen=0)
+            self._calls["summing", workers].run()
 
         self._on_threads(run, self._size)
 
@@ -258,7 +265,7 @@ class NumbaPlan(Plan):
         calls = self._once(("sums", id(work[0].notes)), work, row, make)
         sums: Array = calls.arrays[-1]
         sums[:] = 0
-        deque(starmap(call, calls.calls), maxlen=0)
+        calls.run()
         return sums
 
 
