@@ -112,25 +112,34 @@ class Kernel(NamedTuple):
         """Return whether a rule that uses these options needs the sums: a kernel's are all optional, or none is."""
         return any(not each.optional or each.name in options for each in self.sums)
 
-    def walked(self, options: frozenset[str], present: Sequence[bool]) -> tuple[Columns, Columns]:
-        """Return which of p, g and the slots the sums are made of, and which a step writes, where these are present.
+    def walked(self, options: frozenset[str], present: Sequence[bool]) -> tuple[Columns, Columns, Columns]:
+        """Return what the walks of a rule that uses these options read and write: see `reached`."""
+        return self.switched(options).reached(self.summed(options), present)
+
+    def reached(self, summing: bool, present: Sequence[bool]) -> tuple[Columns, Columns, Columns]:
+        """Return which of p, g and the slots the sums are made of, if `summing`, which a step reads, and which it
+        writes, where these slots are present.
 
         Told from numbers: of NaN in a stream come NaN in what is made of it, and what is not written is not replaced.
         """
-        kernel, summing = self.switched(options), self.summed(options)
         c = self.Coefficients(*[1.0] * len(self.Coefficients._fields))  # type: ignore[attr-defined]
         # Numbers that differ, each an object of its own: a stream that becomes another one's value is written.
         values: list[Any] = [1.0, 2.0, *(3.0 + k if kept else None for k, kept in enumerate(present))]
 
-        def stepped(values: list[Any]) -> tuple[Any, Any, Any]:
-            return kernel.stepped(summing, 0.0, values[0], values[1], values[2:], c)
+        def outcome(values: list[Any]) -> tuple[Any, Any, Any]:
+            return self.stepped(summing, 0.0, values[0], values[1], values[2:], c)
 
-        def in_sums(k: int) -> bool:
-            return bool(np.isnan(stepped([*values[:k], np.nan, *values[k + 1 :]])[2]).any())
+        def uses(k: int) -> tuple[bool, bool]:
+            """Return whether stream k shows in the sums, and in what is stored."""
+            with_nan = [*values[:k], np.nan, *values[k + 1 :]]
+            p, slots, summands = outcome(with_nan)
+            stored = [p, *(y for x, y in zip(with_nan[2:], slots, strict=True) if x is not y)]
+            return summing and any(map(np.isnan, summands)), any(map(np.isnan, stored))
 
-        summed = [summing and value is not None and in_sums(k) for k, value in enumerate(values)]
-        written = tuple(x is not y for x, y in zip(values[2:], stepped(values)[1], strict=True))
-        return Columns(summed[0], summed[1], tuple(summed[2:])), Columns(True, False, written)
+        used = [(False, False) if x is None else uses(k) for k, x in enumerate(values)]
+        summed, read = (Columns(p, g, tuple(slots)) for p, g, *slots in zip(*used, strict=True))
+        written = tuple(x is not y for x, y in zip(values[2:], outcome(values)[1], strict=True))
+        return summed, read, Columns(True, False, written)
 
     def stepped(self, summed: bool, nought: Any, p: Any, g: Any, slots: Sequence[Any], c: Any) -> tuple[Any, Any, Any]:
         """Return p and the slots after a step of one element, or of whole arrays, and what is added up, if `summed`."""

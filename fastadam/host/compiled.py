@@ -18,6 +18,7 @@ from fastadam.plans.plan import Plan, Work
 from fastadam.plans.streams import Streams, labels
 
 G = Columns._fields.index("g")  # its place in a row of addresses
+MORE = 2  # rows of spans
 THERE = np.uint8(1)  # what a tag holds for a flag that is set
 PIECES: dict[Any, int] = {}  # of all plans: addresses of compiled code by what it was compiled for
 
@@ -289,10 +290,10 @@ def _elements(work: Sequence[Work]) -> int:
 
 
 def _spans(chunks: Array, workers: int) -> Array:
-    """Return (workers, 8) int64, a cache line each: next, first and last + 1 chunk of a worker's share, equal in
-    elements."""
+    """Return (workers + MORE, 8) int64, a cache line each: next, first and last + 1 chunk of a worker's share, equal in
+    elements; then room for a set of cores, see kernels/cpu/cores.py."""
     before = np.concatenate([[0], np.cumsum(chunks[:, 2] * (chunks[:, 5] + 1))])
     cuts = np.searchsorted(before, before[-1] * np.arange(workers + 1) / workers)
-    spans = np.zeros((workers, 8), np.int64)
-    spans[:, 1], spans[:, 2] = cuts[:-1], cuts[1:]
+    spans = np.zeros((workers + MORE, 8), np.int64)
+    spans[:workers, 1], spans[:workers, 2] = cuts[:-1], cuts[1:]
     return spans

@@ -234,14 +234,16 @@ class State:
         for group in self.groups:
             for streams in self.streams[group.leaves.start : group.leaves.stop]:
                 row, p = streams.columns, streams.p.nbytes
-                summed, written = self.kernel.walked(group.rule.options, [x is not None for x in row.slots])
+                summed, read, written = self.kernel.walked(group.rule.options, [x is not None for x in row.slots])
                 total += p * (gradients + summed.g) + (0 if streams.copy is None else streams.copy.nbytes)
                 parts = [x.nbytes for x in (row.p, row.low, row.rounded) if x is not None]  # read and written together
                 total += sum(parts) * (2 + summed.p) + (0 if row.ema is None else 2 * row.ema.nbytes)
-                for x, in_sums, changes in zip(row.slots, summed.slots, written.slots, strict=True):
-                    if x is not None:  # blocks are decoded by every walk
-                        coded = sums_first(group) and format_of(x.dtype).block > 1
-                        total += x.nbytes * (1 + changes + (in_sums or coded))
+                walks = zip(summed.slots, read.slots, written.slots, strict=True)
+                for x, (in_sums, in_step, changes) in zip(row.slots, walks, strict=True):
+                    if x is not None:
+                        coded = format_of(x.dtype).block > 1  # blocks are decoded by every walk
+                        in_sums = in_sums or (coded and sums_first(group))
+                        total += x.nbytes * ((in_step or coded) + in_sums + changes)
         return total
 
 

@@ -12,6 +12,7 @@ from .blocks import each
 from .elements import added, columns, storage
 from .formats import TEXTS, decode
 from .memory import scoped
+from .prefetch import PERIOD, ask
 from .tracing import Number
 from .words import I64, place
 
@@ -34,11 +35,14 @@ def add_up(builder: Any, tag: Any, base: Any, start: Any, n: Any, room: Any, cle
     with each(builder, I64(0), count) as j:
         array = builder.load(place(builder, arrays, I64, builder.add(j, I64(1))))
         array, fresh = builder.add(array, within), builder.icmp_unsigned("==", j, I64(0))
-        with each(builder, I64(0), n) as i:
-            home, total = place(builder, array, resting, builder.add(start, i)), place(builder, room, kind, i)
-            x = decode(builder, scoped(builder, builder.load(home), g), formats[g], p)
-            before = Number(builder, scoped(builder, builder.load(total), SCOPE))
-            new, _ = added((before, Number(builder, x)), fresh)
-            scoped(builder, builder.store(new.value, total), SCOPE)
-            if clear:
-                scoped(builder, builder.store(ir.Constant(resting, 0), home), g)
+        with each(builder, I64(0), n, PERIOD) as at:
+            ask(builder, array, builder.add(start, at), formats[g])
+            end = builder.add(at, I64(PERIOD))
+            with each(builder, at, builder.select(builder.icmp_unsigned("<", n, end), n, end)) as i:
+                home, total = place(builder, array, resting, builder.add(start, i)), place(builder, room, kind, i)
+                x = decode(builder, scoped(builder, builder.load(home), g), formats[g], p)
+                before = Number(builder, scoped(builder, builder.load(total), SCOPE))
+                new, _ = added((before, Number(builder, x)), fresh)
+                scoped(builder, builder.store(new.value, total), SCOPE)
+                if clear:
+                    scoped(builder, builder.store(ir.Constant(resting, 0), home), g)

@@ -21,11 +21,13 @@ from ..chores import CHUNK_WORDS, NOTES, Numbers
 from .blocks import scratch
 from .cache import Code
 from .codes import closed, opened
+from .cores import allowed, core, leave, spreading, thread
 from .draws import key, random_end, random_start
 from .elements import Accumulate, Measure, asked, coded
 from .entry import native_text
 from .memory import add, bases, coefficients, first_index, move, numbers, taken
 from .pairs import move_two, paired
+from .prefetch import PERIOD, prefetch
 from .statistics import after, before, laid_from, lay, measured, summed
 from .words import call_piece, call_workers, put_word, take, word
 
@@ -36,7 +38,7 @@ class Job(NamedTuple):
     """Holds what a piece and the driver get: all that one signature's work is, as numbers and addresses of int64 or
     float64.
 
-    The arrays: see fastadam.plans.plan.Plan; spans: (workers, 8), see fastadam.host.compiled.
+    The arrays: see fastadam.plans.plan.Plan; spans: see fastadam.host.compiled.
     """
 
     piece: int  # the function for a range of chunks
@@ -66,7 +68,8 @@ class Job(NamedTuple):
     NUMBERS, COUNTS, COUNTED, CARRIED, CARRIES, NOTES_AT, BLOCKS,
 ) = range(len(Job._fields))  # fmt: skip
 LEAF, FIRST, COUNT, G_LEAF, G_FIRST, MISSED = range(6)  # of a chunk
-NEXT, BEGIN, END = range(3)  # of a span
+NEXT, BEGIN, END, THREAD, CORE = range(5)  # of a span; of the first, who walks, and where; behind all, where it may
+NOWHERE = -2
 
 u64 = np.uint64
 WORD, CHUNK, SPAN, NOTE = 8, CHUNK_WORDS * 8, 8 * 8, NOTES * 8  # bytes
@@ -77,6 +80,12 @@ WHOLE = u64(1 << 62)
 # Pieces: each is made for one tag, which its text gets as what is known then, so what a tag lacks leaves no code.
 
 
+def _period(job, n):
+    """Return after how many elements of a chunk of n memory is asked for again: never in one shorter than the others,
+    behind which its leaf ends."""
+    return u64(PERIOD) if n == BLOCK * u64(word(job, BLOCKS)) else WHOLE
+
+
 def _step(tag, stats, in_pairs, stride, job, low, high):
     """Step. stride: elements between two looks at scratch."""
     table, columns, zeros = word(job, TABLE), word(job, COLUMNS), word(job, LEAVES)
@@ -85,6 +94,7 @@ def _step(tag, stats, in_pairs, stride, job, low, high):
         chunk = word(job, CHUNKS) + CHUNK * k
         leaf, first, n, missed = word(chunk, LEAF), word(chunk, FIRST), u64(word(chunk, COUNT)), word(chunk, MISSED)
         r, note = word(row, leaf), word(job, NOTES_AT) + NOTE * k * word(job, BLOCKS)
+        period = _period(job, n)
         if r >= 0:
             for now in range(r - missed, r + 1):  # the steps it has missed, then this one
                 at_row, row_end = rows + width * now, rows + width * (now + 1)
@@ -99,8 +109,10 @@ def _step(tag, stats, in_pairs, stride, job, low, high):
                         before(tag, base, start, end, room, u64(note) + u64(NOTE) * (start // BLOCK))
                     streams, at = opened(tag, base, room, start, end), start
                     while at < end:
+                        if end - at >= period:  # asked of `period` alone, LLVM makes all loops twice
+                            prefetch(tag, base, at)
                         bits = random_start(tag, drawn, index, at)
-                        until = random_end(tag, index, at, end)
+                        until = random_end(tag, index, at, min(end, at + period))
                         if in_pairs:
                             pairs = (until - at) // TWO
                             for j in range(u64(0), pairs):
@@ -124,6 +136,7 @@ def _sum(tag, job, low, high):
     for k in range(low, high):
         chunk = word(job, CHUNKS) + CHUNK * k
         leaf, first, n = word(chunk, LEAF), word(chunk, FIRST), u64(word(chunk, COUNT))
+        period = _period(job, n)
         r, note = word(word(job, ROW), leaf), u64(word(job, NOTES_AT) + NOTE * k * word(job, BLOCKS))
         if r >= 0:
             c, x = coefficients(tag, rows + width * r), numbers(tag, rows + width * (r + 1))
@@ -132,8 +145,11 @@ def _sum(tag, job, low, high):
                 end = min(n, start + BLOCK)
                 streams = opened(tag, base, room, start, end)
                 laid = laid_from(tag, room, start)
-                for i in range(start, end):
-                    lay(tag, streams, i, c, x, laid)
+                for at in range(start, end, period):
+                    if end - at >= period:
+                        prefetch(tag, base, at)
+                    for i in range(at, min(end, at + period)):
+                        lay(tag, streams, i, c, x, laid)
                 summed(tag, room, end - start, note + u64(NOTE) * (start // BLOCK))
 
 
@@ -156,21 +172,28 @@ def _accumulate(tag, job, low, high):
     for k in range(low, high):
         chunk = word(job, CHUNKS) + CHUNK * k
         leaf, first, n = word(chunk, LEAF), word(chunk, FIRST), u64(word(chunk, COUNT))
-        r = word(word(job, ROW), leaf)
+        r, period = word(word(job, ROW), leaf), _period(job, n)
         if r >= 0:
             base = bases(tag, word(job, TABLE), word(job, COLUMNS), leaf, first, leaf, first)
-            for i in range(u64(0), n):
-                add(tag, base, i, r == 0)
+            for at in range(u64(0), n, period):
+                if n - at >= period:
+                    prefetch(tag, base, at)
+                for i in range(at, min(n, at + period)):
+                    add(tag, base, i, r == 0)
 
 
-def _walk(job):
-    """Give every chunk of a job to its piece once, then advance the counts."""
+def _walk(spread, job):
+    """Give every chunk of a job to its piece once, then advance the counts. spread: whether workers choose their
+    core."""
     spans, workers = word(job, SPANS), word(job, WORKERS)
     if workers == 1:
         call_piece(word(job, PIECE), job, word(spans, BEGIN), word(spans, END))
     else:
         for w in range(workers):
             put_word(spans + SPAN * w, NEXT, word(spans + SPAN * w, BEGIN))
+        if spread:
+            put_word(spans, THREAD, thread())
+            put_word(spans, CORE, core() if allowed(spans + SPAN * workers) == 0 else NOWHERE)
         parallel_for, get_threads, set_threads = word(job, PARALLEL_FOR), word(job, GET_THREADS), word(job, SET_THREADS)
         call_workers(parallel_for, get_threads, set_threads, word(job, SHARE), spans, SPAN, workers, job)
     width, carries, carried = word(job, NUMBERS), word(job, CARRIES), word(job, CARRIED)
@@ -183,9 +206,11 @@ def _walk(job):
                 put_word(carried, carries * leaf + j, word(numbers_end, j))
 
 
-def _share(spans, shares, strides, job):
+def _share(spread, spans, shares, strides, job):
     """Do what the threading layer asks of some workers, shares[0] of them from the one whose span spans[0] names."""
     workers, all_spans, piece = word(job, WORKERS), word(job, SPANS), word(job, PIECE)
+    if spread and core() == word(all_spans, CORE) and thread() != word(all_spans, THREAD):
+        leave(word(all_spans, CORE), all_spans + SPAN * workers)
     for w in range((word(spans, 0) - all_spans) // SPAN, (word(spans, 0) - all_spans) // SPAN + word(shares, 0)):
         for turn in range(workers):  # its own span first, which its cache may still hold, then what others have left
             victim = all_spans + SPAN * ((w + turn) % workers)
@@ -220,7 +245,12 @@ def _piece(tag: Any, kind: Any) -> Code:
 def walk() -> Any:
     """Return the driver, to be called with a job's address: serial and parallel, for it never names a threading
     layer."""
-    return native_text("walk", _walk, types.void(types.int64)).entry_point
+    return _driver("walk", _walk, 1, spreading()).entry_point
+
+
+def _driver(name: str, function: Any, arguments: int, spread: bool, **how: Any) -> Code:
+    signature = types.void(*[types.int64] * arguments)
+    return native_text(name, function, signature, "spread" * spread, constants={"spread": spread}, **how)
 
 
 class ThreadingLayer(NamedTuple):
@@ -235,8 +265,10 @@ class ThreadingLayer(NamedTuple):
 # GNU's OpenMP lets a thread that is done pause 300,000 times before it sleeps: 6 to 14 ms, in which it holds a core
 # that BLAS needs for the next product. On two Zen 4 cores an epoch of scikit-learn's MLP stepped here was 0.68 times as
 # fast as with scikit-learn's Adam, with 3,000 pauses 1.36 times. Steps in a row are as fast as before: 2^16 took 40 µs
-# with 0 pauses, 29 with 300, 21 with 3,000 and with 300,000.
-PAUSES = "3000"
+# with 0 pauses, 29 with 300, 21 with 3,000 and with 300,000. On two Intel Xeon cores a step over 2^20 parameters of
+# PyTorch took 460 µs with 6,000, 425 with 10,000 and with 300,000, where scikit-learn's epoch took 1.55, 1.50 and 0.84
+# times as long as this one's.
+PAUSES = "10000"
 
 
 def load_layer() -> None:
@@ -262,6 +294,7 @@ def layer() -> ThreadingLayer | None:
     except ValueError as error:
         log.warning("no threading layer: %s. Steps run on one thread", error)
         return None
-    share = native_text("share", _share, types.void(*[types.int64] * 4), for_c=True)
+    spread = spreading() and numba.threading_layer() != "workqueue"  # type: ignore[attr-defined]  # where who walks waits
+    share = _driver("share", _share, 4, spread, for_c=True)
     symbols = map(address_of_symbol, ("numba_parallel_for", "get_num_threads", "set_num_threads"))
     return ThreadingLayer(share.address, *symbols)

@@ -112,3 +112,30 @@ def test_hot_loops_are_packed(case, dtype, kind, assembly_of):
     assert mixed == 0, "scalar roots or quotients in a packed loop"
     # A remainder, and a version that LLVM makes for pieces of one element, which stay in registers.
     assert remainders <= 2 * hot, "more scalar loops than remainders of packed ones"
+
+
+# In lines of 64 bytes for 64 elements: p, g, m and v in float32; words of bfloat16; m and v in codes with scales.
+LINES = [("float32", None, 4 + 4 + 4 + 4), ("bfloat16", "bfloat16", 2 + 2 + 2 + 2), ("float32", "8bit", 4 + 4 + 2 + 2)]
+
+
+@pytest.mark.parametrize(("dtype", "moments", "lines"), LINES)
+def test_memory_is_asked_for_ahead(dtype, moments, lines, assembly_of):
+    p = np.ones(32_768, dtype)
+    text = assembly_of(lambda: fa.AdamW(p, backend="numba", moments=moments).step(p.copy()))
+    asked = [int(m[1] or 0) for m in re.finditer(r"\tprefetcht0\t(\d*)\(", text)]
+    assert len(asked) == lines
+    assert set(asked) == {2_048 + 64 * k for k in range(p.itemsize)}
+    hot = [body for body in innermost_loops(text) if "sqrtps" in body]
+    assert hot
+    assert not any("prefetch" in body for body in hot), "asked for at every vector"
+
+
+@pytest.mark.skipif(
+    "+avx512f" not in cpu_target.target_context.codegen().magic_tuple()[2], reason="this processor has no AVX-512"
+)
+def test_words_are_stepped_in_vectors_of_512_bits(assembly_of):
+    p = np.ones(32_768, "bfloat16")
+    text = assembly_of(lambda: fa.AdamW(p, backend="numba", moments="bfloat16").step(p.copy()))
+    hot = max((body for body in innermost_loops(text) if "sqrtps" in body), key=len)
+    assert len(re.findall(r"\tvmovdqu64\t%zmm\d+, \(", hot)) == 3, "p, m and v are not stored 64 bytes at a time"
+    assert not re.search(r"\tv(?:sqrt|div)ps\t.*%ymm", hot)

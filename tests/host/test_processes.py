@@ -189,7 +189,7 @@ def test_threads_of_openmp_soon_sleep_unless_the_environment_says_otherwise(monk
     monkeypatch.setattr(traversal.numba, "get_num_threads", loading)
     with pytest.raises(ValueError, match="no layer") if error else nullcontext():
         traversal.load_layer()
-    assert seen == [chosen or {"GOMP_SPINCOUNT": "3000"}]
+    assert seen == [chosen or {"GOMP_SPINCOUNT": "10000"}]
     assert {name: os.environ[name] for name in NAMES if name in os.environ} == chosen
 
 

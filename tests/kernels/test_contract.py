@@ -195,7 +195,7 @@ def test_a_slot_that_becomes_another_number_is_written():
         return p - c.lr * m, g, p, u, c.lr, u
 
     slots = tuple(map(Signed, "mvuwx"))
-    written = Kernel("moved", moved, slots, Coefficients).walked(frozenset(), [True] * 5)[1]
+    written = Kernel("moved", moved, slots, Coefficients).walked(frozenset(), [True] * 5)[2]
     assert written.slots == (True, True, False, True, True)
 
 

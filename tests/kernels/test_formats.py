@@ -533,7 +533,7 @@ def test_sizes():
         (fa.LARS, {"max_norm": 1.0}, None, 20 + 8 + 4),
         (fa.StableAdamW, {}, None, 28 + 8),  # g, v
         (fa.StableAdamW, {}, "8bit", 12 + 4 * 1.0625 + 4 + 2 * 1.0625),  # blocks of m are decoded, too
-        (fa.Prodigy, {}, None, 40 + 16),  # p, g, s, p0, which is only read
+        (fa.Prodigy, {}, None, 36 + 16),  # p, g, s, p0, which the sums alone read
         (fa.AdamW, {"cautious": True}, None, 28 + 12),  # p, g, m
         (fa.AdamW, {"cautious": True, "amsgrad": True}, None, 36 + 12),
         (fa.Lion, {"cautious": True}, None, 20 + 8),  # g, m
