@@ -7,12 +7,13 @@ from typing import Any
 
 from llvmlite import ir
 
+from ..chores import BLOCK
 from ..formats import format_of
 from .blocks import each
 from .elements import added, columns, storage
 from .formats import TEXTS, decode
 from .memory import scoped
-from .prefetch import PERIOD, ask
+from .prefetch import PERIOD, ask, asking
 from .tracing import Number
 from .words import I64, place
 
@@ -35,9 +36,11 @@ def add_up(builder: Any, tag: Any, base: Any, start: Any, n: Any, room: Any, cle
     with each(builder, I64(0), count) as j:
         array = builder.load(place(builder, arrays, I64, builder.add(j, I64(1))))
         array, fresh = builder.add(array, within), builder.icmp_unsigned("==", j, I64(0))
-        with each(builder, I64(0), n, PERIOD) as at:
-            ask(builder, array, builder.add(start, at), formats[g])
-            end = builder.add(at, I64(PERIOD))
+        period = PERIOD if asking(tag) else BLOCK
+        with each(builder, I64(0), n, period) as at:
+            if asking(tag):
+                ask(builder, array, builder.add(start, at), formats[g])
+            end = builder.add(at, I64(period))
             with each(builder, at, builder.select(builder.icmp_unsigned("<", n, end), n, end)) as i:
                 home, total = place(builder, array, resting, builder.add(start, i)), place(builder, room, kind, i)
                 x = decode(builder, scoped(builder, builder.load(home), g), formats[g], p)

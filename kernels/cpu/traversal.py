@@ -27,7 +27,7 @@ from .elements import Accumulate, Measure, asked, coded
 from .entry import native_text
 from .memory import add, bases, coefficients, first_index, move, numbers, taken
 from .pairs import move_two, paired
-from .prefetch import PERIOD, prefetch
+from .prefetch import asking, period_of, prefetch
 from .statistics import after, before, laid_from, lay, measured, summed
 from .words import call_piece, call_workers, put_word, take, word
 
@@ -80,12 +80,6 @@ WHOLE = u64(1 << 62)
 # Pieces: each is made for one tag, which its text gets as what is known then, so what a tag lacks leaves no code.
 
 
-def _period(job, n):
-    """Return after how many elements of a chunk of n memory is asked for again: never in one shorter than the others,
-    behind which its leaf ends."""
-    return u64(PERIOD) if n == BLOCK * u64(word(job, BLOCKS)) else WHOLE
-
-
 def _step(tag, stats, in_pairs, stride, job, low, high):
     """Step. stride: elements between two looks at scratch."""
     table, columns, zeros = word(job, TABLE), word(job, COLUMNS), word(job, LEAVES)
@@ -94,7 +88,7 @@ def _step(tag, stats, in_pairs, stride, job, low, high):
         chunk = word(job, CHUNKS) + CHUNK * k
         leaf, first, n, missed = word(chunk, LEAF), word(chunk, FIRST), u64(word(chunk, COUNT)), word(chunk, MISSED)
         r, note = word(row, leaf), word(job, NOTES_AT) + NOTE * k * word(job, BLOCKS)
-        period = _period(job, n)
+        period = period_of(tag, n, BLOCK * u64(word(job, BLOCKS)))
         if r >= 0:
             for now in range(r - missed, r + 1):  # the steps it has missed, then this one
                 at_row, row_end = rows + width * now, rows + width * (now + 1)
@@ -136,7 +130,7 @@ def _sum(tag, job, low, high):
     for k in range(low, high):
         chunk = word(job, CHUNKS) + CHUNK * k
         leaf, first, n = word(chunk, LEAF), word(chunk, FIRST), u64(word(chunk, COUNT))
-        period = _period(job, n)
+        period = period_of(tag, n, BLOCK * u64(word(job, BLOCKS)))
         r, note = word(word(job, ROW), leaf), u64(word(job, NOTES_AT) + NOTE * k * word(job, BLOCKS))
         if r >= 0:
             c, x = coefficients(tag, rows + width * r), numbers(tag, rows + width * (r + 1))
@@ -172,7 +166,7 @@ def _accumulate(tag, job, low, high):
     for k in range(low, high):
         chunk = word(job, CHUNKS) + CHUNK * k
         leaf, first, n = word(chunk, LEAF), word(chunk, FIRST), u64(word(chunk, COUNT))
-        r, period = word(word(job, ROW), leaf), _period(job, n)
+        r, period = word(word(job, ROW), leaf), period_of(tag, n, BLOCK * u64(word(job, BLOCKS)))
         if r >= 0:
             base = bases(tag, word(job, TABLE), word(job, COLUMNS), leaf, first, leaf, first)
             for at in range(u64(0), n, period):
@@ -238,7 +232,8 @@ def _piece(tag: Any, kind: Any) -> Code:
         stats = asked(kind, "stats")
         in_scratch = stats or coded(kind) or asked(kind, "several")
         constants |= {"stats": stats, "in_pairs": paired(kind), "stride": BLOCK if in_scratch else WHOLE}
-    return native_text(function.__name__.strip("_"), function, signature, str(kind), for_c=True, constants=constants)
+    of = str(kind) + ", asking" * asking(kind)
+    return native_text(function.__name__.strip("_"), function, signature, of, for_c=True, constants=constants)
 
 
 @cache

@@ -20,8 +20,10 @@ from fastadam.kernels.cpu.elements import Accumulate
 from fastadam.kernels.cpu.prefetch import walked
 from fastadam.kernels.cpu.words import I64, place
 from fastadam.kernels.formats import FLOAT32
+from fastadam.tools.cover import stored
 
 F32, N = np.float32, 4_096
+ANY, NONE = "", "no such feature"  # of the processors that gain, as a text that holds features knows it
 NUMBERS = count()
 alive = []  # code, and the memory that it writes to
 
@@ -86,7 +88,8 @@ def test_what_a_step_reads_is_told_from_numbers():
 
 
 class Asked:
-    """Lets walks write down what they ask for: the addresses of lines, in their order."""
+    """Lets walks ask, whatever the processor, and write down what they ask for: the addresses of lines, in their
+    order."""
 
     def __init__(self, monkeypatch):
         self._noted = np.zeros(2**15, np.uint64)  # the first says how many follow
@@ -105,6 +108,7 @@ class Asked:
 
         monkeypatch.setattr(traversal, "native_text", named)
         monkeypatch.setattr(prefetch, "ask_for_line", note)
+        monkeypatch.setattr(prefetch, "GAINING", ANY)
         monkeypatch.setattr(traversal, "pieces", {})
         monkeypatch.setattr(compiled, "PIECES", {})
         alive.append((self._noted, traversal.pieces))
@@ -195,19 +199,61 @@ class Fenced:
         return x
 
 
+@pytest.fixture(params=[ANY, NONE], ids=["asking", "not asking"])
+def either(request, monkeypatch):
+    """Walks as they are on processors that gain, and on others."""
+    monkeypatch.setattr(prefetch, "GAINING", request.param)
+    monkeypatch.setattr(traversal, "pieces", {})
+    monkeypatch.setattr(compiled, "PIECES", {})
+    alive.append(traversal.pieces)
+
+
+def both(method, p, n, *, home=lambda x: x, **chosen):
+    """Compiled code's parameters and NumPy's, after steps of every kind of walk."""
+    rng = np.random.default_rng(n)
+    start, gradients = (rng.standard_normal(shape).astype(p) for shape in (n, (3, n)))
+    moved = [home(start), start.copy()]
+    for x, backend in zip(moved, ("numba", "numpy"), strict=True):
+        opt = method(x, backend=backend, seed=3, **chosen)
+        opt.step(home(gradients[0]))
+        opt.step(streams=[home(g) for g in gradients])
+        for g in gradients:
+            opt.accumulate(home(g))
+        opt.step()
+    return moved
+
+
+@pytest.mark.usefixtures("either")
+@pytest.mark.parametrize("one", stored(), ids=str)
+def test_asking_changes_no_bit(one):
+    p, _ = one.dtypes()
+    assert same_bits(*both(fa.AdamW, p, CHUNKS * 8_192 + REST, **one.chosen()))
+
+
+@pytest.mark.usefixtures("either")
+def test_asking_changes_no_bit_of_sums():
+    chosen = {"max_norm": 1.0, "stats": "tensor", "ema_decay": 0.9}
+    assert same_bits(*both(fa.LAMB, F32, CHUNKS * 8_192 + REST, **chosen))
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the test takes a page's rights away by mprotect")
+@pytest.mark.usefixtures("either")
 @pytest.mark.parametrize("n", [1, 63, 64, 65, 8_191, 8_192, 40_001])
 @pytest.mark.parametrize(
     ("dtype", "chosen"), [(F32, {}), (bfloat16, {"moments": "bfloat16"}), (F32, {"moments": "8bit"})]
 )
 def test_asking_beyond_the_end_of_memory_harms_nobody(dtype, chosen, n):
-    rng, fence = np.random.default_rng(n), Fenced()
-    start, gradients = rng.standard_normal(n).astype(dtype), rng.standard_normal((3, n)).astype(dtype)
-    p, q = fence.array(start), start.copy()
-    opt, plain = fa.AdamW(p, backend="numba", **chosen), fa.AdamW(q, backend="numpy", **chosen)
-    for g in gradients:
-        opt.step(fence.array(g))
-        plain.step(g)
-    opt.step(streams=[fence.array(g) for g in gradients])
-    plain.step(streams=list(gradients))
-    assert same_bits(p, q)
+    assert same_bits(*both(fa.AdamW, dtype, n, home=Fenced().array, **chosen))
+
+
+@pytest.mark.parametrize(
+    ("feature", "moments", "asks"),
+    [(ANY, None, True), (NONE, None, False), (NONE, "bfloat16", False), (NONE, "8bit", True)],
+)
+def test_where_it_is_a_gain_memory_is_asked_for(feature, moments, asks, monkeypatch):
+    asked, n = Asked(monkeypatch), CHUNKS * 8_192
+    monkeypatch.setattr(prefetch, "GAINING", feature)
+    opt, g = fa.LAMB(np.ones(n, F32), backend="numba", moments=moments), np.ones(n, F32)
+    for act in (lambda: opt.step(g), lambda: opt.step(streams=[g, g])):
+        assert (len(asked.during(act)) > 0) == asks
+    assert (len(asked.during(lambda: opt.accumulate(g))) > 0) == (feature == ANY)
