@@ -131,6 +131,13 @@ def test_memory_is_asked_for_ahead(dtype, moments, lines, assembly_of, monkeypat
     assert not any("prefetch" in body for body in hot), "asked for at every vector"
 
 
+def test_where_nothing_is_asked_for_no_code_is(assembly_of, monkeypatch):
+    monkeypatch.setattr(prefetch, "GAINING", "no such feature")
+    text = assembly_of(lambda: fa.AdamW(np.ones(32_768, np.float32), backend="numba"))
+    assert "sqrtps" in text
+    assert "prefetch" not in text
+
+
 @pytest.mark.skipif(
     "+avx512f" not in cpu_target.target_context.codegen().magic_tuple()[2], reason="this processor has no AVX-512"
 )

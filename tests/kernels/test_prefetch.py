@@ -11,18 +11,21 @@ import numpy as np
 import pytest
 from cases import same_bits
 from ml_dtypes import bfloat16
+from numba import types
+from numba.core.registry import cpu_target
 
 import fastadam as fa
 from fastadam.host import compiled
 from fastadam.kernels.contract import Kernel, Signed
 from fastadam.kernels.cpu import prefetch, traversal
 from fastadam.kernels.cpu.elements import Accumulate
+from fastadam.kernels.cpu.entry import native_text
 from fastadam.kernels.cpu.prefetch import walked
-from fastadam.kernels.cpu.words import I64, place
+from fastadam.kernels.cpu.words import I64, place, put_word
 from fastadam.kernels.formats import FLOAT32
 from fastadam.tools.cover import stored
 
-F32, N = np.float32, 4_096
+F32, N, u64 = np.float32, 4_096, np.uint64
 ANY, NONE = "", "no such feature"  # of the processors that gain, as a text that holds features knows it
 NUMBERS = count()
 alive = []  # code, and the memory that it writes to
@@ -87,11 +90,18 @@ def test_what_a_step_reads_is_told_from_numbers():
     assert not any(summed.row[:7])
 
 
+def gaining(monkeypatch, feature):
+    """Let processors of a feature be those that gain, and all pieces be compiled or loaded anew."""
+    monkeypatch.setattr(prefetch, "GAINING", feature)
+    monkeypatch.setattr(traversal, "pieces", {})
+    monkeypatch.setattr(compiled, "PIECES", {})
+
+
 class Asked:
     """Lets walks ask, whatever the processor, and write down what they ask for: the addresses of lines, in their
     order."""
 
-    def __init__(self, monkeypatch):
+    def __init__(self, monkeypatch, feature=ANY):
         self._noted = np.zeros(2**15, np.uint64)  # the first says how many follow
 
         def note(builder, address):
@@ -101,16 +111,14 @@ class Asked:
             builder.store(address, builder.gep(start, [count]))
 
         # Numba takes code of the same name for the same, as long as any is there: these pieces have names of their own.
-        native_text, number = traversal.native_text, next(NUMBERS)
+        number = next(NUMBERS)
 
         def named(name, function, signature, of="", **how):
             return native_text(name, function, signature, f"{of}, noted {number}", **how)
 
         monkeypatch.setattr(traversal, "native_text", named)
         monkeypatch.setattr(prefetch, "ask_for_line", note)
-        monkeypatch.setattr(prefetch, "GAINING", ANY)
-        monkeypatch.setattr(traversal, "pieces", {})
-        monkeypatch.setattr(compiled, "PIECES", {})
+        gaining(monkeypatch, feature)
         alive.append((self._noted, traversal.pieces))
         monkeypatch.setenv("FASTADAM_CACHE", "0")
 
@@ -136,6 +144,24 @@ def check(asked, streams):
         assert lines <= asked | {max(lines)}  # the last begins behind the last 64 bytes that are asked for
         expected |= lines | {max(lines) + 1}
     assert asked <= expected
+
+
+def _period(tag, address, n):
+    put_word(address, 0, prefetch.period_of(tag, u64(n), u64(8_192)))
+
+
+@pytest.mark.parametrize("feature", [ANY, NONE])
+@pytest.mark.parametrize(("moments", "asks"), [(None, False), ("8bit", True)])
+def test_only_walks_that_ask_go_in_short_pieces(feature, moments, asks, monkeypatch):
+    gaining(monkeypatch, feature)
+    opt = fa.AdamW(np.ones(N, F32), backend="numba", moments=moments)
+    (tag,) = opt._plan._tags
+    signature, period = types.void(types.int64, types.int64), np.zeros(1, np.int64)
+    of = f"period, {feature}, {moments}"
+    code = native_text("period", _period, signature, of, constants={"tag": numba.typeof(tag)}).entry_point
+    for n, expected in ((8_191, prefetch.NEVER), (8_192, 64 if asks or feature == ANY else prefetch.NEVER)):
+        code(period.ctypes.data, n)
+        assert period[0] == expected
 
 
 CHUNKS, REST = 3, 1_000  # whole chunks, and elements of one that is not
@@ -199,13 +225,11 @@ class Fenced:
         return x
 
 
-@pytest.fixture(params=[ANY, NONE], ids=["asking", "not asking"])
-def either(request, monkeypatch):
-    """Walks as they are on processors that gain, and on others."""
-    monkeypatch.setattr(prefetch, "GAINING", request.param)
-    monkeypatch.setattr(traversal, "pieces", {})
-    monkeypatch.setattr(compiled, "PIECES", {})
-    alive.append(traversal.pieces)
+@pytest.fixture
+def otherwise(monkeypatch):
+    """Walks as they are on other processors: all other tests see those of this one."""
+    features = cpu_target.target_context.codegen().magic_tuple()[2]
+    gaining(monkeypatch, NONE if prefetch.GAINING in features else ANY)
 
 
 def both(method, p, n, *, home=lambda x: x, **chosen):
@@ -223,26 +247,26 @@ def both(method, p, n, *, home=lambda x: x, **chosen):
     return moved
 
 
-@pytest.mark.usefixtures("either")
+@pytest.mark.usefixtures("otherwise")
 @pytest.mark.parametrize("one", stored(), ids=str)
 def test_asking_changes_no_bit(one):
     p, _ = one.dtypes()
     assert same_bits(*both(fa.AdamW, p, CHUNKS * 8_192 + REST, **one.chosen()))
 
 
-@pytest.mark.usefixtures("either")
+@pytest.mark.usefixtures("otherwise")
 def test_asking_changes_no_bit_of_sums():
     chosen = {"max_norm": 1.0, "stats": "tensor", "ema_decay": 0.9}
     assert same_bits(*both(fa.LAMB, F32, CHUNKS * 8_192 + REST, **chosen))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the test takes a page's rights away by mprotect")
-@pytest.mark.usefixtures("either")
 @pytest.mark.parametrize("n", [1, 63, 64, 65, 8_191, 8_192, 40_001])
 @pytest.mark.parametrize(
     ("dtype", "chosen"), [(F32, {}), (bfloat16, {"moments": "bfloat16"}), (F32, {"moments": "8bit"})]
 )
-def test_asking_beyond_the_end_of_memory_harms_nobody(dtype, chosen, n):
+def test_asking_beyond_the_end_of_memory_harms_nobody(dtype, chosen, n, monkeypatch):
+    gaining(monkeypatch, ANY)
     assert same_bits(*both(fa.AdamW, dtype, n, home=Fenced().array, **chosen))
 
 
@@ -251,8 +275,7 @@ def test_asking_beyond_the_end_of_memory_harms_nobody(dtype, chosen, n):
     [(ANY, None, True), (NONE, None, False), (NONE, "bfloat16", False), (NONE, "8bit", True)],
 )
 def test_where_it_is_a_gain_memory_is_asked_for(feature, moments, asks, monkeypatch):
-    asked, n = Asked(monkeypatch), CHUNKS * 8_192
-    monkeypatch.setattr(prefetch, "GAINING", feature)
+    asked, n = Asked(monkeypatch, feature), CHUNKS * 8_192
     opt, g = fa.LAMB(np.ones(n, F32), backend="numba", moments=moments), np.ones(n, F32)
     for act in (lambda: opt.step(g), lambda: opt.step(streams=[g, g])):
         assert (len(asked.during(act)) > 0) == asks
