@@ -201,14 +201,16 @@ class Stepper:
         if apart:  # the plan looks at the others
             pairs = (pair for of in zip(self._labels, streams, strict=True) for pair in zip(*of, strict=True))
             Memory([*((name, x) for name, x, _ in apart), *((name, x) for name, x in pairs if x is not None)])
-        if self._plan is not None and self._plan.movable:
-            self._plan.move(owners, streams)
+        plan, self._plan = self._plan, None  # a signal may come between: then the next call plans anew
+        if plan is not None and plan.movable:
+            plan.move(owners, streams)
         else:
-            self._plan = self._backend.plan(
+            plan = self._backend.plan(
                 self._kernel, self._labels, owners, streams, self._table, self._chores, self._firsts
             )
-            self._judge = self._backend.judge(self._plan, self._chores, self._structure.names)
+            self._judge = self._backend.judge(plan, self._chores, self._structure.names)
         self._arrays, self._apart = arrays, apart
+        self._plan = plan
 
 
 def _writable(x: Any) -> bool:

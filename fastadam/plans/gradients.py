@@ -37,7 +37,8 @@ class Gradients:
     _anchors: list[Array]
     _streams: Sequence[Streams]
     _memory: Memory
-    _scratch: dict[tuple[int, int], Array]  # by leaf, and by which of its arrays
+    _scratch: dict[tuple[int, int], Array]  # by leaf, and by which of its arrays, copies of these
+    _numbers: dict[tuple[int, int], Array]  # likewise, numbers that came for parameters of no dimension
     _kinds: list[Kind]
     copies: Sequence[Array] = ()  # per leaf, the user's array that each step copies p into
 
@@ -48,6 +49,16 @@ class Gradients:
     def _lay_out(self, kinds: Sequence[Kind]) -> None:
         """Sort the leaves into signatures, now that gradients come as these."""
         raise NotImplementedError
+
+    def _come_as(self, kinds: Sequence[Kind]) -> None:
+        """Lay out anew if gradients come otherwise than before: all of it or, if a signal comes between, nothing."""
+        if kinds != self._kinds:
+            before = dict(vars(self))
+            try:
+                self._lay_out(kinds)
+            except BaseException:
+                vars(self).update(before)
+                raise
 
     def accept(self, grads: list[Any]) -> int:
         """Take this step's gradients, one per leaf, None among them; returns how many are None.
@@ -65,8 +76,7 @@ class Gradients:
             self._kind(leaf, arrays) if arrays else before
             for leaf, (arrays, before) in enumerate(zip(usable, self._kinds, strict=True))
         ]
-        if kinds != self._kinds:
-            self._lay_out(kinds)
+        self._come_as(kinds)
         for leaf, arrays in enumerate(usable):
             straight = [self._straight(leaf, j, g, kinds[leaf].dtype) for j, g in enumerate(arrays)]
             if straight:
@@ -166,8 +176,8 @@ class Gradients:
             raise TypeError(f"{difference()}, expected an array with zero_grads=True: no number can be zeroed in place")
         with np.errstate(over="ignore"), self.on_stream():
             x = g if isinstance(g, np.generic) else compute(self._params[leaf].dtype).type(g)
-            self._scratch[leaf, j] = self.home.put(np.asarray(x))
-        return self._scratch[leaf, j]
+            self._numbers[leaf, j] = self.home.put(np.asarray(x))
+        return self._numbers[leaf, j]
 
     def _place(self, leaf: int, g: Array | Several) -> None:
         self._streams[leaf].g = g
@@ -203,8 +213,7 @@ class Gradients:
 
     def _by_row(self, leaf: int, indices: Array, values: Any) -> RowGradient:
         wide = compute(self._params[leaf].dtype)  # what they are summed in
-        if self._kinds[leaf] != (kind := Kind(wide)):
-            self._lay_out([*self._kinds[:leaf], kind, *self._kinds[leaf + 1 :]])
+        self._come_as([*self._kinds[:leaf], Kind(wide), *self._kinds[leaf + 1 :]])
         return distinct(indices, values.astype(wide, copy=False), self._params[leaf])
 
     def place_rows(self, leaf: int, values: Any) -> None:

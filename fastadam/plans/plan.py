@@ -79,6 +79,7 @@ class Plan(Gradients):
         table.judging()  # raises where groups differ in it
         self.table = table
         self._scratch: dict[tuple[int, int], Array] = {}
+        self._numbers: dict[tuple[int, int], Array] = {}
         self._zeros = np.zeros(CHUNK)  # the gradient of a missed step: as float64, enough for a chunk of any dtype
         self._walk_over(owners, streams)
         self._lay_out([Kind(p.dtype) for p in self._params])

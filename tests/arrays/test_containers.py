@@ -269,3 +269,18 @@ def test_functions_take_numbers_for_no_dimension(backend):
 def test_numbers_cannot_be_zeroed():
     with pytest.raises(TypeError, match=r"grads is float, params is float64\(\), expected an array with zero_grads"):
         fa.SGD(np.array(1.0), zero_grads=True).step(1.0)
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_numbers_among_several_gradients_stay_apart_from_what_is_converted(backend):
+    """A number and a copy once shared memory: the sum was 4 where it is 3."""
+    p = np.zeros((), np.float32)
+    opt = fa.SGD({"x": p}, lr=1.0, backend=backend)
+    for several, expected in (
+        ((None, np.float32(1), np.float64(2)), -3),
+        ((np.float32(1), np.float32(1)), -5),
+        ((np.array(2.0), np.float32(1)), -8),
+        ((None, None, 1.0, np.float64(2), np.array(4.0)), -15),
+    ):
+        opt.step(streams=[{"x": x} for x in several], reduction="sum")
+        assert p == expected

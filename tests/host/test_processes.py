@@ -722,8 +722,8 @@ def handled_after(code):
     return [dis.opname[each].startswith(("CALL", "RESUME", "JUMP_BACKWARD")) for each in code.co_code]
 
 
-def interrupted(opt, grads, k):
-    """A step that Ctrl-C ends at the k-th place of the library where Python would run a signal's handler.
+def interrupted(act, k):
+    """An act, as a step is, that Ctrl-C ends at the k-th place of the library where Python would run a signal handler.
 
     That is after a call, at the start of a function, and at the end of a loop's body. Returns whether it came so far.
     """
@@ -751,7 +751,7 @@ def interrupted(opt, grads, k):
     before = sys.gettrace()
     sys.settrace(trace)
     try:
-        opt.step(grads)
+        act()
     except KeyboardInterrupt:
         return True
     finally:
@@ -772,7 +772,7 @@ def test_an_interrupt_anywhere_leaves_the_step_done_or_not_begun(backend, missin
             with fa.num_threads(n):  # both walks have been there: nothing compiles below
                 each.step(grads)
     expected, done, k = everything(whole, wholes), 0, 1
-    while interrupted(opt, grads, k):
+    while interrupted(lambda: opt.step(grads), k):
         if whole.t < opt.t:
             whole.step(grads)
             done += 1
@@ -785,6 +785,57 @@ def test_an_interrupt_anywhere_leaves_the_step_done_or_not_begun(backend, missin
         k += 1
     assert k > 50
     assert done > 0  # the last places come after the work
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+@pytest.mark.parametrize("otherwise", ["another dtype", "several", "rows"])
+def test_an_interrupt_while_gradients_change_kind_harms_no_later_step(backend, otherwise):
+    rng = np.random.default_rng(3)
+    start, gradient = rng.standard_normal((2, 20, 3)).astype(np.float32)
+
+    def made():
+        params = [start.copy(), np.ones(4), start[:2].copy()]
+        return params, fa.SGD(params, lr=0.1, momentum=0.9, backend=backend)
+
+    (params, opt), (wholes, whole) = made(), made()
+    usual = [gradient, np.ones(4), gradient[:2]]
+    narrow = [x.astype(np.float16) for x in usual]
+    acts = {
+        "another dtype": lambda opt: opt.step(narrow),
+        "several": lambda opt: opt.step(streams=[narrow, usual, usual]),
+        "rows": lambda opt: opt.step_rows([(np.array([1, 5]), narrow[0][:2]), None, None]),
+    }
+    before, act, k = (narrow if otherwise == "rows" else usual), acts[otherwise], 1
+    came = True
+    while came:
+        opt.step(before)
+        whole.step(before)
+        came = interrupted(lambda: act(opt), k)
+        if opt.t > whole.t:
+            act(whole)
+        assert everything(opt, params) == everything(whole, wholes), f"at place {k}"
+        act(opt)
+        act(whole)
+        assert everything(opt, params) == everything(whole, wholes), f"after an interrupt at place {k}"
+        k += 1
+    assert k > 50
+
+
+def test_an_interrupt_while_a_stepper_changes_arrays_harms_no_later_call():
+    ones = np.ones(300)
+    k, came = 1, True
+    while came:
+        a, b = np.zeros((2, 300))
+        step = fa.Stepper(fa.rules.SGD(), like=ones, backend="numba")
+        step(a, ones, slots={}, t=1, lr=1.0)
+        came = interrupted(lambda step=step, b=b: step(b, ones, slots={}, t=1, lr=1.0), k)
+        done = b[0]
+        step(a, ones, slots={}, t=2, lr=1.0)
+        assert (a == -2).all(), f"at place {k}"
+        assert (b == done).all(), f"at place {k}"
+        assert done in (0, -1)
+        k += 1
+    assert k > 50
 
 
 BETWEEN = """
