@@ -45,13 +45,28 @@ ACTS = {
 def test_arrays_live_until_native_code_returns(name, n, monkeypatch):
     """opt.measure once let go of a walk's spans before the walk. What memory held stayed there, but where garbage was
     collected in between: then the walk did nothing, or the process ended."""
-    calls = []
+    calls, taken, address = [], [], compiled._at
+
+    def taking(x):
+        taken.append(weakref.ref(x))
+        return address(x)
+
+    def keeping(name):
+        """Let a method, which keeps what it takes in the plan until it takes others, be left out."""
+        method = getattr(compiled.NumbaPlan, name)
+
+        def act(*args, **how):
+            method(*args, **how)
+            taken.clear()
+
+        monkeypatch.setattr(compiled.NumbaPlan, name, act)
 
     class Watched(compiled.Calls):
-        """Notes at each call which of the arrays have gone."""
+        """Notes at each call how many of the arrays whose addresses were taken for it have gone."""
 
         def __new__(cls, functions, arrays):
-            references = list(map(weakref.ref, arrays))
+            references = taken.copy()
+            taken.clear()
             assert references
 
             def watched(function):
@@ -64,6 +79,9 @@ def test_arrays_live_until_native_code_returns(name, n, monkeypatch):
             return super().__new__(cls, [(watched(function), *args) for function, *args in functions], arrays)
 
     monkeypatch.setattr(compiled, "Calls", Watched)
+    monkeypatch.setattr(compiled, "_at", taking)
+    keeping("_look_at_grads")
+    keeping("_place")
     method, chosen, act = ACTS[name]
     g = np.ones((n, 1), F32)
     opt = method(np.ones_like(g), backend="numba", **chosen)
