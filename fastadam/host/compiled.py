@@ -18,7 +18,7 @@ from fastadam.plans.plan import Plan, Work
 from fastadam.plans.streams import Streams, labels
 
 G = Columns._fields.index("g")  # its place in a row of addresses
-MORE = 2  # rows of spans
+MORE = 2  # rows behind those of spans: room for a set of cores
 THERE = np.uint8(1)  # what a tag holds for a flag that is set
 PIECES: dict[Any, int] = {}  # of all plans: addresses of compiled code by what it was compiled for
 

@@ -4,6 +4,7 @@ import ctypes
 import os
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
@@ -11,7 +12,8 @@ import numpy as np
 import pytest
 from numba import types
 
-from fastadam.host import compiled
+import fastadam as fa
+from fastadam.host import compiled, threads
 from fastadam.kernels.cpu import cores, traversal
 from fastadam.kernels.cpu.entry import native_text
 from fastadam.kernels.cpu.words import put_word
@@ -73,8 +75,8 @@ def shared_by(at, walker, may=ALLOWED, spread=True):
         function(first.ctypes.data, shares.ctypes.data, 0, job.ctypes.data)
         return os.sched_getaffinity(0)
 
-    with ThreadPoolExecutor(1) as threads:  # whose affinity is nobody else's
-        return threads.submit(act).result()
+    with ThreadPoolExecutor(1) as pool:  # whose affinity is nobody else's
+        return pool.submit(act).result()
 
 
 def test_a_worker_leaves_the_core_of_the_walker():
@@ -87,6 +89,17 @@ def test_a_worker_leaves_the_core_of_the_walker():
     assert shared_by(a, (a, False), may={a}) == {a}, "no core is left to go to"
     assert shared_by(a, (a, False), spread=False) == {a}
     assert os.sched_getaffinity(0) == ALLOWED
+
+
+def test_a_parallel_walk_says_where_it_runs():
+    opt, g = fa.AdamW(np.ones(70_001, np.float32), backend="numba"), np.ones(70_001, np.float32)
+    with threads.exactly(2):
+        opt.step(g)
+    (spans,) = (x for x in opt._plan._calls[2].arrays if x.shape == (2 + compiled.MORE, 8))
+    assert spans[0, traversal.THREAD] == threading.get_ident()
+    assert spans[0, traversal.CORE] in ALLOWED
+    bits = np.unpackbits(spans[2:].reshape(-1).view(np.uint8), bitorder="little")
+    assert set(np.flatnonzero(bits).tolist()) == ALLOWED
 
 
 def test_the_room_behind_spans_holds_a_set_of_cores():
